@@ -1,0 +1,113 @@
+"""A card: the gates of one prompt, with the fingerprints of the generator and edge they are for.
+
+A JSON file of some hundred bytes to a few kilobytes. A device that holds the edge model and the
+pool needs nothing else for a new task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lorage_jax.hf.folder import write_file
+
+from lorage_jax.errors import OutputError, WeightsError
+
+FORMAT = "lorage-card/1"
+
+
+@dataclass(frozen=True)
+class Card:
+    """`gates` [L, E] float32, each layer's sum 1. `about`: free facts for people (prompt hash)."""
+
+    gates: np.ndarray
+    generator: str  # fingerprint of the trained parts and their cloud
+    edge: str  # fingerprint of the edge's weights
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the card as JSON, beside and renamed. Refuses an existing file."""
+        if Path(path).is_dir():
+            raise OutputError(
+                f"{path} is a folder; expected the name of a card file, as card.json."
+            )
+        write_file(Path(path), json.dumps(self.to_dict()) + "\n", overwrite=overwrite)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; gates as [expert, gate] pairs of those that are open, exact in float32."""
+        gates = np.asarray(self.gates, np.float32)
+        rows = [
+            [[int(e), float(np.format_float_scientific(row[e], unique=True))] for e in open_]
+            for row in gates
+            for open_ in [np.flatnonzero(row)]
+        ]
+        return {
+            "format": FORMAT,
+            "generator": self.generator,
+            "edge": self.edge,
+            "layers": gates.shape[0],
+            "experts": gates.shape[1],
+            "gates": rows,
+            "about": self.about,
+        }
+
+    def check(self, edge: Any, pool: Any) -> None:
+        """Raises WeightsError unless this card was made by `pool`'s generator for `edge`."""
+        if self.generator != pool.generator:
+            raise WeightsError(
+                f"this card was made by generator {_short(self.generator)}, not by "
+                f"{_short(pool.generator)}. Specialise again with this generator."
+            )
+        if self.edge != edge.fingerprint:
+            raise WeightsError(
+                f"this card is for the edge model {_short(self.edge)}, not for "
+                f"{_short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
+                "specialise with a generator of this edge."
+            )
+        want = (edge.config.layers, pool.count)
+        if self.gates.shape != want:
+            raise WeightsError(f"this card has gates {self.gates.shape}; expected {want}.")
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:19] + "..." if len(fingerprint) > 22 else fingerprint or "(untrained)"
+
+
+def load_card(path: str | Path) -> Card:
+    """Reads a card file, or the card inside a folder that lorage_jax exported."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / ("lorage.json" if (path / "lorage.json").exists() else "card.json")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist; expected a card file.") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a card: {error}.") from None
+    if isinstance(values, dict) and "card" in values:
+        values = values["card"]
+    return card_from_dict(values, str(path))
+
+
+def card_from_dict(values: Any, where: str) -> Card:
+    """The inverse of `Card.to_dict`. WeightsError when the values are no card of this format."""
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise WeightsError(f"{where} is not a card: expected format {FORMAT!r}, found {found!r}.")
+    try:
+        gates = np.zeros((values["layers"], values["experts"]), np.float32)
+        if len(values["gates"]) != len(gates):
+            raise ValueError(f"{len(values['gates'])} rows of gates for {len(gates)} layers")
+        for row, pairs in zip(gates, values["gates"], strict=True):
+            for expert, value in pairs:
+                if not 0 <= expert < len(row):
+                    raise ValueError(f"expert {expert} of {len(row)}")
+                row[expert] = value
+        if not np.isfinite(gates).all():
+            raise ValueError("gates are not finite")
+        return Card(gates, values["generator"], values["edge"], values.get("about", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{where} is a damaged card: {error!r}.") from None

@@ -1,0 +1,185 @@
+"""The generator: a cloud LM plus everything trained. A system prompt in, a card out.
+
+Trained parts, one pytree: `meta` [L, C], `adapters` (cloud q/v LoRA), `router`, `pool`. Beside them
+BatchNorm's running statistics, which training moves but no gradient does.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from lorage_jax.hf.fingerprint import fingerprint_arrays
+
+from lorage_jax.config import GeneratorConfig, ModelConfig, to_dict
+from lorage_jax.data.prompts import cloud_prompt, encode
+from lorage_jax.errors import DataError
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
+from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
+from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.infer.buckets import bucket, left_pad
+from lorage_jax.models.families import FAMILIES
+from lorage_jax.models.leaves import initialise
+from lorage_jax.models.model import Model
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A cloud `Model` with the trained parts, made for the edge of `edge_fingerprint`."""
+
+    config: GeneratorConfig
+    cloud: Model
+    edge: ModelConfig
+    edge_fingerprint: str
+    trained: dict[str, Any]
+    statistics: dict[str, Any]
+    edge_source: Path | None = None  # where the edge was when this was trained
+    source: Path | None = None
+    about: dict[str, Any] = field(default_factory=dict)  # how it was trained
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of everything that decides a prompt's gates and what they mean."""
+        arrays = flatten({"trained": self.trained, "statistics": self.statistics})
+        parts = [
+            fingerprint_arrays({k: np.asarray(v) for k, v in arrays.items()}),
+            self.cloud.fingerprint,
+            json.dumps(to_dict(self.config), sort_keys=True),
+        ]
+        return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """The experts, marked with this generator's fingerprint."""
+        return make_pool(self.trained["pool"], self.config, self.fingerprint)
+
+
+def trained_leaves(
+    config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig
+) -> dict[str, Any]:
+    """Shapes and axes of everything trained."""
+    return {
+        "meta": meta_leaf(cloud, edge),
+        "adapters": adapter_leaves(config, cloud),
+        "router": router_leaves(config, cloud.width, edge.layers),
+        "pool": pool_leaves(config, edge),
+    }
+
+
+def new_trained(
+    config: GeneratorConfig, cloud: Model, edge: ModelConfig, key: jax.Array
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fresh trained parts and statistics, float32."""
+    trained = initialise(trained_leaves(config, cloud.config, edge), key)
+    table = cloud.params["embed"].astype(jnp.float32)
+    size = jnp.sqrt(jnp.mean(table * table))
+    if FAMILIES[cloud.config.family].scaled_embedding:
+        size = size * cloud.config.width**0.5
+    trained["meta"] = trained["meta"] * size
+    return trained, initialise(statistics_leaves(config, edge.layers), key)
+
+
+def prompt_gates(
+    config: GeneratorConfig,
+    cloud: ModelConfig,
+    cloud_params: dict[str, Any],
+    trained: dict[str, Any],
+    statistics: dict[str, Any],
+    tokens: Int[Array, "P S"],
+    mask: Bool[Array, "P S"],
+    *,
+    remat: str,
+    key: jax.Array | None,
+) -> tuple[Float[Array, "P L E"], dict[str, Any]]:
+    """Left-padded prompts to gates, one cloud pass. A `key` means training: dropout, batch
+    statistics, Gumbel noise; also returned are the running statistics after this batch.
+    """
+    dropout_key, gumbel_key = (None, None) if key is None else jax.random.split(key)
+    hidden = read_prompts(
+        config,
+        cloud,
+        cloud_params,
+        trained["meta"],
+        trained["adapters"],
+        tokens,
+        mask,
+        remat=remat,
+        dropout_key=dropout_key if config.dropout else None,
+    )
+    train = key is not None
+    return route(config, trained["router"], statistics, hidden, train=train, key=gumbel_key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _specialize(config, cloud, cloud_params, trained, statistics, tokens, mask):
+    return prompt_gates(
+        config, cloud, cloud_params, trained, statistics, tokens, mask, remat="none", key=None
+    )[0]
+
+
+def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list[Card]:
+    """The card of a system prompt (a list of prompts gives a list of cards, in one cloud pass).
+
+    DataError for an empty prompt, or one longer than the cloud's context.
+    """
+    one = isinstance(prompt, str)
+    prompts = [prompt] if one else list(prompt)
+    rows = [prompt_tokens(generator, p) for p in prompts]
+    tokens, mask = left_pad(rows, bucket(max(map(len, rows), default=1)))
+    gates = _specialize(
+        generator.config,
+        generator.cloud.config,
+        generator.cloud.params,
+        generator.trained,
+        generator.statistics,
+        tokens,
+        mask,
+    )
+    cards = [
+        Card(
+            gates=np.asarray(g, np.float32),
+            generator=generator.fingerprint,
+            edge=generator.edge_fingerprint,
+            about={
+                "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
+                "cloud_tokens": len(row),
+            },
+        )
+        for g, p, row in zip(np.asarray(gates), prompts, rows, strict=True)
+    ]
+    return cards[0] if one else cards
+
+
+def prompt_tokens(generator: Generator, prompt: str) -> list[int]:
+    """The cloud's tokens of a system prompt, checked to leave room for the meta tokens."""
+    if not prompt.strip():
+        raise DataError("the system prompt is empty; expected text that describes the task.")
+    ids = encode(generator.cloud.tokenizer, cloud_prompt(prompt), bos=True)
+    room = generator.cloud.config.max_positions - generator.edge.layers
+    if len(ids) > room:
+        raise DataError(
+            f"the system prompt has {len(ids)} tokens; the cloud model reads at most {room} "
+            f"(context {generator.cloud.config.max_positions} less {generator.edge.layers} meta "
+            "tokens). Shorten the prompt."
+        )
+    return ids
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"pool.gate.a": array}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for name in sorted(tree):
+        out |= flatten(tree[name], f"{prefix}.{name}" if prefix else name)
+    return out

@@ -1,0 +1,172 @@
+"""A generator's folder: `generator.safetensors` (trained parts) and `lorage.json` (the rest).
+
+The cloud's weights are not in it; the folder records where the cloud and the edge were, relative to
+itself and absolute, and their fingerprints, which loading checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from lorage_jax.hf.files import read_tensors, save
+from lorage_jax.hf.folder import new_folder, write_manifest
+
+from lorage_jax.config import GeneratorConfig, ModelConfig, from_dict, to_dict
+from lorage_jax.data.prompts import TEMPLATE_VERSION
+from lorage_jax.errors import LorageError, WeightsError
+from lorage_jax.generator.generator import Generator, flatten, trained_leaves
+from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.hf.load import load_model
+from lorage_jax.models.leaves import Leaf
+
+FORMAT = "lorage-generator/1"
+TENSORS = "generator.safetensors"
+
+
+def save_generator(generator: Generator, folder: str | Path, overwrite: bool = False) -> None:
+    """Writes the folder, beside and renamed."""
+    target = Path(folder)
+    arrays = flatten({"trained": generator.trained, "statistics": generator.statistics})
+    with new_folder(target, overwrite=overwrite) as temporary:
+        save(temporary / TENSORS, {k: np.asarray(v) for k, v in arrays.items()}, {})
+        values = {
+            "format": FORMAT,
+            "fingerprint": generator.fingerprint,
+            "generator": to_dict(generator.config),
+            "templates": TEMPLATE_VERSION,
+            "dtype": str(generator.cloud.dtype),
+            "cloud": {
+                **_paths(generator.cloud.source, target),
+                "fingerprint": generator.cloud.fingerprint,
+            },
+            "edge": {
+                **_paths(generator.edge_source, target),
+                "fingerprint": generator.edge_fingerprint,
+                "config": to_dict(generator.edge),
+            },
+            "about": generator.about,
+        }
+        write_manifest(temporary, values)
+
+
+def _paths(source: Path | None, target: Path) -> dict[str, str]:
+    if source is None:
+        return {}
+    absolute = Path(source).resolve()
+    return {"path": str(absolute), "relative": os.path.relpath(absolute, target.resolve())}
+
+
+def read_values(folder: str | Path) -> dict[str, Any]:
+    """The `lorage.json` of a generator folder."""
+    path = Path(folder) / "lorage.json"
+    if not Path(folder).is_dir():
+        raise WeightsError(f"{folder} is not a folder; expected one that `lorage train` wrote.")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{folder} holds no lorage.json; expected a generator folder, as `lorage train` writes."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise WeightsError(f"{folder} is not a generator ({FORMAT}); it says {found!r}.")
+    return values
+
+
+def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
+    """Where the `cloud` or `edge` was recorded to be, if it is still there."""
+    entry = values[role]
+    near = folder / entry["relative"] if "relative" in entry else None
+    far = Path(entry["path"]) if "path" in entry else None
+    for path in (near, far):
+        if path is not None and path.is_dir():
+            return Path(os.path.normpath(path))
+    raise WeightsError(
+        f"{folder}: the {role} model is not at its recorded place ({near or 'none recorded'}). "
+        f"Pass its folder with --{role} (Python: {role}=)."
+    )
+
+
+def load_generator(
+    folder: str | Path, cloud: str | Path | None = None, dtype: str | None = None
+) -> Generator:
+    """A generator with its cloud model.
+
+    `cloud`: its folder, when it has moved. `dtype`: of the cloud's weights; as trained by default.
+    Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
+    """
+    folder = Path(folder)
+    values = read_values(folder)
+    try:
+        config = from_dict(GeneratorConfig, values["generator"])
+        edge = from_dict(ModelConfig, values["edge"]["config"])
+        if values["templates"] != TEMPLATE_VERSION:
+            raise WeightsError(
+                f"{folder} was trained with prompt templates {values['templates']}; this version "
+                f"of lorage_jax writes {TEMPLATE_VERSION}. Use the version it was trained with."
+            )
+        source = Path(cloud) if cloud is not None else recorded_path(values, "cloud", folder)
+        model = load_model(source, dtype or values["dtype"])
+        expected, place = values["cloud"]["fingerprint"], values["edge"]["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{folder}/lorage.json is damaged: {error!r}.") from None
+    if model.fingerprint != expected:
+        raise WeightsError(
+            f"{source} is not the cloud this generator was trained with (weights "
+            f"{model.fingerprint[:19]}..., expected {expected[:19]}...)."
+        )
+    leaves = {
+        "trained": trained_leaves(config, model.config, edge),
+        "statistics": statistics_leaves(config, edge.layers),
+    }
+    arrays = _read(folder, leaves)
+    try:
+        edge_source = recorded_path(values, "edge", folder)
+    except LorageError:
+        edge_source = None
+    generator = Generator(
+        config=config,
+        cloud=model,
+        edge=edge,
+        edge_fingerprint=place,
+        trained=arrays["trained"],
+        statistics=arrays["statistics"],
+        edge_source=edge_source,
+        source=folder,
+        about=values.get("about", {}),
+    )
+    if values.get("fingerprint") != generator.fingerprint:
+        raise WeightsError(
+            f"{folder}: {TENSORS} is not what lorage.json describes; the folder was changed."
+        )
+    return generator
+
+
+def _read(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
+    found = read_tensors(folder / TENSORS)
+    wanted = flatten(leaves)
+    problems = [
+        f"{n} is missing; expected {leaf.shape}" for n, leaf in wanted.items() if n not in found
+    ]
+    problems += [f"{n} is not known" for n in found if n not in wanted]
+    problems += [
+        f"{n} has shape {found[n].shape}; expected {leaf.shape}"
+        for n, leaf in wanted.items()
+        if n in found and found[n].shape != leaf.shape
+    ]
+    if problems:
+        raise WeightsError(f"{folder}/{TENSORS}:\n" + "\n".join(f"  - {p}" for p in problems))
+
+    def build(tree: Any, prefix: str) -> Any:
+        if isinstance(tree, Leaf):
+            return jnp.asarray(found[prefix])
+        return {k: build(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items()}
+
+    return build(leaves, "")

@@ -1,0 +1,244 @@
+"""Hugging Face `config.json` to `ModelConfig` and back. What we do not compute is an error.
+
+Every field of a config.json is either read here, known to change no arithmetic, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.config import ModelConfig, RopeScaling
+from lorage_jax.errors import LorageError, WeightsError
+
+FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
+
+# Fields that say nothing about the arithmetic of inference.
+IGNORED = frozenset(
+    "architectures model_type torch_dtype dtype transformers_version use_cache initializer_range "
+    "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
+    "unsloth_version unsloth_fixed max_window_layers cache_implementation "
+    "_attn_implementation_autoset id2label label2id".split()
+)
+# Fields read below.
+READ = frozenset(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim hidden_act hidden_activation max_position_embeddings "
+    "rms_norm_eps tie_word_embeddings rope_parameters rope_theta rope_scaling attention_bias "
+    "mlp_bias sliding_window use_sliding_window layer_types query_pre_attn_scalar "
+    "final_logit_softcapping attn_logit_softcapping".split()
+)
+# Everything else is accepted only at the value under which it does nothing.
+NEUTRAL = {
+    "quantization_config": (None,),
+    "use_bidirectional_attention": (None, False),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "chunk_size_feed_forward": (0, None),
+}
+LLAMA3_FIELDS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The raw config.json of a folder."""
+    path = Path(folder) / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{folder} has no config.json. Expected a Hugging Face model folder "
+            "(config.json, tokenizer files, *.safetensors)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(raw).__name__}.")
+    return raw
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """The `ModelConfig` of a Hugging Face folder. Raises WeightsError naming every bad field."""
+    raw = read_config(folder)
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise WeightsError(
+            f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
+            f"supported are {', '.join(FAMILIES)}."
+        )
+    # transformers fills in the defaults that a family's config.json may leave out.
+    from transformers import AutoConfig
+
+    try:
+        full = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many types; all of them mean a bad config
+        message = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise WeightsError(f"{folder}/config.json is refused by transformers: {message}") from None
+    return from_hf_config(full, raw, str(folder))
+
+
+def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
+    """`hf`: a transformers config object; `raw`: the fields that the file itself holds."""
+    problems = [
+        f"field {name!r} = {json.dumps(value)[:80]} is not supported"
+        for name, value in raw.items()
+        if name not in IGNORED and name not in READ and value not in NEUTRAL.get(name, ())
+    ]
+    family = hf.model_type
+
+    def get(name: str, default: Any = None) -> Any:
+        value = getattr(hf, name, None)
+        return default if value is None else value
+
+    act = get("hidden_activation") or get("hidden_act")
+    activation = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}.get(act)
+    if activation is None:
+        problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
+    rope = get("rope_parameters", {})
+    theta, scaling = _rope(rope, problems)
+
+    layers = hf.num_hidden_layers
+    types = get("layer_types", ["full_attention"] * layers)
+    strange = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if strange:
+        problems.append(f"layer_types {', '.join(strange)} are not supported")
+    window = get("sliding_window")
+    if "sliding_attention" not in types:
+        window = None
+    if len(types) != layers:
+        problems.append(f"layer_types names {len(types)} layers, num_hidden_layers is {layers}")
+
+    head_dim = get("head_dim", hf.hidden_size // hf.num_attention_heads)
+    scalar = get("query_pre_attn_scalar", head_dim)
+    eos = get("eos_token_id", [])
+    out_bias = family != "qwen2" and bool(get("attention_bias", False))
+    if problems:
+        raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
+    try:
+        return ModelConfig(
+            family=family,
+            vocab_size=hf.vocab_size,
+            width=hf.hidden_size,
+            layers=layers,
+            heads=hf.num_attention_heads,
+            kv_heads=get("num_key_value_heads", hf.num_attention_heads),
+            head_dim=head_dim,
+            ffn_width=hf.intermediate_size,
+            max_positions=hf.max_position_embeddings,
+            norm_eps=hf.rms_norm_eps,
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tied_head=bool(get("tie_word_embeddings", False)),
+            activation=activation,
+            query_scale=scalar**-0.5,
+            qkv_bias=out_bias or family == "qwen2",
+            out_bias=out_bias,
+            ffn_bias=bool(get("mlp_bias", False)),
+            attn_softcap=get("attn_logit_softcapping") if family == "gemma2" else None,
+            final_softcap=get("final_logit_softcapping") if family == "gemma2" else None,
+            window=window,
+            sliding=tuple(t == "sliding_attention" for t in types),
+            bos_id=get("bos_token_id"),
+            eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
+            pad_id=get("pad_token_id"),
+        )
+    except LorageError as error:
+        raise WeightsError(f"{where}/config.json: {error}") from None
+
+
+def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
+    kind = rope.get("rope_type", "default")
+    theta = rope.get("rope_theta")
+    if theta is None:
+        problems.append("rope_theta is missing")
+        theta = 0.0
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported")
+    if kind == "default":
+        return float(theta), None
+    if kind == "linear":
+        return float(theta), RopeScaling(kind="linear", factor=float(rope["factor"]))
+    if kind != "llama3":
+        problems.append(f"rope_type {kind!r} is not supported (default, linear, llama3)")
+        return float(theta), None
+    missing = [name for name in LLAMA3_FIELDS if name not in rope]
+    if missing:
+        problems.append(f"rope_type llama3 lacks {', '.join(missing)}")
+        return float(theta), None
+    return float(theta), RopeScaling(
+        kind="llama3",
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_positions=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a `ModelConfig`: what `transformers` needs to load the model."""
+    architecture = {
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "gemma": "GemmaForCausalLM",
+        "gemma2": "Gemma2ForCausalLM",
+    }[config.family]
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling is not None:
+        rope |= {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
+        if config.rope_scaling.kind == "llama3":
+            rope |= {
+                "low_freq_factor": config.rope_scaling.low_freq_factor,
+                "high_freq_factor": config.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": config.rope_scaling.original_max_positions,
+            }
+    act = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation]
+    scalar = round(config.query_scale**-2, 6)
+    eos = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None
+    out: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tied_head,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos,
+        "pad_token_id": config.pad_id,
+    }
+    types = ["sliding_attention" if s else "full_attention" for s in config.sliding]
+    if config.family == "llama":
+        out |= {"hidden_act": act, "attention_bias": config.out_bias, "mlp_bias": config.ffn_bias}
+    elif config.family == "qwen2":
+        out |= {
+            "hidden_act": act,
+            "use_sliding_window": config.window is not None,
+            "sliding_window": config.window,
+            "layer_types": types,
+        }
+    elif config.family == "gemma":
+        out |= {"hidden_act": act, "attention_bias": config.out_bias}
+    else:
+        out |= {
+            "hidden_activation": act,
+            "attention_bias": config.out_bias,
+            "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+            "attn_logit_softcapping": config.attn_softcap,
+            "final_logit_softcapping": config.final_softcap,
+            "sliding_window": config.window,
+            "layer_types": types,
+        }
+    return out

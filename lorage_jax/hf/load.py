@@ -1,0 +1,125 @@
+"""A Hugging Face folder to a `Model`: byte ranges of safetensors into stacked, placed arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+from lorage_jax.hf.files import Checkpoint
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.errors import WeightsError
+from lorage_jax.hf import tables
+from lorage_jax.hf.config import model_config
+from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import ShardingRules
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Buffers that older checkpoints carry and that are computed anew.
+IGNORABLE = ("rotary_emb.inv_freq",)
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> Model:
+    """Config, weights and tokenizer of a Hugging Face folder.
+
+    Weights are cast to `dtype` (`float32` or `bfloat16`) and, given a mesh, each device is handed
+    only its own part. Raises WeightsError that lists every problem of the folder.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
+    config = model_config(folder)
+    checkpoint = Checkpoint.open(folder)
+    _check(config, checkpoint, folder)
+    rules = rules or ShardingRules()
+
+    def place(leaf: Leaf, row: tables.Row) -> jax.Array:
+        sharding = (
+            SingleDeviceSharding(jax.devices()[0]) if mesh is None else rules.sharding(leaf, mesh)
+        )
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: read_leaf(checkpoint, leaf, row, index, dtype)
+        )
+
+    params: dict[str, Any] = {}
+    for path, leaf, row in tables.rows(config):
+        target = params
+        for name in path[:-1]:
+            target = target.setdefault(name, {})
+        target[path[-1]] = place(leaf, row)
+    return Model(config, params, load_tokenizer(folder), folder)
+
+
+def read_leaf(
+    checkpoint: Checkpoint, leaf: Leaf, row: tables.Row, index: tuple[slice, ...], dtype: str
+) -> np.ndarray:
+    """The part `index` of one leaf, read from the file's byte ranges and cast."""
+    if leaf.axes[0] != "layers":
+        return _read_one(checkpoint, row, row.name, leaf.shape, index).astype(DTYPES[dtype])
+    layers, inner = range(leaf.shape[0])[index[0]], index[1:]
+    shape = leaf.shape[1:]
+    size = tuple(len(range(n)[s]) for s, n in zip(inner, shape, strict=True))
+    out = np.empty((len(layers), *size), DTYPES[dtype])
+    for i, layer in enumerate(layers):
+        out[i] = _read_one(checkpoint, row, row.name.format(layer=layer), shape, inner)
+    return out
+
+
+def _read_one(checkpoint, row, name, shape, index) -> np.ndarray:
+    part, cut = tables.file_index(shape, row, index)
+    return tables.from_file(checkpoint.read(name, part), shape, row, cut)
+
+
+def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
+    """Every leaf is there with its shape, and every tensor of the files is used."""
+    problems, expected = [], set()
+    for _, leaf, row in tables.rows(config):
+        stacked = leaf.axes[0] == "layers"
+        want = tables.file_shape(leaf.shape[1:] if stacked else leaf.shape, row)
+        for layer in range(leaf.shape[0]) if stacked else (0,):
+            name = row.name.format(layer=layer)
+            expected.add(name)
+            if name not in checkpoint:
+                problems.append(f"{name} is missing; expected shape {want}")
+            elif checkpoint.shape(name) != want:
+                problems.append(f"{name} has shape {checkpoint.shape(name)}; config says {want}")
+    if config.tied_head:
+        expected.add("lm_head.weight")  # some exporters write the tied head a second time
+    for name in checkpoint.names():
+        if name not in expected and not name.endswith(IGNORABLE):
+            problems.append(f"{name} {checkpoint.shape(name)} has no place in a {config.family}")
+    if problems:
+        shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise WeightsError(
+            f"{folder}: the weights do not fit config.json "
+            f"({len(problems)} problem{'s' * (len(problems) > 1)}):\n"
+            + "\n".join(f"  - {p}" for p in shown)
+        )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer (never code from the folder). WeightsError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many types; all mean the same to a user
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise WeightsError(
+            f"{folder}: no usable tokenizer ({first}). Expected tokenizer.json and "
+            "tokenizer_config.json beside config.json."
+        ) from None

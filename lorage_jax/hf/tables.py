@@ -1,0 +1,134 @@
+"""One row per leaf: its Hugging Face name and whether the file holds it transposed.
+
+A row drives loading and saving; the inverse is derived. A file keeps matrices as [out, in], we
+keep [in, ..., out]: the file's array is our array with heads flattened, then transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.models.families import FAMILIES
+from lorage_jax.models.leaves import Leaf, model_leaves
+
+
+@dataclass(frozen=True)
+class Row:
+    """`inputs`: how many leading axes of our (per-layer) array are inputs; 0: a vector or table."""
+
+    name: str  # Hugging Face name; {layer} stands for the layer index
+    inputs: int = 0
+
+
+_LAYER = {
+    "attn_norm": Row("input_layernorm.weight"),
+    "q": Row("self_attn.q_proj.weight", 1),
+    "k": Row("self_attn.k_proj.weight", 1),
+    "v": Row("self_attn.v_proj.weight", 1),
+    "o": Row("self_attn.o_proj.weight", 2),
+    "q_bias": Row("self_attn.q_proj.bias"),
+    "k_bias": Row("self_attn.k_proj.bias"),
+    "v_bias": Row("self_attn.v_proj.bias"),
+    "o_bias": Row("self_attn.o_proj.bias"),
+    "ffn_norm": Row("post_attention_layernorm.weight"),
+    "gate": Row("mlp.gate_proj.weight", 1),
+    "up": Row("mlp.up_proj.weight", 1),
+    "down": Row("mlp.down_proj.weight", 1),
+    "gate_bias": Row("mlp.gate_proj.bias"),
+    "up_bias": Row("mlp.up_proj.bias"),
+    "down_bias": Row("mlp.down_proj.bias"),
+}
+# With post-norms, `post_attention_layernorm` is what its name says, and the FFN gets its own.
+_POST_NORMS = {
+    "attn_post_norm": Row("post_attention_layernorm.weight"),
+    "ffn_norm": Row("pre_feedforward_layernorm.weight"),
+    "ffn_post_norm": Row("post_feedforward_layernorm.weight"),
+}
+_TOP = {
+    "embed": Row("model.embed_tokens.weight"),
+    "final_norm": Row("model.norm.weight"),
+    "head": Row("lm_head.weight", 1),
+}
+FFN = ("gate", "up", "down")  # what an adapter touches
+
+
+def row(config: ModelConfig, path: tuple[str, ...]) -> Row:
+    """The row of the leaf at `path`, e.g. ("layers", "gate")."""
+    if path[0] != "layers":
+        return _TOP[path[0]]
+    table = _LAYER | _POST_NORMS if FAMILIES[config.family].post_norms else _LAYER
+    found = table[path[1]]
+    return Row("model.layers.{layer}." + found.name, found.inputs)
+
+
+def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
+    """Every leaf with its row."""
+    for name, value in model_leaves(config).items():
+        if isinstance(value, Leaf):
+            yield (name,), value, row(config, (name,))
+        else:
+            for inner, leaf in value.items():
+                yield (name, inner), leaf, row(config, (name, inner))
+
+
+def file_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
+    """The shape in the file of one (per-layer) array of ours."""
+    if row.inputs == 0:
+        return (shape[0], *shape[1:]) if row.name == _TOP["embed"].name else (math.prod(shape),)
+    return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
+
+
+def to_file(array: np.ndarray, row: Row) -> np.ndarray:
+    """One (per-layer) array of ours as the file holds it, contiguous."""
+    shape = file_shape(array.shape, row)
+    if row.inputs == 0:
+        return np.ascontiguousarray(array.reshape(shape))
+    return np.ascontiguousarray(array.reshape(shape[::-1]).T)
+
+
+def file_index(
+    shape: tuple[int, ...], row: Row, index: tuple[slice, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Which part of the file's array to read for `index` of ours, and what to cut from it after.
+
+    The bytes read are the smallest block of whole heads that holds the index: the second index
+    applies to the block in our layout, in which flattened axes but the first were read in full.
+    """
+    index = tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
+
+    def block(axes: range) -> tuple[slice, list[slice]]:
+        first, inner = axes[0], math.prod(shape[a] for a in axes[1:])
+        part = index[first]
+        return (
+            slice(part.start * inner, part.stop * inner),
+            [slice(None), *(index[a] for a in axes[1:])],
+        )
+
+    if row.inputs == 0:
+        if len(file_shape(shape, row)) == len(shape):
+            return index, tuple(slice(None) for _ in shape)
+        part, rest = block(range(len(shape)))
+        return (part,), tuple(rest)
+    inputs, cut_in = block(range(row.inputs))
+    outputs, cut_out = block(range(row.inputs, len(shape)))
+    return (outputs, inputs), (*cut_in, *cut_out)
+
+
+def from_file(
+    block: np.ndarray, shape: tuple[int, ...], row: Row, cut: tuple[slice, ...]
+) -> np.ndarray:
+    """The inverse of `to_file` for a block read at `file_index`; `shape` is our full shape."""
+    if row.inputs == 0:
+        if block.ndim == len(shape):
+            return block
+        return block.reshape(-1, *shape[1:])[cut]
+    ours = block.T
+    inner_in, inner_out = shape[1 : row.inputs], shape[row.inputs + 1 :]
+    first_in = ours.shape[0] // math.prod(inner_in)
+    first_out = ours.shape[1] // math.prod(inner_out)
+    return ours.reshape(first_in, *inner_in, first_out, *inner_out)[cut]

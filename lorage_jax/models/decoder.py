@@ -1,0 +1,255 @@
+"""One decoder for all families: parameters declared here, arithmetic in `ops.py`.
+
+`Decoder(config).apply({"params": params}, tokens)` gives logits; `params` is a plain nested dict
+(see `leaves.py`), so a merged edge is the same call with other params. Layers run under one scan;
+the key/value cache rides in its carry, so that a donated cache is updated in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lorage_jax import ops
+from lorage_jax.config import ModelConfig
+from lorage_jax.models.families import FAMILIES
+from lorage_jax.models.leaves import layer_leaves, model_leaves
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values seen so far. `length` slots are filled, the same for every row.
+
+    Rows are left-padded, so that one slot index serves the batch; `valid` marks real tokens.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    valid: Bool[Array, "B S"]
+    length: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class Context:
+    """What every layer of one call shares."""
+
+    cos: Float[Array, "B T half"]
+    sin: Float[Array, "B T half"]
+    mask: Bool[Array, "B T S"]
+    window_mask: Bool[Array, "B T S"] | None
+    slot: Int[Array, ""] | None  # where the new keys go in the cache
+    experts: Any  # the pool's arrays when all layers share them
+
+
+class Layer(nn.Module):
+    """Attention and gated FFN, pre-norm, with optional low-rank updates beside the weights."""
+
+    config: ModelConfig
+    dtype: Any
+    combine: str  # of the experts
+    scale: float  # of the experts
+    adapter_scale: float  # of the q/v adapters
+    dropout: float  # on the inputs of low-rank updates; 0 outside training
+    collect: int  # how many last positions' outputs the scan gathers
+
+    @nn.compact
+    def __call__(self, carry, context: Context, inputs: dict[str, Any]):
+        config, family = self.config, FAMILIES[self.config.family]
+        w = {
+            name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
+            for name, leaf in layer_leaves(config).items()
+        }
+        x, cache = carry
+
+        def norm(name, x):
+            return ops.rms_norm(x, w[name], config.norm_eps, family.norm_offset)
+
+        y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
+        x = x + (norm("attn_post_norm", y) if family.post_norms else y)
+        y = self._ffn(w, norm("ffn_norm", x), context, inputs)
+        x = x + (norm("ffn_post_norm", y) if family.post_norms else y)
+        collected = x[:, x.shape[1] - self.collect :] if self.collect else None
+        return (x, cache), collected
+
+    def _attention(self, w, x, cache, context, inputs):
+        config = self.config
+        q = ops.einsum("btd,dnh->btnh", x, w["q"])
+        k = ops.einsum("btd,dkh->btkh", x, w["k"])
+        v = ops.einsum("btd,dkh->btkh", x, w["v"])
+        if config.qkv_bias:
+            q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+        if inputs["adapters"] is not None:
+            qa, va = inputs["adapters"]["q"], inputs["adapters"]["v"]
+            q = q + ops.low_rank(self._drop(x), qa["a"], qa["b"], self.adapter_scale)
+            v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
+        q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
+        if cache is not None:
+            at = (inputs["index"], 0, context.slot, 0, 0)
+            cache = cache.replace(
+                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
+                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+            )
+            k = jax.lax.dynamic_index_in_dim(cache.k, inputs["index"], keepdims=False)
+            v = jax.lax.dynamic_index_in_dim(cache.v, inputs["index"], keepdims=False)
+        mask = context.mask
+        if context.window_mask is not None:
+            mask = jnp.where(inputs["sliding"], context.window_mask, mask)
+        y = ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+        y = ops.einsum("btnh,nhd->btd", y, w["o"])
+        return (y + w["o_bias"] if config.out_bias else y), cache
+
+    def _ffn(self, w, x, context, inputs):
+        config = self.config
+
+        def project(name, x):
+            y = ops.einsum("bti,io->bto", x, w[name])
+            if config.ffn_bias:
+                y = y + w[f"{name}_bias"]
+            if inputs["gates"] is None:
+                return y
+            experts = (inputs["experts"] or context.experts)[name]
+            return y + ops.gated_low_rank(
+                self._drop(x), experts["a"], experts["b"], inputs["gates"], self.combine, self.scale
+            )
+
+        hidden = ops.activation(project("gate", x), config.activation) * project("up", x)
+        return project("down", hidden)
+
+    def _drop(self, x):
+        if self.dropout == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
+        return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+
+
+class Decoder(nn.Module):
+    """Tokens to logits. `pool` is a `generator.pool.Pool`; `adapters` the cloud's q/v LoRA."""
+
+    config: ModelConfig
+    dtype: Any = jnp.float32  # of fresh parameters
+    remat: str = "none"  # full: activations of a layer are computed again in the backward pass
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"] | None,
+        mask: Bool[Array, "B T"] | None = None,
+        *,
+        gates: Float[Array, "B L E"] | None = None,
+        pool: Any = None,
+        adapters: Any = None,
+        adapter_scale: float = 0.0,
+        suffix: Float[Array, "M D"] | None = None,
+        cache: Cache | None = None,
+        output: str = "logits",
+        collect: int = 0,
+    ):
+        """Logits [B, T, V] in float32, with a cache `(logits, cache)`.
+
+        `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens).
+        `output`: `logits`, `last` (logits [B, V] of the last slot), or `hidden` (after the final
+        norm, [B, T + M, D]). With `collect` = n, instead, the output of every layer at the last n
+        slots, [L, B, n, D].
+        """
+        config, family = self.config, FAMILIES[self.config.family]
+        leaves = model_leaves(config)
+
+        def param(name):
+            return self.param(name, lambda key: leaves[name].initialise(key, self.dtype))
+
+        embed = param("embed")
+        x = embed[tokens]
+        if family.scaled_embedding:
+            x = x * jnp.asarray(config.width**0.5, x.dtype)
+        if mask is None:
+            mask = jnp.ones(x.shape[:2], bool)
+        if suffix is not None:
+            rows, count = x.shape[0], suffix.shape[0]
+            behind = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
+            x = jnp.concatenate([x, behind], axis=1)
+            mask = jnp.concatenate([mask, jnp.ones((rows, count), bool)], axis=1)
+
+        context, cache = self._context(x, mask, pool, cache)
+        shared = pool is not None and pool.scope == "shared"
+        inputs = {
+            "index": jnp.arange(config.layers),
+            "sliding": jnp.asarray(config.sliding),
+            "gates": None if gates is None else gates.swapaxes(0, 1),
+            "experts": None if pool is None or shared else pool.experts,
+            "adapters": adapters,
+        }
+        layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0),
+            length=config.layers,
+        )(
+            config,
+            self.dtype,
+            combine=pool.combine if pool is not None else "factors",
+            scale=pool.scale if pool is not None else 1.0,
+            adapter_scale=adapter_scale,
+            dropout=self.dropout,
+            collect=collect,
+            name="layers",
+        )
+        (x, cache), collected = layers((x, cache), context, inputs)
+        if collect:
+            return collected
+        if output == "last":
+            x = x[:, -1:]
+        x = ops.rms_norm(x, param("final_norm"), config.norm_eps, family.norm_offset)
+        if output != "hidden":
+            if config.tied_head:
+                x = ops.einsum("btd,vd->btv", x, embed, out=jnp.float32)
+            else:
+                x = ops.einsum("btd,dv->btv", x, param("head"), out=jnp.float32)
+            x = ops.soft_cap(x, config.final_softcap)
+        if output == "last":
+            x = x[:, 0]
+        return x if cache is None else (x, cache)
+
+    def _context(self, x, mask, pool, cache):
+        """Positions count real tokens; slots count columns. Rotary angles, masks, cache slots."""
+        config, length = self.config, x.shape[1]
+        start = 0 if cache is None else cache.length
+        valid, before = mask, 0
+        if cache is not None:
+            before = jnp.sum(cache.valid, axis=1, keepdims=True, dtype=jnp.int32)
+            valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
+            cache = cache.replace(valid=valid, length=start + length)
+        positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        cos, sin = ops.rope_table(positions, frequencies)
+        slots = start + jnp.arange(length)
+        window_mask = None
+        if any(config.sliding):
+            window_mask = ops.attention_mask(valid, slots, config.window)
+        context = Context(
+            cos=cos,
+            sin=sin,
+            mask=ops.attention_mask(valid, slots, None),
+            window_mask=window_mask,
+            slot=None if cache is None else jnp.asarray(start, jnp.int32),
+            experts=pool.experts if pool is not None and pool.scope == "shared" else None,
+        )
+        return context, cache
+
+
+def new_cache(config: ModelConfig, rows: int, slots: int, dtype: Any) -> Cache:
+    """An empty cache for `rows` rows of at most `slots` tokens."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    return Cache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        valid=jnp.zeros((rows, slots), bool),
+        length=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,109 @@
+"""The parameter tree of a decoder, once: shape, logical axes and initialisation of every leaf.
+
+Initialisation, sharding, loading and checkpoints all read this description.
+The layer axis is axis 0 of every leaf under `layers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.models.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array. `axes` are logical names, one a dimension, that `sharding.py` maps to a mesh."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: str = "normal"
+
+    def stack(self, layers: int) -> Leaf:
+        """The same array once a layer, the layer axis in front."""
+        return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
+
+    def initialise(self, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """A fresh value: `zeros`, `ones`, `unit` (std 1), `normal` (std 1/sqrt(inputs)) or
+        `kaiming` (uniform within 1/sqrt(inputs), as LoRA starts its A).
+        """
+        if self.init in ("zeros", "ones", "unit"):
+            if self.init == "unit":
+                return jax.random.normal(key, self.shape).astype(dtype)
+            return jnp.full(self.shape, float(self.init == "ones"), dtype)
+        bound = self.inputs**-0.5
+        if self.init == "kaiming":
+            return jax.random.uniform(key, self.shape, minval=-bound, maxval=bound).astype(dtype)
+        return (jax.random.normal(key, self.shape) * bound).astype(dtype)
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers enter one output: a head axis in front counts with its channels."""
+        shape, axes = self.shape, self.axes
+        while axes[0] in ("layers", "experts"):
+            shape, axes = shape[1:], axes[1:]
+        if axes[0] == "vocab":
+            return shape[-1]
+        return shape[0] * shape[1] if axes[0] == "heads" else shape[0]
+
+
+def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
+    """The leaves of one layer, without the layer axis."""
+    d, f, h = config.width, config.ffn_width, config.head_dim
+    n, k = config.heads, config.kv_heads
+    norm = Leaf((d,), ("embed",), "zeros" if FAMILIES[config.family].norm_offset else "ones")
+    leaves = {
+        "attn_norm": norm,
+        "q": Leaf((d, n, h), ("embed", "heads", "head_dim")),
+        "k": Leaf((d, k, h), ("embed", "kv_heads", "head_dim")),
+        "v": Leaf((d, k, h), ("embed", "kv_heads", "head_dim")),
+        "o": Leaf((n, h, d), ("heads", "head_dim", "embed")),
+        "ffn_norm": norm,
+        "gate": Leaf((d, f), ("embed", "ffn")),
+        "up": Leaf((d, f), ("embed", "ffn")),
+        "down": Leaf((f, d), ("ffn", "embed")),
+    }
+    if FAMILIES[config.family].post_norms:
+        leaves |= {"attn_post_norm": norm, "ffn_post_norm": norm}
+    if config.qkv_bias:
+        leaves |= {
+            "q_bias": Leaf((n, h), ("heads", "head_dim"), "zeros"),
+            "k_bias": Leaf((k, h), ("kv_heads", "head_dim"), "zeros"),
+            "v_bias": Leaf((k, h), ("kv_heads", "head_dim"), "zeros"),
+        }
+    if config.out_bias:
+        leaves["o_bias"] = Leaf((d,), ("embed",), "zeros")
+    if config.ffn_bias:
+        leaves |= {
+            "gate_bias": Leaf((f,), ("ffn",), "zeros"),
+            "up_bias": Leaf((f,), ("ffn",), "zeros"),
+            "down_bias": Leaf((d,), ("embed",), "zeros"),
+        }
+    return leaves
+
+
+def model_leaves(config: ModelConfig) -> dict[str, Any]:
+    """The whole tree; leaves under `layers` carry the layer axis in front."""
+    one = layer_leaves(config)
+    leaves: dict[str, Any] = {
+        "embed": Leaf((config.vocab_size, config.width), ("vocab", "embed")),
+        "layers": {name: leaf.stack(config.layers) for name, leaf in one.items()},
+        "final_norm": one["attn_norm"],
+    }
+    if not config.tied_head:
+        leaves["head"] = Leaf((config.width, config.vocab_size), ("embed", "vocab"))
+    return leaves
+
+
+def initialise(leaves: Any, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Any:
+    """A tree of fresh arrays, each leaf with a key of its own."""
+    flat, tree = jax.tree.flatten(leaves)
+    keys = jax.random.split(key, max(len(flat), 1))
+    return tree.unflatten(
+        [leaf.initialise(k, dtype) for leaf, k in zip(flat, keys[: len(flat)], strict=True)]
+    )
