@@ -1,0 +1,57 @@
+"""LoRA-Gen in JAX: a system prompt in, a specialised small language model out.
+
+The public face. Names are imported when first used, so that `import lorage_jax` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorage_jax.errors import LorageError as LorageError
+    from lorage_jax.generator.card import Card as Card
+    from lorage_jax.generator.card import load_card as load_card
+    from lorage_jax.generator.generator import Generator as Generator
+    from lorage_jax.generator.generator import specialize as specialize
+    from lorage_jax.generator.merge import merge as merge
+    from lorage_jax.generator.store import load_generator as load_generator
+    from lorage_jax.generator.store import save_generator as save_generator
+    from lorage_jax.hf.adapter import export_adapter as export_adapter
+    from lorage_jax.hf.export import export_merged as export_merged
+    from lorage_jax.hf.load import load_model as load_model
+    from lorage_jax.infer.generate import generate as generate
+    from lorage_jax.models.model import Model as Model
+    from lorage_jax.models.model import forward as forward
+    from lorage_jax.train.loop import train as train
+
+_HOMES = {
+    "LorageError": "errors",
+    "Model": "models.model",
+    "forward": "models.model",
+    "load_model": "hf.load",
+    "export_merged": "hf.export",
+    "export_adapter": "hf.adapter",
+    "Generator": "generator.generator",
+    "specialize": "generator.generator",
+    "load_generator": "generator.store",
+    "save_generator": "generator.store",
+    "Card": "generator.card",
+    "load_card": "generator.card",
+    "merge": "generator.merge",
+    "generate": "infer.generate",
+    "train": "train.loop",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lorage_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lorage_jax.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -251,7 +251,11 @@ class ExperimentConfig:
         _require_choice("remat", self.remat, ("none", "full"))
         _require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
         _require(self.save_every >= 1, "save_every must be 1 or more.")
-        accumulate = self.optimizer.accumulate
+        warmup, accumulate = self.optimizer.warmup_steps, self.optimizer.accumulate
+        _require(
+            warmup < self.steps,
+            f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
+        )
         _require(
             self.data.prompts_per_batch % accumulate == 0,
             f"prompts_per_batch {self.data.prompts_per_batch} does not divide into "

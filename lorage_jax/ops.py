@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import RopeScaling
@@ -20,7 +21,7 @@ from lorage_jax.config import RopeScaling
 NEGATIVE = -1e30  # a masked score: finite, so that a row with no key gives no NaN
 
 
-def einsum(spec: str, *operands: Array, out: jnp.dtype | None = None) -> Array:
+def einsum(spec: str, *operands: Array, out: DTypeLike | None = None) -> Array:
     """`jnp.einsum` that accumulates in `out` and, on float32 operands, multiplies in float32."""
     full = all(x.dtype == jnp.float32 for x in operands)
     precision = jax.lax.Precision.HIGHEST if full else None

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from lorage_jax.hf.fingerprint import fingerprint_arrays
 
 from lorage_jax.config import GeneratorConfig, ModelConfig, to_dict
 from lorage_jax.data.prompts import cloud_prompt, encode
@@ -27,6 +26,7 @@ from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.hf.fingerprint import fingerprint_arrays
 from lorage_jax.infer.buckets import bucket, left_pad
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise

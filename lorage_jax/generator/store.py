@@ -13,14 +13,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from lorage_jax.hf.files import read_tensors, save
-from lorage_jax.hf.folder import new_folder, write_manifest
 
 from lorage_jax.config import GeneratorConfig, ModelConfig, from_dict, to_dict
 from lorage_jax.data.prompts import TEMPLATE_VERSION
 from lorage_jax.errors import LorageError, WeightsError
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.hf.files import read_tensors, save
+from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
-from lorage_jax.hf.files import Checkpoint
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config
+from lorage_jax.hf.files import Checkpoint
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules
@@ -38,11 +39,7 @@ def load_model(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
-    config = model_config(folder)
-    checkpoint = Checkpoint.open(folder)
-    _check(config, checkpoint, folder)
+    config, checkpoint, tokenizer = _open(folder)
     rules = rules or ShardingRules()
 
     def place(leaf: Leaf, row: tables.Row) -> jax.Array:
@@ -59,7 +56,31 @@ def load_model(
         for name in path[:-1]:
             target = target.setdefault(name, {})
         target[path[-1]] = place(leaf, row)
-    return Model(config, params, load_tokenizer(folder), folder)
+    return Model(config, params, tokenizer, folder)
+
+
+def stored_dtype(folder: str | Path) -> str:
+    """The dtype to load a folder in so that nothing is lost: that of its largest tensor."""
+    checkpoint = Checkpoint.open(folder)
+    largest = max(checkpoint.names(), key=lambda name: math.prod(checkpoint.shape(name)))
+    return "bfloat16" if checkpoint.dtype(largest) == "BF16" else "float32"
+
+
+def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
+    """Config, checked tensors and tokenizer; everything that is wrong with them in one error."""
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
+    parts, problems = [], []
+    for read in (model_config, Checkpoint.open, load_tokenizer):
+        try:
+            parts.append(read(folder))
+        except WeightsError as error:
+            problems.append(str(error))
+    if problems:
+        raise WeightsError("\n".join(problems))
+    config, checkpoint, tokenizer = parts
+    _check(config, checkpoint, folder)
+    return config, checkpoint, tokenizer
 
 
 def read_leaf(

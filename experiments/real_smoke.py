@@ -1,0 +1,47 @@
+"""A generator on real weights and real data, small enough for two CPU cores.
+
+The trained LLaMA `stories260K` (0.26 M parameters) serves as edge and as cloud; the records are
+Alpaca's with an input (instruction = system prompt) and ARC's, with few-shot samples in the prompt.
+What it shows: the whole path on a real checkpoint, tokenizer and data. What it does not: quality,
+a model of this size answers neither.
+
+    lorage train experiments/real_smoke.py
+    lorage specialize --generator runs/real_smoke/generator --prompt PROMPT --out runs/real_special
+
+LORAGE_SHARED names the folder that holds `models/stories260K` and `data/` (default: ../shared).
+"""
+
+import os
+from pathlib import Path
+
+from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+
+SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def config() -> ExperimentConfig:
+    model = str(SHARED / "models" / "stories260K")
+    arc = SHARED / "data" / "commonsense"
+    return ExperimentConfig(
+        cloud=model,
+        edge=model,
+        out="runs/real_smoke",
+        data=DataConfig(
+            sources=(
+                Source(str(SHARED / "data/alpaca/alpaca.jsonl.gz"), needs_input=True, limit=4000),
+                Source(str(arc / "arc_easy"), "choices", "arc_easy", shots=(0, 2)),
+                Source(str(arc / "arc_challenge"), "choices", "arc_challenge", shots=(0, 2)),
+            ),
+            prompts_per_batch=8,
+            queries_per_prompt=2,
+            max_prompt_tokens=384,
+            max_query_tokens=256,
+            min_bucket=64,
+        ),
+        generator=GeneratorConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
+        steps=200,
+        dtype="float32",
+        remat="none",
+        save_every=50,
+    )

@@ -1,0 +1,212 @@
+"""The `lorage` command: one dataclass a subcommand, its fields the options, its `run` the work.
+
+A mistake of the user ends in one message and exit code 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lorage_jax.errors import LorageError
+from lorage_jax.hf.folder import write_file
+
+Positional = tyro.conf.Positional
+Json = Annotated[
+    Path | None, tyro.conf.arg(help="Also write the result to this file, for machines.")
+]
+Overwrite = Annotated[
+    bool, tyro.conf.arg(help="Replace the output folder, if lorage_jax wrote it.")
+]
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """See the whole method in minutes: no downloads, no network, two CPU cores.
+
+    Makes a small cloud/edge pair, trains a generator, specialises the edge for a prompt that was
+    not in training, merges, exports, reloads and reports.
+
+    Example: lorage quickstart --out quickstart
+    """
+
+    out: Path
+    """Folder for everything that is made."""
+    seed: int = 0
+    json: Json = None
+    overwrite: Overwrite = False
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.quickstart import quickstart
+
+        return quickstart(self.out, self.seed, self.overwrite)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a generator from an experiment file, which defines config() -> ExperimentConfig.
+
+    Example: lorage train experiments/real_smoke.py --out runs/real_smoke
+    """
+
+    experiment: Positional[Path]
+    """Python file, or the name of one in experiments/."""
+    out: Path | None = None
+    """Folder of the run, instead of the experiment's own."""
+    resume: bool = False
+    """Go on from the run's last checkpoint."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.train import train_experiment
+
+        return train_experiment(self.experiment, self.out, self.resume)
+
+
+@dataclass(frozen=True)
+class Specialize:
+    """Turn a system prompt into a card, a PEFT adapter and a merged Hugging Face checkpoint.
+
+    Ends with a parity report: the largest logit difference between unmerged, merged and reloaded
+    weights, and the prompt tokens saved per request.
+
+    Example: lorage specialize --generator runs/a/generator --prompt prompt.txt --out special
+    """
+
+    generator: Path
+    """Folder that `lorage train` wrote."""
+    prompt: str
+    """Text file with the system prompt; - reads standard input."""
+    out: Path
+    """New folder for the results."""
+    edge: Path | None = None
+    """The edge model's folder, when it is not where the generator recorded it."""
+    cloud: Path | None = None
+    """The cloud model's folder, when it is not where the generator recorded it."""
+    save: str = "card,adapter,merged"
+    """What to write: any of card, adapter, merged, with commas."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the merged weights; the edge's own by default."""
+    json: Json = None
+    overwrite: Overwrite = False
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.specialize import specialize_folder
+
+        return specialize_folder(
+            self.generator,
+            self.prompt,
+            self.out,
+            edge=self.edge,
+            cloud=self.cloud,
+            save=self.save,
+            dtype=self.dtype,
+            overwrite=self.overwrite,
+        )
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a text, or answer as a specialised model, streaming to the terminal.
+
+    Example: lorage generate --model special/merged --input "bird table stone"
+    """
+
+    model: Path
+    """Hugging Face folder; a merged one answers, any other continues the text."""
+    input: str
+    """The user's input; - reads standard input."""
+    system: Path | None = None
+    """System prompt file, put into the model's own context (the baseline)."""
+    raw: bool = False
+    """Continue the text as it is, without the template of specialised models."""
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this share of probability."""
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Stop before any of these texts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.generate import generate_text
+
+        return generate_text(self)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show a card, or every fact of a generator: gates by layer and expert as text and picture.
+
+    Example: lorage inspect special/card.json --png gates.png
+    """
+
+    path: Positional[Path]
+    """A card file, or a folder that lorage_jax wrote."""
+    png: Path | None = None
+    """Write the heatmap to this picture."""
+    json: Json = None
+    overwrite: bool = False
+    """Replace the picture if it exists."""
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.inspect import inspect
+
+        return inspect(self.path, self.png, self.overwrite)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure, side by side in one run: merge against peft, decode merged against base.
+
+    Example: lorage bench merge --layers 22
+    """
+
+    what: Positional[Literal["merge", "decode"]]
+    layers: int = 22
+    """Depth of the TinyLlama-shaped model."""
+    repeats: int = 3
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.bench import bench
+
+        return bench(self.what, self.layers, self.repeats, self.dtype)
+
+
+COMMANDS = (Quickstart, Train, Specialize, Generate, Inspect, Bench)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Parses, runs, reports. Exit code 0 only when what was asked for was done."""
+    union = Annotated[
+        Quickstart | Train | Specialize | Generate | Inspect | Bench,
+        tyro.conf.OmitSubcommandPrefixes,
+    ]
+    command = tyro.cli(union, args=args, prog="lorage", description=__doc__)
+    try:
+        result = command.run()
+        if command.json is not None:
+            write_file(command.json, json_module.dumps(result, indent=1) + "\n", overwrite=True)
+    except LorageError as error:
+        print(f"lorage: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lorage: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`lorage generate`: text from a model folder, streamed to the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system
+from lorage_jax.data.records import read_text
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.generate import generate
+
+if TYPE_CHECKING:
+    from lorage_jax.cli import Generate
+
+
+def generate_text(options: Generate) -> dict[str, Any]:
+    """Prints the text as it comes; returns it with its speed."""
+    text = read_text("-") if options.input == "-" else options.input
+    model = load_model(options.model, options.dtype)
+    if options.system is not None:
+        text = edge_prompt_with_system(read_text(options.system), text)
+    elif not options.raw and (options.model / "lorage.json").exists():
+        text = edge_prompt(text)
+
+    def show(_: int, piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    began = time.time()
+    output = generate(
+        model,
+        text,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=options.stop,
+        stream=show,
+    )
+    print()
+    return {"input": text, "output": output, "seconds": time.time() - began}

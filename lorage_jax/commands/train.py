@@ -1,0 +1,66 @@
+"""`lorage train`: an experiment file to a generator folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import traceback
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.config import ExperimentConfig
+from lorage_jax.errors import ConfigError, LorageError
+
+EXPERIMENTS = Path("experiments")
+
+
+def load_experiment(path: str | Path) -> ExperimentConfig:
+    """Runs the `config()` of an experiment file (or of `experiments/NAME.py`)."""
+    path = Path(path)
+    if not path.exists() and (EXPERIMENTS / f"{path.name}.py").is_file():
+        path = EXPERIMENTS / f"{path.name}.py"
+    if not path.is_file():
+        names = sorted(str(p) for p in EXPERIMENTS.glob("*.py"))
+        near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.3) or names
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"there is no experiment file {path}.{hint}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.config()
+    except LorageError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # the user's own code: say where, without our frames
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ExperimentConfig):
+        raise ConfigError(f"{path}: config() gave {type(config).__name__}, not ExperimentConfig.")
+    return config
+
+
+def train_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:
+    """Trains, prints where the generator is, and returns the run's figures."""
+    from lorage_jax.train.loop import train
+
+    config = load_experiment(path)
+    if out is not None:
+        config = dataclasses.replace(config, out=str(out))
+    result = train(config, resume=resume)
+    steps = config.steps - result.first_step
+    print(
+        f"Trained {steps} steps in {result.seconds:.0f} s"
+        + (f", loss {result.losses[0][1]:.3f} -> {result.losses[-1][1]:.3f}" if steps else "")
+        + f".\nGenerator: {result.folder}"
+    )
+    return {
+        "generator": str(result.folder),
+        "fingerprint": result.generator.fingerprint,
+        "steps": config.steps,
+        "first_step": result.first_step,
+        "losses": result.losses,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,122 @@
+"""Groups of examples to arrays: tokens, masks, padding and shape buckets.
+
+P prompts with Q queries each make B = P x Q rows, prompt-major: row = p * Q + q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorage_jax.config import DataConfig
+from lorage_jax.data.prompts import edge_prompt, encode, fit_prompt, fit_query
+from lorage_jax.errors import ConfigError, DataError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One system prompt and at most Q (user, target) pairs. `index` finds it in the data."""
+
+    system: str
+    queries: tuple[tuple[str, str], ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """A `Group` as token ids; each query is (prompt ids, target ids). `truncated` texts."""
+
+    prompt: list[int]
+    queries: list[tuple[list[int], list[int]]]
+    index: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Groups to token ids and token ids to batches, for one cloud/edge pair of tokenizers."""
+
+    config: DataConfig
+    cloud: Any
+    edge: Any
+
+    def __post_init__(self):
+        frame = len(encode(self.edge, edge_prompt("x"), bos=True))
+        if self.config.max_query_tokens <= frame:
+            raise ConfigError(
+                f"max_query_tokens is {self.config.max_query_tokens}; the template alone takes "
+                f"{frame} tokens of the edge. Raise it."
+            )
+
+    def tokens(self, group: Group) -> TokenGroup:
+        """Token ids of one group, cut to the configured lengths."""
+        prompt, cut = fit_prompt(self.cloud, group.system, self.config.max_prompt_tokens)
+        fitted = [
+            fit_query(self.edge, user, target, self.config.max_query_tokens)
+            for user, target in group.queries
+        ]
+        queries = [(asked, answer) for asked, answer, _ in fitted]
+        if not prompt or not all(asked and answer for asked, answer in queries):
+            raise DataError(
+                f"group {group.index}: a text has no tokens; the tokenizer does not know its "
+                f"characters. It begins {group.system[:60]!r}."
+            )
+        return TokenGroup(prompt, queries, group.index, cut + sum(cut for _, _, cut in fitted))
+
+    def batch(self, groups: Sequence[TokenGroup]) -> Batch:
+        """P groups as numpy arrays.
+
+        prompt_tokens, prompt_mask [P, S], padded on the left; query_tokens, query_mask,
+        loss_mask [B, T], padded on the right; group_ids [P]; truncated []: how many texts were
+        cut. loss_mask is True on target tokens and their eos. A group with fewer than Q queries
+        is filled with rows without loss.
+        """
+        config = self.config
+        per_prompt = config.queries_per_prompt
+        longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
+        s = bucket(max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens)
+        t = bucket(longest, config.min_bucket, config.max_query_tokens)
+        rows = len(groups) * per_prompt
+        prompt_tokens = np.full((len(groups), s), pad_id(self.cloud), np.int32)
+        prompt_mask = np.zeros((len(groups), s), bool)
+        query_tokens = np.full((rows, t), pad_id(self.edge), np.int32)
+        query_mask = np.zeros((rows, t), bool)
+        loss_mask = np.zeros((rows, t), bool)
+        # A row that attends to nothing would be NaN: filler rows keep one padding token.
+        query_mask[:, 0] = True
+        for p, group in enumerate(groups):
+            prompt_tokens[p, s - len(group.prompt) :] = group.prompt
+            prompt_mask[p, s - len(group.prompt) :] = True
+            for q, (asked, answer) in enumerate(group.queries):
+                row, end = p * per_prompt + q, len(asked) + len(answer)
+                query_tokens[row, :end] = asked + answer
+                query_mask[row, :end] = True
+                loss_mask[row, len(asked) : end] = True
+        return {
+            "prompt_tokens": prompt_tokens,
+            "prompt_mask": prompt_mask,
+            "query_tokens": query_tokens,
+            "query_mask": query_mask,
+            "loss_mask": loss_mask,
+            "group_ids": np.array([g.index for g in groups], np.int64),
+            "truncated": np.array(sum(g.truncated for g in groups), np.int64),
+        }
+
+
+def bucket(length: int, smallest: int, largest: int) -> int:
+    """The first of smallest, 2 x smallest, 4 x smallest, ..., largest that holds `length`."""
+    size = smallest
+    while size < length:
+        size *= 2
+    return min(size, largest)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills up rows; masked everywhere, so any valid id will do."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)

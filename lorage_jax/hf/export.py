@@ -1,0 +1,162 @@
+"""A merged model as a Hugging Face folder: the base folder with other FFN weights.
+
+The base's files are streamed: only gate, up and down projections are replaced, one layer's tensor
+at a time; every other tensor and file is copied bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.data.prompts import TEMPLATE_VERSION
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.hf import tables
+from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.files import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
+from lorage_jax.hf.fingerprint import fingerprint
+from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+from lorage_jax.models.model import Model
+
+FORMAT = "lorage-merged/1"
+DTYPES = ("float32", "bfloat16")
+# What is copied beside the weights: tokenizer, generation settings, licence. Nothing else is: no
+# code, no weights in other formats, no model card that would speak of another model.
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "Notice*",
+    "USE_POLICY*",
+)
+
+
+def export_merged(
+    model: Model,
+    out_dir: str | Path,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes `model` as a Hugging Face folder that differs from `base` in the FFN weights only.
+
+    `base`: the folder that the model was loaded from (by default, where it was then). Tensors keep
+    the base's dtypes; with `dtype` (`float32` or `bfloat16`) all float tensors are cast. Beside
+    them goes `lorage.json`, with the card. Raises WeightsError for another base, OutputError.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
+    base = model.source if base is None else Path(base)
+    if base is None:
+        raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
+    check_target(out_dir, overwrite)
+    if model_config(base) != model.config:
+        raise WeightsError(f"{base} holds a model of another shape than the one to export.")
+    identity = fingerprint(base)
+    # Without a card and without a folder, nothing is known of the base but its shape.
+    if model.card is not None or model.source is not None:
+        expected = model.card.edge if model.card is not None else model.fingerprint
+        if identity != expected:
+            raise WeightsError(
+                f"{base} is not the base of this model (weights {identity[:19]}..., expected "
+                f"{expected[:19]}...). Pass base=, the folder that the model was loaded from."
+            )
+    checkpoint = Checkpoint.open(base)
+    replace = _replacements(model)
+    found = sorted({checkpoint.dtype(name) for name in replace})
+    names = {spelled: name for name, spelled in FLOATS.items()}
+    with new_folder(out_dir, overwrite=overwrite) as folder:
+        for file in checkpoint.files():
+            inside = {name: replace[name] for name in replace if _file(checkpoint, name) == file}
+            rewrite(file, folder / file.name, inside, dtype)
+        if not (base / SINGLE).exists():
+            (folder / INDEX).write_bytes(_index(base, folder, dtype))
+        (folder / "config.json").write_bytes(_config(base, dtype))
+        for source in _companions(base):
+            target = folder / source.relative_to(base)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            "base": {
+                "path": str(base.resolve()),
+                "fingerprint": identity,
+                "dtype": names.get(found[0], found[0]) if len(found) == 1 else "mixed",
+            },
+            "dtype": dtype or "as in the base",
+            "templates": TEMPLATE_VERSION,
+        }
+        if model.card is not None:
+            values |= {"generator": model.card.generator, "card": model.card.to_dict()}
+        write_manifest(folder, values)
+
+
+def ffn_tensors(config: ModelConfig) -> Iterator[tuple[str, str, int, tables.Row]]:
+    """(file's tensor name, our leaf, layer, row) of everything that an adapter touches."""
+    for leaf in tables.FFN:
+        row = tables.row(config, ("layers", leaf))
+        for layer in range(config.layers):
+            yield row.name.format(layer=layer), leaf, layer, row
+
+
+def _replacements(model: Model) -> dict[str, Callable[[], np.ndarray]]:
+    def values(array: jax.Array, layer: int, row: tables.Row) -> Callable[[], np.ndarray]:
+        return lambda: tables.to_file(np.asarray(array[layer]), row)
+
+    layers = model.params["layers"]
+    return {
+        name: values(layers[leaf], layer, row)
+        for name, leaf, layer, row in ffn_tensors(model.config)
+    }
+
+
+def _file(checkpoint: Checkpoint, name: str) -> Path:
+    return checkpoint.tensors[name].file
+
+
+def _companions(base: Path) -> list[Path]:
+    return sorted({path for kind in COPIED for path in base.glob(kind) if path.is_file()})
+
+
+def _config(base: Path, dtype: str | None) -> bytes:
+    """config.json: the base's bytes, unless its dtype field must change."""
+    raw = read_config(base)
+    name = "torch_dtype" if "torch_dtype" in raw and "dtype" not in raw else "dtype"
+    if dtype is None or raw.get(name) == dtype:
+        return (base / "config.json").read_bytes()
+    raw = {key: value for key, value in raw.items() if key != "torch_dtype" or key == name}
+    return (json.dumps(raw | {name: dtype}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _index(base: Path, folder: Path, dtype: str | None) -> bytes:
+    """The shard index: the base's bytes, unless the sizes changed."""
+    content = (base / INDEX).read_bytes()
+    if dtype is None:
+        return content
+    files = sorted(set(json.loads(content)["weight_map"].values()))
+    parts = [Checkpoint.open_file(folder / file) for file in files]
+    size = sum(t.stop - t.start for part in parts for t in part.tensors.values())
+    values = json.loads(content)
+    if (values.get("metadata") or {}).get("total_size") == size:
+        return content
+    values["metadata"] = (values.get("metadata") or {}) | {"total_size": size}
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,310 @@
+"""Safe outputs: a folder or file appears whole at its place, or not at all.
+
+Everything is written to a hidden sibling and renamed at the end. A folder of ours carries
+`lorage.json` with the list of its files; only such a folder, holding nothing else, is ever
+replaced. Nothing that a user put somewhere is deleted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.errors import OutputError
+
+MANIFEST = "lorage.json"
+
+_log = logging.getLogger(__name__)
+
+# What to do about it, by errno. Other OSErrors are not about the place and pass unchanged.
+_FULL = "Free some space there or choose another place."
+_DENIED = "Choose a place that you may write to, or change its permissions."
+_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "Choose a file system that takes larger files.",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: _DENIED,
+    errno.ENOTDIR: "A part of this path is a file or a dead link; choose another place.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A link in this path points to itself; choose another place.",
+    errno.EXDEV: "The folder is a mount point; choose a folder below it.",
+    errno.EBUSY: "The folder is a mount point or in use; choose a folder below it.",
+    errno.EIO: "The disk or network share reports a fault; choose another place.",
+    errno.ESTALE: "The network share went away; run again when it is back.",
+}
+
+
+def check_target(target: str | Path, overwrite: bool) -> None:
+    """Whether `new_folder(target)` may write there. Call it before long work.
+
+    Raises OutputError: a file, link or full folder is there, it is not one of ours, or the
+    place cannot be written.
+    """
+    target = _absolute(target)
+    with _clear_errors(target):
+        mode = _mode(target)
+        _check_ancestors(target)
+        if mode is None:
+            return
+        if not stat.S_ISDIR(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "a file"
+            raise OutputError(f"{target} is {kind}. Expected a folder or nothing; choose another.")
+        if not any(target.iterdir()):
+            return
+        if not overwrite:
+            raise OutputError(
+                f"{target} exists and is not empty. Choose another folder, or ask for overwriting "
+                "(possible when lorage_jax wrote it)."
+            )
+        strangers = _strangers(target, _manifest(target))
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        if strangers:
+            raise OutputError(
+                f"{target} holds what lorage_jax did not write there, so it is not replaced: "
+                f"{_listed(strangers)}. Move that away or choose another folder."
+            )
+
+
+@contextmanager
+def new_folder(target: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yields a temporary sibling of `target` to fill; renames it to `target` at the end.
+
+    On any exception the temporary folder, and only that, is removed. A folder that shall be
+    replaceable later needs `write_manifest` as the last step inside. Raises OutputError.
+    """
+    target = _absolute(target)
+    check_target(target, overwrite)
+    with _clear_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _sibling(target, "partial")
+    with _clear_errors(target, temporary):
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            check_target(target, overwrite)  # the work was long: somebody may have come first
+            _move_in(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def write_manifest(folder: Path, payload: dict[str, Any]) -> None:
+    """Writes `lorage.json`: payload, `files` (relative names, itself included), `lorage_jax`."""
+    reserved = {"files", "lorage_jax"} & set(payload)
+    if reserved:
+        raise ValueError(f"payload must not hold {sorted(reserved)}: they are filled in here.")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    content = {**payload, "lorage_jax": _version(), "files": sorted(files | {MANIFEST})}
+    write_file(folder / MANIFEST, json.dumps(content, indent=2) + "\n", overwrite=True)
+
+
+def check_file(path: str | Path, overwrite: bool) -> None:
+    """Whether `write_file(path)` may write there. Raises OutputError."""
+    path = _absolute(path)
+    with _clear_errors(path):
+        mode = _mode(path)
+        if mode is not None and not stat.S_ISREG(mode):
+            # Renaming over /dev/null or a link would replace it, not write into it.
+            raise OutputError(f"{path} is not a plain file. Expected a file or nothing.")
+        _check_ancestors(path)
+        if mode is not None and not overwrite:
+            raise OutputError(f"{path} exists. Choose another name, or ask for overwriting.")
+
+
+def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
+    """Writes one file (str as UTF-8): complete, or as it was before. Raises OutputError."""
+    path = _absolute(path)
+    check_file(path, overwrite)
+    data = data.encode() if isinstance(data, str) else data
+    temporary = path.parent / f".{path.name[:50]}.partial-{secrets.token_hex(4)}"
+    with _clear_errors(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            check_file(path, overwrite)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _absolute(path: str | Path) -> Path:
+    """Absolute; a link at the last place stays one, so that it can be refused."""
+    path = Path(path).expanduser()
+    path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    if not path.name:
+        raise OutputError(f"{path} is the root of the file system. Name a folder below it.")
+    return path
+
+
+def _mode(path: Path) -> int | None:
+    """What is at `path`, links not followed; None for nothing. A name too long is an OSError."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _check_ancestors(target: Path) -> None:
+    ancestor = target.parent
+    while not (ancestor.exists() or ancestor.is_symlink()):
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(ancestor))
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(ancestor))
+
+
+def _manifest(folder: Path) -> set[str]:
+    """The files that lorage_jax wrote into `folder`, by its manifest."""
+    path = folder / MANIFEST
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        if not all(isinstance(name, str) for name in files):
+            raise TypeError
+        return set(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{folder} exists and has no usable {MANIFEST}, so lorage_jax did not write it and "
+            "will not replace it. Choose another folder."
+        ) from None
+
+
+def _strangers(folder: Path, files: set[str]) -> list[str]:
+    """What `folder` holds beyond `files`: other files, links, other kinds, empty folders."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        for name in names + [f for f in folders if (here / f).is_symlink()]:
+            path = here / name
+            relative = path.relative_to(folder).as_posix()
+            if relative not in files or not stat.S_ISREG(path.lstat().st_mode):
+                found.append(relative)
+        if not names and not folders:
+            found.append(here.relative_to(folder).as_posix() + "/")
+    return sorted(found)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    """A new empty folder beside `target`. Not mkdtemp: mkdir gives the umask's permissions."""
+    while True:
+        path = target.parent / f".{target.name[:50]}.{kind}-{secrets.token_hex(4)}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def _move_in(temporary: Path, target: Path) -> None:
+    """Renames into place; an old folder of ours steps aside first and comes back on failure."""
+    if not target.exists() or not any(target.iterdir()):
+        temporary.rename(target)  # takes the place of an empty folder, too
+        _sync(target.parent)
+        return
+    files = _manifest(target)
+    aside = _sibling(target, "old")
+    try:
+        target.rename(aside)
+        temporary.rename(target)
+    except BaseException:
+        if not target.exists():
+            try:
+                aside.rename(target)
+            except OSError as error:
+                raise OutputError(
+                    f"Cannot write {target}, nor put the old folder back ({error.strerror}). "
+                    f"It is complete in {aside}; rename it by hand."
+                ) from error
+        elif not any(aside.iterdir()):
+            aside.rmdir()
+        raise
+    _sync(target.parent)
+    _remove_ours(aside, files)
+
+
+def _remove_ours(folder: Path, files: set[str]) -> None:
+    """Deletes the named files and the folders that become empty by it; all else stays."""
+    try:
+        for root, folders, names in os.walk(folder, topdown=False):
+            here = Path(root)
+            for name in names:
+                if (here / name).relative_to(folder).as_posix() in files:
+                    (here / name).unlink()
+            for name in folders:
+                (here / name).rmdir()
+        folder.rmdir()
+    except OSError as error:
+        # The new folder is in place, so this is no failure of the output.
+        _log.warning("The replaced folder could not be removed fully: %s (%s)", folder, error)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """fsync, where delayed writes report a full disk. Some file systems do not know it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _clear_errors(target: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError about the place becomes one OutputError; other errors pass.
+
+    A write reports no file name. With a name, the error must be about a path of ours: a source
+    that cannot be read is not a fault of the output.
+    """
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or any(
+            Path(os.fsdecode(error.filename)).is_relative_to(place)
+            or place.is_relative_to(os.fsdecode(error.filename))
+            for place in (target, temporary or target)
+        )
+        if not ours or error.errno not in _HINTS:
+            raise
+        at = f" (at {error.filename})" if error.filename else ""
+        raise OutputError(
+            f"Cannot write {target}: {os.strerror(error.errno)}{at}. "
+            f"{_HINTS[error.errno]} What was there before is unchanged."
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return metadata.version("lorage_jax")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

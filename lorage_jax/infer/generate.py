@@ -1,0 +1,243 @@
+"""Text from a model: prefill and decoding in one compiled program.
+
+Rows are left-padded to a bucket, the cache holds that and a bucket of new tokens; how many tokens
+are wanted is an operand, so calls within a bucket share a program. A call without stop strings
+and streaming is one call to the device; with them, the same loop runs in pieces of CHUNK tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.data.prompts import encode
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.infer.buckets import bucket, left_pad
+from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
+from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
+from lorage_jax.models.decoder import Cache, Decoder, new_cache
+from lorage_jax.models.model import Model, row_gates
+
+CHUNK = 8  # tokens between two looks at the text
+
+# Takes all tokens of every row so far, and which rows have ended; says which need no more.
+Watch = Callable[[list[list[int]], list[bool]], list[bool]]
+
+
+@flax.struct.dataclass
+class Progress:
+    """What has been generated. N is the bucket of new tokens; `step` of them are there."""
+
+    tokens: Int[Array, "B N"]
+    done: Bool[Array, "B"]
+    step: Int[Array, ""]
+
+
+def generate(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    gates: Any = None,
+    pool: Any = None,
+    stream: Callable[[int, str], Any] | None = None,
+) -> str | list[str]:
+    """The continuation of one prompt, or of each of a list, without the prompt itself.
+
+    Greedy unless `sampling` (or `temperature`, `top_k`, `top_p`, `seed`) says otherwise. A row ends
+    at an eos, before the first `stop` string, or after `max_new_tokens`. `gates` (a Card, one Card
+    a prompt, [L, E] or [B, L, E]) with `pool` apply adapters without a merge. `stream(row, piece)`
+    is called as text settles; the pieces of a row, joined, are its result.
+    DataError for an empty prompt; ConfigError for a setting or a length that is impossible.
+    """
+    one = isinstance(prompts, str)
+    texts = [prompts] if one else list(prompts)
+    stops = stop_strings(stop)
+    rows = [_encode(model.tokenizer, text, i) for i, text in enumerate(texts)]
+    growing = None
+    if stops or stream is not None:
+        growing = GrowingTexts(model.tokenizer, rows, stops, stream)
+    outputs = generate_tokens(
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling_of(
+            sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        ),
+        gates=gates,
+        pool=pool,
+        watch=None if growing is None else growing.update,
+    )
+    if growing is not None:
+        results = growing.texts
+    else:
+        results = [
+            continuation(model.tokenizer, row, ids) for row, ids in zip(rows, outputs, strict=True)
+        ]
+    return results[0] if one else results
+
+
+def generate_tokens(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    gates: Any = None,
+    pool: Any = None,
+    watch: Watch | None = None,
+) -> list[list[int]]:
+    """`generate` on token ids: the new ids of every row, without the eos that ended it."""
+    _check(model, rows, max_new_tokens)
+    if not rows:
+        return []
+    pool, gates = row_gates(model, gates, pool, len(rows))
+    tokens, mask = left_pad(rows, bucket(max(map(len, rows))))
+    ends = eos_ids(model)
+    controls = sampling_of(sampling).operands() | {
+        "eos": np.asarray(ends, np.int32),
+        "pad": np.int32(model.config.pad_id or 0),
+    }
+    size = bucket(max_new_tokens)
+    limit = max_new_tokens if watch is None else min(CHUNK, max_new_tokens)
+    cache, progress = _start(
+        model.config, size, model.params, tokens, mask, controls, pool, gates, np.int32(limit)
+    )
+    outputs: list[list[int]] = [[] for _ in rows]
+    finished = [False] * len(rows)
+    while True:
+        # Copies: the next call must find the same kind of arguments as this one, or it compiles.
+        progress = jax.tree.map(np.array, jax.device_get(progress))
+        step = int(progress.step)
+        for i, row in enumerate(progress.tokens):
+            if not finished[i]:  # behind a row that `watch` has finished there are pads
+                outputs[i] = _until(row[:step], ends)
+        if watch is None:
+            return outputs
+        last = step >= max_new_tokens
+        finished = watch(outputs, [last or bool(done) for done in progress.done])
+        progress = progress.replace(done=progress.done | np.asarray(finished, bool))
+        if last or progress.done.all():
+            return outputs
+        limit = min(step + CHUNK, max_new_tokens)
+        cache, progress = _continue(
+            model.config, model.params, cache, progress, controls, pool, gates, np.int32(limit)
+        )
+
+
+def eos_ids(model: Model) -> tuple[int, ...]:
+    """What ends a row: the config's eos ids and the tokenizer's (which ends training targets)."""
+    extra = getattr(model.tokenizer, "eos_token_id", None)
+    return tuple(sorted({*model.config.eos_ids, *([] if extra is None else [extra])}))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(config, size, params, tokens, mask, controls, pool, gates, limit):
+    """Prefill of [B, T] and tokens up to `limit` in a new cache with room for `size` of them."""
+    rows, length = tokens.shape
+    cache = new_cache(config, rows, length + size, params["embed"].dtype)
+    logits, cache = Decoder(config).apply(
+        {"params": params}, tokens, mask, gates=gates, pool=pool, cache=cache, output="last"
+    )
+    progress = Progress(
+        tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
+        done=jnp.zeros((rows,), bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    progress = _append(progress, logits, controls)
+    return _decode(config, params, cache, progress, controls, pool, gates, limit)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _continue(config, params, cache, progress, controls, pool, gates, limit):
+    """More tokens, up to `limit` in all, in the donated cache."""
+    return _decode(config, params, cache, progress, controls, pool, gates, limit)
+
+
+def _decode(
+    config: ModelConfig,
+    params: dict[str, Any],
+    cache: Cache,
+    progress: Progress,
+    controls: dict[str, Any],
+    pool: Any,
+    gates: Array | None,
+    limit: Int[Array, ""],
+) -> tuple[Cache, Progress]:
+    """One token a turn for all rows, until `limit` or until every row is done."""
+
+    def wanted(carry):
+        _, progress = carry
+        return (progress.step < limit) & ~jnp.all(progress.done)
+
+    def turn(carry):
+        cache, progress = carry
+        newest = jax.lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, axis=1)
+        logits, cache = Decoder(config).apply(
+            {"params": params}, newest, gates=gates, pool=pool, cache=cache, output="last"
+        )
+        return cache, _append(progress, logits, controls)
+
+    return jax.lax.while_loop(wanted, turn, (cache, progress))
+
+
+def _append(progress: Progress, logits: Array, controls: dict[str, Any]) -> Progress:
+    """The next token of every row; rows that are done get pads."""
+    draw = {name: controls[name] for name in ("temperature", "top_k", "top_p")}
+    keys = row_keys(controls["seed"], logits.shape[0], progress.step)
+    token = jnp.where(progress.done, controls["pad"], choose(logits, keys, **draw))
+    ended = jnp.any(token[:, None] == controls["eos"], axis=1)
+    at = (jnp.int32(0), progress.step)
+    return Progress(
+        tokens=jax.lax.dynamic_update_slice(progress.tokens, token[:, None], at),
+        done=progress.done | ended,
+        step=progress.step + 1,
+    )
+
+
+def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:
+    found = np.flatnonzero(np.isin(row, ends))
+    return row[: found[0] if found.size else len(row)].tolist()
+
+
+def _encode(tokenizer: Any, text: str, index: int) -> list[int]:
+    if not isinstance(text, str):
+        raise DataError(f"prompt {index} is a {type(text).__name__}; expected text.")
+    if not text.strip():
+        raise DataError(f"prompt {index} is empty; expected text to continue.")
+    return encode(tokenizer, text, bos=True)
+
+
+def _check(model: Model, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Lengths fit the model's context and ids its vocabulary."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
+    room, vocabulary = model.config.max_positions, model.config.vocab_size
+    for i, row in enumerate(rows):
+        if len(row) == 0:
+            raise DataError(f"prompt {i} has no tokens; expected at least one.")
+        if min(row) < 0 or max(row) >= vocabulary:
+            raise DataError(
+                f"prompt {i} has token ids from {min(row)} to {max(row)}; this model's vocabulary "
+                f"is 0 to {vocabulary - 1}. Was another tokenizer used?"
+            )
+        if len(row) + max_new_tokens > room:
+            raise ConfigError(
+                f"prompt {i} has {len(row)} tokens and max_new_tokens is {max_new_tokens}: "
+                f"together {len(row) + max_new_tokens}; this model's context is {room}. Shorten "
+                f"the prompt or ask for at most {max(room - len(row), 0)} tokens."
+            )

@@ -1,0 +1,127 @@
+"""Choosing the next token from logits: greedy, temperature, top-k, top-p (nucleus). All float32.
+
+Every setting is an operand, not a static argument: changing one compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from lorage_jax.errors import ConfigError
+
+COLDEST = 1e-6  # divides in place of a smaller temperature, which would overflow float32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. The filters apply in this order: temperature, top-k, top-p."""
+
+    temperature: float = 0.0  # 0: greedy, the other fields do nothing
+    top_k: int = 0  # only the k most probable tokens; 0: all
+    top_p: float = 1.0  # only the fewest tokens that together have this probability
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(
+                f"temperature is {self.temperature}; expected 0 (greedy) or a positive number."
+            )
+        if not 0 <= self.top_k < 2**31:
+            raise ConfigError(f"top_k is {self.top_k}; expected 0 (all tokens) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected more than 0 and at most 1.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; expected 0 to {2**32 - 1}.")
+
+    def operands(self) -> dict[str, Any]:
+        """The fields as scalars of fixed dtypes, the keyword arguments of `choose` and the seed."""
+        return {
+            "temperature": np.float32(self.temperature),
+            "top_k": np.int32(self.top_k),
+            "top_p": np.float32(self.top_p),
+            "seed": np.uint32(self.seed),
+        }
+
+
+def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
+    """The one place where `temperature=`, `top_k=`, `top_p=`, `seed=` become a `Sampling`."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    if sampling is None:
+        return Sampling(**given)
+    if given:
+        raise ConfigError(
+            f"both sampling= and {', '.join(given)}= were given; put everything into sampling=, "
+            f"as {dataclasses.replace(sampling, **given)}."
+        )
+    return sampling
+
+
+def row_keys(seed: Int[Array, ""], rows: int, step: Int[Array, ""]) -> Key[Array, "B"]:
+    """One key a row for the token number `step`, whatever other rows the batch holds."""
+    key = jax.random.key(seed)
+    at = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))
+    return at(jnp.arange(rows, dtype=jnp.uint32))
+
+
+def choose(
+    logits: Float[Array, "B V"],
+    keys: Key[Array, "B"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> Int[Array, "B"]:
+    """The next token of every row, int32.
+
+    Draws by Gumbel noise, one number a row and token, so filters that exclude nothing change
+    no draw. Greedy and unfiltered sampling never pay for the sort.
+    """
+    logits = logits.astype(jnp.float32)
+    size = logits.shape[-1]
+
+    def scores():
+        scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
+        scaled = scaled / jnp.maximum(temperature, COLDEST)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
+        return scaled, noise
+
+    def greedy():
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def unfiltered():
+        scaled, noise = scores()
+        return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+
+    def filtered():
+        scaled, noise = scores()
+        order = jnp.argsort(scaled, axis=-1, descending=True)
+        ranked = jnp.take_along_axis(scaled, order, axis=-1)
+        ranked = jnp.where(kept(ranked, top_k, top_p), ranked, -jnp.inf)
+        best = jnp.argmax(ranked + jnp.take_along_axis(noise, order, axis=-1), axis=-1)
+        return jnp.take_along_axis(order, best[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+    everything = ((top_k <= 0) | (top_k >= size)) & (top_p >= 1)
+    branch = jnp.where(temperature <= 0, 0, jnp.where(everything, 1, 2))
+    return jax.lax.switch(branch, [greedy, unfiltered, filtered])
+
+
+def kept(ranked: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Array:
+    """Which of the scores, sorted downwards, stay: bool [B, V]; the first always does.
+
+    A token is in the nucleus if the tokens before it, of those that top-k left, do not already
+    reach `top_p`.
+    """
+    keep = (jnp.arange(ranked.shape[-1]) < top_k) | (top_k <= 0)
+    share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
+    before = jnp.cumsum(share, axis=-1) - share
+    # The sum of many float32 shares may round to 1 before the last token.
+    first = jnp.arange(ranked.shape[-1]) == 0
+    return keep & (first | (before < top_p) | (top_p >= 1))

@@ -1,0 +1,315 @@
+"""Checkpoints of a run: state, resolved config and data position, committed as one step.
+
+A step is a folder `<step>/` that orbax writes under a temporary name and renames when complete, so
+a killed save leaves no step behind. The state is stored as a flat dict of arrays, `params.router.w`
+-> array: its structure comes from the abstract state, and a mismatch is told by leaf. This is the
+only file that imports orbax.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from lorage_jax.errors import TrainingError
+
+# orbax tells its progress at INFO, line by line, through absl's logger.
+if logging.getLogger("absl").level < logging.WARNING:
+    logging.getLogger("absl").setLevel(logging.WARNING)
+
+ABSENT = "(absent)"
+DISK = "Check the disk and its permissions."
+OTHER = "Restore an earlier step, or move this one away."
+
+T = TypeVar("T")
+
+
+class Checkpoints:
+    """The checkpoints under `folder`; saving keeps the last `keep`. On a pod, all processes call.
+
+    Saving is asynchronous: `save` returns when the arrays are copied off the devices (they may be
+    donated at once); the next `save`, `latest`, `restore`, `wait` and `close` wait for the disk
+    and raise TrainingError if it failed. Nothing is written before the first `save`.
+    """
+
+    def __init__(self, folder: str | Path, keep: int):
+        if keep < 1:
+            raise TrainingError(f"keep is {keep}; expected 1 or more checkpoints.")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self._orbax: ocp.training.Checkpointer | None = None
+        self._writing = False
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        config: dict[str, Any],
+        data_state: dict[str, Any] | bytes | None,
+    ) -> None:
+        """Starts saving `step`. `state`: a pytree of arrays; `config`: the resolved config.
+
+        `data_state`: the data iterator's (JSON values or bytes), the same on every process.
+        TrainingError: the step is not later than those there, or an earlier save failed.
+        """
+        self.wait()
+        if not self._writing:
+            # What killed saves left is removed by a writer only: it may be another's live save.
+            self._close()
+            self._orbax = self._open(cleanup=True)
+            self._writing = True
+        listed = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        if listed and step <= max(listed):
+            raise TrainingError(
+                f"{self.folder} already holds step {max(listed)}; step {step} cannot follow it. "
+                "Continue from the latest step, or train into another folder."
+            )
+        arrays = {
+            name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+            for name, leaf in _flat(state).items()
+            if np.size(leaf)  # orbax refuses arrays without elements; restore makes them anew
+        }
+        parts = {"state": arrays, "config": _json(config), "data": _pack(data_state)}
+        self._attempt(
+            f"The checkpoint of step {step} could not be written",
+            DISK,
+            # force: when to save is the training loop's decision
+            lambda: self._orbax.save_checkpointables_async(step, parts, force=True),
+        )
+
+    def wait(self) -> None:
+        """Until the running save is on disk. TrainingError if it failed."""
+        if self._orbax is not None and self._writing:
+            self._attempt("A checkpoint could not be written", DISK, self._orbax.wait)
+
+    def close(self) -> None:
+        """`wait`, then lets go of threads. Safe to call twice."""
+        try:
+            self.wait()
+        finally:
+            self._close()
+
+    def steps(self) -> list[int]:
+        """The complete steps, ascending."""
+        self.wait()
+        if self._orbax is None:
+            # Looking must not create the folder. On a pod all processes must go the same way.
+            if jax.process_count() == 1 and not self.folder.is_dir():
+                return []
+            self._orbax = self._open(cleanup=False)
+        else:
+            self._orbax.reload()
+        listed = sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+        return [step for step in listed if ocp.is_orbax_checkpoint(self.folder / str(step))]
+
+    def latest(self) -> int | None:
+        """The last complete step, or None."""
+        return max(self.steps(), default=None)
+
+    def config(self, step: int | None = None) -> dict[str, Any]:
+        """The config saved with `step` (default: the latest). TrainingError if there is none."""
+        return self._load(self._resolve(step), {"config": None})["config"]
+
+    def restore(
+        self,
+        abstract_state: Any,
+        config: dict[str, Any],
+        step: int | None = None,
+        ignore: Iterable[str] = (),
+    ) -> tuple[Any, dict[str, Any] | bytes | None, int]:
+        """(state, data_state, step) of `step` (default: the latest).
+
+        `abstract_state`: the state's tree with jax.ShapeDtypeStruct leaves (or arrays); arrays come
+        back with the shardings given there, whatever they were saved with. `ignore`: dotted
+        fields of `config` that may differ from the saved ones (`out`, `data.sources`).
+        TrainingError: no such checkpoint, another config, other leaves, or unreadable files.
+        """
+        step = self._resolve(step)
+        self._check_config(step, config, ignore)
+        wanted = _flat(abstract_state)
+        self._check_leaves(step, wanted)
+        targets = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+            for name, leaf in wanted.items()
+        }
+        stored = {name: leaf for name, leaf in targets.items() if leaf.size}
+        loaded = self._load(step, {"state": stored, "data": None})
+        leaves = [
+            loaded["state"][name]
+            if leaf.size
+            else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            for name, leaf in targets.items()
+        ]
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+        return state, _unpack(loaded["data"]), step
+
+    def _open(self, cleanup: bool) -> ocp.training.Checkpointer:
+        registry = ocp.handlers.local_registry()
+        for name in ("config", "data"):  # else a dict would be taken for a pytree of arrays
+            registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+        context = ocp.Context()
+        context.checkpointables_options.registry = registry
+        return self._attempt(
+            "The folder cannot be used for checkpoints",
+            DISK,
+            lambda: ocp.training.Checkpointer(
+                self.folder,
+                context=context,
+                preservation_policy=ocp.training.preservation_policies.LatestN(self.keep),
+                cleanup_tmp_directories=cleanup,
+            ),
+        )
+
+    def _close(self) -> None:
+        if self._orbax is not None:
+            orbax, self._orbax, self._writing = self._orbax, None, False
+            orbax.close()
+
+    def _resolve(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise TrainingError(f"{self.folder} holds no complete checkpoint.")
+        if step is not None and step not in steps:
+            there = ", ".join(map(str, steps))
+            raise TrainingError(f"{self.folder} holds no checkpoint of step {step}; found {there}.")
+        return steps[-1] if step is None else step
+
+    def _load(self, step: int, what: dict[str, Any]) -> dict[str, Any]:
+        return self._attempt(
+            f"The checkpoint of step {step} cannot be read",
+            OTHER,
+            lambda: self._orbax.load_checkpointables(step, what),
+        )
+
+    def _check_config(self, step: int, config: dict[str, Any], ignore: Iterable[str]) -> None:
+        saved, given = _fields(self.config(step)), _fields(_json(config))
+        ignored = tuple(ignore)
+        lines = [
+            f"  - {name}: saved {saved.get(name, ABSENT)}, now {given.get(name, ABSENT)}"
+            for name in sorted(saved.keys() | given.keys())
+            if saved.get(name, ABSENT) != given.get(name, ABSENT)
+            and not any(name == field or name.startswith(field + ".") for field in ignored)
+        ]
+        if lines:
+            raise TrainingError(
+                f"{self.folder}: step {step} was saved with another config:\n"
+                + "\n".join(lines)
+                + "\nUse the saved values, or train into another folder."
+            )
+
+    def _check_leaves(self, step: int, wanted: dict[str, Any]) -> None:
+        """Names, shapes and dtypes before any array is read: orbax would cast in silence."""
+
+        def describe() -> dict[str, str]:
+            metadata = self._orbax.checkpointables_metadata(step).metadata["state"]
+            if metadata is None:
+                raise ValueError("the description of its arrays is damaged")
+            return {name: _kind(leaf) for name, leaf in metadata.items()}
+
+        saved = self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
+        here = {name: _kind(leaf) for name, leaf in wanted.items() if np.size(leaf)}
+        lines = [
+            f"  - {name}: saved {saved.get(name, ABSENT)}, expected {here.get(name, ABSENT)}"
+            for name in sorted(saved.keys() | here.keys())
+            if saved.get(name) != here.get(name)
+        ]
+        if lines:
+            more = [f"  ... and {len(lines) - 20} more"] * (len(lines) > 20)
+            raise TrainingError(
+                f"{self.folder}: step {step} does not fit this model and optimizer:\n"
+                + "\n".join(lines[:20] + more)
+            )
+
+    def _attempt(self, what: str, advice: str, action: Callable[[], T]) -> T:
+        """`action()`; whatever orbax or tensorstore raise becomes one TrainingError."""
+        try:
+            return action()
+        except Exception as error:
+            reason = _root(error)
+        # Out of the except block, so that the error and the tasks it holds can go: half-done
+        # reads print a page each when they are collected.
+        with _hushed():
+            gc.collect()
+        raise TrainingError(f"{what} ({self.folder}): {reason}. {advice}")
+
+
+def _root(error: BaseException) -> str:
+    """The first line of the innermost cause: the outer ones tell of orbax's handlers."""
+    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = inner
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    hook, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
+    before = asyncio_log.disabled
+    sys.unraisablehook, asyncio_log.disabled = (lambda _: None), True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook, asyncio_log.disabled = hook, before
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Dotted name -> leaf, in the tree's order. None and empty nodes have no leaves."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
+    if len(flat) != len(pairs):
+        raise ValueError("two leaves of the state have the same dotted name")
+    return flat
+
+
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _json(config: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from disk: tuples are lists."""
+    return json.loads(json.dumps(config))
+
+
+def _fields(value: Any, name: str = "") -> dict[str, str]:
+    """Dotted field -> its value as JSON. Empty dicts and lists are values."""
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = ((f"{name}.{key}" if name else str(key), item) for key, item in items)
+        return {k: v for key, item in inner for k, v in _fields(item, key).items()}
+    return {name: json.dumps(value)}
+
+
+def _pack(data_state: dict[str, Any] | bytes | None) -> dict[str, Any]:
+    if isinstance(data_state, bytes):
+        return {"bytes": base64.b64encode(data_state).decode()}
+    return {"json": _json(data_state)}
+
+
+def _unpack(packed: dict[str, Any]) -> dict[str, Any] | bytes | None:
+    return base64.b64decode(packed["bytes"]) if "bytes" in packed else packed["json"]

@@ -1,0 +1,89 @@
+"""What a person sees of a run: a progress bar on the terminal, curves in tensorboardX."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lorage_jax.config import ExperimentConfig
+
+
+class Watch:
+    """Records the metrics of every step; writes and prints them every `log_every`."""
+
+    def __init__(self, folder: Path, config: ExperimentConfig, progress: bool):
+        from tensorboardX import SummaryWriter
+
+        self.config = config
+        self.losses: list[tuple[int, float]] = []
+        self.console = Console(stderr=True)
+        # A bar needs a terminal; a log file gets a line now and then.
+        self.lines = progress and not self.console.is_terminal
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not progress or self.lines,
+        )
+        self.writer = SummaryWriter(str(folder), write_to_disk=True)
+        self._tokens = self._truncated = 0
+        self._since = time.time()
+
+    def __enter__(self) -> Watch:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+        self.writer.close()
+
+    def start(self, step: int) -> None:
+        """Begins at `step` (0, or that of the checkpoint)."""
+        self._first, self._began, self._since = step, time.time(), time.time()
+        self._task = self.bar.add_task(
+            "training", total=self.config.steps, completed=step, loss=float("nan")
+        )
+
+    def record(self, step: int, metrics: dict[str, Any], batch: dict[str, np.ndarray]) -> None:
+        """One finished step. Tokens are real ones, without padding: prompts and queries."""
+        loss = float(metrics["loss"])
+        self.losses.append((step, loss))
+        self._tokens += int(batch["prompt_mask"].sum()) + int(batch["query_mask"].sum())
+        self._truncated += int(batch["truncated"])
+        self.bar.update(self._task, completed=step, loss=loss)
+        if step % self.config.log_every and step != self.config.steps:
+            return
+        now = time.time()
+        speed = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        scalars = {
+            "loss": loss,
+            "cv": float(metrics["cv"]),
+            "gradient_norm": float(metrics["grad_norm"]),
+            "learning_rate": float(metrics["learning_rate"]),
+            "tokens_per_second": speed,
+            "truncated_queries_or_prompts": self._truncated,
+        }
+        for name, value in scalars.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+        for layer, row in enumerate(np.asarray(metrics["usage"])):
+            for expert, share in enumerate(row):
+                self.writer.add_scalar(f"usage/layer{layer:02d}/expert{expert}", share, step)
+        self.writer.flush()
+        if self.lines:
+            done = step - self._first
+            left = (now - self._began) / max(done, 1) * (self.config.steps - step)
+            self.console.print(
+                f"step {step}/{self.config.steps}  loss {loss:.4f}  cv {scalars['cv']:.3f}  "
+                f"grad {scalars['gradient_norm']:.3f}  {speed:,.0f} tokens/s  {left:,.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,43 @@
+"""For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Before the first import of these: the annotations of their functions become checks.
+install_import_hook(["lorage_jax.ops", "lorage_jax.generator"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(variant) -> (folder, torch model) of `tests.tiny.VARIANTS`, made when first asked for.
+
+    The folders are shared: tests read them and write elsewhere.
+    """
+    from tests.tiny import VARIANTS, make_tiny
+
+    root, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def get(variant: str) -> tuple[Path, object]:
+        if variant not in made:
+            family, fields = VARIANTS[variant]
+            made[variant] = root / variant, make_tiny(family, root / variant, **fields)
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def cloud_dir(tmp_path_factory) -> Path:
+    """A tiny cloud model: 2 layers of width 32."""
+    from tests.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("cloud") / "cloud"
+    make_tiny("llama", folder, seed=5, num_hidden_layers=2, hidden_size=32)
+    return folder

@@ -1,0 +1,62 @@
+"""Two small tokenizers with different vocabularies, and the path to the shared data."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lorage_jax.data import synthetic
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the data folder ../shared is not here")
+    return SHARED
+
+
+def _texts() -> list[str]:
+    return [*synthetic.corpus(300, seed=9), "Zebras? Quick; vexing: jumps, 0123456789!"]
+
+
+@pytest.fixture(scope="session")
+def cloud():
+    """Byte-level BPE with bos, eos and pad."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="session")
+def edge():
+    """SentencePiece-like: a space is put before every text; no bos, no pad, with eos."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<eos>", *(f"<0x{b:02X}>" for b in range(256))],
+        max_token_length=8,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from lorage_jax.config import DataConfig, Source
+from lorage_jax.data.batches import Encoder, Group, bucket
+from lorage_jax.data.prompts import cloud_prompt, edge_prompt, edge_target
+from lorage_jax.errors import ConfigError, DataError
+
+
+def _config(**values):
+    source = Source(path="synthetic", kind="synthetic")
+    return DataConfig(sources=(source,), **{"min_bucket": 8, "queries_per_prompt": 3, **values})
+
+
+GROUPS = (
+    Group("Sort the words by the alphabet.", (("sun cat", "cat sun"), ("oil", "oil")), 7),
+    Group("Count.", (("a b", "2"), ("", "0"), ("sun cat oil egg " * 5, "20")), 11),
+)
+
+
+def _batch(cloud, edge, **values):
+    encoder = Encoder(_config(**values), cloud, edge)
+    return encoder.batch([encoder.tokens(group) for group in GROUPS])
+
+
+def test_shapes_and_types(cloud, edge):
+    batch = _batch(cloud, edge)
+    s, t = batch["prompt_tokens"].shape[1], batch["query_tokens"].shape[1]
+    expected = {
+        "prompt_tokens": ((2, s), np.int32),
+        "prompt_mask": ((2, s), bool),
+        "query_tokens": ((6, t), np.int32),
+        "query_mask": ((6, t), bool),
+        "loss_mask": ((6, t), bool),
+        "group_ids": ((2,), np.int64),
+        "truncated": ((), np.int64),
+    }
+    assert {k: (v.shape, v.dtype.type) for k, v in batch.items()} == {
+        k: (shape, np.dtype(dtype).type) for k, (shape, dtype) in expected.items()
+    }
+    assert batch["group_ids"].tolist() == [7, 11] and batch["truncated"] == 0
+
+
+def test_prompts_are_padded_on_the_left(cloud, edge):
+    batch = _batch(cloud, edge)
+    assert not batch["prompt_mask"][1, 0] and batch["prompt_mask"][:, -1].all()
+    for group, ids, mask in zip(GROUPS, batch["prompt_tokens"], batch["prompt_mask"], strict=True):
+        assert (np.diff(mask.astype(int)) >= 0).all()
+        assert (ids[~mask] == cloud.pad_token_id).all()
+        assert ids[mask][0] == cloud.bos_token_id
+        assert cloud.decode(ids[mask][1:]) == cloud_prompt(group.system)
+
+
+def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
+    batch = _batch(cloud, edge)
+    for row in range(6):
+        ids, mask = batch["query_tokens"][row], batch["query_mask"][row]
+        loss = batch["loss_mask"][row]
+        assert mask.any() and (np.diff(mask.astype(int)) <= 0).all()
+        assert not (loss & ~mask).any()
+        queries = GROUPS[row // 3].queries
+        if row % 3 >= len(queries):
+            continue
+        user, target = queries[row % 3]
+        assert ids[loss][-1] == edge.eos_token_id
+        assert edge.decode(ids[mask & ~loss]) == edge_prompt(user)
+        # The loss mask decodes back to the target, and the row to the whole turn.
+        assert edge.decode(ids[loss][:-1]).strip() == target
+        assert edge.decode(ids[mask][:-1]) == edge_prompt(user) + edge_target(target)
+
+
+def test_a_small_group_is_filled_with_rows_without_loss(cloud, edge):
+    batch = _batch(cloud, edge)
+    assert batch["loss_mask"].any(axis=1).tolist() == [True, True, False, True, True, True]
+    assert batch["query_mask"][2].sum() == 1
+    assert (batch["query_tokens"][2] == edge.eos_token_id).all()
+
+
+def test_truncation_is_counted_and_leaves_the_targets(cloud, edge):
+    batch = _batch(cloud, edge, max_prompt_tokens=10, max_query_tokens=24)
+    assert batch["truncated"] == 2  # the first prompt, the last query
+    assert batch["prompt_tokens"].shape[1] == 10 and batch["query_tokens"].shape[1] == 24
+    assert edge.decode(batch["query_tokens"][5][batch["loss_mask"][5]][:-1]).strip() == "20"
+    text = cloud.decode(batch["prompt_tokens"][0], skip_special_tokens=True)
+    assert len(text) > 8 and cloud_prompt(GROUPS[0].system).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [(1, 8), (8, 8), (9, 16), (17, 32), (33, 48), (48, 48)]
+)
+def test_bucket(length, size):
+    assert bucket(length, 8, 48) == size
+
+
+def test_shapes_are_few(cloud, edge):
+    batch = _batch(cloud, edge)
+    assert {batch["prompt_tokens"].shape[1], batch["query_tokens"].shape[1]} <= {8, 16, 32, 64}
+
+
+def test_room_for_the_template_is_needed(cloud, edge):
+    with pytest.raises(ConfigError, match="max_query_tokens is 4; the template alone takes"):
+        Encoder(_config(max_query_tokens=4), cloud, edge)
+
+
+def test_text_without_tokens_names_the_group(cloud, edge):
+    class Blind:
+        pad_token_id = bos_token_id = eos_token_id = None
+
+        def encode(self, text, **_):
+            return []
+
+    with pytest.raises(DataError, match=r"group 7: a text has no tokens.*Sort the words"):
+        Encoder(_config(), Blind(), edge).tokens(GROUPS[0])

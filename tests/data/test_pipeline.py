@@ -1,0 +1,267 @@
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lorage_jax.config import ConfigError, DataConfig, Source
+from lorage_jax.data import synthetic
+from lorage_jax.data.pipeline import data_fingerprint, load_groups, make_dataset
+from lorage_jax.errors import DataError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name, rows):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+        return str(path)
+
+    return _write
+
+
+def _rows(systems, tag="x"):
+    """systems: {system text: number of rows}"""
+    return [
+        {"system": system, "user": f"{tag} {system} {i}", "target": f"{i}"}
+        for system, count in systems.items()
+        for i in range(count)
+    ]
+
+
+def _items(n):
+    return [{"question": f"q{i}", "choices": ["no", f"a{i}"], "label": 1} for i in range(n)]
+
+
+def _config(*sources, prompts=4, queries=2, **values):
+    return DataConfig(
+        sources=sources,
+        prompts_per_batch=prompts,
+        queries_per_prompt=queries,
+        **{"min_bucket": 16, "max_prompt_tokens": 128, "max_query_tokens": 64, **values},
+    )
+
+
+def _take(groups, n, start=0):
+    return [groups[i] for i in range(start, start + n)]
+
+
+@pytest.fixture
+def mixed(write):
+    """A config over all three kinds."""
+    instruction = Source(path=write("i.jsonl", _rows({"A": 5, "B": 1, "C": 2})), weight=0.5)
+    choices = Source(path=write("c.jsonl", _items(9)), kind="choices", name="piqa", shots=(0, 3))
+    return _config(instruction, choices, Source(path="synthetic", kind="synthetic", weight=2))
+
+
+def _equal(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        np.testing.assert_array_equal(left[key], right[key])
+
+
+def test_resume_continues_bit_for_bit(mixed, cloud, edge):
+    iterator = iter(make_dataset(mixed, cloud, edge, seed=1))
+    for _ in range(7):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = [next(iterator) for _ in range(5)]
+    resumed = iter(make_dataset(mixed, cloud, edge, seed=1))
+    resumed.set_state(json.loads(state))
+    for batch in expected:
+        _equal(next(resumed), batch)
+    # The five differ among themselves, so equality above says something.
+    assert len({batch["query_tokens"].tobytes() for batch in expected}) == 5
+
+
+def test_seed_decides_everything(mixed):
+    one, same, other = (load_groups(mixed, seed) for seed in (1, 1, 2))
+    assert _take(one, 60) == _take(same, 60)
+    assert _take(one, 60) != _take(other, 60)
+    # An element does not depend on what was read before it.
+    assert load_groups(mixed, 1)[41] == one[41]
+
+
+def test_batches_hold_the_groups_in_order(mixed, cloud, edge):
+    dataset = make_dataset(mixed, cloud, edge, seed=1)
+    groups = load_groups(mixed, 1)
+    for n, batch in enumerate(itertools.islice(dataset, 3)):
+        expected = _take(groups, 4, 4 * n)
+        assert batch["group_ids"].tolist() == [g.index for g in expected]
+        ids, mask = batch["prompt_tokens"], batch["prompt_mask"]
+        texts = [cloud.decode(i[m][1:]) for i, m in zip(ids, mask, strict=True)]
+        assert texts == [f"System: {g.system}" for g in expected]
+        real = [q < len(g.queries) for g in expected for q in range(2)]
+        assert batch["loss_mask"].any(axis=1).tolist() == real
+
+
+def test_weights_are_proportions_of_prompts(mixed):
+    counts = Counter(
+        "synthetic" if "." in g.system and g.index >= 14 else "choices" if g.index >= 5 else "rows"
+        for g in _take(load_groups(mixed, 0), 350)
+    )
+    # 5 groups of rows (A in 3, B, C), 9 items, then synthetic: 0.5 : 1 : 2.
+    assert counts == {"rows": 50, "choices": 100, "synthetic": 200}
+
+
+def test_rows_of_one_prompt_are_grouped_and_each_comes_once_per_epoch(write):
+    rows = _rows({"A": 5, "B": 1, "C": 2})
+    interleaved = rows[::2] + rows[1::2]
+    groups = load_groups(_config(Source(path=write("i.jsonl", interleaved))), seed=3)
+    assert len({tuple(g.index for g in _take(groups, 5, 5 * e)) for e in range(4)}) > 1
+    for epoch in range(3):
+        taken = _take(groups, 5, 5 * epoch)
+        assert Counter(g.system for g in taken) == {"A": 3, "B": 1, "C": 1}
+        assert Counter(len(g.queries) for g in taken) == {2: 3, 1: 2}
+        pairs = [(g.system, *query) for g in taken for query in g.queries]
+        assert sorted(pairs) == sorted((r["system"], r["user"], r["target"]) for r in rows)
+
+
+def test_choices_draw_new_samples_every_epoch_but_never_the_queried(write):
+    path = write("c.jsonl", _items(9))
+    source = Source(path=path, kind="choices", name="openbookqa", shots=(1, 3))
+    groups = load_groups(_config(source), seed=3)
+    for epoch in range(20):
+        taken = _take(groups, 5, 5 * epoch)
+        users = [user for g in taken for user, _ in g.queries]
+        assert sorted(users) == [f"q{i}" for i in range(9)]
+    taken = _take(groups, 100)
+    shots = [g.system.count("User: ") for g in taken]
+    assert set(shots) == {1, 2, 3}
+    assert not any(f"User: {user}\n" in g.system for g in taken for user, _ in g.queries)
+    assert len({g.system for g in taken}) > 60
+    assert all(target == f"a{user[1:]}" for g in taken for user, target in g.queries)
+
+
+def test_synthetic_is_endless_and_keeps_to_its_split():
+    source = Source(path="synthetic", kind="synthetic", split="composition")
+    groups = load_groups(_config(source, queries=3), seed=0)
+    taken = _take(groups, 400)
+    allowed = {p.system for _, p in synthetic.prompts("composition")}
+    assert {g.system for g in taken} <= allowed and len({g.system for g in taken}) > 150
+    assert all(len({user for user, _ in g.queries}) == 3 for g in taken)
+    size = 1 << 16
+    assert _take(groups, 10) != _take(groups, 10, size)
+    few = Source(path="synthetic", kind="synthetic", limit=6)
+    fixed = load_groups(_config(few), seed=0)
+    epochs = [sorted(_take(fixed, 6, 6 * e), key=lambda g: g.index) for e in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2] and len({g.queries for g in epochs[0]}) == 6
+
+
+def test_limit_and_needs_input(write):
+    rows = [{"instruction": f"i{n}", "input": "x" * (n % 2), "output": "o"} for n in range(20)]
+    source = Source(path=write("a.jsonl", rows), needs_input=True, limit=4)
+    systems = {g.system for g in _take(load_groups(_config(source), 0), 40)}
+    assert systems == {"i1", "i3", "i5", "i7"}
+    empty = Source(path=write("b.jsonl", rows[::2]), needs_input=True)
+    with pytest.raises(DataError, match="no row has an input"):
+        load_groups(_config(empty), 0)
+
+
+def test_describe_names_file_and_line(mixed, cloud, edge):
+    dataset = make_dataset(mixed, cloud, edge, seed=1)
+    assert dataset.describe(0).endswith("i.jsonl:1")
+    assert dataset.describe(3).endswith("i.jsonl:6")  # B, behind three chunks of A
+    assert dataset.describe(5).endswith("c.jsonl:1")
+    assert dataset.describe(13).endswith("c.jsonl:9")
+    assert dataset.describe(14) == "synthetic/train:0"
+    with pytest.raises(DataError, match="no group"):
+        dataset.describe(1 << 20)
+
+
+def test_faults_of_the_files_come_before_the_first_batch(write):
+    rows = [*_items(3), {**_items(1)[0], "label": 2}]
+    source = Source(path=write("bad.jsonl", rows), kind="choices", name="piqa")
+    with pytest.raises(DataError, match=r"bad\.jsonl:4: label is 2"):
+        load_groups(_config(source), 0)
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: found the fields question"):
+        load_groups(_config(Source(path=source.path)), 0)
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        load_groups(_config(Source(path="none.jsonl")), 0)
+    with pytest.raises(DataError, match="no task 'oops'"):
+        load_groups(_config(Source(path=source.path, kind="choices", name="oops")), 0)
+    with pytest.raises(DataError, match="no split 'test'"):
+        load_groups(_config(Source(path="synthetic", kind="synthetic", split="test")), 0)
+
+
+def test_folder_holds_one_file_per_split(write, tmp_path):
+    write("validation.jsonl", _rows({"V": 1}))
+    source = Source(path=str(tmp_path), split="validation")
+    assert load_groups(_config(source), 0)[0].system == "V"
+    with pytest.raises(DataError, match=r"holds no train\.jsonl"):
+        load_groups(_config(Source(path=str(tmp_path))), 0)
+
+
+def test_hub_names(monkeypatch, cloud, edge):
+    import datasets
+
+    asked = []
+
+    def load(path, subset, split):
+        asked.append((path, subset, split))
+        if path == "no/where":
+            raise ConnectionError("Couldn't reach 'no/where' on the Hub")
+        row = {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}
+        return datasets.Dataset.from_list([{**row, "answerKey": "B"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Source(path="allenai/ai2_arc", kind="choices", name="arc_easy", split="test")
+    dataset = make_dataset(_config(source), cloud, edge, 0)
+    assert dataset.groups[0].queries == (("Why?", "b"),)
+    assert dataset.describe(0) == "allenai/ai2_arc[test] row 0"
+    with pytest.raises(DataError, match=r"no/where: is no file here.*reach"):
+        load_groups(_config(Source(path="no/where", name="sub")), 0)
+    assert asked == [("allenai/ai2_arc", "ARC-Easy", "test"), ("no/where", "sub", "train")]
+
+
+def test_fingerprint_follows_bytes_and_settings(write):
+    path = write("a.jsonl", _rows({"A": 2}))
+    config = _config(Source(path=path))
+    first = data_fingerprint(config)
+    assert first == data_fingerprint(_config(Source(path=write("b.jsonl", _rows({"A": 2})))))
+    assert first != data_fingerprint(_config(Source(path=path), queries=1))
+    write("a.jsonl", _rows({"A": 3}))
+    assert first != data_fingerprint(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Source, {"path": "a", "weight": 0}, "weight is 0"),
+        (Source, {"path": "a", "limit": 0}, "limit is 0"),
+        (DataConfig, {"sources": (Source(path="a"),), "min_bucket": 0}, "min_bucket is 0"),
+    ],
+)
+def test_config_is_checked(kind, values, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**values)
+
+
+def test_real_alpaca_and_arc(shared, edge):
+    from transformers import AutoTokenizer
+
+    cloud = AutoTokenizer.from_pretrained(shared / "tokenizers/qwen2")
+    alpaca = Source(path=str(shared / "data/alpaca/alpaca.jsonl.gz"), needs_input=True)
+    arc = Source(
+        path=str(shared / "data/commonsense/arc_challenge"),
+        kind="choices",
+        name="arc_challenge",
+        shots=(5, 5),
+    )
+    config = _config(alpaca, arc, prompts=8, queries=2, max_prompt_tokens=512, max_query_tokens=512)
+    dataset = make_dataset(config, cloud, edge, seed=0)
+    groups = _take(dataset.groups, 400)
+    few_shot = [g for g in groups if g.system.count("\n\nUser: ") == 5]
+    assert len(few_shot) == 200
+    assert all(user.strip() for g in groups for user, _ in g.queries)
+    for batch in itertools.islice(dataset, 4):
+        targets = [
+            edge.decode(ids[loss][:-1]).strip()
+            for ids, loss in zip(batch["query_tokens"], batch["loss_mask"], strict=True)
+            if loss.any()
+        ]
+        at = {g.index: g for g in groups}
+        expected = [t.strip() for i in batch["group_ids"] for _, t in at[int(i)].queries]
+        assert batch["truncated"] == 0 and targets == expected
+    assert "alpaca.jsonl.gz:" in dataset.describe(0)

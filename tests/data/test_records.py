@@ -1,0 +1,126 @@
+import gzip
+import io
+import json
+
+import pytest
+
+from lorage_jax.data.records import Record, read_jsonl, read_rows, read_text, to_record
+from lorage_jax.errors import DataError
+
+ROW = {"system": "s", "user": "u", "target": "t"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_json_lines_plain_and_gzipped(tmp_path, name):
+    path = tmp_path / name
+    second = json.dumps({"a": "b\u2028c"}, ensure_ascii=False)
+    data = f"\ufeff{json.dumps(ROW)}\r\n\n{second}\n".encode()
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read_jsonl(path) == [ROW, {"a": "b\u2028c"}]
+    # Blank lines are skipped but counted: the place is the line of the file.
+    assert [place for place, _ in read_rows(path)] == [f"{path}:1", f"{path}:3"]
+
+
+def test_json_array(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW, ROW], indent=2))
+    assert read_rows(path) == [(f"{path}: item 1", ROW), (f"{path}: item 2", ROW)]
+
+
+GOOD = json.dumps(ROW).encode() + b"\n"
+BAD_FILES = {
+    "malformed": ("a.jsonl", GOOD + b'{"system": \n', r"a\.jsonl:2: is not JSON"),
+    "not an object": ("a.jsonl", GOOD + b"\n[1]\n", r"a\.jsonl:3: is a list"),
+    "list first": ("a.jsonl", b"[1]\n" + GOOD, r"a\.jsonl:1: is a list"),
+    "null": ("a.jsonl", b"null\n", r"a\.jsonl:1: is null"),
+    "not UTF-8": ("a.jsonl", GOOD + b'{"system": "\xff"}\n', r"a\.jsonl:2: is not UTF-8"),
+    "deep": ("a.jsonl", b'{"a":' + b"[" * 200_000, r"a\.jsonl:1: is not JSON"),
+    "empty": ("a.jsonl", b" \n", "a.jsonl: holds no rows"),
+    "empty array": ("a.json", b"[]", "a.json: holds no rows"),
+    "array item": ("a.json", b'[{"a": 1},\n 3]', r"a\.json: item 2: is a number"),
+    "cut array": ("a.json", b'[{"a": 1},\n {"a"', r"a\.json:2: is not a JSON array"),
+    "array not UTF-8": ("a.json", b'[{"a": 1},\n "\xff"]', r"a\.json:2: is not UTF-8"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-9], "a.jsonl.gz: broken or cut-off"),
+    "not gzip": ("a.jsonl.gz", GOOD, "a.jsonl.gz: broken or cut-off gzip"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_name_file_and_line(tmp_path, case):
+    name, data, message = BAD_FILES[case]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_jsonl(tmp_path / name)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_jsonl(tmp_path)
+
+
+def _chat(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ROW, "id": 3},
+        {"instruction": "s", "input": "u", "output": "t"},
+        _chat(("system", "s"), ("user", "u"), ("assistant", "t")),
+    ],
+)
+def test_layouts(row):
+    assert to_record(row, "f:1") == Record("s", "u", "t")
+
+
+def test_empty_input_is_a_record():
+    row = {"instruction": "s", "input": "", "output": "t"}
+    assert to_record(row, "f:1") == Record("s", "", "t")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "s", "output": "t"}, "input is missing; found instruction, output"),
+        ({"text": "s"}, r"found the fields text; expected \{system"),
+        ({}, "found the fields no fields"),
+        ({**ROW, "target": " \n"}, "target is empty"),
+        ({**ROW, "system": ""}, "system is empty"),
+        ({**ROW, "user": None}, "user is null; expected a string"),
+        ({**ROW, "user": ["u"]}, "user is a list"),
+        ({**ROW, "target": "\ud800"}, "target holds half a surrogate"),
+        (_chat(("user", "u"), ("assistant", "t")), "has the roles user, assistant"),
+        (_chat(("system", "s"), ("user", ""), ("assistant", "t")), "user message.*is empty"),
+        ({"messages": ["hello"]}, "not a list of objects"),
+    ],
+)
+def test_bad_rows(row, message):
+    with pytest.raises(DataError, match=rf"(?s)^f:7.*{message}"):
+        to_record(row, "f:7")
+
+
+def test_read_text(tmp_path, monkeypatch):
+    path = tmp_path / "prompt.txt"
+    path.write_text("\n You are é.\n", encoding="utf-8")
+    assert read_text(path) == "You are é."
+    stdin = io.TextIOWrapper(io.BytesIO("From é.\n".encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert read_text("-") == "From é."
+
+
+def test_read_text_errors(tmp_path, monkeypatch):
+    path = tmp_path / "prompt.txt"
+    with pytest.raises(DataError, match="no such file"):
+        read_text(path)
+    path.write_bytes(b"\n \n")
+    with pytest.raises(DataError, match="is empty"):
+        read_text(path)
+    path.write_bytes(b"fine\n\xe9t\xe9")
+    with pytest.raises(DataError, match="line 2 is not UTF-8"):
+        read_text(path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(DataError, match="standard input: is empty"):
+        read_text("-")

@@ -1,0 +1,103 @@
+"""Text that grows: pieces add up, whatever the tokenizer does between two tokens."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from lorage_jax.data.prompts import encode
+from lorage_jax.errors import ConfigError
+from lorage_jax.infer.text import GrowingTexts, continuation, cut, may_be_stop, stop_strings
+from tests.tiny import byte_tokenizer
+
+
+def sentencepiece_tokenizer():
+    """Like LLaMA 2's: a space in front of every text, characters it lacks as byte tokens."""
+    words = ["▁", "a", "b", "c", "▁a", "▁b", "ab", "."]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words]
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
+    vocab = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+TOKENIZERS = {"bytes": byte_tokenizer(), "sentencepiece": sentencepiece_tokenizer()}
+
+
+def grow(tokenizer, prompt, ids, stops, chunk):
+    """The pieces of one row, and its text, when looked at every `chunk` tokens."""
+    pieces = []
+    texts = GrowingTexts(tokenizer, [prompt], stops, lambda row, piece: pieces.append(piece))
+    for end in range(chunk, len(ids) + chunk, chunk):
+        if texts.update([ids[:end]], [end >= len(ids)])[0]:
+            break
+    return pieces, texts.texts[0]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_continuation_is_what_follows_the_prompt(kind):
+    tokenizer = TOKENIZERS[kind]
+    whole = encode(tokenizer, "a b ab äöü 😀 c", bos=True)
+    for at in range(2, len(whole)):
+        prompt = tokenizer.decode(whole[:at], skip_special_tokens=True)
+        if "\N{REPLACEMENT CHARACTER}" in prompt:
+            continue
+        assert prompt + continuation(tokenizer, whole[:at], whole[at:]) == "a b ab äöü 😀 c"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("stops", [(), ("😀",), ("b a", "ab.", "b. a"), ("ö",)])
+def test_pieces_add_up_and_do_not_depend_on_the_chunk(kind, stops):
+    tokenizer, rng = TOKENIZERS[kind], random.Random(0)
+    for prompt_text in ("a b", "ab 😀"):
+        prompt = encode(tokenizer, prompt_text, bos=True)
+        for _ in range(30):
+            parts = rng.choices(["a", " b", "ab", ".", "😀", "ö", " a", "  "], k=12)
+            ids = encode(tokenizer, "".join(parts), bos=False)
+            for _ in range(rng.randrange(3)):  # break some characters
+                ids.insert(rng.randrange(len(ids) + 1), rng.randrange(3, 259))
+            expected = cut(continuation(tokenizer, prompt, ids), stops)[0]
+            for chunk in (1, 2, 3, 8, 100):
+                pieces, text = grow(tokenizer, prompt, ids, stops, chunk)
+                assert text == expected
+                assert "".join(pieces) == text
+
+
+def test_streaming_does_not_wait_without_need():
+    tokenizer = TOKENIZERS["bytes"]
+    prompt = encode(tokenizer, "x", bos=True)
+    pieces, _ = grow(tokenizer, prompt, encode(tokenizer, "aä-stop-", bos=False), ("stop",), 1)
+    assert pieces == ["a", "ä", "-"]
+
+
+def test_cut_takes_what_is_complete_first():
+    assert cut("one two three", ()) == ("one two three", False)
+    assert cut("one two three", ("three", "two")) == ("one ", True)
+    assert cut("xabYY and more", ("abYY and", "YY")) == ("xab", True)
+    assert cut("abc", ("bc", "abc")) == ("", True)  # both complete at once: the longer
+    assert may_be_stop("text ab", ("abc", "x")) == 2
+    assert may_be_stop("text", ("abc",)) == 0
+
+
+def test_stop_strings():
+    assert stop_strings("end") == ("end",)
+    assert stop_strings(["a", "b"]) == ("a", "b")
+    for bad in ("", ["a", ""], [3]):
+        with pytest.raises(ConfigError, match="not empty"):
+            stop_strings(bad)

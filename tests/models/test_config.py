@@ -1,0 +1,123 @@
+"""config.json in and out: nothing lost, nothing guessed."""
+
+import dataclasses
+import json
+
+import pytest
+import transformers
+from tests.tiny import VARIANTS, hf_config
+
+from lorage_jax.config import ConfigError, ModelConfig, from_dict, to_dict
+from lorage_jax.errors import WeightsError
+from lorage_jax.hf.config import model_config, to_hf_config
+
+
+def write(folder, fields):
+    (folder / "config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def saved(folder, family, **fields):
+    hf_config(family, **fields).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_round_trip(tmp_path, variant):
+    """Ours -> config.json -> ours; and transformers reads ours as what it had written."""
+    family, fields = VARIANTS[variant]
+    original = hf_config(family, **fields)
+    original.save_pretrained(tmp_path)
+    ours = model_config(tmp_path)
+    back = transformers.AutoConfig.from_pretrained(write(tmp_path, to_hf_config(ours, "float32")))
+    again = model_config(tmp_path)
+    for field in dataclasses.fields(ModelConfig):
+        assert getattr(again, field.name) == getattr(ours, field.name), field.name
+    # What changes no arithmetic of inference, or says the same in other words.
+    free = {"initializer_range", "architectures", "dtype", "max_window_layers"}
+    if family == "qwen2" and not original.use_sliding_window:
+        free |= {"sliding_window"}
+    theirs = original.to_dict()
+    for name, value in back.to_dict().items():
+        if name not in free:
+            assert value == theirs[name], name
+
+
+def test_what_the_numbers_mean(tmp_path):
+    saved(tmp_path, "gemma2")
+    config = model_config(tmp_path)
+    assert (config.width, config.layers, config.heads, config.kv_heads) == (48, 3, 4, 2)
+    assert (config.head_dim, config.ffn_width, config.rope_theta) == (16, 80, 777.0)
+    assert config.query_scale == pytest.approx(20**-0.5)
+    assert (config.attn_softcap, config.final_softcap) == (4.0, 3.0)
+    assert config.sliding == (True, False, True)
+    assert config.eos_ids == (2,)
+    saved(tmp_path, "qwen2", max_window_layers=2)
+    assert model_config(tmp_path).sliding == (False, False, True)
+    saved(tmp_path, "llama", eos_token_id=[2, 7])
+    assert model_config(tmp_path).eos_ids == (2, 7)
+
+
+def test_the_old_way_to_say_rope(tmp_path):
+    """transformers 4 wrote rope_theta and rope_scaling at the top."""
+    fields = saved(tmp_path, "llama")
+    del fields["rope_parameters"]
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    write(tmp_path, fields | {"rope_theta": 123.0, "rope_scaling": scaling})
+    config = model_config(tmp_path)
+    assert config.rope_theta == 123.0
+    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 4.0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_json_round_trip(tmp_path, variant):
+    family, fields = VARIANTS[variant]
+    saved(tmp_path, family, **fields)
+    ours = model_config(tmp_path)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(ours)))) == ours
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "mamba"}, ["mamba", "llama"]),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config"]),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["yarn"]),
+        ({"residual_multiplier": 0.2}, ["residual_multiplier", "0.2"]),
+        ({"hidden_act": "relu"}, ["relu"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        ({"residual_multiplier": 0.2, "hidden_act": "relu"}, ["residual_multiplier", "relu"]),
+        ({"num_key_value_heads": 3}, ["3 kv heads"]),
+    ],
+)
+def test_unsupported_fields_are_named(tmp_path, change, named):
+    write(tmp_path, saved(tmp_path, "llama") | change)
+    with pytest.raises(WeightsError) as error:
+        model_config(tmp_path)
+    for word in [*named, str(tmp_path)]:
+        assert word in str(error.value)
+
+
+def test_a_field_at_the_value_that_does_nothing_passes(tmp_path):
+    write(tmp_path, saved(tmp_path, "llama") | {"partial_rotary_factor": 1.0, "use_cache": False})
+    model_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        model_config(tmp_path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        model_config(tmp_path)
+
+
+def test_model_config_checks_itself(tmp_path):
+    saved(tmp_path, "gemma2")
+    config = model_config(tmp_path)
+    for change in ({"family": "bert"}, {"sliding": (True,)}, {"window": None}, {"head_dim": 15}):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(config, **change)

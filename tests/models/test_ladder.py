@@ -1,0 +1,161 @@
+"""The decoder against transformers' torch modules, rung by rung: norm to logits."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from tests.tiny import (
+    FAMILIES,
+    LINEAR_ROPE,
+    LLAMA3_ROPE,
+    TOLERANCE,
+    VARIANTS,
+    VOCAB,
+    WINDOW,
+    hf_config,
+    padded_batch,
+    torch_logits,
+)
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.llama import modeling_llama
+
+from lorage_jax import ops
+from lorage_jax.config import RopeScaling
+from lorage_jax.hf.load import load_model
+from lorage_jax.models.decoder import Decoder, Layer, new_cache
+from lorage_jax.models.families import FAMILIES as FACTS
+from lorage_jax.models.model import forward
+
+
+def normal(shape, seed=0, size=1.0):
+    return (size * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norm(family):
+    module = (modeling_gemma2.Gemma2RMSNorm if "gemma" in family else modeling_llama.LlamaRMSNorm)(
+        48, eps=3e-2
+    )
+    scale, x = normal((48,), 1), normal((2, 5, 48), 2, 0.3)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor(scale))
+        want = module(torch.tensor(x)).numpy()
+    got = ops.rms_norm(jnp.asarray(x), jnp.asarray(scale), 3e-2, FACTS[family].norm_offset)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+SCALINGS = {
+    "default": ({"rope_type": "default", "rope_theta": 777.0}, None),
+    "linear": (LINEAR_ROPE, RopeScaling("linear", 4.0)),
+    "llama3": (LLAMA3_ROPE, RopeScaling("llama3", 8.0, 1.0, 4.0, 32)),
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_rope(kind):
+    fields, scaling = SCALINGS[kind]
+    module = modeling_llama.LlamaRotaryEmbedding(hf_config("llama", rope_parameters=fields))
+    q, k = normal((2, 9, 4, 16), 1), normal((2, 9, 2, 16), 2)
+    positions = np.array([np.arange(9), [0, 3, 17, 31, 100, 255, 1000, 4000, 8191]])
+    heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k)]
+    cos, sin = module(heads_first[0], torch.tensor(positions))
+    want = modeling_llama.apply_rotary_pos_emb(*heads_first, cos, sin)
+    table = ops.rope_table(
+        jnp.asarray(positions, jnp.int32), ops.rope_frequencies(16, 777.0, scaling)
+    )
+    for ours, theirs in zip((q, k), want, strict=True):
+        got = ops.rope(jnp.asarray(ours), *table)
+        # Angles of thousands of radians carry float32's rounding of the frequency.
+        np.testing.assert_allclose(got[0], theirs.transpose(1, 2)[0], atol=2e-5)
+        np.testing.assert_allclose(got[1], theirs.transpose(1, 2)[1], atol=5e-3)
+
+
+@pytest.mark.parametrize("cap", [None, 4.0])
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_attention(cap, window):
+    """Grouped queries, soft-cap, sliding window, padding."""
+    q, k, v = normal((2, 11, 4, 16), 1, 2), normal((2, 11, 2, 16), 2, 2), normal((2, 11, 2, 16), 3)
+    valid = np.ones((2, 11), bool)
+    valid[1, :3] = False
+    slot = np.arange(11)
+    seen = (slot[None] <= slot[:, None]) & (slot[None] > slot[:, None] - (window or 99))
+    allowed = seen[None] & valid[:, None]
+    module = types.SimpleNamespace(num_key_value_groups=2, training=False)
+    want, _ = modeling_gemma2.eager_attention_forward(
+        module,
+        *(torch.tensor(x).transpose(1, 2) for x in (q, k, v)),
+        torch.tensor(np.where(allowed, 0.0, -1e30).astype(np.float32))[:, None],
+        scaling=0.21,
+        softcap=cap,
+    )
+    mask = ops.attention_mask(jnp.asarray(valid), jnp.asarray(slot), window)
+    np.testing.assert_array_equal(mask, allowed)
+    got = ops.attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), mask, 0.21, cap)
+    np.testing.assert_allclose(np.asarray(got)[valid], want.numpy()[valid], atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-bias", "gemma"])
+def test_ffn(tiny, variant):
+    folder, base = tiny(variant)
+    model = load_model(folder)
+    x = normal((2, 5, 48), 1)
+    with torch.no_grad():
+        want = base.model.layers[1].mlp(torch.tensor(x)).numpy()
+    layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0)
+    weights = {name: w[1] for name, w in model.params["layers"].items()}
+    got = layer._ffn(weights, jnp.asarray(x), None, {"gates": None})
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma", "gemma2"])
+def test_layers(tiny, variant):
+    """The residual stream behind every layer but the last, which torch gives after the norm."""
+    folder, base = tiny(variant)
+    model = load_model(folder)
+    tokens = padded_batch(2, 20)[0] % (VOCAB - 5)
+    with torch.no_grad():
+        out = base(input_ids=torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
+    got = jax.jit(
+        lambda p, t: Decoder(model.config).apply({"params": p}, t, collect=t.shape[1])
+    )(model.params, tokens)
+    for layer in range(model.config.layers - 1):
+        want = out.hidden_states[layer + 1].numpy()
+        np.testing.assert_allclose(got[layer], want, atol=2e-4 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits(tiny, variant):
+    """Full, left-padded and right-padded rows, past the window, on every real token."""
+    folder, base = tiny(variant)
+    tokens, mask = padded_batch()
+    want = torch_logits(base, tokens, mask)
+    assert want[mask].std() > 0.5
+    got = np.asarray(forward(load_model(folder), tokens, mask))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got[mask], want[mask], atol=TOLERANCE[VARIANTS[variant][0]])
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "gemma2"])
+def test_cached_decoding_is_the_full_forward(tiny, variant):
+    """A left-padded prefill, then token by token: the same logits; no compile per step."""
+    folder, _ = tiny(variant)
+    model = load_model(folder)
+    tokens, mask = padded_batch(2, 20)
+    want = np.asarray(forward(model, tokens, mask))
+    decoder = Decoder(model.config)
+
+    @jax.jit
+    def step(params, tokens, mask, cache):
+        return decoder.apply({"params": params}, tokens, mask, cache=cache)
+
+    cache = new_cache(model.config, 2, 24, jnp.float32)
+    logits, cache = step(model.params, tokens[:, :12], mask[:, :12], cache)
+    np.testing.assert_allclose(logits[mask[:, :12]], want[:, :12][mask[:, :12]], atol=2e-4)
+    for t in range(12, 20):
+        logits, cache = step(model.params, tokens[:, t : t + 1], mask[:, t : t + 1], cache)
+        np.testing.assert_allclose(logits[:, 0], want[:, t], atol=2e-4)
+    assert int(cache.length) == 20
+    assert step._cache_size() == 2

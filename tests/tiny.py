@@ -1,0 +1,195 @@
+"""Small random models and generators on disk, for tests that compare with transformers.
+
+Random weights are large (std 0.2 and more) and norms, biases and rope bases are odd on purpose: at
+the usual 0.02 a wrong rope base or a swapped norm moves the logits less than the tolerance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.generator.generator import Generator, new_trained
+from lorage_jax.hf.load import load_model
+
+transformers.utils.logging.disable_progress_bar()
+
+FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
+VOCAB = 264
+WINDOW = 6
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 777.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 777.0, "factor": 4.0}
+
+# Every arithmetic that a family can ask for, by name: (family, fields of its config).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied-rope3": ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR_ROPE}),
+    "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "use_sliding_window": False}),
+    "gemma": ("gemma", {}),
+    "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-untied": ("gemma2", {"tie_word_embeddings": False}),
+}
+TOLERANCE = {"llama": 2e-4, "qwen2": 2e-4, "gemma": 2e-4, "gemma2": 5e-4}
+
+
+def hf_config(family: str, **overrides: Any) -> Any:
+    """A transformers config: width 48 (not heads x head_dim), grouped queries, small window."""
+    fields: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "rms_norm_eps": 3e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 777.0},
+        "tie_word_embeddings": family.startswith("gemma"),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if family == "qwen2":
+        fields |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    if family == "gemma2":
+        fields |= {
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 3.0,
+        }
+    return transformers.AutoConfig.for_model(family, **(fields | overrides))
+
+
+def make_tiny(
+    family: str,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    max_shard_size: str = "1GB",
+    tokenizer: bool = True,
+    **overrides: Any,
+) -> Any:
+    """Saves a random model (safetensors) with a byte tokenizer; returns the torch model.
+
+    `overrides` are fields of the transformers config. `max_shard_size="20KB"` gives shards.
+    """
+    torch.manual_seed(seed)
+    model = torch_model(hf_config(family, **overrides)).to(getattr(torch, dtype))
+    model.save_pretrained(str(folder), max_shard_size=max_shard_size)
+    if tokenizer:
+        byte_tokenizer().save_pretrained(str(folder))
+    return model
+
+
+def torch_model(config: Any) -> Any:
+    """A random float32 torch model in which no norm is the identity and no bias is zero."""
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:
+                value.normal_(0.0 if config.model_type.startswith("gemma") else 1.0, 0.3)
+            elif name.endswith(".bias"):
+                value.normal_(0.0, 0.3)
+    return model.float().eval()
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte, with <pad> 0, <s> 1, </s> 2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {name: i for i, name in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def make_generator(
+    cloud_dir: str | Path,
+    edge_dir: str | Path,
+    config: GeneratorConfig | None = None,
+    *,
+    seed: int = 0,
+    strength: float = 0.4,
+    dtype: str = "float32",
+) -> Generator:
+    """A generator whose every trained part is random and not zero: its cards change the edge.
+
+    `strength`: the std of the experts' b.
+    """
+    config = config or GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4)
+    cloud, edge = load_model(cloud_dir, dtype), load_model(edge_dir, dtype)
+    trained, statistics = new_trained(config, cloud, edge.config, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def noisy(path: Any, value: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        size = {"pool": strength, "adapters": 0.1, "router": 0.3}.get(name.split(".")[0], 0.0)
+        if name.endswith(".a") or size == 0.0:
+            return value
+        noise = size * rng.standard_normal(value.shape).astype(np.float32)
+        return value + jnp.asarray(noise)
+
+    trained = jax.tree_util.tree_map_with_path(noisy, trained)
+    statistics = jax.tree.map(
+        lambda x: x + jnp.asarray(rng.uniform(0.1, 0.9, x.shape), jnp.float32), statistics
+    )
+    return Generator(
+        config=config,
+        cloud=cloud,
+        edge=edge.config,
+        edge_fingerprint=edge.fingerprint,
+        trained=trained,
+        statistics=statistics,
+        edge_source=Path(edge_dir),
+    )
+
+
+def torch_logits(model: Any, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Float32 logits of a torch model; positions count the real tokens of each row."""
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(np.asarray(tokens), dtype=torch.long),
+            attention_mask=torch.tensor(mask.astype(np.int64)),
+            position_ids=torch.tensor(positions),
+        )
+    return out.logits.float().numpy()
+
+
+def padded_batch(rows: int = 3, length: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens and mask: the first row full, then by turns left- and right-padded."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, VOCAB - 5, (rows, length)).astype(np.int32)
+    mask = np.ones((rows, length), bool)
+    for row in range(1, rows):
+        pad = slice(0, 7 + row) if row % 2 else slice(length - 7 - row, length)
+        mask[row, pad] = False
+    tokens[~mask] = 0
+    return tokens, mask
