@@ -1,4 +1,4 @@
-"""Gates and losses as pictures (matplotlib) and as text. Readable on paper and colour-blind safe."""
+"""Gates and losses as pictures (matplotlib) and as text: readable on paper, colour-blind safe."""
 
 from __future__ import annotations
 

@@ -17,8 +17,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.generator.generator import Generator, new_trained
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.generator import Generator, trained_leaves
+from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.load import load_model
+from lorage_jax.models.leaves import Leaf
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -144,20 +147,25 @@ def make_generator(
     """
     config = config or GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4)
     cloud, edge = load_model(cloud_dir, dtype), load_model(edge_dir, dtype)
-    trained, statistics = new_trained(config, cloud, edge.config, jax.random.key(seed))
     rng = np.random.default_rng(seed)
+    sizes = {"meta": 1.0, "adapters": 0.1, "router": 0.4, "pool": strength}
 
-    def noisy(path: Any, value: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        size = {"pool": strength, "adapters": 0.1, "router": 0.3}.get(name.split(".")[0], 0.0)
-        if name.endswith(".a") or size == 0.0:
-            return value
-        noise = size * rng.standard_normal(value.shape).astype(np.float32)
-        return value + jnp.asarray(noise)
+    def draw(name: str, leaf: Leaf) -> jax.Array:
+        if leaf.init == "kaiming":  # f1, f2 and every LoRA's a
+            size = leaf.inputs**-0.5
+        else:
+            size = sizes[name]
+        noise = size * rng.standard_normal(leaf.shape)
+        return jnp.asarray(noise + (leaf.init == "ones"), jnp.float32)
 
-    trained = jax.tree_util.tree_map_with_path(noisy, trained)
+    leaves = trained_leaves(config, cloud.config, edge.config)
+    trained = {
+        name: jax.tree.map(lambda leaf, name=name: draw(name, leaf), tree)
+        for name, tree in leaves.items()
+    }
     statistics = jax.tree.map(
-        lambda x: x + jnp.asarray(rng.uniform(0.1, 0.9, x.shape), jnp.float32), statistics
+        lambda leaf: jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), jnp.float32),
+        statistics_leaves(config, edge.config.layers),
     )
     return Generator(
         config=config,
@@ -168,6 +176,17 @@ def make_generator(
         statistics=statistics,
         edge_source=Path(edge_dir),
     )
+
+
+def random_card(generator: Generator, seed: int = 0) -> Card:
+    """A card without a prompt: top-K gates drawn at random, none of them near 0 or 1."""
+    config, rng = generator.config, np.random.default_rng(seed)
+    gates = np.zeros((generator.edge.layers, config.experts), np.float32)
+    for row in gates:
+        open_ = rng.choice(config.experts, config.top_k, replace=False)
+        weights = rng.uniform(0.3, 0.7, config.top_k)
+        row[open_] = weights / weights.sum()
+    return Card(gates, generator.fingerprint, generator.edge_fingerprint)
 
 
 def torch_logits(model: Any, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

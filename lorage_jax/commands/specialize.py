@@ -65,9 +65,13 @@ def specialize_into(
     edge_folder: Path,
     save: tuple[str, ...],
     dtype: str | None,
+    base_name: str | None = None,
 ) -> dict[str, Any]:
-    """The work itself, into an existing folder: also `report.json`, which it returns."""
-    began = time.time()
+    """The work itself, into an existing folder: also `report.json`, which it returns.
+
+    `base_name`: what the adapter calls its base model, when that is not `edge_folder`.
+    """
+    first = began = time.time()
     card = specialize(generator, prompt)
     specialize_seconds = time.time() - began
     edge = load_model(edge_folder, dtype or stored_dtype(edge_folder))
@@ -77,7 +81,7 @@ def specialize_into(
     if "card" in save:
         card.save(out / "card.json")
     if "adapter" in save:
-        export_adapter(generator.pool, card, edge, out / "adapter")
+        export_adapter(generator.pool, card, edge, out / "adapter", base_name=base_name)
     began = time.time()
     special, rounding = merge_with_report(edge, generator.pool, card, donate=True)
     merge_seconds = time.time() - began
@@ -100,7 +104,8 @@ def specialize_into(
         "cloud_tokens": card.about["cloud_tokens"],
         "card_bytes": len(json.dumps(card.to_dict())),
         "gates": card.to_dict()["gates"],
-        "seconds": {"specialize": specialize_seconds, "merge": merge_seconds},
+        "seconds": time.time() - first,
+        "timings": {"specialize": specialize_seconds, "merge": merge_seconds},
         "saved": list(save),
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -57,22 +57,26 @@ def merge_with_report(
         ffn = jax.tree.map(jnp.copy, ffn)
     factors = _assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
     if layerwise:
-        merged, rounding, unmoved = merge_layerwise(ffn, factors)
+        merged, worst, still = merge_layerwise(ffn, factors)
     else:
-        merged, rounding, unmoved = merge_weights(ffn, factors, donate=donate)
+        merged, worst, still = merge_weights(ffn, factors, donate=donate)
+    rounding = max(float(jnp.max(x)) for x in worst.values())
     count = sum(w.size for w in merged.values())
+    unmoved = sum(float(jnp.sum(x)) for x in still.values()) / count
     params = edge.params | {"layers": edge.params["layers"] | merged}
-    report = MergeReport(float(rounding), float(unmoved) / count, count)
-    return edge.replace(params=params, card=card), report
+    return edge.replace(params=params, card=card), MergeReport(rounding, unmoved, count)
+
+
+# What a projection's merge gives, by projection: the weights, and `worst` and `still` of `_add`.
+Merged = tuple[dict[str, Array], dict[str, Array], dict[str, Array]]
 
 
 def merge_weights(
     ffn: dict[str, Array], factors: dict[str, tuple[Array, Array]], *, donate: bool
-) -> tuple[dict[str, Array], Array, Array]:
+) -> Merged:
     """All layers and projections in one call: `ffn` [L, I, O] plus A [L, I, P] @ B [L, P, O].
 
-    Returns the weights in their own sharding, the largest rounding error and the number of
-    weights that did not move.
+    The weights keep their sharding.
     """
     shardings = tuple((name, ffn[name].sharding) for name in PROJECTIONS)
     return _compiled(shardings, donate)(ffn, factors)
@@ -81,49 +85,57 @@ def merge_weights(
 @functools.lru_cache(maxsize=16)
 def _compiled(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
     def merge_all(ffn, factors):
-        merged, rounding, unmoved = {}, [], []
-        for name in PROJECTIONS:
-            merged[name], worst, still = _add(ffn[name], *factors[name])
-            rounding.append(worst)
-            unmoved.append(still)
-        return merged, jnp.max(jnp.stack(rounding)), sum(unmoved)
+        out = {name: _add(ffn[name], *factors[name], sharding) for name, sharding in shardings}
+        return tuple({name: values[i] for name, values in out.items()} for i in range(3))
 
     return jax.jit(
         merge_all,
-        out_shardings=(dict(shardings), None, None),
+        out_shardings=(dict(shardings),) * 3,
         donate_argnums=(0,) if donate else (),
     )
 
 
-def merge_layerwise(
-    ffn: dict[str, Array], factors: dict[str, tuple[Array, Array]]
-) -> tuple[dict[str, Array], Array, Array]:
+def merge_layerwise(ffn: dict[str, Array], factors: dict[str, tuple[Array, Array]]) -> Merged:
     """As `merge_weights`, one layer of one projection at a time; consumes `ffn`."""
-    merged, rounding, unmoved = dict(ffn), jnp.zeros(()), jnp.zeros(())
+    merged, worst, still = dict(ffn), {}, {}
     for name in PROJECTIONS:
-        a, b = factors[name]
+        step = _compiled_layer(merged[name].sharding)
         for layer in range(merged[name].shape[0]):
-            merged[name], worst, still = _merge_layer(merged[name], a[layer], b[layer], layer)
-            rounding, unmoved = jnp.maximum(rounding, worst), unmoved + still
-    return merged, rounding, unmoved
+            a, b = (factor[layer] for factor in factors[name])
+            merged[name], highest, count = step(merged[name], a, b, layer)
+            worst[name] = jnp.maximum(worst[name], highest) if layer else highest
+            still[name] = still[name] + count if layer else count
+    return merged, worst, still
 
 
-@functools.partial(jax.jit, donate_argnums=(0,))
-def _merge_layer(weights, a, b, layer):
-    old = jax.lax.dynamic_index_in_dim(weights, layer)
-    new, worst, still = _add(old, a[None], b[None])
-    return jax.lax.dynamic_update_index_in_dim(weights, new[0], layer, 0), worst, still
+@functools.lru_cache(maxsize=16)
+def _compiled_layer(sharding: Any) -> Any:
+    def merge_layer(weights, a, b, layer):
+        old = jax.lax.dynamic_index_in_dim(weights, layer)
+        new, worst, still = _add(old, a[None], b[None], sharding)
+        return jax.lax.dynamic_update_index_in_dim(weights, new[0], layer, 0), worst, still
+
+    return jax.jit(merge_layer, out_shardings=(sharding,) * 3, donate_argnums=(0,))
 
 
 def _add(
-    weights: Float[Array, "L I O"], a: Float[Array, "L I P"], b: Float[Array, "L P O"]
+    weights: Float[Array, "L I O"],
+    a: Float[Array, "L I P"],
+    b: Float[Array, "L P O"],
+    sharding: Any,
 ) -> tuple[Array, Array, Array]:
+    """W + A B, cast; and of each device's block of it, the worst rounding and how many stayed.
+
+    By blocks, because one number for all of them would take a collective.
+    """
     exact = weights.astype(jnp.float32) + ops.einsum("lip,lpo->lio", a, b)
     cast = exact.astype(weights.dtype)
-    worst = jnp.max(jnp.abs(cast.astype(jnp.float32) - exact))
+    size = sharding.shard_shape(weights.shape)
+    split = [x for n, m in zip(weights.shape, size, strict=True) for x in (n // m, m)]
+    error = jnp.abs(cast.astype(jnp.float32) - exact).reshape(split)
     # A float32 sum counts whole numbers exactly only to 2^24: count a row, then add the rows.
-    still = jnp.sum(jnp.sum(cast == weights, axis=-1), dtype=jnp.float32)
-    return cast, worst, still
+    same = jnp.sum((cast == weights).reshape(split), axis=5)
+    return cast, jnp.max(error, axis=(1, 3, 5)), jnp.sum(same, axis=(1, 3), dtype=jnp.float32)
 
 
 _assemble = jax.jit(assemble, static_argnums=2)

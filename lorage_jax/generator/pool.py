@@ -26,7 +26,7 @@ PROJECTIONS = ("gate", "up", "down")
 class Pool:
     """The experts with what it takes to combine them."""
 
-    experts: dict[str, dict[str, Array]]
+    experts: dict[str, Any]  # projection: {"a", "b"}; arrays, or what jax maps over them
     combine: str = flax.struct.field(pytree_node=False)
     scale: float = flax.struct.field(pytree_node=False)  # alpha / R
     scope: str = flax.struct.field(pytree_node=False)

@@ -57,8 +57,10 @@ def save_generator(generator: Generator, folder: str | Path, overwrite: bool = F
 def _paths(source: Path | None, target: Path) -> dict[str, str]:
     if source is None:
         return {}
-    absolute = Path(source).resolve()
-    return {"path": str(absolute), "relative": os.path.relpath(absolute, target.resolve())}
+    absolute, home = Path(source).resolve(), target.resolve()
+    paths = {"relative": os.path.relpath(absolute, home)}
+    # Beside the generator, the relative path is enough: the parent may be moved as a whole.
+    return paths if absolute.parent == home.parent else {**paths, "path": str(absolute)}
 
 
 def read_values(folder: str | Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,16 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def export_adapter(
-    pool: Pool, card: Card, edge: Model, out_dir: str | Path, overwrite: bool = False
+    pool: Pool,
+    card: Card,
+    edge: Model,
+    out_dir: str | Path,
+    overwrite: bool = False,
+    base_name: str | None = None,
 ) -> None:
     """Writes the assembled LoRA of `card` as a PEFT folder of `edge`, factors in float32.
 
+    `base_name`: what the folder calls its base model; the edge's own folder when not given.
     Rank R, or K * R when the experts' products are summed. Raises WeightsError when the card is of
     another generator or edge, and OutputError.
     """
@@ -44,7 +49,7 @@ def export_adapter(
         tensors[f"{stem}.lora_B.weight"] = np.asarray(b[layer]).T
     with new_folder(out_dir, overwrite=overwrite) as folder:
         save(folder / TENSORS, tensors, {"format": "pt"})
-        config = json.dumps(peft_config(pool, edge, rank), indent=2) + "\n"
+        config = json.dumps(peft_config(pool, edge, rank, base_name), indent=2) + "\n"
         (folder / CONFIG).write_text(config, "utf-8")
         values = {
             "format": FORMAT,
@@ -56,14 +61,16 @@ def export_adapter(
         write_manifest(folder, values)
 
 
-def peft_config(pool: Pool, edge: Model, rank: int) -> dict[str, Any]:
+def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:
     """adapter_config.json of a LoRA of this rank on the edge's FFN projections."""
+    if base_name is None and edge.source is not None:
+        base_name = str(edge.source.absolute())
     alpha = pool.scale * rank
     modules = [tables.row(edge.config, ("layers", leaf)).name.split(".")[-2] for leaf in tables.FFN]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None if edge.source is None else os.path.abspath(edge.source),
+        "base_model_name_or_path": base_name,
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,

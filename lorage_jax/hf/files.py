@@ -238,7 +238,8 @@ def _write(out: Any, name: str, values: np.ndarray, dtype: np.dtype) -> None:
         if part.dtype != dtype:
             with np.errstate(over="ignore", invalid="ignore"):
                 cast = part.astype(dtype)
-            if np.any(np.isfinite(part) & ~np.isfinite(cast)):
+                lost = np.any(np.isfinite(part) & ~np.isfinite(cast))
+            if lost:
                 raise WeightsError(f"{name}: a value does not fit {dtype}. Choose a wider dtype.")
             part = cast
         out.write(part.view(np.uint8).data)

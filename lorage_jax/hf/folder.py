@@ -147,7 +147,7 @@ def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
 def _absolute(path: str | Path) -> Path:
     """Absolute; a link at the last place stays one, so that it can be refused."""
     path = Path(path).expanduser()
-    path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    path = path.absolute() if path.name not in ("", "..") else path.resolve()
     if not path.name:
         raise OutputError(f"{path} is the root of the file system. Name a folder below it.")
     return path

@@ -36,9 +36,9 @@ Watch = Callable[[list[list[int]], list[bool]], list[bool]]
 class Progress:
     """What has been generated. N is the bucket of new tokens; `step` of them are there."""
 
-    tokens: Int[Array, "B N"]
-    done: Bool[Array, "B"]
-    step: Int[Array, ""]
+    tokens: Int[Array | np.ndarray, "B N"]
+    done: Bool[Array | np.ndarray, "B"]
+    step: Int[Array | np.ndarray, ""]
 
 
 def generate(
@@ -216,7 +216,7 @@ def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:
 
 def _encode(tokenizer: Any, text: str, index: int) -> list[int]:
     if not isinstance(text, str):
-        raise DataError(f"prompt {index} is a {type(text).__name__}; expected text.")
+        raise DataError(f"prompt {index} is {text!r}; expected text.")
     if not text.strip():
         raise DataError(f"prompt {index} is empty; expected text to continue.")
     return encode(tokenizer, text, bos=True)

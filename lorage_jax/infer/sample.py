@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lorage_jax.errors import ConfigError
 
@@ -64,7 +64,7 @@ def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
     return sampling
 
 
-def row_keys(seed: Int[Array, ""], rows: int, step: Int[Array, ""]) -> Key[Array, "B"]:
+def row_keys(seed: UInt32[Array, ""], rows: int, step: Int[Array, ""]) -> Key[Array, "B"]:
     """One key a row for the token number `step`, whatever other rows the batch holds."""
     key = jax.random.key(seed)
     at = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))
@@ -113,7 +113,9 @@ def choose(
     return jax.lax.switch(branch, [greedy, unfiltered, filtered])
 
 
-def kept(ranked: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Array:
+def kept(
+    ranked: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]
+) -> Bool[Array, "B V"]:
     """Which of the scores, sorted downwards, stay: bool [B, V]; the first always does.
 
     A token is in the nucleus if the tokens before it, of those that top-k left, do not already

@@ -31,6 +31,7 @@ if logging.getLogger("absl").level < logging.WARNING:
     logging.getLogger("absl").setLevel(logging.WARNING)
 
 ABSENT = "(absent)"
+COMMITTED = "_CHECKPOINT_METADATA"
 DISK = "Check the disk and its permissions."
 OTHER = "Restore an earlier step, or move this one away."
 
@@ -119,7 +120,8 @@ class Checkpoints:
         else:
             self._orbax.reload()
         listed = sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
-        return [step for step in listed if ocp.is_orbax_checkpoint(self.folder / str(step))]
+        # orbax lists any folder with a number; a committed step has this file.
+        return [step for step in listed if (self.folder / str(step) / COMMITTED).is_file()]
 
     def latest(self) -> int | None:
         """The last complete step, or None."""

@@ -84,9 +84,7 @@ def pretrain(
     return Model(config, params, tokenizer), [(n, float(loss)) for n, loss in losses]
 
 
-def _table(
-    tokenizer: Any, texts: Sequence[str], longest: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _table(tokenizer: Any, texts: Sequence[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Texts as right-padded tokens [N, T] and their mask."""
     ids = [[*encode(tokenizer, text, bos=True), tokenizer.eos_token_id] for text in texts]
     length = min(longest, max(map(len, ids)))

@@ -30,18 +30,6 @@ def tree(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 64 KiB, to be really full."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", str(disk)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_a_new_folder_appears_whole(tmp_path):
     target = tmp_path / "deep" / "er" / "out"
     with new_folder(target, overwrite=False) as folder:
@@ -200,7 +188,7 @@ def test_files_links_and_impossible_places_are_refused_up_front(tmp_path):
 
 def test_no_permission_is_told_up_front(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(OutputError, match="Permission denied.*Choose a place"):
+    with pytest.raises(OutputError, match=r"Permission denied.*Choose a place"):
         check_target(tmp_path / "out", False)
     with pytest.raises(OutputError, match="Permission denied"):
         check_file(tmp_path / "out", False)
@@ -209,7 +197,7 @@ def test_no_permission_is_told_up_front(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 def test_an_os_error_becomes_one_clear_message(tmp_path, code):
     with (
-        pytest.raises(OutputError, match="Cannot write .*out: ") as caught,
+        pytest.raises(OutputError, match=r"Cannot write .*out: ") as caught,
         new_folder(tmp_path / "out", overwrite=False),
     ):
         raise OSError(code, os.strerror(code))
@@ -228,7 +216,7 @@ def test_an_os_error_about_a_source_passes_unchanged(tmp_path):
 
 def test_a_full_disk(tiny_disk):
     with (
-        pytest.raises(OutputError, match="No space left.*Free some space"),
+        pytest.raises(OutputError, match=r"No space left.*Free some space"),
         new_folder(tiny_disk / "out", overwrite=False) as folder,
     ):
         (folder / "big").write_bytes(b"x" * 200_000)
@@ -253,9 +241,10 @@ def test_a_failing_sync_fails_the_output(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(folder_module.os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left"), new_folder(
-        tmp_path / "out", overwrite=False
-    ) as folder:
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        new_folder(tmp_path / "out", overwrite=False) as folder,
+    ):
         (folder / "a").write_text("x")
     assert tree(tmp_path) == []
 

@@ -1,0 +1,212 @@
+"""`lorage quickstart`: the whole method on a pair of models made on the spot.
+
+Two small language models of different families and tokenizers learn the built-in world of text
+tasks, prompt in context; then they are frozen and a generator is trained on them; then a prompt in
+words that no training has seen becomes a card, an adapter and a merged checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lorage_jax.commands.specialize import describe, specialize_into
+from lorage_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    GeneratorConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Source,
+)
+from lorage_jax.data import synthetic
+from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system
+from lorage_jax.data.records import Record
+from lorage_jax.generator.card import load_card
+from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+from lorage_jax.hf.load import load_model
+from lorage_jax.hf.save import save_model
+from lorage_jax.infer.generate import generate
+from lorage_jax.models.model import Model
+from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve
+from lorage_jax.train.loop import train
+from lorage_jax.train.pretrain import pretrain, train_tokenizer
+
+TEXTS = 20_000  # documents of the built-in world to learn from
+PRETRAIN_ROWS = 32
+CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 300, 500, 400
+QUESTIONS = 24  # on which the three ways to answer are compared
+
+
+def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
+    """Makes everything under `out`, prints what happened, returns what `report.json` holds."""
+    began, console = time.time(), Console(stderr=True, highlight=False)
+    check_target(out, overwrite)
+    with new_folder(out, overwrite=overwrite) as folder:
+        console.print("1/4  Making a cloud (llama) and an edge (qwen2) with their tokenizers ...")
+        made = _make_pair(folder, seed)
+        console.print("2/4  Training a generator for the frozen pair ...")
+        result = train(_experiment(folder, seed))
+        loss_curve(result.losses, folder / "loss.png", overwrite=False)
+        console.print("3/4  Specialising for a prompt that was not in training ...")
+        records = synthetic.draw_groups("paraphrase", 1, QUESTIONS, seed)[0]
+        (folder / "prompt.txt").write_text(records[0].system + "\n", "utf-8")
+        edge_name = str(out.absolute() / "edge")
+        report = specialize_into(
+            result.generator,
+            records[0].system,
+            folder,
+            folder / "edge",
+            ("card", "adapter", "merged"),
+            None,
+            base_name=edge_name,
+        )
+        gates = load_card(folder / "card.json").gates
+        gate_heatmap(gates, folder / "gates.png", overwrite=False)
+        console.print("4/4  Asking all three ways ...")
+        answers = _ask(folder, records)
+        report |= {
+            "prompt": records[0].system,
+            "answers": answers["examples"],
+            "exact_match": answers["exact_match"],
+            "questions": len(records),
+            "pretraining": made,
+            "generator_loss": {"first": result.losses[0][1], "last": result.losses[-1][1]},
+            "seed": seed,
+            "seconds": time.time() - began,
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        write_manifest(folder, {"format": "lorage-quickstart/1"})
+    print(_story(report, gate_text(gates), out))
+    return report
+
+
+def _make_pair(folder: Path, seed: int) -> dict[str, Any]:
+    texts = synthetic.corpus(TEXTS, seed)
+    cloud, edge = {}, {}
+    for role, made in (("cloud", cloud), ("edge", edge)):
+        is_cloud = role == "cloud"
+        tokenizer = train_tokenizer(texts, 512 if is_cloud else 384, bos=is_cloud)
+        config = _config(tokenizer, "llama" if is_cloud else "qwen2", 96 if is_cloud else 64)
+        model, losses = pretrain(
+            config,
+            tokenizer,
+            texts,
+            OptimizerConfig(learning_rate=4e-3, warmup_steps=30),
+            steps=CLOUD_STEPS if is_cloud else EDGE_STEPS,
+            rows=PRETRAIN_ROWS,
+            seed=seed + is_cloud,
+        )
+        save_model(model, folder / role)
+        made |= {"first_loss": losses[0][1], "last_loss": losses[-1][1], "steps": len(losses)}
+    return {"cloud": cloud, "edge": edge}
+
+
+def _config(tokenizer: Any, family: str, width: int) -> ModelConfig:
+    layers, heads = 4, 4
+    return ModelConfig(
+        family=family,
+        vocab_size=len(tokenizer),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=2,
+        head_dim=width // heads,
+        ffn_width=3 * width,
+        max_positions=128,
+        norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        tied_head=True,
+        activation="silu",
+        query_scale=(width // heads) ** -0.5,
+        qkv_bias=family == "qwen2",
+        out_bias=False,
+        ffn_bias=False,
+        attn_softcap=None,
+        final_softcap=None,
+        window=None,
+        sliding=(False,) * layers,
+        bos_id=tokenizer.bos_token_id,
+        eos_ids=(tokenizer.eos_token_id,),
+        pad_id=tokenizer.pad_token_id,
+    )
+
+
+def _experiment(folder: Path, seed: int) -> ExperimentConfig:
+    return ExperimentConfig(
+        cloud=str(folder / "cloud"),
+        edge=str(folder / "edge"),
+        out=str(folder),
+        data=DataConfig(
+            sources=(Source("synthetic", "synthetic"),),
+            prompts_per_batch=16,
+            queries_per_prompt=4,
+            max_prompt_tokens=64,
+            max_query_tokens=64,
+            min_bucket=64,
+        ),
+        generator=GeneratorConfig(dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
+        steps=GENERATOR_STEPS,
+        dtype="float32",
+        remat="none",
+        seed=seed,
+        save_every=GENERATOR_STEPS,
+        log_every=50,
+    )
+
+
+def _ask(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
+    """The same questions to the edge without prompt, with the prompt in context, specialised."""
+
+    def answer(model: Model, prompts: list[str]) -> list[str]:
+        return [text.strip() for text in generate(model, prompts, max_new_tokens=48)]
+
+    edge, special = load_model(folder / "edge"), load_model(folder / "merged")
+    bare = [edge_prompt(r.user) for r in records]
+    told = [edge_prompt_with_system(r.system, r.user) for r in records]
+    ways = {
+        "without_prompt": answer(edge, bare),
+        "with_prompt": answer(edge, told),
+        "specialized": answer(special, bare),
+    }
+    examples = [
+        {"user": r.user, "expected": r.target, **{way: texts[i] for way, texts in ways.items()}}
+        for i, r in enumerate(records)
+    ]
+    right = {
+        way: sum(text == r.target for text, r in zip(texts, records, strict=True)) / len(records)
+        for way, texts in ways.items()
+    }
+    return {"examples": examples, "exact_match": right}
+
+
+def _story(report: dict[str, Any], gates: str, out: Path) -> str:
+    loss, match = report["generator_loss"], report["exact_match"]
+    lines = [
+        describe(report, out),
+        f"\nSystem prompt (unseen in training): {report['prompt']}",
+        f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per target token",
+        f"Exact answers to {report['questions']} questions: edge without prompt "
+        f"{match['without_prompt']:.0%}, with prompt in context {match['with_prompt']:.0%}, "
+        f"specialised, without prompt {match['specialized']:.0%}",
+    ]
+    for example in report["answers"][:3]:
+        lines += [
+            f"\n  user         {example['user']}",
+            f"  expected     {example['expected']}",
+            f"  no prompt    {example['without_prompt']}",
+            f"  in context   {example['with_prompt']}",
+            f"  specialised  {example['specialized']}",
+        ]
+    lines += [f"\n{gates}", f"\nAll of it, with loss.png and gates.png: {out}"]
+    lines.append(
+        f"{report['seconds']:.0f} s. Next: lorage generate --model {out}/merged --input ..."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Cross entropy against torch, the balance term against numpy (Eq. 9-10)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
+
+
+def test_cross_entropy_against_torch():
+    rng = np.random.default_rng(0)
+    logits = (5 * rng.standard_normal((3, 7, 11))).astype(np.float32)
+    targets = rng.integers(0, 11, (3, 7)).astype(np.int32)
+    mask = rng.random((3, 7)) < 0.6
+    marked = torch.tensor(np.where(mask, targets, -100), dtype=torch.long)
+    leaf = torch.tensor(logits, requires_grad=True)
+    want = torch.nn.functional.cross_entropy(
+        leaf.reshape(-1, 11), marked.reshape(-1), ignore_index=-100, reduction="sum"
+    )
+    want.backward()
+
+    def total(x):
+        return cross_entropy(x, jnp.asarray(targets), jnp.asarray(mask))
+
+    loss, count = total(jnp.asarray(logits))
+    np.testing.assert_allclose(loss, want.detach().numpy(), rtol=1e-5)
+    assert float(count) == mask.sum()
+    slope = jax.grad(lambda x: total(x)[0])(jnp.asarray(logits))
+    np.testing.assert_allclose(slope, leaf.grad.numpy(), atol=1e-5)
+    assert np.all(np.asarray(slope)[~mask] == 0)
+
+
+def test_cross_entropy_is_finite():
+    """Huge logits, and bfloat16 ones, in float32."""
+    logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
+    loss, _ = cross_entropy(logits, jnp.asarray([[1]]), jnp.asarray([[True]]))
+    np.testing.assert_allclose(loss, 2e4)
+    loss, _ = cross_entropy(
+        jnp.zeros((1, 300, 3), jnp.bfloat16),
+        jnp.zeros((1, 300), jnp.int32),
+        jnp.ones((1, 300), bool),
+    )
+    np.testing.assert_allclose(loss, 300 * np.log(3), rtol=1e-5)
+    empty = cross_entropy(logits, jnp.asarray([[1]]), jnp.asarray([[False]]))
+    assert [float(x) for x in empty] == [0.0, 0.0]
+
+
+def test_squared_cv_against_numpy():
+    """Gates summed over the batch, unbiased variance over experts, mean over layers."""
+    gates = np.random.default_rng(0).dirichlet(np.ones(6), (5, 3)).astype(np.float32)
+    want = []
+    for layer in range(3):
+        importance = gates[:, layer].sum(axis=0)
+        variance = ((importance - importance.mean()) ** 2).sum() / (6 - 1)
+        want.append(variance / importance.mean() ** 2)
+    np.testing.assert_allclose(squared_cv(jnp.asarray(gates)), np.mean(want), rtol=1e-5)
+
+
+def test_squared_cv_at_the_ends():
+    even = jnp.full((4, 2, 8), 1 / 8)
+    np.testing.assert_allclose(squared_cv(even), 0, atol=1e-6)
+    # Rows may be one-sided as long as the batch is even.
+    np.testing.assert_allclose(squared_cv(jnp.eye(8)[:, None]), 0, atol=1e-6)
+    collapsed = jnp.zeros((4, 2, 8)).at[..., 3].set(1.0)
+    np.testing.assert_allclose(squared_cv(collapsed), 8.0, rtol=1e-5)  # n for a collapse
+    slope = jax.grad(squared_cv)(collapsed)
+    assert np.all(np.isfinite(slope)) and np.all(slope[..., 3] > slope[..., 0])
+
+
+def test_expert_usage():
+    """Selection frequency; sums to K."""
+    gates = jnp.asarray([[[0.7, 0.3, 0.0]], [[0.0, 0.5, 0.5]]])
+    np.testing.assert_allclose(expert_usage(gates), [[0.5, 1.0, 0.5]])
+    assert float(expert_usage(gates).sum()) == 2.0

@@ -1,0 +1,220 @@
+"""A generator on disk: the same cards after the way back, and nothing foreign accepted."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.errors import ConfigError, DataError, OutputError, WeightsError
+from lorage_jax.generator.generator import flatten, specialize
+from lorage_jax.generator.store import load_generator, read_values, save_generator
+from tests.tiny import make_generator, make_tiny
+
+PROMPT = "You are a pirate."
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, cloud_dir, tiny):
+    """home/{cloud,edge,gen}: all that may move together. Tests copy it before they change it."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(cloud_dir, home / "cloud")
+    shutil.copytree(tiny("llama")[0], home / "edge")
+    gen = make_generator(home / "cloud", home / "edge")
+    save_generator(gen, home / "gen")
+    return home, gen, specialize(gen, PROMPT)
+
+
+@pytest.fixture
+def home(saved, tmp_path):
+    """A copy at another place; the original stays, so absolute paths lead back to it."""
+    shutil.copytree(saved[0], tmp_path / "home")
+    return tmp_path / "home"
+
+
+def edit(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_round_trip(saved):
+    home, gen, card = saved
+    back = load_generator(home / "gen")
+    for name, value in flatten({"t": gen.trained, "s": gen.statistics}).items():
+        got = flatten({"t": back.trained, "s": back.statistics})[name]
+        np.testing.assert_array_equal(got, value)
+        assert got.dtype == value.dtype
+    assert back.config == gen.config and back.edge == gen.edge
+    assert back.fingerprint == gen.fingerprint
+    assert back.edge_source == home / "edge" and back.source == home / "gen"
+    again = specialize(back, PROMPT)
+    assert again.gates.tobytes() == card.gates.tobytes()
+    assert (again.generator, again.edge) == (card.generator, card.edge)
+    assert {p.name for p in (home / "gen").iterdir()} == {"generator.safetensors", "lorage.json"}
+
+
+def test_the_house_moves(saved, home):
+    """Relative places count first: the folders moved together still fit."""
+    back = load_generator(home / "gen")
+    assert back.cloud.source == home / "cloud" and back.edge_source == home / "edge"
+    assert back.fingerprint == saved[1].fingerprint
+
+
+def test_only_the_generator_moves(saved, tmp_path):
+    """The absolute place is the second try; it is recorded unless all lie side by side."""
+    save_generator(saved[1], tmp_path / "gen")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "gen").rename(tmp_path / "deep" / "er" / "gen")
+    assert load_generator(tmp_path / "deep" / "er" / "gen").cloud.source == saved[0] / "cloud"
+    shutil.copytree(saved[0] / "gen", tmp_path / "alone" / "gen")
+    with pytest.raises(WeightsError, match="--cloud"):
+        load_generator(tmp_path / "alone" / "gen")
+    back = load_generator(tmp_path / "alone" / "gen", cloud=saved[0] / "cloud")
+    assert back.fingerprint == saved[1].fingerprint
+
+
+def test_a_cloud_that_is_gone(home, tmp_path):
+    def forget(values):
+        for role in ("cloud", "edge"):
+            values[role]["path"] = str(tmp_path / "gone")
+
+    edit(home / "gen" / "lorage.json", forget)
+    (home / "cloud").rename(home / "moved")
+    with pytest.raises(WeightsError, match="--cloud"):
+        load_generator(home / "gen")
+    (home / "edge").rename(home / "moved-edge")
+    back = load_generator(home / "gen", cloud=home / "moved")
+    assert back.edge_source is None and back.cloud.source == home / "moved"
+
+
+def test_another_cloud(home, tmp_path):
+    make_tiny("llama", tmp_path / "twin", seed=6, num_hidden_layers=2, hidden_size=32)
+    with pytest.raises(WeightsError, match="not the cloud"):
+        load_generator(home / "gen", cloud=tmp_path / "twin")
+
+
+def test_a_changed_tensor(home):
+    path = home / "gen" / "generator.safetensors"
+    tensors = load_file(path)
+    tensors["trained.pool.gate.b"][0, 0, 0, 0] += 1e-3
+    save_file(tensors, path)
+    with pytest.raises(WeightsError, match="was changed"):
+        load_generator(home / "gen")
+
+
+def test_tensors_that_do_not_fit_are_listed(home):
+    path = home / "gen" / "generator.safetensors"
+    tensors = load_file(path)
+    del tensors["trained.meta"]
+    tensors["trained.router.f1.bias"] = np.zeros(99, np.float32)
+    tensors["surprise"] = np.zeros(1, np.float32)
+    save_file(tensors, path)
+    with pytest.raises(WeightsError) as error:
+        load_generator(home / "gen")
+    for words in (
+        "trained.meta is missing; expected (3, 32)",
+        "trained.router.f1.bias has shape (99,); expected (8,)",
+        "surprise is not known",
+    ):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(format="lorage-adapter/1"), "lorage-adapter/1"),
+        (lambda v: v.update(templates=99), "templates 99"),
+        (lambda v: v["generator"].update(speed=3), "no field speed"),
+        (lambda v: v["generator"].update(rank=5), "expected"),
+        (lambda v: v["generator"].update(alpha=9.0), "was changed"),
+        (lambda v: v.pop("cloud"), "damaged"),
+        (lambda v: v["edge"].pop("config"), "damaged"),
+    ],
+)
+def test_changed_facts(home, change, message):
+    edit(home / "gen" / "lorage.json", change)
+    with pytest.raises((WeightsError, ConfigError), match=message):
+        load_generator(home / "gen")
+
+
+def test_folders_that_are_no_generator(home, tmp_path):
+    with pytest.raises(WeightsError, match="not a folder"):
+        read_values(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"no lorage\.json"):
+        load_generator(home / "edge")
+    (home / "gen" / "generator.safetensors").write_bytes(b"123")
+    with pytest.raises(WeightsError, match="truncated"):
+        load_generator(home / "gen")
+    (home / "gen" / "generator.safetensors").unlink()
+    with pytest.raises(WeightsError, match="missing"):
+        load_generator(home / "gen")
+    (home / "gen" / "lorage.json").write_text("{")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_generator(home / "gen")
+
+
+def test_overwriting(saved, home):
+    with pytest.raises(OutputError, match="not empty"):
+        save_generator(saved[1], home / "gen")
+    save_generator(saved[1], home / "gen", overwrite=True)
+    (home / "gen" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
+        save_generator(saved[1], home / "gen", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pool_scope": "shared", "router_scope": "per_layer", "combine": "products"},
+        {"batch_norm": False, "cloud_rank": 0, "routing": "gumbel", "hidden_layer": 0},
+    ],
+)
+def test_every_switch_survives(saved, tmp_path, fields):
+    home, _, _ = saved
+    config = GeneratorConfig(rank=2, experts=3, **fields)
+    gen = make_generator(home / "cloud", home / "edge", config)
+    save_generator(gen, tmp_path / "gen")
+    back = load_generator(tmp_path / "gen")
+    assert back.config == config and back.fingerprint == gen.fingerprint
+    assert jax.tree.structure(back.trained) == jax.tree.structure(gen.trained)
+
+
+def test_the_fingerprint_is_of_everything(saved):
+    """Any part that decides the gates, or what they mean."""
+    _, gen, _ = saved
+    seen = {gen.fingerprint}
+    for key, change in (
+        ("meta", lambda x: x.at[0, 0].add(1e-3)),
+        ("router", lambda x: jax.tree.map(lambda y: y + 1e-3, x)),
+        ("pool", lambda x: jax.tree.map(lambda y: y * 1.001, x)),
+        ("adapters", lambda x: jax.tree.map(lambda y: y * 1.001, x)),
+    ):
+        trained = gen.trained | {key: change(gen.trained[key])}
+        seen.add(type(gen)(**(vars_of(gen) | {"trained": trained})).fingerprint)
+    moved = jax.tree.map(lambda y: y + 1e-3, gen.statistics)
+    seen.add(type(gen)(**(vars_of(gen) | {"statistics": moved})).fingerprint)
+    assert len(seen) == 6
+
+
+def vars_of(gen):
+    return {name: getattr(gen, name) for name in gen.__dataclass_fields__}
+
+
+def test_prompts(saved):
+    """Many prompts in one pass are each alone; what cannot be read is refused."""
+    _, gen, card = saved
+    cards = specialize(gen, [PROMPT, "Translate: " + "words " * 12, "?"])
+    for one, prompt in zip(cards, [PROMPT, "Translate: " + "words " * 12, "?"], strict=True):
+        alone = specialize(gen, prompt)
+        np.testing.assert_allclose(one.gates, alone.gates, atol=1e-5)
+        assert one.about == alone.about
+    np.testing.assert_allclose(cards[0].gates, card.gates, atol=1e-5)
+    assert np.abs(cards[1].gates - cards[0].gates).max() > 1e-3
+    with pytest.raises(DataError, match="empty"):
+        specialize(gen, " \n")
+    with pytest.raises(DataError, match="at most 253"):
+        specialize(gen, "long " * 100)

@@ -1,0 +1,66 @@
+"""The central identity: one card gives the same logits on every road.
+
+Unmerged with gates = merged = exported and loaded by transformers = PEFT folder on the base model.
+"""
+
+import numpy as np
+import peft
+import pytest
+import transformers
+
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.generator.generator import specialize
+from lorage_jax.generator.merge import merge
+from lorage_jax.hf.adapter import export_adapter
+from lorage_jax.hf.export import export_merged
+from lorage_jax.hf.load import load_model
+from lorage_jax.models.model import forward
+from tests.tiny import FAMILIES, make_generator, padded_batch, torch_logits
+
+PROMPTS = ["You are a pirate.", "Answer yes or no.", "Translate into French: one word only."]
+ATOL = 2e-4
+
+
+def load_torch(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), attn_implementation="eager"
+    ).eval()
+
+
+@pytest.mark.parametrize("scope", ["per_layer", "shared"])
+@pytest.mark.parametrize("combine", ["factors", "products"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
+    folder, base = tiny(family)
+    edge = load_model(folder)
+    config = GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4, combine=combine, pool_scope=scope)
+    gen = make_generator(cloud_dir, folder, config)
+    cards = specialize(gen, PROMPTS)
+    # Gates that are open by halves, else factors and products are the same thing.
+    assert np.any((cards[0].gates > 0.1) & (cards[0].gates < 0.9))
+    tokens, mask = padded_batch(3, 16)
+
+    untouched = torch_logits(base, tokens, mask)[mask]
+    merged_models = [merge(edge, gen.pool, card) for card in cards]
+    merged = [np.asarray(forward(m, tokens, mask)) for m in merged_models]
+    assert np.abs(merged[0][mask] - untouched).max() > 0.5
+    assert np.abs(merged[0] - merged[1])[mask].max() > 0.05
+
+    # One card for all rows, then a card of its own for every row.
+    unmerged = np.asarray(forward(edge, tokens, mask, gates=cards[0], pool=gen.pool))
+    np.testing.assert_allclose(unmerged[mask], merged[0][mask], atol=ATOL)
+    mixed = np.asarray(forward(edge, tokens, mask, gates=cards, pool=gen.pool))
+    for row in range(3):
+        np.testing.assert_allclose(mixed[row][mask[row]], merged[row][row][mask[row]], atol=ATOL)
+
+    export_merged(merged_models[0], tmp_path / "merged")
+    got = torch_logits(load_torch(tmp_path / "merged"), tokens, mask)
+    np.testing.assert_allclose(got[mask], merged[0][mask], atol=ATOL)
+
+    export_adapter(gen.pool, cards[0], edge, tmp_path / "adapter")
+    adapted = peft.PeftModel.from_pretrained(load_torch(folder), str(tmp_path / "adapter")).eval()
+    got = torch_logits(adapted, tokens, mask)
+    np.testing.assert_allclose(got[mask], merged[0][mask], atol=ATOL)
+
+    # The base is what it was.
+    np.testing.assert_allclose(np.asarray(forward(edge, tokens, mask))[mask], untouched, atol=5e-4)
