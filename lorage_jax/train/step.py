@@ -106,7 +106,7 @@ def make_train_step(
             (statistics, (grads, metrics)), _ = jax.lax.scan(micro_step, carry, (batch, count))
         updates, moments = optimizer.update(grads, state.optimizer, state.trained)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             "target_tokens": targets,
         }

@@ -1,0 +1,235 @@
+"""A whole run: it learns, it resumes bit for bit, devices and micro-batches change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lorage_jax as lg
+from lorage_jax.config import MeshConfig, to_dict
+from lorage_jax.errors import ConfigError, OutputError, TrainingError
+from lorage_jax.generator.generator import flatten
+from lorage_jax.hf.files import read_tensors
+from lorage_jax.train.loop import train
+from lorage_jax.train.watch import Watch
+
+
+def tensors(result):
+    return read_tensors(result.folder / "generator.safetensors")
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_it_learns_and_leaves_a_generator(experiment):
+    result = train(experiment(steps=40, generator={"dropout": 0.0}), progress=False)
+    losses = [loss for _, loss in result.losses]
+    assert [step for step, _ in result.losses] == list(range(1, 41))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    loaded = lg.load_generator(result.folder)
+    assert loaded.fingerprint == result.generator.fingerprint
+    card = lg.specialize(loaded, "Say 3 twice.")
+    np.testing.assert_allclose(card.gates.sum(-1), 1.0, atol=1e-6)
+    for name, value in tensors(result).items():
+        assert np.isfinite(value).all(), name
+        if name.endswith(("pool.gate.b", "adapters.q.b", "norm.mean")):
+            assert np.abs(value).max() > 0, f"{name} was not trained"
+
+
+def test_frozen_weights_are_not_in_the_state(experiment):
+    result = train(experiment(steps=3), progress=False)
+    parts = {name.split(".")[0] + "." + name.split(".")[1] for name in tensors(result)}
+    assert parts == {
+        "trained.meta",
+        "trained.adapters",
+        "trained.router",
+        "trained.pool",
+        "statistics.norm",
+    }
+    cloud = lg.load_model(experiment().cloud)
+    for name, value in flatten(cloud.params).items():
+        np.testing.assert_array_equal(value, flatten(result.generator.cloud.params)[name])
+
+
+def interrupt_at(monkeypatch, step):
+    record = Watch.record
+
+    def stop(self, number, metrics, batch):
+        record(self, number, metrics, batch)
+        if number == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watch, "record", stop)
+
+
+@pytest.mark.parametrize("routing", ["topk", "gumbel"])
+def test_resume_is_bit_exact(experiment, monkeypatch, tmp_path, routing):
+    """20 steps = 10 steps + kill + 10 steps, with dropout, noise and shuffled data."""
+    settings = {"steps": 20, "generator": {"routing": routing}}
+    whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment(**settings), progress=False)
+    assert not (Path(experiment().out) / "generator").exists()
+    second = train(experiment(**settings), resume=True, progress=False)
+    assert second.first_step == 10
+    assert second.losses == whole.losses[10:]
+    assert_same(tensors(whole), tensors(second))
+
+
+@pytest.mark.slow
+def test_resume_after_sigkill(experiment, tmp_path):
+    settings = {"steps": 20, "save_every": 2}
+    whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)
+    config = experiment(**settings)
+    code = (
+        "import json,sys,jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from lorage_jax.config import *; from lorage_jax.train.loop import train\n"
+        "train(from_dict(ExperimentConfig, json.loads(sys.argv[1])))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(to_dict(config))], stderr=subprocess.PIPE
+    )
+    checkpoints = Path(config.out) / "checkpoints"
+    while process.poll() is None and not any(checkpoints.glob("[0-9]*")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    second = train(config, resume=True, progress=False)
+    assert_same(tensors(whole), tensors(second))
+
+
+def test_meshes_agree(experiment, tmp_path):
+    losses = {}
+    for shape in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+        config = experiment(
+            out=str(tmp_path / "-".join(map(str, shape))),
+            mesh=MeshConfig(*shape),
+            generator={"dropout": 0.0},
+            steps=4,
+        )
+        losses[shape] = [loss for _, loss in train(config, progress=False).losses]
+    for shape, values in losses.items():
+        np.testing.assert_allclose(values, losses[8, 1, 1], rtol=2e-5, err_msg=str(shape))
+
+
+def test_accumulation_is_the_same_step(experiment, tmp_path):
+    """Without what looks at a micro-batch as a whole (BatchNorm, CV), halves add up."""
+    plain = {"batch_norm": False, "cv_weight": 0.0, "dropout": 0.0}
+    found = []
+    for accumulate in (1, 2):
+        config = experiment(
+            out=str(tmp_path / str(accumulate)),
+            mesh=MeshConfig(data=4, tensor=2),
+            generator=plain,
+            optimizer={"accumulate": accumulate},
+            steps=4,
+        )
+        found.append(train(config, progress=False))
+    np.testing.assert_allclose(*[[loss for _, loss in f.losses] for f in found], rtol=1e-5)
+    first, second = map(tensors, found)
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
+
+
+def test_first_loss_is_the_base_models(experiment):
+    """A fresh pool changes nothing: step 1 has the loss that torch computes on its batch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lorage_jax.data.pipeline import make_dataset
+
+    config = experiment(steps=3, generator={"dropout": 0.0})
+    loss = train(config, progress=False).losses[0][1]
+    cloud, edge = lg.load_model(config.cloud), lg.load_model(config.edge)
+    batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
+    model = AutoModelForCausalLM.from_pretrained(config.edge).eval()
+    tokens = torch.tensor(batch["query_tokens"], dtype=torch.long)
+    labels = tokens.masked_fill(~torch.tensor(batch["loss_mask"]), -100)
+    with torch.no_grad():
+        expected = model(
+            tokens, attention_mask=torch.tensor(batch["query_mask"]).long(), labels=labels
+        ).loss
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(experiment):
+    config = experiment(
+        steps=12, save_every=1, optimizer={"learning_rate": 1e25, "warmup_steps": 3}
+    )
+    with pytest.raises(TrainingError) as caught:
+        train(config, progress=False)
+    message = str(caught.value)
+    assert "step " in message and "train.jsonl:" in message and "kept" in message
+    from lorage_jax.train.checkpoint import Checkpoints
+
+    with Checkpoints(Path(config.out) / "checkpoints", 3) as checkpoints:
+        kept = checkpoints.latest()
+    assert f"step {kept} is kept" in message
+    assert not (Path(config.out) / "generator").exists()
+
+
+def test_a_checkpoint_of_another_config_is_refused(experiment):
+    train(experiment(steps=5), progress=False)
+    with pytest.raises(TrainingError, match=r"generator\.alpha"):
+        train(experiment(steps=5, generator={"alpha": 8.0}), resume=True, progress=False)
+
+
+def test_a_folder_with_a_run_is_refused(experiment):
+    train(experiment(steps=3), progress=False)
+    with pytest.raises(OutputError, match="--resume"):
+        train(experiment(steps=3), progress=False)
+
+
+def test_batch_must_divide_over_devices(experiment):
+    assert jax.device_count() == 8
+    with pytest.raises(ConfigError, match="6 prompts does not divide over 8 devices"):
+        train(experiment(data={"prompts_per_batch": 6}), progress=False)
+
+
+def test_mesh_must_fit_the_devices(experiment):
+    with pytest.raises(ConfigError, match="8 devices"):
+        train(experiment(mesh=MeshConfig(data=3)), progress=False)
+
+
+def test_lengths_must_fit_the_models(experiment):
+    with pytest.raises(ConfigError, match="max_prompt_tokens"):
+        train(experiment(data={"max_prompt_tokens": 254}), progress=False)
+    with pytest.raises(ConfigError, match="max_query_tokens"):
+        train(experiment(data={"max_query_tokens": 257}), progress=False)
+
+
+def test_curves_are_written(experiment):
+    result = train(experiment(steps=4, log_every=2), progress=False)
+    events = list((result.folder.parent / "logs").glob("events*"))
+    found = read_scalars(events[0])
+    for name in ("loss", "cv", "gradient_norm", "learning_rate", "tokens_per_second"):
+        assert [step for step, _ in found[f"train/{name}"]] == [2, 4], name
+    assert found["train/loss"][-1][1] == pytest.approx(result.losses[-1][1], rel=1e-6)
+    usage = [values[-1][1] for name, values in found.items() if name.startswith("usage/layer00")]
+    assert len(usage) == 8 and sum(usage) == pytest.approx(2.0)
+
+
+def read_scalars(path):
+    """{tag: [(step, value)]} of a tensorboard file: length, crc, event, crc, again and again."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        at += 16 + size
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
