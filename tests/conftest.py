@@ -1,6 +1,7 @@
 """For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +11,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Many tests compile the same small programs: within a session each is compiled once.
+_cache = tempfile.TemporaryDirectory(prefix="lorage-test-programs-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # Before the first import of these: the annotations of their functions become checks.
 install_import_hook(["lorage_jax.ops", "lorage_jax.generator"], "beartype.beartype")
 

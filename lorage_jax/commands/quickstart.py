@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from lorage_jax.commands.specialize import describe, specialize_into
@@ -25,21 +26,30 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data import synthetic
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system
+from lorage_jax.data.prompts import (
+    edge_prompt,
+    edge_prompt_with_system,
+    encode,
+    encode_target,
+)
 from lorage_jax.data.records import Record
 from lorage_jax.generator.card import load_card
+from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.losses import cross_entropy
+from lorage_jax.generator.merge import merge
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
+from lorage_jax.infer.buckets import bucket, left_pad
 from lorage_jax.infer.generate import generate
-from lorage_jax.models.model import Model
+from lorage_jax.models.model import Model, forward
 from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve
 from lorage_jax.train.loop import train
 from lorage_jax.train.pretrain import pretrain, train_tokenizer
 
 TEXTS = 20_000  # documents of the built-in world to learn from
 PRETRAIN_ROWS = 32
-CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 300, 500, 400
+CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 200, 400, 300
 QUESTIONS = 24  # on which the three ways to answer are compared
 
 
@@ -68,12 +78,10 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         )
         gates = load_card(folder / "card.json").gates
         gate_heatmap(gates, folder / "gates.png", overwrite=False)
-        console.print("4/4  Asking all three ways ...")
-        answers = _ask(folder, records)
-        report |= {
+        console.print("4/4  Asking all three ways, and with another prompt's card ...")
+        other = synthetic.draw_groups("paraphrase", 2, 1, seed + 1)[1][0].system
+        report |= _ask(folder, records, result.generator, other) | {
             "prompt": records[0].system,
-            "answers": answers["examples"],
-            "exact_match": answers["exact_match"],
             "questions": len(records),
             "pretraining": made,
             "generator_loss": {"first": result.losses[0][1], "last": result.losses[-1][1]},
@@ -149,9 +157,8 @@ def _experiment(folder: Path, seed: int) -> ExperimentConfig:
             queries_per_prompt=4,
             max_prompt_tokens=64,
             max_query_tokens=64,
-            min_bucket=64,
         ),
-        generator=GeneratorConfig(dropout=0.0),
+        generator=GeneratorConfig(rank=8, alpha=8.0, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
         steps=GENERATOR_STEPS,
         dtype="float32",
@@ -162,40 +169,66 @@ def _experiment(folder: Path, seed: int) -> ExperimentConfig:
     )
 
 
-def _ask(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
-    """The same questions to the edge without prompt, with the prompt in context, specialised."""
+def _ask(
+    folder: Path, records: Sequence[Record], generator: Generator, other: str
+) -> dict[str, Any]:
+    """The same questions to the edge without prompt, with the prompt in its context, specialised.
 
-    def answer(model: Model, prompts: list[str]) -> list[str]:
-        return [text.strip() for text in generate(model, prompts, max_new_tokens=48)]
-
+    As a control, specialised by the prompt `other`. Exact matches, and nats per target token.
+    """
     edge, special = load_model(folder / "edge"), load_model(folder / "merged")
+    wrong = merge(edge, generator.pool, specialize(generator, other))
     bare = [edge_prompt(r.user) for r in records]
     told = [edge_prompt_with_system(r.system, r.user) for r in records]
+    targets = [r.target for r in records]
     ways = {
-        "without_prompt": answer(edge, bare),
-        "with_prompt": answer(edge, told),
-        "specialized": answer(special, bare),
+        "without_prompt": (edge, bare),
+        "with_prompt": (edge, told),
+        "specialized": (special, bare),
+        "control_other_prompt": (wrong, bare),
     }
-    examples = [
-        {"user": r.user, "expected": r.target, **{way: texts[i] for way, texts in ways.items()}}
-        for i, r in enumerate(records)
+    texts = {
+        way: [text.strip() for text in generate(model, asked, max_new_tokens=32)]
+        for way, (model, asked) in ways.items()
+    }
+    return {
+        "answers": [
+            {"user": r.user, "expected": r.target, **{way: texts[way][i] for way in ways}}
+            for i, r in enumerate(records)
+        ],
+        "exact_match": {
+            way: sum(map(str.__eq__, texts[way], targets)) / len(records) for way in ways
+        },
+        "nats_per_target_token": {
+            way: _target_loss(model, asked, targets) for way, (model, asked) in ways.items()
+        },
+    }
+
+
+def _target_loss(model: Model, asked: Sequence[str], targets: Sequence[str]) -> float:
+    rows = [
+        (encode(model.tokenizer, text, bos=True), encode_target(model.tokenizer, target))
+        for text, target in zip(asked, targets, strict=True)
     ]
-    right = {
-        way: sum(text == r.target for text, r in zip(texts, records, strict=True)) / len(records)
-        for way, texts in ways.items()
-    }
-    return {"examples": examples, "exact_match": right}
+    tokens, mask = left_pad([a + b for a, b in rows], bucket(max(len(a + b) for a, b in rows)))
+    counts = np.asarray([len(b) for _, b in rows])
+    is_target = np.arange(tokens.shape[1]) >= tokens.shape[1] - counts[:, None]
+    logits = forward(model, tokens, attention_mask=mask)
+    total, count = cross_entropy(logits[:, :-1], tokens[:, 1:], is_target[:, 1:])
+    return float(total / count)
 
 
 def _story(report: dict[str, Any], gates: str, out: Path) -> str:
     loss, match = report["generator_loss"], report["exact_match"]
+    nats, control = report["nats_per_target_token"], match["control_other_prompt"]
     lines = [
         describe(report, out),
         f"\nSystem prompt (unseen in training): {report['prompt']}",
         f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per target token",
         f"Exact answers to {report['questions']} questions: edge without prompt "
         f"{match['without_prompt']:.0%}, with prompt in context {match['with_prompt']:.0%}, "
-        f"specialised, without prompt {match['specialized']:.0%}",
+        f"specialised, without prompt {match['specialized']:.0%}; control {control:.0%}",
+        "Nats per target token: " + ", ".join(f"{way} {value:.2f}" for way, value in nats.items()),
     ]
     for example in report["answers"][:3]:
         lines += [

@@ -24,6 +24,9 @@ from tests.tiny import VOCAB, make_generator, make_tiny, padded_batch, torch_log
 
 FFN = ("gate_proj", "up_proj", "down_proj")
 
+# peft asks transformers in a way that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 
 def tensors(folder):
     out = {}
