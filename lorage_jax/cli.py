@@ -6,7 +6,12 @@ A mistake of the user ends in one message and exit code 1, without a traceback.
 from __future__ import annotations
 
 import json as json_module
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +19,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lorage_jax.errors import LorageError
-from lorage_jax.hf.folder import write_file
+from lorage_jax.hf.folder import check_file, write_file
+
+DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).
+
+Start with: lorage quickstart --out quickstart
+"""
 
 Positional = tyro.conf.Positional
 Json = Annotated[
@@ -59,7 +69,7 @@ class Train:
     out: Path | None = None
     """Folder of the run, instead of the experiment's own."""
     resume: bool = False
-    """Go on from the run's last checkpoint."""
+    """Go on from the run's last checkpoint; begin when there is none."""
     json: Json = None
 
     def run(self) -> dict[str, Any]:
@@ -154,7 +164,7 @@ class Inspect:
     path: Positional[Path]
     """A card file, or a folder that lorage_jax wrote."""
     png: Path | None = None
-    """Write the heatmap to this picture."""
+    """Write a card's heatmap to this picture."""
     json: Json = None
     overwrite: bool = False
     """Replace the picture if it exists."""
@@ -185,27 +195,69 @@ class Bench:
         return bench(self.what, self.layers, self.repeats, self.dtype)
 
 
-COMMANDS = (Quickstart, Train, Specialize, Generate, Inspect, Bench)
+Command = Annotated[
+    Quickstart | Train | Specialize | Generate | Inspect | Bench,
+    tyro.conf.OmitSubcommandPrefixes,
+]
 
 
 def main(args: list[str] | None = None) -> int:
     """Parses, runs, reports. Exit code 0 only when what was asked for was done."""
-    union = Annotated[
-        Quickstart | Train | Specialize | Generate | Inspect | Bench,
-        tyro.conf.OmitSubcommandPrefixes,
-    ]
-    command = tyro.cli(union, args=args, prog="lorage", description=__doc__)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a substitute
+            stream.reconfigure(errors="backslashreplace")
+    command = tyro.cli(Command, args=args, prog="lorage", description=DESCRIPTION)
     try:
-        result = command.run()
-        if command.json is not None:
-            write_file(command.json, json_module.dumps(result, indent=1) + "\n", overwrite=True)
-    except LorageError as error:
-        print(f"lorage: {error}", file=sys.stderr)
+        with _cleaning_up_on_sigterm():
+            if command.json is not None:
+                check_file(command.json, overwrite=True)  # before the long work
+            result = command.run()
+            if command.json is not None:
+                text = json_module.dumps(result, indent=1) + "\n"
+                write_file(command.json, text, overwrite=True)
+            sys.stdout.flush()
+    except BrokenPipeError:  # `lorage ... | head`: nobody reads on, so nothing more is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("lorage: interrupted.", file=sys.stderr)
-        return 130
+        return _failed("interrupted.", code=130)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise  # a defect of ours: the traceback is what a report needs
+        return _failed(message)
     return 0
+
+
+def _failed(message: str, code: int = 1) -> int:
+    print(f"lorage: {message}", file=sys.stderr)
+    return code
+
+
+def _message(error: Exception) -> str | None:
+    """What the user can mend, in words; None for anything else."""
+    if isinstance(error, LorageError):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        first = (str(error).splitlines() or ["no details"])[0]
+        return f"not enough memory ({first[:200]}). Use smaller models or batches, or bfloat16."
+    if isinstance(error, OSError):
+        at = f"{error.filename}: " if error.filename else ""
+        return f"{at}{error.strerror or error}."
+    return None
+
+
+@contextmanager
+def _cleaning_up_on_sigterm() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, ends like Ctrl-C: half-made folders are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

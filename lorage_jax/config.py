@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import numbers
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,6 +20,39 @@ from lorage_jax.errors import ConfigError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _check_types(config: Any) -> None:
+    """Every field holds what its annotation says; an int is also a float, a bool is no int."""
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        kind = str(hint) if typing.get_origin(hint) else hint.__name__
+        _require(_fits(hint, value), f"{name} is {value!r}; expected {kind}.")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return True  # `_require_choice` tells the choices
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(arg, value) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(hints) and all(map(_fits, hints, value))
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -35,6 +70,7 @@ class RopeScaling:
     original_max_positions: int = 8192
 
     def __post_init__(self):
+        _check_types(self)
         _require_choice("rope scaling", self.kind, ("llama3", "linear"))
 
 
@@ -69,8 +105,11 @@ class ModelConfig:
     pad_id: int | None
 
     def __post_init__(self):
+        _check_types(self)
         _require_choice("family", self.family, ("llama", "qwen2", "gemma", "gemma2"))
         _require_choice("activation", self.activation, ("silu", "gelu_tanh"))
+        for name in SIZES:
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
         _require(
             self.heads % self.kv_heads == 0,
             f"{self.heads} heads do not divide over {self.kv_heads} kv heads.",
@@ -108,6 +147,7 @@ class GeneratorConfig:
     cv_weight: float = 0.01  # paper: alpha of Eq. 9
 
     def __post_init__(self):
+        _check_types(self)
         _require_choice("combine", self.combine, ("factors", "products"))
         _require_choice("pool_scope", self.pool_scope, ("per_layer", "shared"))
         _require_choice("router_scope", self.router_scope, ("shared", "per_layer"))
@@ -158,6 +198,7 @@ class OptimizerConfig:
     accumulate: int = 1  # micro-batches per step
 
     def __post_init__(self):
+        _check_types(self)
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
         _require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
 
@@ -181,6 +222,7 @@ class Source:
     weight: float = 1.0
 
     def __post_init__(self):
+        _check_types(self)
         _require_choice("kind", self.kind, ("instruction", "choices", "synthetic"))
         _require(
             0 <= self.shots[0] <= self.shots[1],
@@ -205,6 +247,7 @@ class DataConfig:
     min_bucket: int = 32  # shapes are padded to min_bucket times a power of two (or the maximum)
 
     def __post_init__(self):
+        _check_types(self)
         _require(len(self.sources) > 0, "data.sources is empty; name at least one Source.")
         _require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
         _require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
@@ -225,6 +268,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self):
+        _check_types(self)
 
 
 @dataclass(frozen=True)
@@ -247,6 +293,7 @@ class ExperimentConfig:
     log_every: int = 10
 
     def __post_init__(self):
+        _check_types(self)
         _require_choice("dtype", self.dtype, ("float32", "bfloat16"))
         _require_choice("remat", self.remat, ("none", "full"))
         _require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
@@ -288,13 +335,13 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """The inverse of `to_dict`. A field that `cls` does not know is an error that names it."""
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object, got {type(values).__name__}.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}.")
     try:
         return cls(**{k: _typed(hints[k], v) for k, v in values.items()})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{cls.__name__}: {error}") from None
 
 

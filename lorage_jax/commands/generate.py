@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system
 from lorage_jax.data.records import read_text
+from lorage_jax.errors import ConfigError
+from lorage_jax.hf.export import is_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
 
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 
 def generate_text(options: Generate) -> dict[str, Any]:
     """Prints the text as it comes; returns it with its speed."""
+    if options.raw and options.system is not None:
+        raise ConfigError("--raw and --system exclude each other: the prompt needs the template.")
     text = read_text("-") if options.input == "-" else options.input
-    model = load_model(options.model, options.dtype)
     if options.system is not None:
         text = edge_prompt_with_system(read_text(options.system), text)
-    elif not options.raw and (options.model / "lorage.json").exists():
+    elif not options.raw and is_merged(options.model):
         text = edge_prompt(text)
+    model = load_model(options.model, options.dtype)
 
     def show(_: int, piece: str) -> None:
         sys.stdout.write(piece)

@@ -48,8 +48,8 @@ from lorage_jax.train.loop import train
 from lorage_jax.train.pretrain import pretrain, train_tokenizer
 
 TEXTS = 20_000  # documents of the built-in world to learn from
-PRETRAIN_ROWS = 32
-CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 200, 400, 300
+PRETRAIN_ROWS = 24
+CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 160, 320, 240
 QUESTIONS = 24  # on which the three ways to answer are compared
 
 

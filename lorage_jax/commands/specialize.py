@@ -18,7 +18,12 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge_with_report
-from lorage_jax.generator.store import load_generator
+from lorage_jax.generator.store import (
+    check_identity,
+    load_generator,
+    read_values,
+    recorded_path,
+)
 from lorage_jax.hf.adapter import export_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
@@ -44,12 +49,10 @@ def specialize_folder(
     wanted = _outputs(save)
     check_target(out, overwrite)
     text = read_text(prompt)
+    values = read_values(generator)
+    folder = edge or recorded_path(values, "edge", generator)
+    check_identity(folder, values, "edge")  # before anything large is loaded
     loaded = load_generator(generator, cloud)
-    folder = edge or loaded.edge_source
-    if folder is None:
-        raise WeightsError(
-            f"{generator}: the edge is not at its recorded place. Pass its folder with --edge."
-        )
     with new_folder(out, overwrite=overwrite) as temporary:
         report = specialize_into(loaded, text, temporary, folder, wanted, dtype)
         files = {"format": "lorage-special/1", "report": report}
@@ -153,7 +156,9 @@ def _logits(model: Model, tokens: np.ndarray, card: Card | None = None, pool: An
 def _transformers_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would fill the terminal
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor(tokens)).logits.numpy()
@@ -161,6 +166,12 @@ def _transformers_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
 
 def _differences(logits: dict[str, np.ndarray]) -> dict[str, float]:
     """Largest absolute difference of each stage to the unmerged logits, and over all."""
+    strange = [name for name, value in logits.items() if not np.isfinite(value).all()]
+    if strange:
+        raise WeightsError(
+            f"the logits are not finite ({', '.join(strange)}): the edge's weights or the "
+            "generator's experts hold NaN or infinity, or their sum overflows. Nothing was written."
+        )
     first = logits["unmerged"]
     found = {
         f"unmerged_vs_{name}": float(np.abs(first - value).max())

@@ -27,19 +27,30 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
         raise ConfigError(f"there is no experiment file {path}.{hint}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file.")
+        raise ConfigError(f"{path} is not a Python file; expected one that defines config().")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, "config", None)):
+            raise ConfigError("defines no function config(), which gives an ExperimentConfig.")
         config = module.config()
     except LorageError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # the user's own code: say where, without our frames
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"{path}{_line(error, path)}: {error}") from None
+    except (Exception, SystemExit) as error:  # the user's own code: say where, without our frames
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}{_line(error, path)}: {what}") from None
     if not isinstance(config, ExperimentConfig):
         raise ConfigError(f"{path}: config() gave {type(config).__name__}, not ExperimentConfig.")
     return config
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """", line N": the innermost line of the file that led to the error, if there is one."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}" if error.lineno else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path.absolute())]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def train_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:

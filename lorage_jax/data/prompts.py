@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lorage_jax.errors import DataError
+
 # Raise it with every change of a template or of `encode`: generators are bound to what they read.
 TEMPLATE_VERSION = 1
 
@@ -48,7 +50,12 @@ def encode(tokenizer: Any, text: str, bos: bool) -> list[int]:
     """Token ids of `text`, behind one bos if asked for and if the tokenizer has one.
 
     Text that spells a special token ("</s>") is read as text: a user cannot end the turn.
+    DataError for text that no UTF-8 file can hold (half a surrogate pair, a stray byte).
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"character {error.start} of the text is not valid Unicode.") from None
     # verbose: no warning about a maximum length; the callers cut.
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return [tokenizer.bos_token_id, *ids] if bos and tokenizer.bos_token_id is not None else ids

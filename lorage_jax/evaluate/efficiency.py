@@ -19,7 +19,7 @@ import numpy as np
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.merge import merge_with_report
+from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.hf.load import DTYPES
@@ -73,6 +73,7 @@ def random_edge(layers: int, dtype: str) -> tuple[Model, Pool, Card]:
     experts = initialise(pool_leaves(generator, config), jax.random.key(1))
     experts = jax.tree.map(lambda x: jnp.where(x == 0, 0.01, x), experts)
     gates = np.full((layers, 2), 0.5, np.float32)
+    jax.block_until_ready((params, experts))
     return edge, make_pool(experts, generator), Card(gates, "", EDGE)
 
 
@@ -89,17 +90,25 @@ def bench_merge(layers: int, repeats: int, dtype: str) -> dict[str, Any]:
     Seconds; ours without its compilation, which is given apart.
     """
     edge, pool, card = random_edge(layers, dtype)
-    merge = lambda: merge_with_report(edge, pool, card)[0].params  # noqa: E731
-    first = seconds(merge)
-    ours = [seconds(merge) for _ in range(repeats)]
-    # The donating merge consumes its edge: each repeat gets the last one's result.
-    current, donated = edge, []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        current = merge_with_report(current, pool, card, donate=True)[0]
-        donated.append(time.perf_counter() - began)
-        current = current.replace(card=None)
-        current.__dict__["fingerprint"] = EDGE
+
+    def run(donate: bool) -> float:
+        nonlocal edge
+        special: list[Model] = []
+
+        def action() -> Any:
+            special.append(merge(edge, pool, card, donate=donate))
+            return special[0].params
+
+        took = seconds(action)
+        if donate:  # the edge is consumed: the next call gets this one's result as its base
+            edge = special[0].replace(card=None)
+            edge.__dict__["fingerprint"] = EDGE
+        return took
+
+    first = run(donate=False)
+    ours = [run(donate=False) for _ in range(repeats)]
+    run(donate=True)  # compiles
+    donated = [run(donate=True) for _ in range(repeats)]
     result = {
         "layers": layers,
         "dtype": dtype,
@@ -107,13 +116,17 @@ def bench_merge(layers: int, repeats: int, dtype: str) -> dict[str, Any]:
         "lorage_donated_seconds": statistics.median(donated),
         "lorage_compile_seconds": first - min(ours),
     }
-    del edge, current, merge
+    del edge
     gc.collect()
     if importlib.util.find_spec("peft") is None or importlib.util.find_spec("torch") is None:
         return result | {"peft_seconds": None}
     theirs = [_peft_merge(layers, dtype) for _ in range(repeats)]
     peft = statistics.median(theirs)
-    return result | {"peft_seconds": peft, "ratio_peft_to_lorage": peft / statistics.median(ours)}
+    return result | {
+        "peft_seconds": peft,  # in place, as our donating merge
+        "ratio_peft_to_lorage": peft / result["lorage_seconds"],
+        "ratio_peft_to_lorage_donated": peft / result["lorage_donated_seconds"],
+    }
 
 
 def _peft_merge(layers: int, dtype: str) -> float:
@@ -141,7 +154,7 @@ def bench_decode(layers: int, repeats: int, dtype: str) -> dict[str, Any]:
     Seconds for 32 tokens behind a prompt of 32, one row, base and merged in turn.
     """
     edge, pool, card = random_edge(layers, dtype)
-    special = merge_with_report(edge, pool, card)[0]
+    special = merge(edge, pool, card)
     rows = [list(range(1, 33))]
     run = {
         "base": lambda: generate_tokens(edge, rows, max_new_tokens=32),

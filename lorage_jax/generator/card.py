@@ -17,6 +17,7 @@ from lorage_jax.errors import OutputError, WeightsError
 from lorage_jax.hf.folder import write_file
 
 FORMAT = "lorage-card/1"
+MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,15 @@ def load_card(path: str | Path) -> Card:
     """Reads a card file, or the card inside a folder that lorage_jax exported."""
     path = Path(path)
     if path.is_dir():
-        path = path / ("lorage.json" if (path / "lorage.json").exists() else "card.json")
+        found = [path / name for name in ("card.json", "lorage.json") if (path / name).exists()]
+        if not found:
+            raise WeightsError(f"{path} holds no card (card.json, or lorage.json of an export).")
+        path = found[0]
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; expected a card file.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a card: {error}.") from None
     if isinstance(values, dict) and "card" in values:
         values = values["card"]
@@ -98,16 +102,25 @@ def card_from_dict(values: Any, where: str) -> Card:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise WeightsError(f"{where} is not a card: expected format {FORMAT!r}, found {found!r}.")
     try:
-        gates = np.zeros((values["layers"], values["experts"]), np.float32)
-        if len(values["gates"]) != len(gates):
-            raise ValueError(f"{len(values['gates'])} rows of gates for {len(gates)} layers")
-        for row, pairs in zip(gates, values["gates"], strict=True):
+        layers, experts, rows = values["layers"], values["experts"], values["gates"]
+        if len(rows) != layers or layers < 1 or not 1 <= experts <= MOST_EXPERTS:
+            raise ValueError(f"{len(rows)} rows of gates for {layers} layers, {experts} experts")
+        gates = np.zeros((layers, experts), np.float32)
+        for row, pairs in zip(gates, rows, strict=True):
             for expert, value in pairs:
-                if not 0 <= expert < len(row):
-                    raise ValueError(f"expert {expert} of {len(row)}")
+                if not 0 <= expert < experts:
+                    raise ValueError(f"expert {expert} of {experts}")
                 row[expert] = value
-        if not np.isfinite(gates).all():
-            raise ValueError("gates are not finite")
-        return Card(gates, values["generator"], values["edge"], values.get("about", {}))
-    except (KeyError, TypeError, ValueError) as error:
+        if not np.allclose(gates.sum(axis=1), 1.0, atol=1e-3) or (gates < 0).any():  # NaN, too
+            raise ValueError("the gates of a layer are not shares of 1")
+        about = values.get("about", {})
+        for name, value, kind in (
+            ("generator", values["generator"], str),
+            ("edge", values["edge"], str),
+            ("about", about, dict),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is {value!r}")
+        return Card(gates, values["generator"], values["edge"], about)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise WeightsError(f"{where} is a damaged card: {error!r}.") from None

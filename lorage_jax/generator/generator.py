@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import GeneratorConfig, ModelConfig, to_dict
 from lorage_jax.data.prompts import cloud_prompt, encode
-from lorage_jax.errors import DataError
+from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
@@ -145,6 +145,10 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
         tokens,
         mask,
     )
+    if not np.isfinite(gates).all():
+        raise WeightsError(
+            "the gates are not finite: the cloud's weights or the generator hold NaN or infinity."
+        )
     cards = [
         Card(
             gates=np.asarray(g, np.float32),

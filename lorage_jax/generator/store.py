@@ -16,16 +16,21 @@ import numpy as np
 
 from lorage_jax.config import GeneratorConfig, ModelConfig, from_dict, to_dict
 from lorage_jax.data.prompts import TEMPLATE_VERSION
-from lorage_jax.errors import LorageError, WeightsError
+from lorage_jax.errors import ConfigError, LorageError, WeightsError
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.files import read_tensors, save
+from lorage_jax.hf.fingerprint import fingerprint
 from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
 
 FORMAT = "lorage-generator/1"
 TENSORS = "generator.safetensors"
+# What lorage.json holds; `cloud` and `edge` in turn.
+FIELDS = {"fingerprint": str, "generator": dict, "dtype": str, "cloud": dict, "edge": dict}
+FIELDS |= {"templates": int, "about": dict}
+ROLE_FIELDS = {"fingerprint": str, "relative": str, "path": str}
 
 
 def save_generator(generator: Generator, folder: str | Path, overwrite: bool = False) -> None:
@@ -74,12 +79,23 @@ def read_values(folder: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"{folder} holds no lorage.json; expected a generator folder, as `lorage train` writes."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise WeightsError(f"{folder} is not a generator ({FORMAT}); it says {found!r}.")
+    _check_fields(path, values, FIELDS)
+    for role in ("cloud", "edge"):
+        _check_fields(path, {"relative": "", "path": ""} | values[role], ROLE_FIELDS, f"{role}.")
+    _check_fields(path, values["edge"], {"config": dict}, "edge.")
     return values
+
+
+def _check_fields(path: Path, values: dict[str, Any], fields: dict[str, type], of: str = "") -> None:
+    for name, kind in fields.items():
+        if not isinstance(values.get(name), kind):
+            found = json.dumps(values[name])[:80] if name in values else "missing"
+            raise WeightsError(f"{path} is damaged: {of}{name} is {found}; expected {kind.__name__}.")
 
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
@@ -96,6 +112,16 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     )
 
 
+def check_identity(source: Path, values: dict[str, Any], role: str) -> None:
+    """Raises WeightsError unless `source` holds the weights of the generator's cloud or edge."""
+    found, expected = fingerprint(source), values[role]["fingerprint"]
+    if found != expected:
+        raise WeightsError(
+            f"{source} is not the {role} this generator was trained with (weights "
+            f"{found[:19]}..., expected {expected[:19]}...)."
+        )
+
+
 def load_generator(
     folder: str | Path, cloud: str | Path | None = None, dtype: str | None = None
 ) -> Generator:
@@ -106,24 +132,19 @@ def load_generator(
     """
     folder = Path(folder)
     values = read_values(folder)
+    if values["templates"] != TEMPLATE_VERSION:
+        raise WeightsError(
+            f"{folder} was trained with prompt templates {values['templates']}; this version "
+            f"of lorage_jax writes {TEMPLATE_VERSION}. Use the version it was trained with."
+        )
     try:
         config = from_dict(GeneratorConfig, values["generator"])
         edge = from_dict(ModelConfig, values["edge"]["config"])
-        if values["templates"] != TEMPLATE_VERSION:
-            raise WeightsError(
-                f"{folder} was trained with prompt templates {values['templates']}; this version "
-                f"of lorage_jax writes {TEMPLATE_VERSION}. Use the version it was trained with."
-            )
-        source = Path(cloud) if cloud is not None else recorded_path(values, "cloud", folder)
-        model = load_model(source, dtype or values["dtype"])
-        expected, place = values["cloud"]["fingerprint"], values["edge"]["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{folder}/lorage.json is damaged: {error!r}.") from None
-    if model.fingerprint != expected:
-        raise WeightsError(
-            f"{source} is not the cloud this generator was trained with (weights "
-            f"{model.fingerprint[:19]}..., expected {expected[:19]}...)."
-        )
+    except ConfigError as error:
+        raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
+    source = Path(cloud) if cloud is not None else recorded_path(values, "cloud", folder)
+    check_identity(source, values, "cloud")
+    model = load_model(source, dtype or values["dtype"])
     leaves = {
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),
@@ -137,14 +158,14 @@ def load_generator(
         config=config,
         cloud=model,
         edge=edge,
-        edge_fingerprint=place,
+        edge_fingerprint=values["edge"]["fingerprint"],
         trained=arrays["trained"],
         statistics=arrays["statistics"],
         edge_source=edge_source,
         source=folder,
-        about=values.get("about", {}),
+        about=values["about"],
     )
-    if values.get("fingerprint") != generator.fingerprint:
+    if values["fingerprint"] != generator.fingerprint:
         raise WeightsError(
             f"{folder}: {TENSORS} is not what lorage.json describes; the folder was changed."
         )

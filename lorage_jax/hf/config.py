@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json. Expected a Hugging Face model folder "
             "(config.json, tokenizer files, *.safetensors)."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(raw).__name__}.")
@@ -78,9 +78,12 @@ def model_config(folder: Path) -> ModelConfig:
     try:
         full = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many types; all of them mean a bad config
-        message = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        message = " ".join(str(error).split())[:300] or repr(error)
         raise WeightsError(f"{folder}/config.json is refused by transformers: {message}") from None
-    return from_hf_config(full, raw, str(folder))
+    try:
+        return from_hf_config(full, raw, str(folder))
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise WeightsError(f"{folder}/config.json has a value of a wrong kind: {error}.") from None
 
 
 def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:

@@ -22,7 +22,7 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
 from lorage_jax.hf.files import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf.fingerprint import fingerprint
-from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+from lorage_jax.hf.folder import MANIFEST, check_target, new_folder, write_manifest
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-merged/1"
@@ -108,6 +108,14 @@ def export_merged(
         if model.card is not None:
             values |= {"generator": model.card.generator, "card": model.card.to_dict()}
         write_manifest(folder, values)
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether `export_merged` wrote this folder."""
+    try:
+        return json.loads((folder / MANIFEST).read_text("utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def ffn_tensors(config: ModelConfig) -> Iterator[tuple[str, str, int, tables.Row]]:

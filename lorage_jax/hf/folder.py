@@ -179,7 +179,7 @@ def _manifest(folder: Path) -> set[str]:
         if not all(isinstance(name, str) for name in files):
             raise TypeError
         return set(files)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise OutputError(
             f"{folder} exists and has no usable {MANIFEST}, so lorage_jax did not write it and "
             "will not replace it. Choose another folder."

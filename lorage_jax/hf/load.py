@@ -14,8 +14,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError
 from lorage_jax.hf import tables
-from lorage_jax.hf.config import model_config
-from lorage_jax.hf.files import Checkpoint
+from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.files import FLOATS, Checkpoint
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules
@@ -70,15 +70,18 @@ def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
     """Config, checked tensors and tokenizer; everything that is wrong with them in one error."""
     if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
-    parts, problems = [], []
+    read_config(folder)  # without it, nothing else is worth a word
+    parts, problems = {}, []
     for read in (model_config, Checkpoint.open, load_tokenizer):
+        if read is load_tokenizer and model_config not in parts:
+            break  # transformers refuses the tokenizer for the same reason
         try:
-            parts.append(read(folder))
+            parts[read] = read(folder)
         except WeightsError as error:
             problems.append(str(error))
     if problems:
         raise WeightsError("\n".join(problems))
-    config, checkpoint, tokenizer = parts
+    config, checkpoint, tokenizer = parts.values()
     _check(config, checkpoint, folder)
     return config, checkpoint, tokenizer
 
@@ -116,6 +119,8 @@ def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
                 problems.append(f"{name} is missing; expected shape {want}")
             elif checkpoint.shape(name) != want:
                 problems.append(f"{name} has shape {checkpoint.shape(name)}; config says {want}")
+            elif checkpoint.dtype(name) not in FLOATS.values():
+                problems.append(f"{name} is {checkpoint.dtype(name)}; expected floating point")
     if config.tied_head:
         expected.add("lm_head.weight")  # some exporters write the tied head a second time
     for name in checkpoint.names():
@@ -139,8 +144,8 @@ def load_tokenizer(folder: Path) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many types; all mean the same to a user
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        reason = " ".join(str(error).split())[:200].rstrip(". ") or repr(error)
         raise WeightsError(
-            f"{folder}: no usable tokenizer ({first}). Expected tokenizer.json and "
+            f"{folder}: no usable tokenizer ({reason}). Expected tokenizer.json and "
             "tokenizer_config.json beside config.json."
         ) from None

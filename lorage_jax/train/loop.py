@@ -21,7 +21,7 @@ from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.errors import ConfigError, OutputError, TrainingError
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import save_generator
-from lorage_jax.hf.folder import check_target, write_file
+from lorage_jax.hf.folder import check_file, check_target, write_file
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
@@ -59,7 +59,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     _check_folder(out, resume)
     cloud = load_model(config.cloud, config.dtype, mesh, rules)
     edge = load_model(config.edge, config.dtype, mesh, rules)
-    _check_lengths(config, cloud, edge)
+    _check_models(config, cloud, edge)
     batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
 
     # A checkpoint remembers the models by their weights: folders may move, weights may not change.
@@ -186,6 +186,9 @@ def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
 def _check_folder(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected a folder for the run.")
+    check_file(out / "config.json", overwrite=True)  # can it be written?
+    if (out / "config.json").exists() and not _is_run(out):
+        raise OutputError(f"{out} holds a config.json of something else; choose another --out.")
     begun = (out / "checkpoints").exists() or (out / "config.json").exists()
     if begun and not resume:
         raise OutputError(
@@ -195,7 +198,20 @@ def _check_folder(out: Path, resume: bool) -> None:
         check_target(out / "generator", overwrite=True)
 
 
-def _check_lengths(config: ExperimentConfig, cloud: Model, edge: Model) -> None:
+def _is_run(out: Path) -> bool:
+    """Whether the folder's config.json is one of ours: what it holds is replaced on resuming."""
+    try:
+        return "cloud_weights" in json.loads((out / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _check_models(config: ExperimentConfig, cloud: Model, edge: Model) -> None:
+    layer = config.generator.hidden_layer
+    if layer is not None and not 0 <= layer < cloud.config.layers:
+        raise ConfigError(
+            f"hidden_layer is {layer}; the cloud's layers are 0 to {cloud.config.layers - 1}."
+        )
     needed = config.data.max_prompt_tokens + edge.config.layers
     if needed > cloud.config.max_positions:
         raise ConfigError(
