@@ -182,7 +182,7 @@ class Bench:
     Example: lorage bench merge --layers 22
     """
 
-    what: Positional[Literal["merge", "decode"]]
+    what: Positional[Literal["merge", "decode", "export"]]
     layers: int = 22
     """Depth of the TinyLlama-shaped model."""
     repeats: int = 3

@@ -1,5 +1,6 @@
 """For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -46,3 +47,26 @@ def cloud_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cloud") / "cloud"
     make_tiny("llama", folder, seed=5, num_hidden_layers=2, hidden_size=32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """(cloud folder, edge folder): a llama and a qwen2 of different width and depth."""
+    from tests.tiny import make_tiny
+
+    root = tmp_path_factory.mktemp("pair")
+    make_tiny("llama", root / "cloud", seed=1, num_hidden_layers=2, hidden_size=32)
+    make_tiny("qwen2", root / "edge", seed=2)
+    return root / "cloud", root / "edge"
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory):
+    """80 records under 40 system prompts, two a prompt."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [
+        {"system": f"Say {i // 2} twice.", "user": f"go {i}", "target": f"{i // 2} {i // 2}"}
+        for i in range(80)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path

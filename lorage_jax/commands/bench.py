@@ -1,4 +1,4 @@
-"""`lorage bench`: runs a measurement of `evaluate/efficiency.py` and prints it with the machine."""
+"""`lorage bench`: runs a measurement of `evaluate/` and prints it with the machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import jax
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.efficiency import bench_decode, bench_merge
+from lorage_jax.evaluate.memory import bench_export
 
 
 def bench(what: str, layers: int, repeats: int, dtype: str) -> dict[str, Any]:
     """Measures, prints and returns the figures."""
     if layers < 1 or repeats < 1:
         raise ConfigError(f"layers {layers} and repeats {repeats} must both be 1 or more.")
-    run = {"merge": bench_merge, "decode": bench_decode}[what]
+    run = {"merge": bench_merge, "decode": bench_decode, "export": bench_export}[what]
     result = {"bench": what, **run(layers, repeats, dtype), **machine()}
     for name, value in result.items():
         print(f"{name:28}{value:.4g}" if isinstance(value, float) else f"{name:28}{value}")

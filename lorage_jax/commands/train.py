@@ -45,7 +45,7 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
 
 
 def _line(error: BaseException, path: Path) -> str:
-    """", line N": the innermost line of the file that led to the error, if there is one."""
+    """ ", line N": the innermost line of the file that led to the error, if there is one."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)

@@ -91,11 +91,15 @@ def read_values(folder: str | Path) -> dict[str, Any]:
     return values
 
 
-def _check_fields(path: Path, values: dict[str, Any], fields: dict[str, type], of: str = "") -> None:
+def _check_fields(
+    path: Path, values: dict[str, Any], fields: dict[str, type], of: str = ""
+) -> None:
     for name, kind in fields.items():
         if not isinstance(values.get(name), kind):
             found = json.dumps(values[name])[:80] if name in values else "missing"
-            raise WeightsError(f"{path} is damaged: {of}{name} is {found}; expected {kind.__name__}.")
+            raise WeightsError(
+                f"{path} is damaged: {of}{name} is {found}; expected {kind.__name__}."
+            )
 
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:

@@ -3,33 +3,70 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import to_hf_config
-from lorage_jax.hf.files import save
+from lorage_jax.hf.files import INDEX, SINGLE, save
 from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.models.model import Model
 
+SHARD_BYTES = 5 << 30  # most bytes in one file
 
-def save_model(model: Model, folder: str | Path, overwrite: bool = False) -> None:
-    """Writes one safetensors file in the model's own dtype, beside and renamed."""
-    tensors: dict[str, np.ndarray] = {}
+
+def save_model(
+    model: Model, folder: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes the model in its own dtype, beside and renamed: one file, or shards with an index."""
+    config = to_hf_config(model.config, str(model.dtype))
+    with new_folder(folder, overwrite=overwrite) as temporary:
+        _save_weights(model, temporary, shard_bytes)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        model.tokenizer.save_pretrained(str(temporary))
+        write_manifest(temporary, {"format": "lorage-model/1"})
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its Hugging Face name, one at a time."""
     for path, leaf, row in tables.rows(model.config):
         value = model.params
         for name in path:
             value = value[name]
-        array = np.asarray(value)
         if leaf.axes[0] != "layers":
-            tensors[row.name] = tables.to_file(array, row)
+            yield row.name, tables.to_file(np.asarray(value), row)
             continue
-        for layer, one in enumerate(array):
-            tensors[row.name.format(layer=layer)] = tables.to_file(one, row)
-    config = to_hf_config(model.config, str(model.dtype))
-    with new_folder(folder, overwrite=overwrite) as temporary:
-        save(temporary / "model.safetensors", tensors, {"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        model.tokenizer.save_pretrained(str(temporary))
-        write_manifest(temporary, {"format": "lorage-model/1"})
+        for layer in range(leaf.shape[0]):
+            yield row.name.format(layer=layer), tables.to_file(np.asarray(value[layer]), row)
+
+
+def _save_weights(model: Model, folder: Path, shard_bytes: int) -> None:
+    shard: dict[str, np.ndarray] = {}
+    files: list[tuple[Path, list[str]]] = []
+    size = total = 0
+
+    def close() -> None:
+        nonlocal shard, size
+        path = folder / f"part{len(files)}.safetensors"
+        save(path, shard, {"format": "pt"})
+        files.append((path, list(shard)))
+        shard, size = {}, 0
+
+    for name, array in _tensors(model):
+        if shard and size + array.nbytes > shard_bytes:
+            close()
+        shard[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    close()
+    if len(files) == 1:
+        files[0][0].rename(folder / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, (path, names) in enumerate(files, 1):
+        final = f"model-{number:05}-of-{len(files):05}.safetensors"
+        path.rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
