@@ -685,10 +685,11 @@ def test_a_full_disk(specialize, refuse, tiny_disk):  # noqa: F811
     assert list(tiny_disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_in_training(world, tiny_disk, capfd):  # noqa: F811
+def test_a_disk_that_fills_up_in_training(world, tiny_disk, capfd, caplog):  # noqa: F811
     """orbax alone would tell it in a thousand lines."""
     assert lorage("train", world.root / "exp.py", "--out", tiny_disk / "run") == 1
     error = capfd.readouterr().err
     last = error.splitlines()[-1]
     assert re.search("^lorage: .*could not be written .*No space left.*Check the disk", last)
     assert all(line.startswith("step ") for line in error.splitlines()[:-1]), error
+    assert "orbax" not in caplog.text  # what pytest keeps from the terminal

@@ -37,6 +37,7 @@ from lorage_jax.generator.card import load_card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.losses import cross_entropy
 from lorage_jax.generator.merge import merge
+from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
@@ -64,11 +65,12 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         result = train(_experiment(folder, seed))
         loss_curve(result.losses, folder / "loss.png", overwrite=False)
         console.print("3/4  Specialising for a prompt that was not in training ...")
+        generator = load_generator(result.folder)
         records = synthetic.draw_groups("paraphrase", 1, QUESTIONS, seed)[0]
         (folder / "prompt.txt").write_text(records[0].system + "\n", "utf-8")
         edge_name = str(out.absolute() / "edge")
         report = specialize_into(
-            result.generator,
+            generator,
             records[0].system,
             folder,
             folder / "edge",
@@ -80,7 +82,7 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         gate_heatmap(gates, folder / "gates.png", overwrite=False)
         console.print("4/4  Asking all three ways, and with another prompt's card ...")
         other = synthetic.draw_groups("paraphrase", 2, 1, seed + 1)[1][0].system
-        report |= _ask(folder, records, result.generator, other) | {
+        report |= _ask(folder, records, generator, other) | {
             "prompt": records[0].system,
             "questions": len(records),
             "pretraining": made,

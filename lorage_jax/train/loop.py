@@ -37,7 +37,10 @@ RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "cloud", "edge", 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`losses`: (step, loss) at every step of this process's run."""
+    """`generator`: on the run's mesh; `folder`: where it was saved, to load it anywhere.
+
+    `losses`: (step, loss) at every step of this process's run.
+    """
 
     generator: Generator
     folder: Path
