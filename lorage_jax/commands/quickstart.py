@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -48,9 +49,9 @@ from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve
 from lorage_jax.train.loop import train
 from lorage_jax.train.pretrain import pretrain, train_tokenizer
 
-TEXTS = 20_000  # documents of the built-in world to learn from
+TEXTS = 8_000  # documents of the built-in world to learn from
 PRETRAIN_ROWS = 24
-CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 160, 320, 240
+CLOUD_STEPS, EDGE_STEPS, GENERATOR_STEPS = 100, 220, 150
 QUESTIONS = 24  # on which the three ways to answer are compared
 
 
@@ -167,7 +168,7 @@ def _experiment(folder: Path, seed: int) -> ExperimentConfig:
         remat="none",
         seed=seed,
         save_every=GENERATOR_STEPS,
-        log_every=50,
+        log_every=20,
     )
 
 
@@ -207,16 +208,17 @@ def _ask(
     }
 
 
-def _target_loss(model: Model, asked: Sequence[str], targets: Sequence[str]) -> float:
+def _target_loss(model: Model, asked: Sequence[str], answers: Sequence[str]) -> float:
     rows = [
         (encode(model.tokenizer, text, bos=True), encode_target(model.tokenizer, target))
-        for text, target in zip(asked, targets, strict=True)
+        for text, target in zip(asked, answers, strict=True)
     ]
     tokens, mask = left_pad([a + b for a, b in rows], bucket(max(len(a + b) for a, b in rows)))
     counts = np.asarray([len(b) for _, b in rows])
     is_target = np.arange(tokens.shape[1]) >= tokens.shape[1] - counts[:, None]
     logits = forward(model, tokens, attention_mask=mask)
-    total, count = cross_entropy(logits[:, :-1], tokens[:, 1:], is_target[:, 1:])
+    targets, mask = jnp.asarray(tokens[:, 1:]), jnp.asarray(is_target[:, 1:])
+    total, count = cross_entropy(logits[:, :-1], targets, mask)
     return float(total / count)
 
 

@@ -98,7 +98,6 @@ def export_merged(
         values: dict[str, Any] = {
             "format": FORMAT,
             "base": {
-                "path": str(base.resolve()),
                 "fingerprint": identity,
                 "dtype": names.get(found[0], found[0]) if len(found) == 1 else "mixed",
             },
