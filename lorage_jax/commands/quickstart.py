@@ -8,6 +8,7 @@ words that no training has seen becomes a card, an adapter and a merged checkpoi
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,9 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         result = train(_experiment(folder, seed))
         loss_curve(result.losses, folder / "loss.png", overwrite=False)
         console.print("3/4  Specialising for a prompt that was not in training ...")
+        # Nobody resumes this run: what is of use only for that goes.
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "config.json").unlink()
         generator = load_generator(result.folder)
         records = synthetic.draw_groups("paraphrase", 1, QUESTIONS, seed)[0]
         (folder / "prompt.txt").write_text(records[0].system + "\n", "utf-8")
