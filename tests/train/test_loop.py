@@ -143,6 +143,49 @@ def test_accumulation_is_the_same_step(experiment, tmp_path):
         np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {
+            "router_scope": "per_layer",
+            "pool_scope": "shared",
+            "combine": "products",
+            "hidden_layer": 0,
+        },
+        {"cloud_rank": 0, "batch_norm": False, "top_k": 1, "dropout": 0.0},
+    ],
+)
+def test_every_switch_trains_and_loads(experiment, switches):
+    result = train(experiment(steps=6, generator=switches), progress=False)
+    assert np.isfinite([loss for _, loss in result.losses]).all()
+    loaded = lg.load_generator(result.folder)
+    card = lg.specialize(loaded, "Say 3 twice.")
+    np.testing.assert_allclose(card.gates.sum(-1), 1.0, atol=1e-6)
+    edge = lg.load_model(experiment().edge)
+    tokens = [[5, 6, 7, 8]]
+    unmerged = lg.forward(edge, tokens, gates=card, pool=loaded.pool)
+    np.testing.assert_allclose(
+        lg.forward(lg.merge(edge, loaded.pool, card), tokens), unmerged, atol=2e-4
+    )
+    assert np.abs(unmerged - lg.forward(edge, tokens)).max() > 1e-4
+
+
+def test_remat_changes_nothing_and_bfloat16_little(experiment, tmp_path):
+    losses = {}
+    for remat, dtype in (("none", "float32"), ("full", "float32"), ("full", "bfloat16")):
+        config = experiment(
+            out=str(tmp_path / remat / dtype),
+            steps=4,
+            remat=remat,
+            dtype=dtype,
+            generator={"dropout": 0.0},
+        )
+        losses[remat, dtype] = [loss for _, loss in train(config, progress=False).losses]
+    plain = losses["none", "float32"]
+    np.testing.assert_allclose(losses["full", "float32"], plain, rtol=1e-5)
+    np.testing.assert_allclose(losses["full", "bfloat16"], plain, rtol=0.05)
+
+
 def test_first_loss_is_the_base_models(experiment):
     """A fresh pool changes nothing: step 1 has the loss that torch computes on its batch."""
     import torch
