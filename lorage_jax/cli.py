@@ -135,7 +135,8 @@ class Generate:
     """System prompt file, put into the model's own context (the baseline)."""
     raw: bool = False
     """Continue the text as it is, without the template of specialised models."""
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
+    """At most this many tokens; what the model's context holds, up to 128, by default."""
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_k: int = 0
@@ -177,7 +178,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure, side by side in one run: merge against peft, decode merged against base.
+    """Measure: merge against peft, decode merged against base, or the memory of an export.
 
     Example: lorage bench merge --layers 22
     """

@@ -160,6 +160,10 @@ class GeneratorConfig:
         _require(self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
         _require(self.cloud_rank >= 0, f"cloud_rank is {self.cloud_rank}; expected 0 or more.")
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected 0 <= dropout < 1.")
+        width, heat = self.router_width, self.gumbel_temperature
+        _require(width is None or width >= 1, f"router_width is {width}; expected 1 or more.")
+        _require(heat > 0, f"gumbel_temperature is {heat}; expected > 0.")
+        _require(self.cv_weight >= 0, f"cv_weight is {self.cv_weight}; expected 0 or more.")
 
     @property
     def scale(self) -> float:
@@ -201,6 +205,9 @@ class OptimizerConfig:
         _check_types(self)
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
         _require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
+        _require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected >= 0.")
 
 
 @dataclass(frozen=True)
@@ -297,7 +304,8 @@ class ExperimentConfig:
         _require_choice("dtype", self.dtype, ("float32", "bfloat16"))
         _require_choice("remat", self.remat, ("none", "full"))
         _require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
-        _require(self.save_every >= 1, "save_every must be 1 or more.")
+        for name in ("save_every", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
         warmup, accumulate = self.optimizer.warmup_steps, self.optimizer.accumulate
         _require(
             warmup < self.steps,

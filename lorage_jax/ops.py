@@ -131,11 +131,12 @@ def gated_low_rank(
 
     `products`: sum_e g_e x a_e b_e. `factors`: x (sum_e g_e a_e) (sum_e g_e b_e).
     """
-    gates = gates.astype(x.dtype)
-    inner = einsum("bti,eir->bter", x, a.astype(x.dtype))
+    # Gates weigh in float32, as in the merge, whatever the weights' dtype.
+    gates = gates.astype(jnp.float32)
+    inner = einsum("bti,eir->bter", x, a.astype(x.dtype), out=jnp.float32)
     if combine == "products":
         mixed = inner * gates[:, None, :, None]
     else:
         shared = einsum("bter,be->btr", inner, gates)
         mixed = shared[:, :, None, :] * gates[:, None, :, None]
-    return einsum("bter,ero->bto", mixed, b.astype(x.dtype)) * scale
+    return einsum("bter,ero->bto", mixed.astype(x.dtype), b.astype(x.dtype)) * scale

@@ -109,8 +109,3 @@ def tree_shardings(leaves: Any, rules: ShardingRules, mesh: Mesh) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device: for scalars, keys and other small things."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
-    """Rows over the data axes."""
-    return NamedSharding(mesh, PartitionSpec(rules.batch))

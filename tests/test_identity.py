@@ -52,6 +52,8 @@ def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     # One card for all rows, then a card of its own for every row.
     unmerged = np.asarray(forward(edge, tokens, mask, gates=cards[0], pool=gen.pool))
     np.testing.assert_allclose(unmerged[mask], merged[0][mask], atol=ATOL)
+    fresh = np.asarray(forward(edge, tokens, mask, gates=cards[0]))  # it knows its pool
+    np.testing.assert_array_equal(fresh, unmerged)
     mixed = np.asarray(forward(edge, tokens, mask, gates=cards, pool=gen.pool))
     for row in range(3):
         np.testing.assert_allclose(mixed[row][mask[row]], merged[row][row][mask[row]], atol=ATOL)

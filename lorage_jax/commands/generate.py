@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system
+from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
@@ -15,6 +15,8 @@ from lorage_jax.infer.generate import generate
 
 if TYPE_CHECKING:
     from lorage_jax.cli import Generate
+
+DEFAULT_TOKENS = 128  # when the user names no number
 
 
 def generate_text(options: Generate) -> dict[str, Any]:
@@ -28,6 +30,11 @@ def generate_text(options: Generate) -> dict[str, Any]:
         text = edge_prompt(text)
     model = load_model(options.model, options.dtype)
 
+    wanted = options.max_new_tokens
+    if wanted is None:  # a prompt that leaves no room is told of by `generate`
+        room = model.config.max_positions - len(encode(model.tokenizer, text, bos=True))
+        wanted = max(1, min(DEFAULT_TOKENS, room))
+
     def show(_: int, piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -36,7 +43,7 @@ def generate_text(options: Generate) -> dict[str, Any]:
     output = generate(
         model,
         text,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=wanted,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -154,13 +155,14 @@ def _config(tokenizer: Any, family: str, width: int) -> ModelConfig:
 
 
 def _experiment(folder: Path, seed: int) -> ExperimentConfig:
+    devices = jax.device_count()
     return ExperimentConfig(
         cloud=str(folder / "cloud"),
         edge=str(folder / "edge"),
         out=str(folder),
         data=DataConfig(
             sources=(Source("synthetic", "synthetic"),),
-            prompts_per_batch=16,
+            prompts_per_batch=-(-16 // devices) * devices,
             queries_per_prompt=4,
             max_prompt_tokens=64,
             max_query_tokens=64,

@@ -79,7 +79,7 @@ def specialize_into(
     first = began = time.time()
     card = specialize(generator, prompt)
     specialize_seconds = time.time() - began
-    edge = load_model(edge_folder, dtype or stored_dtype(edge_folder))
+    edge = load_model(edge_folder, stored_dtype(edge_folder))
     card.check(edge, generator.pool)
     probe = _probe(edge, prompt)
     logits = {"unmerged": _logits(edge, probe, card, generator.pool)}
@@ -103,7 +103,7 @@ def specialize_into(
             logits["transformers"] = _transformers_logits(out / "merged", probe)
     report = {
         "parity": _differences(logits),
-        "dtype": str(special.dtype),
+        "dtype": dtype or str(special.dtype),
         "merge": {
             "largest_rounding": rounding.largest_rounding,
             "share_unmoved": rounding.unmoved,

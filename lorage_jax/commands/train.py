@@ -69,7 +69,7 @@ def train_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, An
     )
     return {
         "generator": str(result.folder),
-        "fingerprint": result.generator.fingerprint,
+        "fingerprint": result.fingerprint,
         "steps": config.steps,
         "first_step": result.first_step,
         "losses": result.losses,

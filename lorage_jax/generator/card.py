@@ -28,14 +28,19 @@ FIELDS = {
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Card:
-    """`gates` [L, E] float32, each layer's sum 1. `about`: free facts for people (prompt hash)."""
+    """`gates` [L, E] float32, each layer's sum 1. `about`: free facts for people (prompt hash).
+
+    A card that `specialize` just made also knows its `pool`, so that `forward` and `generate` need
+    no other; a file does not hold it.
+    """
 
     gates: np.ndarray
     generator: str  # fingerprint of the trained parts and their cloud
     edge: str  # fingerprint of the edge's weights
     about: dict[str, Any] = field(default_factory=dict)
+    pool: Any = field(default=None, repr=False)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON, beside and renamed. Refuses an existing file."""

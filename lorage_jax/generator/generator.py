@@ -33,7 +33,7 @@ from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generator:
     """A cloud `Model` with the trained parts, made for the edge of `edge_fingerprint`."""
 
@@ -154,6 +154,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
             gates=np.asarray(g, np.float32),
             generator=generator.fingerprint,
             edge=generator.edge_fingerprint,
+            pool=generator.pool,
             about={
                 "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
                 "cloud_tokens": len(row),
@@ -175,6 +176,12 @@ def prompt_tokens(generator: Generator, prompt: str) -> list[int]:
             f"the system prompt has {len(ids)} tokens; the cloud model reads at most {room} "
             f"(context {generator.cloud.config.max_positions} less {generator.edge.layers} meta "
             "tokens). Shorten the prompt."
+        )
+    size = generator.cloud.config.vocab_size
+    if max(ids) >= size:  # the device would clamp it without a word
+        raise DataError(
+            f"the cloud's tokenizer gives id {max(ids)}, but its vocabulary is 0 to {size - 1}. "
+            "The tokenizer files in the cloud's folder belong to another model."
         )
     return ids
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lorage_jax.config import GeneratorConfig, ModelConfig, from_dict, to_dict
 from lorage_jax.data.prompts import TEMPLATE_VERSION
@@ -24,6 +25,7 @@ from lorage_jax.hf.fingerprint import fingerprint
 from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
+from lorage_jax.sharding import ShardingRules
 
 FORMAT = "lorage-generator/1"
 TENSORS = "generator.safetensors"
@@ -127,11 +129,16 @@ def check_identity(source: Path, values: dict[str, Any], role: str) -> None:
 
 
 def load_generator(
-    folder: str | Path, cloud: str | Path | None = None, dtype: str | None = None
+    folder: str | Path,
+    cloud: str | Path | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Generator:
     """A generator with its cloud model.
 
     `cloud`: its folder, when it has moved. `dtype`: of the cloud's weights; as trained by default.
+    `mesh`, `rules`: spread the cloud over devices, as `load_model` does.
     Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
     """
     folder = Path(folder)
@@ -148,7 +155,7 @@ def load_generator(
         raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
     source = Path(cloud) if cloud is not None else recorded_path(values, "cloud", folder)
     check_identity(source, values, "cloud")
-    model = load_model(source, dtype or values["dtype"])
+    model = load_model(source, dtype or values["dtype"], mesh, rules)
     leaves = {
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),

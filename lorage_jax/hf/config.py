@@ -5,6 +5,7 @@ Every field of a config.json is either read here, known to change no arithmetic,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ IGNORED = frozenset(
     "architectures model_type torch_dtype dtype transformers_version use_cache initializer_range "
     "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
     "unsloth_version unsloth_fixed max_window_layers cache_implementation "
-    "_attn_implementation_autoset id2label label2id".split()
+    "_attn_implementation_autoset id2label label2id is_llama_config output_attentions return_dict "
+    "output_hidden_states tf_legacy_loss".split()
 )
 # Fields read below.
 READ = frozenset(
@@ -37,6 +39,7 @@ NEUTRAL = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
     "chunk_size_feed_forward": (0, None),
+    "rope_interleaved": (None, False),
 }
 LLAMA3_FIELDS = (
     "factor",
@@ -81,9 +84,26 @@ def model_config(folder: Path) -> ModelConfig:
         message = " ".join(str(error).split())[:300] or repr(error)
         raise WeightsError(f"{folder}/config.json is refused by transformers: {message}") from None
     try:
-        return from_hf_config(full, raw, str(folder))
+        config = from_hf_config(full, raw, str(folder))
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise WeightsError(f"{folder}/config.json has a value of a wrong kind: {error}.") from None
+    more = [i for i in _generation_eos(Path(folder)) if i not in config.eos_ids]
+    return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
+
+
+def _generation_eos(folder: Path) -> list[int]:
+    """Ids that end a text by generation_config.json: chat models keep their end of turn there."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return []
+    try:
+        eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from None
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) for i in ids):
+        raise WeightsError(f"{path}: eos_token_id is {eos!r}; expected a number or a list of them.")
+    return ids
 
 
 def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:

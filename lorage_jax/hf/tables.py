@@ -79,7 +79,7 @@ def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
 def file_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
     """The shape in the file of one (per-layer) array of ours."""
     if row.inputs == 0:
-        return (shape[0], *shape[1:]) if row.name == _TOP["embed"].name else (math.prod(shape),)
+        return shape if row.name == _TOP["embed"].name else (math.prod(shape),)
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 

@@ -20,7 +20,7 @@ from lorage_jax.hf.fingerprint import fingerprint, fingerprint_arrays
 from lorage_jax.models.decoder import Decoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """`params` is a plain nested dict (`models/leaves.py`). `source` is the folder it came from.
 
@@ -63,14 +63,14 @@ def forward(
     """Logits [B, T, V] in float32 of tokens [B, T] (or [T]).
 
     `attention_mask` [B, T]: 1 for real tokens, left- or right-padded. `gates`: a Card, [L, E] for
-    all rows, or [B, L, E] with one set per row; they need the generator's `pool` (`gen.pool`),
-    and answer without any merge.
+    all rows, a list of Cards or [B, L, E] with one set per row. They answer without any merge, but
+    need the generator's `pool` (`gen.pool`), which only a Card fresh from `specialize` brings.
     """
-    tokens = jnp.atleast_2d(jnp.asarray(np.asarray(tokens), jnp.int32))
-    if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= model.config.vocab_size):
+    tokens = np.atleast_2d(np.asarray(tokens)).astype(np.int32)
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.config.vocab_size:
         raise ConfigError(
-            f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this model's "
-            f"vocabulary is 0 to {model.config.vocab_size - 1}. Was another tokenizer used?"
+            f"token ids run from {tokens.min()} to {tokens.max()}; this model's vocabulary is "
+            f"0 to {model.config.vocab_size - 1}. Was another tokenizer used?"
         )
     mask = None
     if attention_mask is not None:
@@ -91,6 +91,9 @@ def row_gates(model: Model, gates: Any, pool: Any, rows: int) -> tuple[Any, Arra
     """Gates in any accepted form as [B, L, E] float32, checked against the pool and the model."""
     if gates is None:
         return None, None
+    cards = gates if isinstance(gates, Sequence) else [gates]
+    if pool is None and cards:
+        pool = getattr(cards[0], "pool", None)
     if pool is None:
         raise ConfigError(
             "gates were given without the experts they weigh; pass pool=gen.pool of the "
@@ -98,7 +101,6 @@ def row_gates(model: Model, gates: Any, pool: Any, rows: int) -> tuple[Any, Arra
         )
     if model.card is not None:
         raise WeightsError("this model already has an adapter merged; use the base edge model.")
-    cards = gates if isinstance(gates, Sequence) else [gates]
     for card in cards:
         if hasattr(card, "check"):
             card.check(model, pool)

@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lorage_jax.config import ExperimentConfig, to_dict
-from lorage_jax.data.pipeline import Batches, make_dataset
-from lorage_jax.errors import ConfigError, OutputError, TrainingError
+from lorage_jax.data.pipeline import Batches, data_fingerprint, make_dataset
+from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.folder import check_file, check_target, write_file
@@ -32,18 +32,28 @@ from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
 from lorage_jax.train.watch import Watch
 
 # What may differ between a checkpoint and the run that resumes it.
-RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "cloud", "edge", "remat")
+RESUMABLE = (
+    "out",
+    "save_every",
+    "keep",
+    "log_every",
+    "mesh",
+    "remat",
+    "cloud",  # where these are; `cloud_weights` and the like say what they are
+    "edge",
+    "data.sources",
+)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`generator`: on the run's mesh; `folder`: where it was saved, to load it anywhere.
+    """`folder`: the generator's, for `load_generator`; `fingerprint`: its identity.
 
     `losses`: (step, loss) at every step of this process's run.
     """
 
-    generator: Generator
     folder: Path
+    fingerprint: str
     losses: list[tuple[int, float]]
     seconds: float
     first_step: int
@@ -65,10 +75,11 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     _check_models(config, cloud, edge)
     batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
 
-    # A checkpoint remembers the models by their weights: folders may move, weights may not change.
+    # A checkpoint knows its models and data by their contents: they may move, but not change.
     resolved = to_dict(config) | {
         "cloud_weights": cloud.fingerprint,
         "edge_weights": edge.fingerprint,
+        "data_contents": data_fingerprint(config.data),
     }
     optimizer = make_optimizer(config.optimizer, config.steps)
     parts = (config.generator, cloud.config, edge.config, optimizer)
@@ -98,7 +109,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
             stream.set_state(position)
         write_file(out / "config.json", json.dumps(resolved, indent=1) + "\n", overwrite=True)
         watch.start(first)
-        run = (resolved, stream, batches, micro_sharding(rules, mesh), checkpoints, watch)
+        sizes = {"cloud": cloud.config.vocab_size, "edge": edge.config.vocab_size}
+        run = (resolved, stream, batches, sizes, micro_sharding(rules, mesh), checkpoints, watch)
         state = _run(config, state, frozen, step_fn, *run)
 
     generator = Generator(
@@ -112,7 +124,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
         about={"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
     )
     save_generator(generator, out / "generator", overwrite=True)
-    return TrainResult(generator, out / "generator", watch.losses, time.time() - began, first)
+    seconds = time.time() - began
+    return TrainResult(out / "generator", generator.fingerprint, watch.losses, seconds, first)
 
 
 def _run(
@@ -123,6 +136,7 @@ def _run(
     resolved: dict[str, Any],
     stream: Any,
     batches: Batches,
+    vocabularies: dict[str, int],
     sharding: NamedSharding,
     checkpoints: Checkpoints,
     watch: Watch,
@@ -143,6 +157,7 @@ def _run(
 
     for number in range(int(state.step) + 1, config.steps + 1):
         batch = next(stream)
+        _check_ids(batch, vocabularies)
         state, metrics = step_fn(
             state, frozen, device_batch(batch, config.optimizer.accumulate, sharding)
         )
@@ -153,6 +168,17 @@ def _run(
             checkpoints.save(number, state, resolved, stream.get_state())
     settle()
     return state
+
+
+def _check_ids(batch: dict[str, np.ndarray], vocabularies: dict[str, int]) -> None:
+    """Ids beyond the embedding table would be clamped on the device without a word."""
+    for role, name in (("cloud", "prompt_tokens"), ("edge", "query_tokens")):
+        top, size = int(batch[name].max()), vocabularies[role]
+        if top >= size:
+            raise DataError(
+                f"the {role}'s tokenizer gives id {top}, but its vocabulary is 0 to {size - 1}. "
+                f"The tokenizer files in the {role} folder belong to another model."
+            )
 
 
 def _not_finite(

@@ -37,5 +37,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _decayed(trained: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale"), trained
+        lambda path, _: not path[-1].key.endswith(("bias", "scale", "norm")), trained
     )

@@ -106,6 +106,23 @@ def test_specialize_saves_what_is_asked_for(specialize, tmp_path, save):
     }
 
 
+def test_another_dtype_is_cast_once(world, specialize, tmp_path):
+    """float32 sum, then one cast: not the sum of weights that were cast before."""
+    assert lorage(*specialize(dtype="bfloat16", save="merged")) == 0
+    name = "model.layers.1.mlp.gate_proj.weight"
+    merged = load_file(world.special / "merged" / WEIGHTS)[name]
+    exported = load_file(tmp_path / "out" / "merged" / WEIGHTS)[name]
+    np.testing.assert_array_equal(exported, merged.astype(exported.dtype))
+    assert exported.dtype != merged.dtype
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_generate_fits_the_context_by_default(world, capfd):
+    """The hint that quickstart prints: no length named, a context of less than 128 more."""
+    args = ("--model", world.special / "merged", "--input", "x" * 200)
+    assert lorage("generate", *args) == 0
+
+
 def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, tmp_path, refuse):
     shutil.copytree(world.special, tmp_path / "out")
     refuse(*specialize(), says="exists and is not empty")

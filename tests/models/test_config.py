@@ -6,10 +6,10 @@ import json
 import pytest
 import transformers
 
-from lorage_jax.config import ConfigError, ModelConfig, from_dict, to_dict
-from lorage_jax.errors import WeightsError
+from lorage_jax.config import GeneratorConfig, ModelConfig, OptimizerConfig, from_dict, to_dict
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.hf.config import model_config, to_hf_config
-from tests.tiny import VARIANTS, hf_config
+from tests.tiny import VARIANTS, hf_config, make_tiny
 
 
 def write(folder, fields):
@@ -120,3 +120,28 @@ def test_model_config_checks_itself(tmp_path):
     for change in ({"family": "bert"}, {"sliding": (True,)}, {"window": None}, {"head_dim": 15}):
         with pytest.raises(ConfigError):
             dataclasses.replace(config, **change)
+
+
+def test_generation_config_adds_ends_of_text(tmp_path):
+    make_tiny("llama", tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"eos_token_id": [2, 7]}')
+    assert model_config(tmp_path).eos_ids == (2, 7)
+    path.write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(WeightsError, match="generation_config"):
+        model_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields"),
+    [
+        (GeneratorConfig, {"gumbel_temperature": 0.0}),
+        (GeneratorConfig, {"router_width": 0}),
+        (OptimizerConfig, {"clip_norm": -1.0}),
+        (OptimizerConfig, {"betas": (0.9, 2.0)}),
+        (OptimizerConfig, {"warmup_steps": -1}),
+    ],
+)
+def test_settings_without_meaning_are_refused(cls, fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        cls(**fields)
