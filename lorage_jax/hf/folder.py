@@ -65,7 +65,7 @@ def check_target(target: str | Path, overwrite: bool) -> None:
             return
         if not overwrite:
             raise OutputError(
-                f"{target} exists and is not empty. Choose another folder, or ask for overwriting "
+                f"{target} exists and is not empty. Choose another folder, or pass --overwrite (Python: overwrite=True) "
                 "(possible when lorage_jax wrote it)."
             )
         strangers = _strangers(target, _manifest(target))
@@ -121,7 +121,9 @@ def check_file(path: str | Path, overwrite: bool) -> None:
             raise OutputError(f"{path} is not a plain file. Expected a file or nothing.")
         _check_ancestors(path)
         if mode is not None and not overwrite:
-            raise OutputError(f"{path} exists. Choose another name, or ask for overwriting.")
+            raise OutputError(
+                f"{path} exists. Choose another name, or pass --overwrite (Python: overwrite=True)."
+            )
 
 
 def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
