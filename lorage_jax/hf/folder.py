@@ -65,8 +65,8 @@ def check_target(target: str | Path, overwrite: bool) -> None:
             return
         if not overwrite:
             raise OutputError(
-                f"{target} exists and is not empty. Choose another folder or, if lorage_jax wrote it, "
-                "pass --overwrite (Python: overwrite=True)."
+                f"{target} exists and is not empty. Choose another folder or, if lorage_jax wrote "
+                "this one, pass --overwrite (Python: overwrite=True)."
             )
         strangers = _strangers(target, _manifest(target))
         if not os.access(target, os.W_OK | os.X_OK):
