@@ -20,7 +20,7 @@ def bench(what: str, layers: int, repeats: int, dtype: str) -> dict[str, Any]:
     run = {"merge": bench_merge, "decode": bench_decode, "export": bench_export}[what]
     result = {"bench": what, **run(layers, repeats, dtype), **machine()}
     for name, value in result.items():
-        print(f"{name:28}{value:.4g}" if isinstance(value, float) else f"{name:28}{value}")
+        print(f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}")
     return result
 
 
