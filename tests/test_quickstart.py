@@ -83,3 +83,9 @@ def test_the_folder_may_move(made, tmp_path):
 def test_an_existing_folder_is_refused(made, capsys):
     assert main(["quickstart", "--out", str(made)]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("devices", "prompts"), [(1, 16), (6, 18), (32, 32)])
+def test_the_batch_divides_over_any_number_of_devices(monkeypatch, tmp_path, devices, prompts):
+    monkeypatch.setattr(quickstart.jax, "device_count", lambda: devices)
+    assert quickstart._experiment(tmp_path, 0).data.prompts_per_batch == prompts
