@@ -20,6 +20,7 @@ import tyro
 
 from lorage_jax.errors import LorageError
 from lorage_jax.hf.folder import check_file, write_file
+from lorage_jax.provenance import provenance
 
 DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).
 
@@ -177,15 +178,101 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Measure: merge against peft, decode merged against base, or the memory of an export.
+class Eval:
+    """Score a model, or a generator with its edge, on lm-eval's tasks and on GPT4Tools.
 
-    Example: lorage bench merge --layers 22
+    With --generator, the task's description and few-shot samples go to the cloud once a task, the
+    bare question to the edge; beside it run the few-shot baseline and the controls.
+
+    Example: lorage eval --model special/merged --tasks arc_challenge,piqa --json scores.json
     """
 
-    what: Positional[Literal["merge", "decode", "export"]]
-    layers: int = 22
-    """Depth of the TinyLlama-shaped model."""
+    tasks: str
+    """Names with commas: any task of lm-eval, and gpt4tools."""
+    model: Path | None = None
+    """Hugging Face folder, scored as it is (few-shot samples in its context)."""
+    generator: Path | None = None
+    """Folder that `lorage train` wrote; it specialises the edge for every task."""
+    edge: Path | None = None
+    """The edge model's folder, when it is not where the generator recorded it."""
+    cloud: Path | None = None
+    """The cloud model's folder, when it is not where the generator recorded it."""
+    shots: int | None = None
+    """Few-shot samples; the task's own number by default."""
+    data: str = "hub"
+    """Folder with <task>/<split>.jsonl(.gz), or hub to download what lm-eval names."""
+    limit: int | None = None
+    """Only the first records of every task."""
+    controls: bool = True
+    """Also score another task's prompt, a random one, mean gates and no adapter."""
+    baseline: bool = True
+    """Also score the edge with the few-shot samples in its own context."""
+    template: Literal["trained", "harness"] = "trained"
+    """Around the bare question: the edge's turns as in training, or lm-eval's own text."""
+    batch_tokens: int = 8192
+    """Tokens in one batch, padding included."""
+    max_new_tokens: int = 256
+    """Of generated answers, where the task names no number."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 1234
+    """Of the few-shot draw (lm-eval's own by default) and of the random control."""
+    samples: Path | None = None
+    """Also write every record's log-likelihoods and prediction, as JSON lines."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.eval import evaluate
+
+        return evaluate(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Turn result files into one self-contained page: the paper's tables with our rows, pictures.
+
+    Example: lorage report scores.json bench_latency.json --out report
+    """
+
+    results: Positional[tuple[Path, ...]]
+    """Files that --json of eval, bench and the others wrote; cards (card.json) too."""
+    out: Path
+    """New folder for report.html and report.md."""
+    json: Json = None
+    overwrite: Overwrite = False
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.report import report
+
+        return report(self.results, self.out, self.overwrite)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure: merge, decode, export | flops, latency, memory with and without the prompt |
+    score against lm-eval's hf model, specialize many prompts at once.
+
+    Example: lorage bench flops --shape qwen2-1.5b
+    """
+
+    what: Positional[
+        Literal["merge", "decode", "export", "flops", "latency", "memory", "score", "specialize"]
+    ]
+    shape: Literal["tinyllama", "qwen2-1.5b", "gemma2-2b"] = "tinyllama"
+    """Of the edge, with random weights: time does not depend on their values."""
+    edge_config: Path | None = None
+    """Folder with the config.json to take the edge's shape from, instead of --shape."""
+    cloud_config: Path | None = None
+    """The same for the cloud; LLaMA3-8B by default."""
+    model: Path | None = None
+    """Folder of a real model (score)."""
+    layers: int | None = None
+    """A shallower or deeper edge."""
+    input_tokens: int = 100
+    """Of a request, without the system prompt."""
+    instruction_tokens: int = 200
+    """Of the system prompt."""
+    new_tokens: int = 32
+    """To be generated (latency)."""
     repeats: int = 3
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     json: Json = None
@@ -193,11 +280,11 @@ class Bench:
     def run(self) -> dict[str, Any]:
         from lorage_jax.commands.bench import bench
 
-        return bench(self.what, self.layers, self.repeats, self.dtype)
+        return bench(self)
 
 
 Command = Annotated[
-    Quickstart | Train | Specialize | Generate | Inspect | Bench,
+    Quickstart | Train | Specialize | Generate | Eval | Inspect | Report | Bench,
     tyro.conf.OmitSubcommandPrefixes,
 ]
 
@@ -214,7 +301,8 @@ def main(args: list[str] | None = None) -> int:
                 check_file(command.json, overwrite=True)  # before the long work
             result = command.run()
             if command.json is not None:
-                text = json_module.dumps(result, indent=1) + "\n"
+                origin = provenance(sys.argv[1:] if args is None else args)
+                text = json_module.dumps(result | {"provenance": origin}, indent=1) + "\n"
                 write_file(command.json, text, overwrite=True)
             sys.stdout.flush()
     except BrokenPipeError:  # `lorage ... | head`: nobody reads on, so nothing more is written
