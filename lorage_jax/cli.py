@@ -211,8 +211,8 @@ class Eval:
     """Around the bare question: the edge's turns as in training, or lm-eval's own text."""
     batch_tokens: int = 8192
     """Tokens in one batch, padding included."""
-    max_new_tokens: int = 256
-    """Of generated answers, where the task names no number."""
+    max_new_tokens: int | None = None
+    """Of generated answers, where the task names no number; 256, and 512 in gpt4tools."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1234
     """Of the few-shot draw (lm-eval's own by default) and of the random control."""
@@ -224,6 +224,11 @@ class Eval:
         from lorage_jax.commands.eval import evaluate
 
         return evaluate(self)
+
+    def finish(self) -> None:
+        from lorage_jax.commands.eval import forget_progress
+
+        forget_progress(self.json)
 
 
 @dataclass(frozen=True)
@@ -304,6 +309,8 @@ def main(args: list[str] | None = None) -> int:
                 origin = provenance(sys.argv[1:] if args is None else args)
                 text = json_module.dumps(result | {"provenance": origin}, indent=1) + "\n"
                 write_file(command.json, text, overwrite=True)
+                if isinstance(command, Eval):
+                    command.finish()
             sys.stdout.flush()
     except BrokenPipeError:  # `lorage ... | head`: nobody reads on, so nothing more is written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

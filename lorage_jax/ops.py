@@ -87,6 +87,25 @@ def attention_mask(
     return valid[:, None, :] & seen[None]
 
 
+def branch_mask(
+    valid: Bool[Array, "B T"],
+    positions: Int[Array, "B T"],
+    branches: Int[Array, "B T"],
+    window: int | None,
+) -> Bool[Array, "B T T"]:
+    """The same for rows that hold one text with several continuations side by side.
+
+    `branches`: 0 for the text, k for its k-th continuation, which sees the text and itself. The
+    window counts positions, as slots of other continuations lie in between.
+    """
+    slots = jnp.arange(valid.shape[1])
+    seen = (slots[None, :] <= slots[:, None])[None] & valid[:, None, :]
+    seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    if window is not None:
+        seen &= positions[:, None, :] > positions[:, :, None] - window
+    return seen
+
+
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sys
 import zlib
@@ -47,6 +48,11 @@ def read_bytes(path: str | Path) -> bytes:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken or cut-off gzip file ({error}).") from None
+
+
+def file_digest(path: str | Path) -> str:
+    """Identity of a data file: a hash of its content, unpacked."""
+    return "sha256:" + hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_rows(path: str | Path) -> list[tuple[str, Row]]:

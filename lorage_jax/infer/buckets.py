@@ -9,15 +9,16 @@ import numpy as np
 SMALLEST = 16
 
 
-def bucket(length: int, smallest: int = SMALLEST) -> int:
+def bucket(length: int, smallest: int = SMALLEST, per_octave: int = 2) -> int:
     """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `length`: at most a third is padding.
 
-    Two sizes an octave: a longer ladder pads less and compiles more.
+    `per_octave` sizes lie between a power of two and the next: more pad less and compile more.
     """
     size = smallest
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    while size * 2 < length:
+        size *= 2
+    steps = range(per_octave, 2 * per_octave + 1)
+    return next(n for k in steps if (n := -(-size * k // per_octave)) >= length)
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,17 @@ class Cache:
 
 
 @flax.struct.dataclass
+class Branches:
+    """Rows that hold one text and several continuations of it, side by side.
+
+    `index`: 0 in the text, k in its k-th continuation. `positions` count within one's own branch.
+    """
+
+    index: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+
+
+@flax.struct.dataclass
 class Context:
     """What every layer of one call shares."""
 
@@ -147,14 +158,16 @@ class Decoder(nn.Module):
         adapter_scale: float = 0.0,
         suffix: Float[Array, "M D"] | None = None,
         cache: Cache | None = None,
+        branches: Branches | None = None,
         output: str = "logits",
+        at: Int[Array, "B N"] | None = None,
         collect: int = 0,
     ):
         """Logits [B, T, V] in float32, with a cache `(logits, cache)`.
 
         `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens).
         `output`: `logits`, `last` (logits [B, V] of the last slot), or `hidden` (after the final
-        norm, [B, T + M, D]). With `collect` = n, instead, the output of every layer at the last n
+        norm, [B, T + M, D]); `at` leaves only these slots, [B, N, ...]. With `collect` = n, instead, the output of every layer at the last n
         slots, [L, B, n, D].
         """
         config, family = self.config, FAMILIES[self.config.family]
@@ -175,7 +188,7 @@ class Decoder(nn.Module):
             x = jnp.concatenate([x, behind], axis=1)
             mask = jnp.concatenate([mask, jnp.ones((rows, count), bool)], axis=1)
 
-        context, cache = self._context(x, mask, pool, cache)
+        context, cache = self._context(x, mask, pool, cache, branches)
         shared = pool is not None and pool.scope == "shared"
         inputs = {
             "index": jnp.arange(config.layers),
@@ -206,18 +219,16 @@ class Decoder(nn.Module):
             return collected
         if output == "last":
             x = x[:, -1:]
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = ops.rms_norm(x, param("final_norm"), config.norm_eps, family.norm_offset)
         if output != "hidden":
-            if config.tied_head:
-                x = ops.einsum("btd,vd->btv", x, embed, out=jnp.float32)
-            else:
-                x = ops.einsum("btd,dv->btv", x, param("head"), out=jnp.float32)
-            x = ops.soft_cap(x, config.final_softcap)
+            x = _logits(config, x, embed if config.tied_head else param("head"))
         if output == "last":
             x = x[:, 0]
         return x if cache is None else (x, cache)
 
-    def _context(self, x, mask, pool, cache):
+    def _context(self, x, mask, pool, cache, branches):
         """Positions count real tokens; slots count columns. Rotary angles, masks, cache slots."""
         config, length = self.config, x.shape[1]
         start = 0 if cache is None else cache.length
@@ -227,21 +238,38 @@ class Decoder(nn.Module):
             valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
             cache = cache.replace(valid=valid, length=start + length)
         positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        if branches is not None:
+            positions = branches.positions
         frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         cos, sin = ops.rope_table(positions, frequencies)
         slots = start + jnp.arange(length)
-        window_mask = None
-        if any(config.sliding):
-            window_mask = ops.attention_mask(valid, slots, config.window)
+
+        def seen(window):
+            if branches is not None:
+                return ops.branch_mask(valid, positions, branches.index, window)
+            return ops.attention_mask(valid, slots, window)
+
         context = Context(
             cos=cos,
             sin=sin,
-            mask=ops.attention_mask(valid, slots, None),
-            window_mask=window_mask,
+            mask=seen(None),
+            window_mask=seen(config.window) if any(config.sliding) else None,
             slot=None if cache is None else jnp.asarray(start, jnp.int32),
             experts=pool.experts if pool is not None and pool.scope == "shared" else None,
         )
         return context, cache
+
+
+def head_logits(
+    config: ModelConfig, params: dict[str, Any], hidden: Float[Array, "B N D"]
+) -> Float[Array, "B N V"]:
+    """Logits in float32 of states that the decoder gave as `hidden`."""
+    return _logits(config, hidden, params["embed" if config.tied_head else "head"])
+
+
+def _logits(config: ModelConfig, x: Array, head: Array) -> Array:
+    shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
+    return ops.soft_cap(ops.einsum(shape, x, head, out=jnp.float32), config.final_softcap)
 
 
 def new_cache(config: ModelConfig, rows: int, slots: int, dtype: Any) -> Cache:

@@ -1,0 +1,218 @@
+"""`lorage eval`: scores with their controls, what went where, and a file of every record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
+from lorage_jax.data.records import file_digest
+from lorage_jax.data.tool_calls import draw
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.agent import evaluate_agent
+from lorage_jax.evaluate.arms import Run, evaluate_generator, evaluate_model
+from lorage_jax.evaluate.local_tasks import TaskData, check_names
+from lorage_jax.generator.generator import Generator
+from lorage_jax.generator.store import check_identity, load_generator, read_values, recorded_path
+from lorage_jax.hf.folder import check_file, write_file
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.journal import Journal
+from lorage_jax.models.model import Model
+
+if TYPE_CHECKING:
+    from lorage_jax.cli import Eval
+
+AGENT = "gpt4tools"
+HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit
+GENERATED_RECORDS = 200  # of our own, where GPT4Tools' files are not there
+
+
+def evaluate(options: Eval) -> dict[str, Any]:
+    """Checks everything first, then scores, prints and returns the result."""
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    _check(options)
+    check_names(names, others=(AGENT,))
+    if options.samples is not None:
+        check_file(options.samples, overwrite=True)
+    plain = [name for name in dict.fromkeys(names) if name != AGENT]
+    data = TaskData(options.data)
+    records = _records(options) if AGENT in names else None
+    edge, generator = _models(options)
+    journal = Journal.open(progress_path(options.json))
+    if len(journal):
+        print(f"Going on: {len(journal)} finished requests were found.")
+    try:
+        result, samples = _scores(options, plain, data, edge, generator, journal)
+        if records is not None:
+            result[AGENT], more = _agent(options, records, edge, generator, journal)
+            samples += more
+    finally:
+        journal.close()
+    if options.samples is not None:
+        lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+        write_file(options.samples, lines, overwrite=True)
+    for sentence in result["words"]:
+        print(sentence)
+    return result
+
+
+def progress_path(result: Path | None) -> Path | None:
+    """Where finished requests are kept until the result is written."""
+    return None if result is None else result.with_name(result.name + ".progress")
+
+
+def forget_progress(result: Path | None) -> None:
+    """Removes them: the result is there."""
+    Journal(progress_path(result)).remove()
+
+
+def _check(options: Eval) -> None:
+    if (options.model is None) == (options.generator is None):
+        raise ConfigError(
+            "give either --model (a folder to score as it is) or --generator (and --edge, when it "
+            "is not where the generator recorded it)."
+        )
+    if options.model is not None and (options.edge or options.cloud):
+        raise ConfigError("--edge and --cloud go with --generator; --model is scored as it is.")
+    for name, least in (("shots", 0), ("limit", 1), ("batch_tokens", 1), ("max_new_tokens", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}; expected {least} or more.")
+
+
+def _models(options: Eval) -> tuple[Model, Generator | None]:
+    if options.generator is None:
+        return load_model(options.model, options.dtype), None
+    values = read_values(options.generator)
+    folder = options.edge or recorded_path(values, "edge", options.generator)
+    check_identity(folder, values, "edge")  # before anything large is loaded
+    generator = load_generator(options.generator, options.cloud)
+    return load_model(folder, options.dtype), generator
+
+
+def _scores(
+    options: Eval,
+    names: Sequence[str],
+    data: TaskData,
+    edge: Model,
+    generator: Generator | None,
+    journal: Journal,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    found: dict[str, Any] = {"main": None, "arms": {}, "gaps": {}, "words": []}
+    samples: list[dict[str, Any]] = []
+    if names:
+        from lorage_jax.evaluate.harness import LorageLM  # needs lm-eval
+
+        lm = LorageLM(
+            edge,
+            batch_tokens=options.batch_tokens,
+            max_gen_toks=options.max_new_tokens or HARNESS_TOKENS,
+            journal=journal,
+        )
+        run = Run(lm, data, options.shots, options.limit, options.seed)
+        if generator is None:
+            found = evaluate_model(run, edge, names)
+        else:
+            found = evaluate_generator(
+                run,
+                edge,
+                generator,
+                names,
+                template=options.template,
+                controls=options.controls,
+                baseline=options.baseline,
+            )
+        samples = run.samples
+    tasks = found["arms"][found["main"]]["tasks"] if names else {}
+    return {
+        "kind": "eval",
+        "model": _about(options, edge, generator),
+        "results": tasks,
+        **found,
+        "config": _plain(dataclasses.asdict(options)),
+        "seeds": {"seed": options.seed},
+        "data": data.fingerprints,
+    }, samples
+
+
+def _agent(
+    options: Eval,
+    records: tuple[str, list[ToolRecord]],
+    edge: Model,
+    generator: Generator | None,
+    journal: Journal,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    source, items = records
+    print(f"GPT4Tools: {source}")
+    arms = None
+    if generator is not None:
+        arms = ["specialized"]
+        arms += ["in_context", "no_tools", "specialized_tools"] * options.baseline
+        arms += ["shuffled", "random", "mean_gates", "no_adapter"] * options.controls
+    found = evaluate_agent(
+        items,
+        edge,
+        generator,
+        arms=arms,
+        template=options.template,
+        max_new_tokens=options.max_new_tokens or AGENT_TOKENS,
+        limit=options.limit,
+        seed=options.seed,
+        journal=journal,
+    )
+    for arm, values in found["arms"].items():
+        official = "  ".join(f"{k} {v:.3f}" for k, v in values["official"].items())
+        print(
+            f"{arm:18}{official}  (n {values['n']}, {values['edge_tokens']:.0f} tokens at the "
+            f"edge, compression {values['compression']:.1f}x, {values['seconds']:.1f} s)"
+        )
+    samples = [{"task": AGENT, **sample} for sample in found.pop("samples")]
+    return {"source": source, **found}, samples
+
+
+def _records(options: Eval) -> tuple[str, list[ToolRecord]]:
+    """What is scored, and where it comes from: the benchmark's files, or generated ones."""
+    folder = None if options.data == "hub" else Path(options.data) / AGENT
+    if folder is None or not folder.is_dir():
+        count = options.limit or GENERATED_RECORDS
+        rows = draw("unseen", count, options.seed)
+        return (
+            f"{count} generated records with tools unseen in training (seed {options.seed}); the "
+            f"benchmark's own files are read from {AGENT}/ in the data folder",
+            to_tool_records(rows),
+        )
+    files = sorted(path for path in folder.iterdir() if ".json" in path.name)
+    if not files:
+        raise DataError(f"{folder}: no records; expected .json or .jsonl files of GPT4Tools.")
+    records = [record for path in files for record in read_tool_records(path)]
+    marks = ", ".join(f"{path.name} {file_digest(path)[:19]}" for path in files)
+    return f"{len(records)} records of {marks}", records
+
+
+def _about(options: Eval, edge: Model, generator: Generator | None) -> dict[str, Any]:
+    def name(folder: Path | None) -> str | None:
+        return None if folder is None else Path(folder).resolve().name
+
+    return {
+        "edge": name(edge.source),
+        "edge_fingerprint": edge.fingerprint,
+        "generator": None if generator is None else name(generator.source),
+        "generator_fingerprint": None if generator is None else generator.fingerprint,
+        "cloud": None if generator is None else name(generator.cloud.source),
+        "family": edge.config.family,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(edge.params)),
+        "tokenizer": f"{type(edge.tokenizer).__name__} of {name(edge.source)}, "
+        f"{len(edge.tokenizer)} tokens",
+        "dtype": str(edge.dtype),
+        "context": edge.config.max_positions,
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}

@@ -1,0 +1,262 @@
+"""lm-evaluation-harness with our models: an `lm_eval.api.model.LM`, and running its tasks.
+
+Tokens are those of lm-eval's own `hf` model, so on the same folder every log-likelihood is the
+same, too. `python -m lorage_jax.evaluate.harness ...` is lm-eval's command line, which then knows
+`--model lorage --model_args pretrained=DIR`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from lorage_jax.data.prompts import encode, encode_target
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.buckets import bucket
+from lorage_jax.infer.generate import generate_tokens
+from lorage_jax.infer.journal import Journal, request_key
+from lorage_jax.infer.progress import progress
+from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
+from lorage_jax.models.model import Model
+
+# Ours: what a text becomes in training. The harness's: as its `hf` model does it.
+ENCODINGS = ("harness", "trained")
+
+
+@register_model("lorage")
+class LorageLM(TemplateLM):
+    """A loaded `Model`, or the Hugging Face folder of one, that answers lm-eval's requests.
+
+    `counts` tells what has been asked so far: requests, tokens read at the edge, and how many
+    requests lost the start of a context that was too long.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Model,
+        dtype: str = "float32",
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        batch_tokens: int | str = BATCH_TOKENS,
+        max_gen_toks: int | str = 256,
+        encoding: str = "harness",
+        journal: Journal | None = None,
+    ):
+        super().__init__()
+        if encoding not in ENCODINGS:
+            raise ConfigError(f"encoding is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
+        model = pretrained if isinstance(pretrained, Model) else load_model(pretrained, dtype)
+        self.tokenizer = model.tokenizer
+        self.batch_tokens, self.max_gen_toks = int(batch_tokens), int(max_gen_toks)
+        self.encoding = encoding
+        self.journal = Journal() if journal is None else journal
+        self.reset(model)
+
+    def reset(self, model: Model, encoding: str | None = None) -> None:
+        """Goes on with another model (same tokenizer), or another way to encode; counts from 0."""
+        self.model = place(model)
+        self.encoding = encoding or self.encoding
+        self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """In front of a continuation that has no context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.max_positions
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list, add_generation_prompt: bool = True) -> str:
+        """The tokenizer's own template."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """As the `hf` model: the tokenizer's own special tokens, but no second bos."""
+        if self.encoding == "trained":
+            return encode(self.tokenizer, string, bos=add_special_tokens is not False)
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        first = self.prefix_token_id
+        known = add_special_tokens is None and first is not None
+        if known and string.startswith(self.tokenizer.decode(first)):
+            options = {"add_special_tokens": False}
+        return self.tokenizer.encode(string, verbose=False, **options)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self.encoding == "trained":
+            ids = encode_target(self.tokenizer, continuation)
+            ends = self.tokenizer.eos_token_id is not None
+            return self.tok_encode(context), ids[:-1] if ends else ids
+        return super()._encode_pair(context, continuation)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, greedy?) of each (context, continuation)."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        size, room = self.model.config.vocab_size, self.max_length
+        for i, (context, continuation) in enumerate(pairs):
+            kept, _, cut = fit(context, continuation, room, i, size)
+            self._count(len(kept), cut)
+        scores = score(self.model, pairs, batch_tokens=self.batch_tokens, journal=self.journal)
+        for (text, _, _), answer in zip(requests, scores, strict=True):
+            if text is not None:  # rolling windows have no text of their own
+                self.cache_hook.add_partial("loglikelihood", text, tuple(answer))
+        return [tuple(answer) for answer in scores]
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """The log-likelihood of whole texts, in windows as lm-eval cuts them."""
+        windows, owners = [], []
+        for number, (text,) in enumerate(request.args for request in requests):
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Greedy answers, cut before the first stop string. DataError for sampling."""
+        jobs = [self._job(*request.args) for request in requests]
+        base = identity(self.model)
+        keys = [
+            request_key("generate", base, np.asarray(ids, np.int32).tobytes(), *until, limit)
+            for ids, until, limit in jobs
+        ]
+        todo = {key: i for i, key in enumerate(keys) if self.journal.get(key) is None}
+        # Longest first, those with the same settings together.
+        order = sorted(todo.values(), key=lambda i: (jobs[i][1:], -len(jobs[i][0])))
+        with progress("generating", len(order)) as advance:
+            for batch in self._generation_batches(order, jobs):
+                _, until, limit = jobs[batch[0]]
+                texts = self._generate([jobs[i][0] for i in batch], until, limit)
+                self.journal.add({keys[i]: t for i, t in zip(batch, texts, strict=True)})
+                advance(len(batch))
+        answers = [self.journal.get(key) for key in keys]
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+        return answers
+
+    def _job(self, context: str, settings: dict[str, Any]) -> tuple[list[int], tuple, int]:
+        """(token ids, stop strings, most new tokens) of a request."""
+        values = normalize_gen_kwargs(settings, self.max_gen_toks)
+        if values.get("do_sample"):
+            raise ConfigError("this model answers greedily; a task that samples is not supported.")
+        eos = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
+        until = tuple(filter(None, handle_stop_sequences(list(values["until"]), eos=eos)))
+        limit = values["max_gen_toks"]
+        room = self.max_length - limit
+        if room < 1:
+            raise DataError(
+                f"a task asks for {limit} new tokens; this model's context is {self.max_length}. "
+                "Ask for fewer: --max-new-tokens."
+            )
+        ids = self.tok_encode(context)
+        self._count(min(len(ids), room), len(ids) > room)
+        return ids[-room:], until, limit
+
+    def _generation_batches(self, order: Sequence[int], jobs: Sequence) -> Iterator[list[int]]:
+        while order:
+            ids, *settings = jobs[order[0]]
+            rows = max(1, self.batch_tokens // bucket(len(ids) + settings[1]))
+            same = [i for i in order[:rows] if list(jobs[i][1:]) == settings]
+            yield same
+            order = order[len(same) :]
+
+    def _generate(self, rows: list[list[int]], until: Sequence[str], limit: int) -> list[str]:
+        def text(ids: Iterable[int]) -> str:
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+        def watch(outputs: list[list[int]], ended: list[bool]) -> list[bool]:
+            found = [any(stop in text(ids) for stop in until) for ids in outputs]
+            return [end or stop for end, stop in zip(ended, found, strict=True)]
+
+        outputs = generate_tokens(self.model, rows, max_new_tokens=limit, watch=watch)
+        return [_cut(text(ids), until) for ids in outputs]
+
+    def _count(self, tokens: int, cut: bool) -> None:
+        self.counts["requests"] += 1
+        self.counts["edge_tokens"] += tokens
+        self.counts["truncated"] += cut
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop)[0]
+    return text
+
+
+def run_tasks(
+    model: LorageLM, tasks: dict[str, Any], limit: int | None, seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Metrics of every task, and its samples in the order of the records.
+
+    Metrics are named as lm-eval prints them: `acc`, `acc_stderr`, `exact_match,strict-match`.
+    """
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=seed)
+    with _quiet():
+        found = evaluate(lm=model, task_dict={"tasks": tasks}, limit=limit, log_samples=True)
+    metrics = {}
+    for name in tasks:
+        values = {key: v for key, v in found["results"][name].items() if "," in key}
+        metrics[name] = {key.removesuffix(",none"): v for key, v in values.items()}
+        metrics[name]["n"] = len({sample["doc_id"] for sample in found["samples"][name]})
+    return metrics, found["samples"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's own bars, which no argument turns off. Ours go to the real stream."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

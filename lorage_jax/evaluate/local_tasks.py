@@ -1,0 +1,267 @@
+"""lm-eval's own task definitions, reading local files instead of the Hub.
+
+A folder holds `<task>/<split>.jsonl(.gz)`. Rows are {question, choices, label} or already in the
+layout that the Hub serves; the former are given that layout, so the definition (its prompt text,
+its choices, its metrics) stays lm-eval's to the letter.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.data.records import Row, file_digest, read_rows, require_text
+from lorage_jax.data.tasks import choice_example
+from lorage_jax.errors import ConfigError, DataError
+
+SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _arc(row: Row, where: str) -> Row:
+    example = choice_example(row, where)
+    letters = list(LETTERS[: len(example.choices)])
+    choices = {"text": list(example.choices), "label": letters}
+    question = require_text(row, "question", where)
+    return {"question": question, "choices": choices, "answerKey": letters[example.label]}
+
+
+def _openbookqa(row: Row, where: str) -> Row:
+    values = _arc(row, where)
+    return {"question_stem": values.pop("question"), **values}
+
+
+def _boolq(row: Row, where: str) -> Row:
+    label = choice_example(row, where).label
+    # The definition adds the question mark, which the Hub's questions lack.
+    question = require_text(row, "question", where).removesuffix("?")
+    return {"passage": require_text(row, "passage", where), "question": question, "label": label}
+
+
+def _social_iqa(row: Row, where: str) -> Row:
+    example = choice_example(row, where)
+    answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=False)}
+    texts = {name: require_text(row, name, where) for name in ("context", "question")}
+    return {**texts, **answers, "label": str(example.label + 1)}
+
+
+def _piqa(row: Row, where: str) -> Row:
+    example = choice_example(row, where)
+    goal = require_text(row, "question", where)
+    return {"goal": goal, "sol1": example.choices[0], "sol2": example.choices[1],
+            "label": example.label}  # fmt: skip
+
+
+def _winogrande(row: Row, where: str) -> Row:
+    example = choice_example(row, where)
+    sentence = require_text(row, "question", where)
+    if "_" not in sentence:
+        raise DataError(f"{where}: the sentence has no blank; expected a _ in {sentence[:60]!r}.")
+    return {"sentence": sentence, "option1": example.choices[0], "option2": example.choices[1],
+            "answer": str(example.label + 1)}  # fmt: skip
+
+
+def _hellaswag(row: Row, where: str) -> Row:
+    """The local text is `activity: context`; the Hub's has its last, unfinished sentence apart."""
+    example = choice_example(row, where)
+    activity, colon, context = require_text(row, "question", where).partition(": ")
+    if not colon:
+        activity, context = "", activity
+    whole, rest = _last_sentence(context)
+    return {
+        "activity_label": activity,
+        "ctx_a": whole,
+        "ctx_b": rest,
+        "ctx": context,
+        "endings": list(example.choices),
+        "label": str(example.label),
+    }
+
+
+def _last_sentence(text: str) -> tuple[str, str]:
+    text = text.strip()
+    if text.endswith((".", "!", "?")):
+        return text, ""
+    parts = re.split(r"(?<=[.!?]) ", text)
+    return " ".join(parts[:-1]), parts[-1]
+
+
+# What marks a row that has the Hub's layout, and how a local one gets it.
+LAYOUTS: dict[str, tuple[str, Callable[[Row, str], Row]]] = {
+    "arc_challenge": ("answerKey", _arc),
+    "arc_easy": ("answerKey", _arc),
+    "openbookqa": ("question_stem", _openbookqa),
+    "boolq": ("idx", _boolq),
+    "social_iqa": ("answerA", _social_iqa),
+    "piqa": ("sol1", _piqa),
+    "winogrande": ("option1", _winogrande),
+    "hellaswag": ("endings", _hellaswag),
+}
+
+
+# Folders of lm-eval that define these tasks: indexing all of its thousands takes long.
+FOLDERS = ("arc", "openbookqa", "super_glue/boolq", "siqa", "hellaswag", "winogrande", "piqa",
+           "gsm8k")  # fmt: skip
+
+
+@functools.cache
+def _index(everything: bool) -> Any:
+    """lm-eval's task definitions by name. ConfigError when lm-eval is not installed."""
+    try:
+        import lm_eval.tasks
+    except ImportError:
+        raise ConfigError(
+            "scoring on tasks needs lm-eval, which is not installed: "
+            'pip install "lorage_jax[eval]".'
+        ) from None
+    # It warns of settings that tasks leave to their defaults.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    home = Path(lm_eval.tasks.__file__).parent
+    paths = None if everything else [home / folder for folder in FOLDERS]
+    manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=everything)
+    return manager.task_index if not everything else {n: manager.task_index[n] for n in
+                                                      manager.all_subtasks}  # fmt: skip
+
+
+def _definition(name: str) -> dict[str, Any]:
+    """What lm-eval's YAML file says of a task."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    quick = _index(everything=False)
+    entry = quick[name] if name in quick else _index(everything=True)[name]
+    if entry.yaml_path is None:
+        raise ConfigError(f"{name} is defined by code in lm-eval, not by a file; not supported.")
+    return copy.deepcopy(load_yaml(entry.yaml_path))
+
+
+def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """ConfigError that lists every unknown task with the nearest known names."""
+    quick = [*_index(everything=False), *others]
+    if names and all(name in quick for name in names):
+        return
+    known = [*_index(everything=True), *others]
+    problems = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, quick, n=3, cutoff=0.6)
+            near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            problems.append(f"there is no task {name!r}{hint}")
+    if problems or not names:
+        raise ConfigError("\n".join(problems or ["--tasks names no task."]))
+
+
+class TaskData:
+    """Where tasks read their records: `hub`, or a local folder that is checked and fingerprinted"""
+
+    def __init__(self, source: str):
+        self.folder = None if source == "hub" else Path(source)
+        self.fingerprints: dict[str, dict[str, str]] = {}
+        self._read: dict[tuple[str, bool], Any] = {}
+        if self.folder is not None and not self.folder.is_dir():
+            raise DataError(
+                f"--data {source}: no such folder. Expected hub, or a folder with "
+                "<task>/<split>.jsonl."
+            )
+
+    def load(self, name: str, shots: int, **overrides: Any) -> Any:
+        """lm-eval's task with `shots` samples in the context, its definition's fields overridden.
+
+        DataError: a split that the definition needs is missing, a record without an answer.
+        """
+        from lm_eval.api.task import ConfigurableTask
+
+        config = {k: v for k, v in _definition(name).items() if k not in ("tag", "group")}
+        # A definition that fixes its samples to none means it: lm-eval keeps to that, too.
+        config["num_fewshot"] = 0 if config.get("num_fewshot") == 0 else shots
+        config["metadata"] = config.get("metadata") or {}
+        if self.folder is not None:
+            kind = (name, shots > 0)
+            splits = self._read.get(kind) or self._read.setdefault(kind, self._splits(name, shots))
+            config |= {"custom_dataset": lambda **_: splits, "dataset_kwargs": None}
+            # Splits that are not there would be asked for.
+            config |= {key: None for split, key in SPLITS.items() if split not in splits}
+            if config.get("fewshot_split") not in splits:
+                config["fewshot_split"] = None
+        try:
+            return ConfigurableTask(config=config | overrides)
+        except (OSError, RuntimeError) as error:
+            if self.folder is not None:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{name}: its records could not be downloaded ({reason}). Give a folder with "
+                f"{name}/<split>.jsonl by --data."
+            ) from None
+
+    def default_shots(self, name: str) -> int:
+        """The number of samples that the definition names."""
+        return _definition(name).get("num_fewshot") or 0
+
+    def _splits(self, name: str, shots: int) -> Any:
+        """The task's files as a DatasetDict. All that a run needs is read and checked at once."""
+        from datasets import Dataset, DatasetDict, disable_progress_bars
+
+        disable_progress_bars()
+
+        folder = self._folder(name)
+        files = {split: _file(folder, split) for split in SPLITS}
+        found = sorted(path.name for path in folder.iterdir())
+        if files["test"] is None and files["validation"] is None:
+            raise DataError(
+                f"{folder}: {name} needs a test or validation split; expected test.jsonl or "
+                f"validation.jsonl (or .gz), found {', '.join(found) or 'nothing'}."
+            )
+        if shots and files["train"] is None:
+            raise DataError(
+                f"{folder}: {name} draws its {shots} samples from the train split; expected "
+                f"train.jsonl (or .gz), found {', '.join(found)}. Add it, or use --shots 0 here."
+            )
+        wanted = {"train": shots > 0, "validation": files["test"] is None, "test": True}
+        splits = {}
+        for split, path in files.items():
+            if path is not None and wanted[split]:
+                splits[split] = Dataset.from_list(_read(name, path))
+                self.fingerprints.setdefault(name, {})[split] = file_digest(path)
+        return DatasetDict(splits)
+
+    def _folder(self, name: str) -> Path:
+        places = [self.folder / name, *sorted(self.folder.glob(f"*/{name}"))]
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            there = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+            raise DataError(
+                f"{self.folder}: no folder {name}; found {', '.join(there) or 'no folders'}. "
+                f"Expected {name}/test.jsonl or {name}/validation.jsonl."
+            )
+        return found
+
+
+def _file(folder: Path, split: str) -> Path | None:
+    names = [f"{name}{ending}" for name in NAMES[split] for ending in ENDINGS]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read(name: str, path: Path) -> list[Row]:
+    marker, convert = LAYOUTS.get(name, (None, None))
+    rows = []
+    for where, row in read_rows(path):
+        if convert is None or marker in row:
+            if marker is not None:
+                choice_example(row, where)  # an answer is there and in range
+            rows.append(row)
+        else:
+            rows.append(convert(row, where))
+    return rows

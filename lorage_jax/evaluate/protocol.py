@@ -1,0 +1,99 @@
+"""The LoRA-Gen protocol on lm-eval's tasks: the prompt goes to the cloud, the question to the edge.
+
+A task's system prompt is its description and few-shot samples, drawn once. Which text the edge
+gets is a change of a few fields of lm-eval's definition; everything else of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from lorage_jax.data.prompts import (
+    cloud_prompt,
+    edge_prompt,
+    edge_prompt_with_system,
+    encode,
+    few_shot_prompt,
+)
+from lorage_jax.data.records import Row
+from lorage_jax.data.tasks import TASKS, Example, Task
+from lorage_jax.errors import ConfigError
+from lorage_jax.generator.generator import Generator
+
+TEMPLATES = ("trained", "harness")
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """What the cloud reads of a task, and how many samples are in it."""
+
+    text: str
+    shots: int
+
+
+def described(name: str) -> Task:
+    """The project's description of a task. ConfigError for one that has none."""
+    if name not in TASKS:
+        raise ConfigError(
+            f"a generator needs a description of {name}; there are those of {', '.join(TASKS)}. "
+            "Score others by --model."
+        )
+    return TASKS[name]
+
+
+def system_prompt(
+    generator: Generator, name: str, harness_task: Any, shots: int, seed: int
+) -> SystemPrompt:
+    """The task's description and `shots` samples of its few-shot split, the same for all records.
+
+    Samples that the cloud's context has no room for are left out, the last first.
+    """
+    task = described(name)
+    rows = list(harness_task.fewshot_docs()) if shots else []
+    drawn = Random(f"{name}/{seed}").sample(rows, min(shots, len(rows)))
+    samples = [(e.user, e.target) for e in (_example(task, row) for row in drawn)]
+    while samples and not _fits(generator, few_shot_prompt(task.descriptions[0], samples)):
+        samples.pop()
+    return SystemPrompt(few_shot_prompt(task.descriptions[0], samples), len(samples))
+
+
+def _fits(generator: Generator, prompt: str) -> bool:
+    size = len(encode(generator.cloud.tokenizer, cloud_prompt(prompt), bos=True))
+    return size + generator.edge.layers <= generator.cloud.config.max_positions
+
+
+def _example(task: Task, row: Row) -> Example:
+    return task.to_example(row, f"a few-shot sample of {task.name}")
+
+
+def edge_text(name: str, template: str, system: str | None = None) -> dict[str, Any]:
+    """Changes of lm-eval's definition so that the edge reads the question in this template.
+
+    `trained`: the turns of training, the choices as answers. `harness`: lm-eval's own text.
+    With `system`, that prompt stands in front, in the edge's own context.
+    """
+    if template == "harness":
+        # lm-eval fills templates in; what stands between these marks is text.
+        text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
+        return {} if text is None else {"description": text}
+    task = described(name)
+
+    def asked(frame: Callable[[Example], Any]) -> Callable[[Row], Any]:
+        return lambda row: frame(_example(task, row))
+
+    def prompt(example: Example) -> str:
+        if system is None:
+            return edge_prompt(example.user)
+        return edge_prompt_with_system(system, example.user)
+
+    if name == "gsm8k":
+        return {"doc_to_text": asked(prompt), "doc_to_target": asked(lambda e: e.target)}
+    return {
+        "doc_to_text": asked(prompt),
+        "doc_to_choice": asked(lambda e: list(e.choices)),
+        "doc_to_target": asked(lambda e: e.label),
+        "target_delimiter": " ",
+    }

@@ -1,0 +1,47 @@
+"""Means with their standard errors, paired gaps, and what counts as significant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lorage_jax.errors import DataError
+
+# Two-sided 5 % level of the normal distribution, for one comparison. It is not corrected for
+# many: of twenty gaps that are nothing but noise, one is expected to pass.
+Z = 1.96
+
+
+def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error sd / sqrt(n) with the sample sd (n - 1), as lm-eval has it.
+
+    The error of a single value is None: one value says nothing about spread.
+    """
+    n = len(values)
+    if not n:
+        raise DataError("a mean was asked for of no values; expected at least one score.")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, math.sqrt(variance / n)
+
+
+def paired_gap(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """mean(a - b) over the same records: {"gap", "stderr", "significant"}.
+
+    Significant: |gap| > 1.96 stderr. The normal approximation wants some dozens of records.
+    """
+    if len(a) != len(b):
+        raise DataError(f"a paired gap needs the same records on both sides: {len(a)}, {len(b)}.")
+    gap, stderr = mean_stderr([x - y for x, y in zip(a, b, strict=True)])
+    significant = stderr is not None and abs(gap) > Z * stderr
+    return {"gap": gap, "stderr": stderr, "significant": significant}
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """n / sum(1 / x), the paper's HAR; 0 as soon as one value is 0."""
+    if not values or min(values) < 0:
+        raise DataError(f"a harmonic mean needs values of 0 or more; found {list(values)}.")
+    return len(values) / math.fsum(1 / value for value in values) if min(values) > 0 else 0.0

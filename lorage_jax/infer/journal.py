@@ -1,0 +1,88 @@
+"""Finished requests on disk, so that an interrupted evaluation goes on where it stopped.
+
+JSON lines of {"key", "value"}. A key is a hash over everything that decides the value (weights,
+gates, tokens, settings), so a file may serve several models, and a stale entry is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.errors import OutputError
+
+FORMAT = "lorage-journal/1"
+
+
+def request_key(*parts: str | bytes | int) -> str:
+    """One hash over all parts; their order and borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(f"{type(part).__name__}{len(data)}:".encode() + data)
+    return digest.hexdigest()[:32]
+
+
+class Journal:
+    """Key to JSON value. Without a path it only remembers."""
+
+    def __init__(self, path: Path | None = None):
+        self._values: dict[str, Any] = {}
+        self._path, self._file = path, None
+
+    @classmethod
+    def open(cls, path: Path | None) -> Journal:
+        """Reads what is there. OutputError when the file is not a journal."""
+        journal = cls(path)
+        if path is not None and path.exists():
+            lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+            if lines and FORMAT not in lines[0]:
+                raise OutputError(
+                    f"{path} is not a record of finished requests (format {FORMAT}); move it away "
+                    "or choose another name for the result."
+                )
+            journal._values = dict(filter(None, map(_entry, lines[1:])))
+        return journal
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value, or None."""
+        return self._values.get(key)
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Remembers the values, on disk before it returns."""
+        self._values |= values
+        if self._path is None or not values:
+            return
+        if self._file is None:
+            fresh = not self._path.exists() or self._path.stat().st_size == 0
+            self._file = self._path.open("a", encoding="utf-8")
+            # A killed run may have left half a line: what follows begins a new one.
+            self._file.write(json.dumps({"format": FORMAT}) + "\n" if fresh else "\n")
+        for key, value in values.items():
+            self._file.write(json.dumps({"key": key, "value": value}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; what it holds stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Removes the file, when what it is for has been written elsewhere."""
+        self.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _entry(line: str) -> tuple[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        return entry["key"], entry["value"]
+    except (ValueError, TypeError, KeyError):
+        return None  # half a line of a killed run

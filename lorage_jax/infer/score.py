@@ -1,0 +1,325 @@
+"""Log-likelihoods of continuations: how probable a model finds each answer behind its context.
+
+The continuations of one context share a row: [context | c1 | c2 | ...], where each sees the
+context and itself (`ops.branch_mask`) and counts its positions from the context's end. So a
+question with four choices is read once, in one pass. Rows are sorted by length and run in batches
+of about `batch_tokens`, whose shapes come from short ladders: few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lorage_jax.config import MeshConfig, ModelConfig
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.infer.buckets import bucket
+from lorage_jax.infer.journal import Journal, request_key
+from lorage_jax.infer.progress import progress
+from lorage_jax.models.decoder import Branches, Decoder, head_logits
+from lorage_jax.models.model import Model, row_gates
+from lorage_jax.sharding import MESH_AXES, ShardingRules, make_mesh
+
+BATCH_TOKENS = 8192
+LOGITS_AT_ONCE = 1 << 26  # float32 numbers: a quarter of a GiB
+LONGEST_ROW = 1024  # more continuations of a context than fit begin another row
+
+Request = tuple[Sequence[int], Sequence[int]]  # token ids of context and continuation
+
+
+class Score(NamedTuple):
+    """`loglikelihood`: sum over the continuation's tokens, in nats. `greedy`: each the likeliest"""
+
+    loglikelihood: float
+    greedy: bool
+
+
+@dataclass
+class Row:
+    """One context and the continuations that are scored behind it."""
+
+    context: Sequence[int]
+    gates: int
+    asked: list[int] = field(default_factory=list)  # which requests
+    continuations: list[Sequence[int]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Slots: no continuation's last token is read, as nothing is asked behind it."""
+        return len(self.context) + sum(len(c) - 1 for c in self.continuations)
+
+    @property
+    def scored(self) -> int:
+        """Tokens whose probability is asked."""
+        return sum(map(len, self.continuations))
+
+
+def score(
+    model: Model,
+    requests: Sequence[Request],
+    *,
+    gates: Any = None,
+    pool: Any = None,
+    batch_tokens: int = BATCH_TOKENS,
+    journal: Journal | None = None,
+    label: str = "scoring",
+) -> list[Score]:
+    """The score of every (context, continuation), in the order of the requests.
+
+    `gates`: a Card for all, or one Card (or [L, E] array) a request, with `pool`; then many
+    specialisations are scored in one batch. What a `journal` holds is not run again. A request
+    longer than the model's context loses the start of its context (see `fit`).
+    DataError for an empty context or continuation, or one longer than the context.
+    """
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens is {batch_tokens}; expected 1 or more.")
+    room, vocabulary = model.config.max_positions, model.config.vocab_size
+    fitted = [fit(c, t, room, i, vocabulary)[:2] for i, (c, t) in enumerate(requests)]
+    kinds, which = _distinct(gates, len(requests))
+    pool, stacked = row_gates(model, kinds, pool, len(kinds) if kinds is not None else 1)
+    stacked = None if stacked is None else np.asarray(stacked)
+    journal = Journal() if journal is None else journal
+    base = identity(model, pool)
+    marks = [b""] if stacked is None else [g.tobytes() for g in stacked]
+    keys = [
+        request_key("score", base, marks[g], *(np.asarray(p, np.int32).tobytes() for p in pair))
+        for pair, g in zip(fitted, which, strict=True)
+    ]
+    todo = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
+    rows = _rows([(i, *fitted[i], which[i]) for i in sorted(todo.values())])
+    if rows:
+        run = _Runner(model, pool, stacked, batch_tokens)
+        with progress(label, len(todo)) as advance:
+            for batch, outputs in _pipelined(run, _batches(rows, batch_tokens, run.devices)):
+                found = {
+                    keys[i]: value
+                    for row, logprobs, likeliest in zip(batch, *outputs, strict=False)
+                    for i, value in _read(row, logprobs, likeliest)
+                }
+                journal.add(found)
+                advance(len(found))
+    return [Score(*journal.get(key)) for key in keys]
+
+
+def fit(
+    context: Sequence[int], continuation: Sequence[int], room: int, index: int, vocabulary: int
+) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """(context, continuation, cut?): the context's last tokens that a model with `room` positions
+    can read before the continuation. As lm-eval: the last token of all needs no position.
+    """
+    context, continuation = tuple(context), tuple(continuation)
+    if not context or not continuation:
+        what = "context" if not context else "continuation"
+        raise DataError(f"request {index} has an empty {what}; expected at least one token.")
+    if len(continuation) > room:
+        raise DataError(
+            f"request {index} asks for a continuation of {len(continuation)} tokens; this model's "
+            f"context is {room}. Leave the record out or use a model with a longer context."
+        )
+    low, high = min(*context, *continuation), max(*context, *continuation)
+    if low < 0 or high >= vocabulary:
+        raise DataError(
+            f"request {index} has token ids from {low} to {high}; this model's vocabulary is 0 to "
+            f"{vocabulary - 1}. Was another tokenizer used?"
+        )
+    kept = context[-(room + 1 - len(continuation)) :]
+    return kept, continuation, len(kept) < len(context)
+
+
+def identity(model: Model, pool: Any = None) -> str:
+    """What decides a model's answers beside its input: weights, dtype, adapter and experts."""
+    card = model.card
+    merged = "" if card is None else request_key(card.generator, np.asarray(card.gates).tobytes())
+    experts = "" if pool is None else pool.generator
+    return request_key(model.fingerprint, str(model.dtype), merged, experts)
+
+
+def place(model: Model) -> Model:
+    """The model on all devices, whole on each, unless it was loaded onto a mesh already."""
+    return model.replace(params=_placed(model.params, _mesh(model.params)))
+
+
+def _distinct(gates: Any, count: int) -> tuple[list[Any] | None, list[int]]:
+    """Gates without repeats, and which of them each of `count` requests uses."""
+    if gates is None:
+        return None, [0] * count
+    if hasattr(gates, "gates") or np.ndim(gates) == 2:
+        return [gates], [0] * count
+    gates = list(gates)
+    if len(gates) != count:
+        raise ConfigError(f"{len(gates)} gates for {count} requests; expected one for each.")
+    first: dict[int, int] = {}
+    which = [first.setdefault(id(one), len(first)) for one in gates]
+    return list({id(one): one for one in gates}.values()), which
+
+
+def _rows(requests: Sequence[tuple[int, Sequence[int], Sequence[int], int]]) -> list[Row]:
+    """Requests with the same context and gates side by side; longest rows first."""
+    rows: list[Row] = []
+    open_rows: dict[Any, Row] = {}
+    for index, context, continuation, gates in requests:
+        row = open_rows.get((context, gates))
+        if row is None or row.length + len(continuation) > max(
+            LONGEST_ROW, len(context) + len(continuation)
+        ):
+            row = open_rows[context, gates] = Row(context, gates)
+            rows.append(row)
+        row.asked.append(index)
+        row.continuations.append(continuation)
+    # Longest first: the time left is never told too short, and memory runs out at once or never.
+    return sorted(rows, key=lambda row: (-row.length, row.context, row.gates))
+
+
+def _batches(rows: Sequence[Row], batch_tokens: int, devices: int) -> Iterator[list[Row]]:
+    start = 0
+    while start < len(rows):
+        length = bucket(rows[start].length, per_octave=4)
+        count = _batch_rows(length, batch_tokens, devices)
+        yield list(rows[start : start + count])
+        start += count
+
+
+def _batch_rows(length: int, batch_tokens: int, devices: int) -> int:
+    return max(1, batch_tokens // length // devices) * devices
+
+
+def _pipelined(run: _Runner, batches: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
+    """Each batch with its outputs; the device works on one while the host reads the one before."""
+    waiting: tuple[list[Row], Any] | None = None
+    for batch in batches:
+        started = (batch, run(batch))
+        if waiting is not None:
+            yield waiting[0], jax.device_get(waiting[1])
+        waiting = started
+    if waiting is not None:
+        yield waiting[0], jax.device_get(waiting[1])
+
+
+def _read(row: Row, logprobs: np.ndarray, likeliest: np.ndarray) -> Iterator[tuple[int, list]]:
+    """(request, [log-likelihood, greedy]) of a finished row."""
+    start = 0
+    for index, continuation in zip(row.asked, row.continuations, strict=True):
+        part = slice(start, start + len(continuation))
+        yield index, [float(logprobs[part].sum(dtype=np.float64)), bool(likeliest[part].all())]
+        start += len(continuation)
+
+
+class _Runner:
+    """Rows to arrays to the device: the compiled program with the model's weights."""
+
+    def __init__(self, model: Model, pool: Any, gates: np.ndarray | None, batch_tokens: int):
+        mesh = _mesh(model.params)
+        self.params, self.pool = _placed(model.params, mesh), _placed(pool, mesh)
+        self.gates, self.batch_tokens = gates, batch_tokens
+        self.rows = NamedSharding(mesh, PartitionSpec(ShardingRules().batch))
+        self.devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        leaves, tree = jax.tree.flatten((self.params, self.pool))
+        shardings = tuple(leaf.sharding for leaf in leaves)
+        self.program = _program(model.config, tree, shardings, self.rows, gates is not None)
+
+    def __call__(self, batch: Sequence[Row]) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities [R, M] of the scored tokens, and whether each is the likeliest."""
+        length = bucket(batch[0].length, per_octave=4)
+        scored = bucket(max(row.scored for row in batch), smallest=8, per_octave=1)
+        # A short batch (the last) gets a power of two of rows a device: few programs more.
+        count = bucket(-(-len(batch) // self.devices), smallest=1, per_octave=1) * self.devices
+        count = min(count, _batch_rows(length, self.batch_tokens, self.devices))
+        arrays = {
+            "tokens": np.zeros((count, length), np.int32),
+            "mask": np.zeros((count, length), bool),
+            "branch": np.zeros((count, length), np.int32),
+            "positions": np.zeros((count, length), np.int32),
+            "at": np.zeros((count, scored), np.int32),
+            "targets": np.zeros((count, scored), np.int32),
+        }
+        for number, row in enumerate(batch):
+            _fill({name: array[number] for name, array in arrays.items()}, row)
+        gates = None
+        if self.gates is not None:
+            gates = np.zeros((count, *self.gates.shape[1:]), np.float32)
+            gates[: len(batch)] = self.gates[[row.gates for row in batch]]
+        return self.program(self.params, self.pool, gates, *arrays.values())
+
+
+def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
+    """One row of every array: the context, then each continuation without its last token."""
+    size = end = len(row.context)
+    arrays["tokens"][:size] = row.context
+    arrays["positions"][:size] = np.arange(size)
+    scored = 0
+    for number, tokens in enumerate(row.continuations, start=1):
+        read = slice(end, end + len(tokens) - 1)
+        arrays["tokens"][read] = tokens[:-1]
+        arrays["branch"][read] = number
+        arrays["positions"][read] = np.arange(size, size + len(tokens) - 1)
+        asked = slice(scored, scored + len(tokens))
+        # The first token is predicted where the context ends, each other where the one before is.
+        arrays["at"][asked] = [size - 1, *range(read.start, read.stop)]
+        arrays["targets"][asked] = tokens
+        end, scored = read.stop, asked.stop
+    arrays["mask"][:end] = True
+
+
+@functools.lru_cache(maxsize=16)
+def _program(config: ModelConfig, tree, shardings, rows: NamedSharding, gated: bool):
+    params, pool = jax.tree.unflatten(tree, shardings)
+    return jax.jit(
+        functools.partial(_score, config),
+        in_shardings=(params, pool, rows if gated else None, *[rows] * 6),
+        out_shardings=(rows, rows),
+    )
+
+
+def _score(config, params, pool, gates, tokens, mask, branch, positions, at, targets):
+    """The head runs over some scored slots at a time: [B, M, V] would not fit for a large V."""
+    hidden = Decoder(config).apply(
+        {"params": params},
+        tokens,
+        mask,
+        gates=gates,
+        pool=pool,
+        branches=Branches(branch, positions),
+        output="hidden",
+        at=at,
+    )
+    count, scored = targets.shape
+    parts = bucket(-(-count * scored * config.vocab_size // LOGITS_AT_ONCE), 1, per_octave=1)
+    parts = min(parts, scored)  # both are powers of two
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(count, parts, scored // parts, *x.shape[2:]), 1, 0)
+
+    def part(inputs):
+        x, wanted = inputs
+        logits = head_logits(config, params, x)
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return logprobs, jnp.argmax(logits, axis=-1) == wanted
+
+    outputs = jax.lax.map(part, (split(hidden), split(targets)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(count, scored) for x in outputs)
+
+
+def _mesh(params: Any) -> Mesh:
+    """The mesh the weights lie on, or all devices in a row."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == MESH_AXES:
+        return sharding.mesh
+    return make_mesh(MeshConfig(data=-1))
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are not on `mesh` are copied to each of its devices."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(x):
+        return x if getattr(x.sharding, "mesh", None) == mesh else jax.device_put(x, whole)
+
+    return jax.tree.map(put, tree)
