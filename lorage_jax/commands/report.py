@@ -1,0 +1,36 @@
+"""`lorage report`: result files and cards to one page, as HTML and as Markdown with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.evaluate.report.build import build
+from lorage_jax.evaluate.report.inputs import read_inputs
+from lorage_jax.evaluate.report.render import to_html, to_markdown
+from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def report(results: Sequence[Path], out: Path, overwrite: bool) -> dict[str, Any]:
+    """Writes `out` (beside and renamed), prints where the page is, returns the paths.
+
+    report.html needs no other file; report.md shows the PNG files beside it.
+    """
+    check_target(out, overwrite)
+    page = build(read_inputs(results))
+    with new_folder(out, overwrite=overwrite) as temporary:
+        (temporary / HTML).write_text(to_html(page), "utf-8")
+        (temporary / MARKDOWN).write_text(to_markdown(page), "utf-8")
+        for picture in page.pictures():
+            (temporary / f"{picture.name}.png").write_bytes(picture.png)
+        write_manifest(temporary, {"format": "lorage-report/1"})
+    print(f"Report: {out / HTML} (one file, for a browser or paper)\nMarkdown: {out / MARKDOWN}")
+    return {
+        "html": str(out / HTML),
+        "markdown": str(out / MARKDOWN),
+        "pictures": [str(out / f"{picture.name}.png") for picture in page.pictures()],
+        "inputs": [str(path) for path in results],
+    }
