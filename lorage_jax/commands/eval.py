@@ -44,21 +44,21 @@ def evaluate(options: Eval) -> dict[str, Any]:
     records = _records(options) if AGENT in names else None
     edge, generator = _models(options)
     journal = Journal.open(progress_path(options.json))
+    about = _about(edge, generator)
+    cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
+    print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
     if len(journal):
         print(f"Going on: {len(journal)} finished requests were found.")
-    try:
-        result, samples = _scores(options, plain, data, edge, generator, journal)
-        if records is not None:
-            result[AGENT], more = _agent(options, records, edge, generator, journal)
-            samples += more
-    finally:
-        journal.close()
+    result, samples = _scores(options, plain, data, edge, generator, journal)
+    if records is not None:
+        result[AGENT], more = _agent(options, records, edge, generator, journal)
+        samples += more
     if options.samples is not None:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         write_file(options.samples, lines, overwrite=True)
     for sentence in result["words"]:
         print(sentence)
-    return result
+    return {"kind": "eval", "model": about, **result}
 
 
 def progress_path(result: Path | None) -> Path | None:
@@ -131,8 +131,6 @@ def _scores(
         samples = run.samples
     tasks = found["arms"][found["main"]]["tasks"] if names else {}
     return {
-        "kind": "eval",
-        "model": _about(options, edge, generator),
         "results": tasks,
         **found,
         "config": _plain(dataclasses.asdict(options)),
@@ -195,9 +193,12 @@ def _records(options: Eval) -> tuple[str, list[ToolRecord]]:
     return f"{len(records)} records of {marks}", records
 
 
-def _about(options: Eval, edge: Model, generator: Generator | None) -> dict[str, Any]:
+def _about(edge: Model, generator: Generator | None) -> dict[str, Any]:
     def name(folder: Path | None) -> str | None:
         return None if folder is None else Path(folder).resolve().name
+
+    def tokenizer(model: Model) -> str:
+        return f"of {name(model.source)} ({len(model.tokenizer)} tokens)"
 
     return {
         "edge": name(edge.source),
@@ -207,8 +208,8 @@ def _about(options: Eval, edge: Model, generator: Generator | None) -> dict[str,
         "cloud": None if generator is None else name(generator.cloud.source),
         "family": edge.config.family,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(edge.params)),
-        "tokenizer": f"{type(edge.tokenizer).__name__} of {name(edge.source)}, "
-        f"{len(edge.tokenizer)} tokens",
+        "tokenizer": tokenizer(edge),
+        "cloud_tokenizer": None if generator is None else tokenizer(generator.cloud),
         "dtype": str(edge.dtype),
         "context": edge.config.max_positions,
     }

@@ -36,6 +36,7 @@ from lorage_jax.data.prompts import (
     encode_target,
 )
 from lorage_jax.data.records import Record
+from lorage_jax.evaluate.shapes import plain_decoder
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.losses import cross_entropy
@@ -124,30 +125,16 @@ def _make_pair(folder: Path, seed: int) -> dict[str, Any]:
 
 
 def _config(tokenizer: Any, family: str, width: int) -> ModelConfig:
-    layers, heads = 4, 4
-    return ModelConfig(
-        family=family,
+    return plain_decoder(
+        family,
         vocab_size=len(tokenizer),
         width=width,
-        layers=layers,
-        heads=heads,
+        layers=4,
+        heads=4,
         kv_heads=2,
-        head_dim=width // heads,
         ffn_width=3 * width,
         max_positions=128,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
-        rope_scaling=None,
         tied_head=True,
-        activation="silu",
-        query_scale=(width // heads) ** -0.5,
-        qkv_bias=family == "qwen2",
-        out_bias=False,
-        ffn_bias=False,
-        attn_softcap=None,
-        final_softcap=None,
-        window=None,
-        sliding=(False,) * layers,
         bos_id=tokenizer.bos_token_id,
         eos_ids=(tokenizer.eos_token_id,),
         pad_id=tokenizer.pad_token_id,

@@ -95,9 +95,11 @@ def _from_hub(row: Row) -> Row:
         question = f"{row.get('activity_label', '')}: {row.get('ctx', '')}".removeprefix(": ")
         label = _number(row.get("label"), 0)
         return {"question": question, "choices": list(row["endings"]), "label": label}
-    if "passage" in row and isinstance(row.get("answer"), bool):  # BoolQ
+    if "passage" in row and "choices" not in row:  # BoolQ, alone or in SuperGLUE
         rest = {name: row[name] for name in ("passage", "question") if name in row}
-        return {**rest, "choices": ["no", "yes"], "label": int(row["answer"])}
+        answer = row.get("answer")
+        label = int(answer) if isinstance(answer, bool) else row.get("label")
+        return {**rest, "choices": ["no", "yes"], "label": label}
     return row
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.data.tasks import TASKS
-from lorage_jax.evaluate.agent import random_prompt
+from lorage_jax.evaluate.controls import random_prompt
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.protocol import SystemPrompt, described, edge_text, system_prompt
@@ -60,9 +60,21 @@ class Run:
         return self.data.default_shots(name) if self.shots is None else self.shots
 
     def task(
-        self, arm: str, name: str, model: Model, encoding: str, shots: int, text: dict[str, Any]
+        self,
+        arm: str,
+        name: str,
+        model: Model,
+        *,
+        encoding: str,
+        shots: int,
+        text: dict[str, Any],
+        cloud: dict[str, Any],
     ) -> dict[str, Any]:
-        """One arm on one task: metrics, tokens and time; samples and scores are kept."""
+        """One arm on one task: metrics, tokens and time; samples and scores are kept.
+
+        `shots` stand in the edge's context; `text` changes lm-eval's definition; `cloud` is what
+        the cloud was given.
+        """
         harness_task = self.data.load(name, shots, **text)
         self.lm.reset(model, encoding)
         began = time.time()
@@ -78,6 +90,7 @@ class Run:
             "edge_tokens": counts["edge_tokens"] / max(1, counts["requests"]),
             "truncated": counts["truncated"],
             "seconds": seconds,
+            **cloud,
         }
         self.say(_line(arm, name, result))
         return result
@@ -85,9 +98,14 @@ class Run:
 
 def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> dict[str, Any]:
     """lm-eval's protocol on one model: few-shot samples in its own context."""
-    tasks = {}
-    for name in names:
-        tasks[name] = run.task("model", name, model, "harness", run.shots_of(name), {})
+    for name in names:  # finds out what is missing, before long work
+        run.data.load(name, run.shots_of(name))
+    tasks = {
+        name: run.task(
+            "model", name, model, encoding="harness", shots=run.shots_of(name), text={}, cloud={}
+        )
+        for name in names
+    }
     return {"main": "model", "arms": {"model": _arm("model", tasks)}, "gaps": {}, "words": []}
 
 
@@ -106,7 +124,7 @@ def evaluate_generator(
     for name in names:
         described(name)
         shots = run.shots_of(name)
-        source = run.data.load(name, shots)  # also finds out what is missing, before long work
+        source = run.data.load(name, shots)  # also finds out what is missing
         prompts[name] = system_prompt(generator, name, source, shots, run.seed)
     cards = _cards(generator, prompts, run.seed, controls)
     arms: dict[str, dict[str, Any]] = {}
@@ -116,15 +134,17 @@ def evaluate_generator(
         for name in names:
             card = cards[arm][name] if arm in cards else None
             model = edge if card is None else merge(edge, generator.pool, card)
-            encoding, text, in_context = template, edge_text(name, template), 0
+            asked = {"encoding": template, "shots": 0, "text": edge_text(name, template)}
             if arm == "in_context":
-                text = edge_text(name, template, prompts[name].text)
+                asked["text"] = edge_text(name, template, prompts[name].text)
             elif arm == "few_shot":
-                encoding, text, in_context = "harness", {}, run.shots_of(name)
-            tasks[name] = run.task(arm, name, model, encoding, in_context, text)
-            if card is not None:
-                tasks[name]["cloud_tokens"] = card.about.get("cloud_tokens")
-                tasks[name]["cloud_shots"] = prompts[name].shots
+                asked = {"encoding": "harness", "shots": run.shots_of(name), "text": {}}
+            cloud = {}
+            if card is not None and "cloud_tokens" in card.about:
+                cloud["cloud_tokens"] = card.about["cloud_tokens"]
+            if arm == "specialized":
+                cloud["cloud_shots"] = prompts[name].shots
+            tasks[name] = run.task(arm, name, model, **asked, cloud=cloud)
         arms[arm] = _arm(arm, tasks)
     gaps = {arm: _gaps(run.scores, arm, names) for arm in CONTROLS if controls}
     return {
@@ -272,8 +292,11 @@ def _line(arm: str, name: str, result: dict[str, Any]) -> str:
         for key, value in result.items()
         if isinstance(value, float) and key.startswith(("acc", "exact")) and "stderr" not in key
     ]
+    where = f"{result['edge_tokens']:.0f} tokens at the edge"
+    if "cloud_tokens" in result:
+        where = f"{result['cloud_tokens']} tokens to the cloud once, {where}"
     cut = f", {result['truncated']} truncated" if result["truncated"] else ""
+    figures = "  ".join(figures)
     return (
-        f"{arm:12} {name:14} {'  '.join(figures)}  (n {result['n']}, "
-        f"{result['edge_tokens']:.0f} tokens at the edge{cut}, {result['seconds']:.1f} s)"
+        f"{arm:12} {name:14} {figures}  (n {result['n']}, {where}{cut}, {result['seconds']:.1f} s)"
     )

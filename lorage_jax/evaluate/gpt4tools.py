@@ -98,8 +98,8 @@ def _official_call(gold: str, prediction: str) -> tuple[float, ...]:
     predicted = _found(ACTION, prediction)
     thoughts = _found(THOUGHT, prediction)
     if len(thoughts) == len(predicted) + 1:
-        # The turn behind the last call. The public code drops it only if it reads `No`; ../shared
-        # /GPT4TOOLS.md, which is the definition here, drops it in any case.
+        # The turn behind the last call. (The public code drops it only if it reads `No`; our
+        # definition of `official`, written down before this code, drops it in any case.)
         thoughts = thoughts[:-1]
     parts = (
         _equal(_found(THOUGHT, gold)[: len(actions)], thoughts),

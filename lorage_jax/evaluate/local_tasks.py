@@ -148,6 +148,8 @@ def _definition(name: str) -> dict[str, Any]:
 
 def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
     """ConfigError that lists every unknown task with the nearest known names."""
+    if names and all(name in others for name in names):
+        return
     quick = [*_index(everything=False), *others]
     if names and all(name in quick for name in names):
         return
@@ -189,7 +191,9 @@ class TaskData:
         config["metadata"] = config.get("metadata") or {}
         if self.folder is not None:
             kind = (name, shots > 0)
-            splits = self._read.get(kind) or self._read.setdefault(kind, self._splits(name, shots))
+            if kind not in self._read:
+                self._read[kind] = self._splits(name, shots, config)
+            splits = self._read[kind]
             config |= {"custom_dataset": lambda **_: splits, "dataset_kwargs": None}
             # Splits that are not there would be asked for.
             config |= {key: None for split, key in SPLITS.items() if split not in splits}
@@ -210,7 +214,7 @@ class TaskData:
         """The number of samples that the definition names."""
         return _definition(name).get("num_fewshot") or 0
 
-    def _splits(self, name: str, shots: int) -> Any:
+    def _splits(self, name: str, shots: int, definition: dict[str, Any]) -> Any:
         """The task's files as a DatasetDict. All that a run needs is read and checked at once."""
         from datasets import Dataset, DatasetDict, disable_progress_bars
 
@@ -218,18 +222,20 @@ class TaskData:
 
         folder = self._folder(name)
         files = {split: _file(folder, split) for split in SPLITS}
-        found = sorted(path.name for path in folder.iterdir())
-        if files["test"] is None and files["validation"] is None:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        asked = [split for split in ("test", "validation") if definition.get(SPLITS[split])]
+        scored = next((split for split in asked if files[split] is not None), None)
+        if scored is None:
             raise DataError(
-                f"{folder}: {name} needs a test or validation split; expected test.jsonl or "
-                f"validation.jsonl (or .gz), found {', '.join(found) or 'nothing'}."
+                f"{folder}: {name} is scored on its {' or '.join(asked)} split; expected "
+                f"{asked[0]}.jsonl (or .gz), found {found}."
             )
         if shots and files["train"] is None:
             raise DataError(
                 f"{folder}: {name} draws its {shots} samples from the train split; expected "
-                f"train.jsonl (or .gz), found {', '.join(found)}. Add it, or use --shots 0 here."
+                f"train.jsonl (or .gz), found {found}. Add it, or use --shots 0 for this task."
             )
-        wanted = {"train": shots > 0, "validation": files["test"] is None, "test": True}
+        wanted = {split: split == scored or (split == "train" and shots) for split in SPLITS}
         splits = {}
         for split, path in files.items():
             if path is not None and wanted[split]:

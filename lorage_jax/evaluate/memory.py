@@ -1,117 +1,95 @@
-"""Peak memory of specialising: load, merge, export, in a process of their own (Linux).
+"""Device memory of a request with and without the system prompt (Table 13).
 
-Two figures: anonymous memory, which is what a machine must have, and resident memory, which counts
-the pages of mapped weight files too, though the system may drop them at any time.
+Read from the compiled programs at full depth and true shapes; no weights are made.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import multiprocessing
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate.efficiency import random_edge
-from lorage_jax.generator.merge import merge
-from lorage_jax.hf.export import export_merged
-from lorage_jax.hf.load import load_model
-from lorage_jax.hf.save import save_model
-from lorage_jax.train.pretrain import train_tokenizer
+from lorage_jax.config import ModelConfig
+from lorage_jax.evaluate.shapes import parameter_count, structs
+from lorage_jax.hf.load import DTYPES
+from lorage_jax.infer.buckets import bucket
+from lorage_jax.infer.generate import _continue, _start
+from lorage_jax.infer.sample import Sampling
+from lorage_jax.models.leaves import model_leaves
 
-STATUS = Path("/proc/self/status")
 GIB = 1 << 30
 
 
-def bench_export(layers: int, repeats: int, dtype: str) -> dict[str, Any]:
-    """A TinyLlama-shaped folder in shards of 500 MB: peaks of load + merge + export, and of the
-    export alone, in GiB, with the size of the base beside them. Worst of the repeats.
+def bench_memory(
+    config: ModelConfig,
+    *,
+    input_tokens: int,
+    instruction_tokens: int,
+    new_tokens: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """GiB of one row in `generate`'s programs: weights and cache by formula, then by the compiler.
+
+    `request`: prefill and all tokens, in one program. `decode`: tokens behind a prefill, in the
+    donated cache. Each is arguments (weights and cache among them) + temporary + output, less what
+    output shares with arguments.
     """
-    if not STATUS.exists():
-        raise ConfigError("bench export reads /proc, which only Linux has.")
-    spawn = multiprocessing.get_context("spawn")  # fresh processes: nothing left over is counted
-    with tempfile.TemporaryDirectory() as root:
-        maker = spawn.Process(target=_make, args=(root, layers, dtype))
-        maker.start()
-        maker.join()
-        size = sum(file.stat().st_size for file in Path(root, "base").glob("*.safetensors"))
-        runs = []
-        for number in range(repeats):
-            worker = spawn.Process(target=_work, args=(root, layers, dtype, number))
-            worker.start()
-            worker.join()
-            runs.append(json.loads(Path(root, f"{number}.json").read_text("utf-8")))
-    worst = {name: max(run[name] for run in runs) for name in runs[0]}
-    base = size / GIB
-    return {
-        "layers": layers,
+    result: dict[str, Any] = {
+        "layers": config.layers,
         "dtype": dtype,
-        "base_gib": base,
-        **worst,
-        "export_anonymous_over_base_gib": worst["export_anonymous_gib"] - base,
-        "export_resident_over_base_gib": worst["export_resident_gib"] - base,
+        "new_tokens": new_tokens,
+        "parameters": parameter_count(config),
+        "weights_gib": parameter_count(config) * DTYPES[dtype].dtype.itemsize / GIB,
     }
+    lengths = {"with_prompt": instruction_tokens + input_tokens, "specialized": input_tokens}
+    for way, tokens in lengths.items():
+        result[f"tokens_{way}"] = tokens
+        result[f"cache_slots_{way}"] = bucket(tokens) + bucket(new_tokens)
+        result[f"cache_gib_{way}"] = cache_bytes(config, bucket(tokens) + bucket(new_tokens), dtype)
+        result[f"cache_gib_{way}"] /= GIB
+        for part, program in _programs(config, bucket(tokens), bucket(new_tokens), dtype).items():
+            for kind, size in _sizes(program).items():
+                result[f"{part}_{kind}_gib_{way}"] = size / GIB
+    for part in ("request", "decode"):
+        result[f"ratio_{part}_beyond_weights"] = _beyond(result, part, "with_prompt") / _beyond(
+            result, part, "specialized"
+        )
+    return result
 
 
-def _make(root: str, layers: int, dtype: str) -> None:
-    edge, _, _ = random_edge(layers, dtype)
-    tokenizer = train_tokenizer(["a"], 300, bos=True)
-    save_model(edge.replace(tokenizer=tokenizer), Path(root, "base"), shard_bytes=500 << 20)
+def cache_bytes(config: ModelConfig, slots: int, dtype: str) -> int:
+    """2 L K H slots numbers a row: keys and values of every layer."""
+    numbers = 2 * config.layers * config.kv_heads * config.head_dim * slots
+    return numbers * DTYPES[dtype].dtype.itemsize
 
 
-def _work(root: str, layers: int, dtype: str, number: int) -> None:
-    # The card and pool come from a shallow copy: only its shapes and its random experts count.
-    _, pool, _ = random_edge(1, dtype)
-    pool = pool.replace(
-        experts=jax.tree.map(lambda x: x.repeat(layers, axis=0), pool.experts), scope="per_layer"
-    )
-    _, _, card = random_edge(1, dtype)
-    card = dataclasses.replace(card, gates=card.gates.repeat(layers, axis=0))
-    with _peaks() as whole:
-        edge = load_model(Path(root, "base"), dtype)
-        card = dataclasses.replace(card, edge=edge.fingerprint)
-        special = merge(edge, pool, card, donate=True)
-        jax.block_until_ready(special.params)
-        del edge
-        with _peaks() as export:
-            began = time.perf_counter()
-            export_merged(special, Path(root, f"merged{number}"))
-            seconds = time.perf_counter() - began
-    result = {
-        "whole_anonymous_gib": whole["RssAnon"] / GIB,
-        "whole_resident_gib": whole["VmRSS"] / GIB,
-        "export_anonymous_gib": export["RssAnon"] / GIB,
-        "export_resident_gib": export["VmRSS"] / GIB,
-        "export_seconds": seconds,
+def _beyond(result: dict[str, Any], part: str, way: str) -> float:
+    return result[f"{part}_total_gib_{way}"] - result["weights_gib"]
+
+
+def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[str, Any]:
+    """The two compiled programs of `generate` for one row of `length` and `size` new tokens."""
+    params = structs(model_leaves(config), dtype)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, length), bool)
+    controls = Sampling().operands() | {"eos": np.zeros(0, np.int32), "pad": np.int32(0)}
+    limit = np.int32(size)
+    start = _start.lower(config, size, params, tokens, mask, controls, None, None, limit)
+    cache, progress = start.out_info
+    more = _continue.lower(config, params, cache, progress, controls, None, None, limit)
+    return {"request": start.compile(), "decode": more.compile()}
+
+
+def _sizes(program: Any) -> dict[str, int]:
+    """Bytes by the compiler's analysis."""
+    sizes = program.memory_analysis()
+    argument, output = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    temporary, shared = sizes.temp_size_in_bytes, sizes.alias_size_in_bytes
+    return {
+        "argument": argument,
+        "temporary": temporary,
+        "output": output,
+        "total": argument + temporary + output - shared,
     }
-    Path(root, f"{number}.json").write_text(json.dumps(result), "utf-8")
-
-
-@contextmanager
-def _peaks() -> Iterator[dict[str, int]]:
-    """Highest RssAnon and VmRSS in bytes while the block runs, looked at every 2 ms."""
-    peaks = {"RssAnon": 0, "VmRSS": 0}
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.002):
-            for line in STATUS.read_text("utf-8").splitlines():
-                name, _, rest = line.partition(":")
-                if name in peaks:
-                    peaks[name] = max(peaks[name], int(rest.split()[0]) << 10)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        ended.set()
-        thread.join()

@@ -14,6 +14,7 @@ from typing import Any
 from lorage_jax.errors import OutputError
 
 FORMAT = "lorage-journal/1"
+HEADER = json.dumps({"format": FORMAT})
 
 
 def request_key(*parts: str | bytes | int) -> str:
@@ -30,7 +31,7 @@ class Journal:
 
     def __init__(self, path: Path | None = None):
         self._values: dict[str, Any] = {}
-        self._path, self._file = path, None
+        self._path = path
 
     @classmethod
     def open(cls, path: Path | None) -> Journal:
@@ -38,7 +39,7 @@ class Journal:
         journal = cls(path)
         if path is not None and path.exists():
             lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-            if lines and FORMAT not in lines[0]:
+            if lines and lines[0] != HEADER and not HEADER.startswith(lines[-1]):
                 raise OutputError(
                     f"{path} is not a record of finished requests (format {FORMAT}); move it away "
                     "or choose another name for the result."
@@ -58,24 +59,14 @@ class Journal:
         self._values |= values
         if self._path is None or not values:
             return
-        if self._file is None:
-            fresh = not self._path.exists() or self._path.stat().st_size == 0
-            self._file = self._path.open("a", encoding="utf-8")
-            # A killed run may have left half a line: what follows begins a new one.
-            self._file.write(json.dumps({"format": FORMAT}) + "\n" if fresh else "\n")
-        for key, value in values.items():
-            self._file.write(json.dumps({"key": key, "value": value}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file; what it holds stays."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        fresh = not self._path.exists() or self._path.stat().st_size == 0
+        entries = [json.dumps({"key": key, "value": value}) for key, value in values.items()]
+        # A killed run may have left half a line: what follows begins a new one.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n".join([HEADER if fresh else "", *entries]) + "\n")
 
     def remove(self) -> None:
         """Removes the file, when what it is for has been written elsewhere."""
-        self.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

@@ -167,8 +167,8 @@ class Decoder(nn.Module):
 
         `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens).
         `output`: `logits`, `last` (logits [B, V] of the last slot), or `hidden` (after the final
-        norm, [B, T + M, D]); `at` leaves only these slots, [B, N, ...]. With `collect` = n, instead, the output of every layer at the last n
-        slots, [L, B, n, D].
+        norm, [B, T + M, D]); `at` leaves only these slots, [B, N, ...]. With `collect` = n,
+        instead, the output of every layer at the last n slots, [L, B, n, D].
         """
         config, family = self.config, FAMILIES[self.config.family]
         leaves = model_leaves(config)

@@ -1,0 +1,353 @@
+"""The agent benchmark's runner: arms, gates per row, resuming, cuts, gaps."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_records
+from lorage_jax.data.prompts import cloud_prompt, edge_prompt, encode
+from lorage_jax.data.tool_calls import draw
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate import agent
+from lorage_jax.evaluate.agent import ARMS, CONTROLS, evaluate_agent, other_tools
+from lorage_jax.evaluate.controls import fit_cloud, random_prompt
+from lorage_jax.evaluate.gpt4tools import score
+from lorage_jax.generator.generator import specialize
+from lorage_jax.generator.merge import merge
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.generate import generate
+from lorage_jax.infer.journal import Journal, request_key
+from tests.tiny import byte_tokenizer, make_generator, make_tiny
+
+TOKENIZERS = Path(__file__).parents[3] / "shared" / "tokenizers"
+NAMES = ("Blur Cats", "Find Dogs", "Draw Boats", "Count Cars")
+NEW = 6
+
+
+def record(i: int, tools: tuple[str, ...] = ()) -> ToolRecord:
+    """A short record, of another length and with other tools than its neighbours."""
+    tools = tools or (NAMES[i % 4], NAMES[(i + 1) % 4])
+    text = (
+        "Tools:\n"
+        + "".join(f"> {name}: {name.lower()}{'!' * i}. Give a path\n" for name in tools)
+        + f"\n```\nAction: one of [{', '.join(tools)}]\n```\n\nKeep names.\n\n"
+        + f"Previous conversation:\n\nHuman: image/a{i}.png.\n\n"
+        + f"New input: {'please ' * (i % 3)}go\n"
+        + "Think step by step.\n"
+    )
+    output = (
+        "Thought: Do I need to use a tool? Yes\n"
+        f"Action: {tools[0]}\nAction Input: image/a{i}.png\nObservation:\n"
+    )
+    return ToolRecord(f"r{i}", split_instruction(text, f"r{i}"), output)
+
+
+RECORDS = [record(i) for i in (4, 0, 3, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("agent")
+    make_tiny(
+        "llama",
+        root / "cloud",
+        seed=1,
+        num_hidden_layers=2,
+        hidden_size=32,
+        max_position_embeddings=1024,
+    )
+    make_tiny("llama", root / "edge", seed=2, max_position_embeddings=1024)
+    return load_model(root / "edge"), make_generator(root / "cloud", root / "edge")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every batch for `generate_tokens`, as (rows, gates). The edge's answer is a hash of them."""
+    seen = []
+
+    def answer(edge, rows, *, gates, watch, **_):
+        seen.append((rows, gates))
+        given = [b"" if gates is None else gates[i].gates.tobytes() for i in range(len(rows))]
+        texts = [request_key(str(row), gate) for row, gate in zip(rows, given, strict=True)]
+        watch([encode(edge.tokenizer, text, bos=False) for text in texts], [True] * len(rows))
+
+    monkeypatch.setattr(agent, "generate_tokens", answer)
+    return seen
+
+
+def run(models, records=RECORDS, **options):
+    edge, generator = models
+    options = {"max_new_tokens": NEW, "batch_rows": 2} | options
+    return evaluate_agent(records, edge, generator, **options)
+
+
+def fake(monkeypatch, text_of):
+    """`generate_tokens` that says `text_of(prompt)`, through the same watch as the real one."""
+
+    def answer(edge, rows, *, watch, **_):
+        texts = [text_of(edge.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        watch([encode(edge.tokenizer, text, bos=False) for text in texts], [True] * len(rows))
+
+    monkeypatch.setattr(agent, "generate_tokens", answer)
+
+
+def predictions(result, arm):
+    return [sample["predictions"][arm] for sample in result["samples"]]
+
+
+def test_gates_per_row_are_a_merge_per_record(models):
+    """No faked edge here: the same texts, one record at a time, through merged weights."""
+    edge, generator = models
+    records = RECORDS[:3]
+    result = run(models, records, arms=("specialized", "no_adapter"), batch_rows=4)
+    for one, text in zip(records, predictions(result, "specialized"), strict=True):
+        special = merge(edge, generator.pool, specialize(generator, one.instruction.static))
+        prompt = edge_prompt(one.instruction.dynamic)
+        assert text == generate(special, prompt, max_new_tokens=NEW, stop="Observation:")
+    texts = predictions(result, "specialized") + predictions(result, "no_adapter")
+    assert len(set(texts)) > 3 and all(texts)
+
+
+def test_what_each_arm_reads_and_under_which_gates(models, calls):
+    edge, generator = models
+    result = run(models, template="harness", batch_rows=8)
+    reads = dict.fromkeys(("specialized", *CONTROLS), "dynamic")
+    reads |= {"in_context": "text", "no_tools": "without_tools"}
+    reads |= {"specialized_tools": "without_tools"}
+    assert {arm: part for arm, (part, _) in ARMS.items()} == reads
+    assert list(result["arms"]) == list(ARMS)
+    by_arm = dict(zip(ARMS, calls, strict=True))
+    own = {one.id: specialize(generator, one.instruction.static).gates for one in RECORDS}
+    for arm, (rows, gates) in by_arm.items():
+        part, whose = ARMS[arm]
+        assert [len(row) for row in rows] == sorted(len(row) for row in rows)
+        texts = [edge.tokenizer.decode(row[1:]) for row in rows]
+        expected = [getattr(one.instruction, part) for one in RECORDS]
+        assert sorted(texts) == sorted(expected)
+        assert (gates is None) == (whose is None)
+        if gates is None:
+            continue
+        assert len(gates) == 5
+        for text, card in zip(texts, gates, strict=True):
+            mine = own[RECORDS[expected.index(text)].id]
+            same = np.abs(card.gates - mine).max() < 1e-5
+            assert same == (whose == "own"), arm
+            if whose == "mean":
+                np.testing.assert_allclose(card.gates, np.mean(list(own.values()), 0), atol=1e-5)
+            if whose == "shuffled":
+                assert min(np.abs(card.gates - g).max() for g in own.values()) < 1e-5
+
+
+def test_figures_of_an_arm(models, calls):
+    edge, generator = models
+    result = run(models, arms=("in_context", "specialized", "random", "mean_gates"))
+    arms = result["arms"]
+
+    def tokens(part):
+        texts = (edge_prompt(getattr(one.instruction, part)) for one in RECORDS)
+        return np.mean([len(encode(edge.tokenizer, text, bos=True)) for text in texts])
+
+    assert arms["specialized"]["edge_tokens"] == tokens("dynamic")
+    assert arms["specialized"]["full_tokens"] == tokens("text") == arms["in_context"]["edge_tokens"]
+    assert arms["specialized"]["compression"] == tokens("text") / tokens("dynamic") > 2
+    assert arms["in_context"]["compression"] == 1
+    cloud = [
+        len(encode(generator.cloud.tokenizer, cloud_prompt(one.instruction.static), bos=True))
+        for one in RECORDS
+    ]
+    assert arms["specialized"]["cloud_tokens"] == arms["random"]["cloud_tokens"] == np.mean(cloud)
+    assert arms["in_context"]["cloud_tokens"] is arms["mean_gates"]["cloud_tokens"] is None
+    for arm in arms.values():
+        assert (arm["n"], arm["truncated"], arm["cloud_truncated"]) == (5, 0, 0)
+        assert set(arm["official"]) == set(arm["strict_stderr"])
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_answers_stop_at_the_observation_and_come_in_record_order(models, monkeypatch):
+    """The edge says the gold call and goes on inventing; what is scored ends in time."""
+    files = {f"image/a{i}.png": record(i).output for i in range(5)}
+
+    def text_of(prompt):
+        gold = next(output for file, output in files.items() if file in prompt)
+        return f" {gold}image/x.png\n{gold}"
+
+    fake(monkeypatch, text_of)
+    result = run(models, arms=("specialized", "in_context"))
+    for one, text in zip(RECORDS, predictions(result, "specialized"), strict=True):
+        assert text == f" {one.output.split('Observation')[0]}"
+    for arm in result["arms"].values():
+        assert arm["strict"]["average"] == 1
+        assert arm["official"]["average"] == pytest.approx(1)
+    sample = result["samples"][1]
+    assert (sample["id"], sample["gold"]) == ("r0", RECORDS[1].output)
+    expected = score(sample["gold"], sample["predictions"]["specialized"], "strict")
+    assert sample["scores"]["specialized"]["strict"] == expected
+
+
+def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, calls):
+    whole = run(models)
+    every, counted = len(calls), agent.generate_tokens
+    assert every == 3 * len(ARMS)  # batches of 2, 2 and 1
+    assert [len(rows) for rows, _ in calls] == [2] * every  # the last is filled up
+
+    def journaled(**options):
+        return run(models, journal=Journal.open(tmp_path / "journal.jsonl"), **options)
+
+    def dies(*args, **options):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return counted(*args, **options)
+
+    calls.clear()
+    monkeypatch.setattr(agent, "generate_tokens", dies)
+    with pytest.raises(KeyboardInterrupt):
+        journaled()
+    calls.clear()
+    made = []
+    monkeypatch.setattr(agent, "generate_tokens", counted)
+    monkeypatch.setattr(agent, "specialize", lambda *args: made.append(args))
+    again = journaled()
+    assert len(calls) == every - 4
+    assert not made  # the cards are there too
+    for arm in ARMS:
+        assert predictions(again, arm) == predictions(whole, arm)
+    assert again["gaps"] == whole["gaps"]
+    calls.clear()
+    journaled(batch_rows=5)
+    assert not calls
+
+
+@pytest.mark.parametrize("what", ["edge", "generator", "length", "template", "text"])
+def test_whatever_changes_the_answer_changes_the_key(models, what, calls):
+    edge, generator = models
+    arms = ("no_tools",) if what == "edge" else ("specialized",)
+    journal, records, options = Journal(), RECORDS, {}
+    run(models, journal=journal, arms=arms)
+    run(models, journal=journal, arms=arms, batch_rows=3)
+    assert len(calls) == 3  # how rows are batched does not
+    if what == "edge":
+        edge, generator = merge(edge, generator.pool, specialize(generator, "Hello.")), None
+    elif what == "generator":
+        generator = make_generator(generator.cloud.source, edge.source, seed=7)
+    elif what == "length":
+        options["max_new_tokens"] = NEW + 1
+    elif what == "template":
+        options["template"] = "harness"
+    else:
+        records = [record(i, ("Blur Cats", "Draw Boats")) for i in range(5)]
+    run((edge, generator), records, journal=journal, arms=arms, **options)
+    assert len(calls) == 6
+
+
+def test_what_is_too_long_loses_its_start_and_is_counted(models, calls):
+    edge, generator = models
+    room = 1024 - NEW
+    long = record(0)
+    dynamic = long.instruction.dynamic.replace("New input: ", "New input: " + "x" * 2000)
+    tools = "".join(f"> Tool {i}: does {'this and that' * 5}\n" for i in range(15))
+    text = "Tools:\n" + tools + "```\n" + dynamic + "Think step by step.\n"
+    long = ToolRecord("long", split_instruction(text, "long"), long.output)
+    result = run(models, [long, *RECORDS], arms=("in_context", "specialized", "shuffled"))
+    for arm, part in (("in_context", "text"), ("specialized", "dynamic")):
+        figures = result["arms"][arm]
+        assert figures["truncated"] == 1
+        ids = encode(edge.tokenizer, edge_prompt(getattr(long.instruction, part)), bos=True)
+        assert ids[-room:] in [row for rows, _ in calls for row in rows]
+        assert figures["edge_tokens"] > 400  # what it was before the cut
+    assert result["arms"]["in_context"]["cloud_truncated"] == 0
+    assert result["arms"]["specialized"]["cloud_truncated"] == 1
+    kept, cut = fit_cloud(generator, long.instruction.static)
+    assert cut and long.instruction.static.startswith(kept) and "> Tool 0" in kept
+    length = len(encode(generator.cloud.tokenizer, cloud_prompt(kept), bos=True))
+    assert 900 < length <= 1024 - generator.edge.layers
+
+
+def test_without_a_generator(models, calls):
+    result = run((models[0], None))
+    assert list(result["arms"]) == ["in_context", "no_tools"]
+    assert result["gaps"] == {} and result["words"] == []
+    with pytest.raises(ConfigError, match="needs a generator"):
+        run((models[0], None), arms=("specialized",))
+
+
+def test_gaps_are_paired_and_put_into_words(models, monkeypatch):
+    """`specialized` and `random` are right, the others wrong: one control does as well."""
+    records = [record(i) for i in range(4)]
+
+    def answers(edge, generator, arm, rows, *_):
+        right = arm in ("specialized", "random")
+        return [one.output if right else "no" for one in records[: len(rows)]], 0
+
+    monkeypatch.setattr(agent, "_answers", answers)
+    result = run(models, records)
+    gaps = result["gaps"]
+    assert list(gaps) == ["shuffled", "random", "mean_gates", "no_adapter"]
+    assert gaps["random"]["average"] == {"gap": 0.0, "stderr": 0.0, "significant": False}
+    assert gaps["shuffled"]["success"] == {"gap": 1.0, "stderr": 0.0, "significant": True}
+    assert len(result["words"]) == 1
+    assert "not significantly better than random" in result["words"][0]
+    one = run(models, records[:1], arms=("specialized", "no_adapter"))
+    assert one["gaps"]["no_adapter"]["average"]["significant"] is False
+    assert "not significantly better than no_adapter" in one["words"][0]
+
+
+def test_the_first_records_only(models, calls):
+    result = run(models, limit=2, arms=("in_context",))
+    assert [sample["id"] for sample in result["samples"]] == ["r4", "r0"]
+
+
+def test_other_tools():
+    records = [record(i) for i in range(8)]
+    donors = other_tools(records, seed=0)
+    for one, donor in zip(records, donors, strict=True):
+        assert not set(records[donor].instruction.tool_names) & set(one.called)
+    assert donors == other_tools(records, seed=0)
+    same = [record(i, NAMES[:2]) for i in range(3)]
+    with pytest.raises(ConfigError, match="leave the arm out"):
+        other_tools(same, seed=0)
+    # The gold tool is in every list: then any other list will do.
+    sharing = [record(i, (NAMES[0], NAMES[1 + i])) for i in range(3)]
+    assert all(donor != i for i, donor in enumerate(other_tools(sharing, seed=0)))
+
+
+@pytest.mark.parametrize("tokens", [12, 60, 301])
+@pytest.mark.parametrize("name", ["bytes", "llama2", "qwen2"])
+def test_a_random_prompt_has_as_many_tokens(name, tokens):
+    tokenizer = byte_tokenizer()
+    if name != "bytes":
+        if not (TOKENIZERS / name).is_dir():
+            pytest.skip("the tokenizers in ../shared/tokenizers are not here")
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZERS / name))
+    for seed in range(3):
+        text = random_prompt(tokenizer, tokens, Random(seed))
+        assert len(encode(tokenizer, cloud_prompt(text), bos=True)) == tokens
+        assert text.isprintable()
+    assert text != random_prompt(tokenizer, tokens, Random(0))
+
+
+def test_generated_records_run(models, calls):
+    """Our own generator's records, cut to a small model's context."""
+    records = to_tool_records(draw("unseen", 3, seed=0))
+    result = run(models, records, arms=("in_context", "specialized"))
+    assert result["arms"]["in_context"]["truncated"] == 3
+    assert result["arms"]["specialized"]["truncated"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arms": ("magic",)}, "no arm 'magic'"),
+        ({"template": "chat"}, "template is 'chat'"),
+        ({"max_new_tokens": 1024}, "room for a question"),
+        ({"records": [ToolRecord("x", RECORDS[0].instruction, "Paris")]}, "record x: the gold"),
+        ({"limit": 0}, "no records"),
+    ],
+)
+def test_what_cannot_be_is_refused(models, options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        run(models, **{"arms": ("in_context",)} | options)

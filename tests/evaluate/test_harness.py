@@ -1,0 +1,182 @@
+"""Our models in lm-eval beside lm-eval's own `hf` model: the same requests, the same answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.harness import LorageLM, run_tasks
+from lorage_jax.evaluate.local_tasks import TaskData
+from tests.evaluate.local_data import TASKS, write_tasks
+
+SHARED = Path(__file__).parents[3] / "shared"
+STORIES, DATA = SHARED / "models" / "stories260K", SHARED / "data"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class ShortHF(HFLM):
+    max_gen_toks = 12  # of answers, where the task names no number
+
+
+def hf(folder):
+    return ShortHF(str(folder), dtype="float32", device="cpu", batch_size=8)
+
+
+def instances(kind, *arguments):
+    return [
+        Instance(request_type=kind, doc={}, arguments=one, idx=i, metadata=("t", i, 1))
+        for i, one in enumerate(arguments)
+    ]
+
+
+def assert_same_results(ours, theirs, names):
+    """Metrics to the last digit, log-likelihoods within 1e-3, greedy or not, generated text."""
+    metrics, samples = ours
+    wanted, wanted_samples = theirs
+    assert metrics == wanted
+    for name in names:
+        pairs = zip(samples[name], wanted_samples[name], strict=True)
+        for found, expected in pairs:
+            assert found["arguments"] == expected["arguments"]
+            for a, b in zip(found["filtered_resps"], expected["filtered_resps"], strict=True):
+                if isinstance(a, str):
+                    assert a == b
+                else:
+                    assert a[0] == pytest.approx(b[0], abs=1e-3) and a[1] == b[1]
+
+
+def compare(folder, data, names, shots, limit=None):
+    """Runs tasks by both; `shots` as a number."""
+    ours, theirs = LorageLM(str(folder), max_gen_toks=12), hf(folder)
+    results = [
+        run_tasks(lm, {name: data.load(name, shots) for name in names}, limit, 1234)
+        for lm in (ours, theirs)
+    ]
+    assert_same_results(*results, names)
+    return results[0][0]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return TaskData(str(write_tasks(tmp_path_factory.mktemp("tasks"), records=10)))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_all_tasks_agree_with_the_hf_model(tiny, local, family):
+    """Every task's own layout, few-shot, partial evaluation and generation among them."""
+    metrics = compare(tiny(family)[0], local, list(TASKS), shots=1)
+    assert all(values["n"] == 10 for values in metrics.values())
+    assert "acc_norm" in metrics["hellaswag"] and "acc_stderr" in metrics["winogrande"]
+    assert "exact_match,strict-match" in metrics["gsm8k"]
+
+
+def test_contexts_that_are_too_long_are_cut_alike_and_counted(tiny, local):
+    """Five samples of every task overflow 256 positions of a byte tokenizer."""
+    folder = tiny("llama")[0]
+    compare(folder, local, ["boolq", "arc_easy"], shots=5)
+    model = LorageLM(str(folder))
+    run_tasks(model, {"boolq": local.load("boolq", 5)}, None, 1234)
+    assert model.counts["truncated"] == model.counts["requests"] == 20
+    assert model.counts["edge_tokens"] <= 20 * 256
+
+
+def test_rolling_and_empty_contexts(tiny):
+    folder = tiny("qwen2")[0]
+    ours, theirs = LorageLM(str(folder)), hf(folder)
+    texts = [("A short text.",), ("long " * 130,)]  # of 650 bytes: three windows
+    found = ours.loglikelihood_rolling(instances("loglikelihood_rolling", *texts))
+    wanted = theirs.loglikelihood_rolling(instances("loglikelihood_rolling", *texts))
+    assert found == pytest.approx(wanted, abs=3e-3)
+    pairs = [("", "hello there"), ("ends in space ", "then goes on"), ("</s> odd", " one")]
+    found = ours.loglikelihood(instances("loglikelihood", *pairs))
+    wanted = theirs.loglikelihood(instances("loglikelihood", *pairs))
+    for a, b in zip(found, wanted, strict=True):
+        assert a[0] == pytest.approx(b[0], abs=1e-3) and a[1] == b[1]
+
+
+def test_generation_stops_where_the_hf_model_stops(tiny):
+    folder = tiny("llama")[0]
+    ours, theirs = LorageLM(str(folder)), hf(folder)
+    free = theirs.generate_until(
+        instances("generate_until", ("Say something", {"max_gen_toks": 24}))
+    )[0]
+    stop = free[10:12]
+    settings = {"until": [stop], "max_gen_toks": 24}
+    requests = instances(
+        "generate_until", *[(text, settings) for text in ("Say something", "Other", "x" * 300)]
+    )
+    found, wanted = ours.generate_until(requests), theirs.generate_until(requests)
+    assert found == wanted
+    assert stop not in found[0] and len(found[0]) < len(free)
+
+
+def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
+    """`python -m lorage_jax.evaluate.harness` is lm-eval's, with a task file of the user's own."""
+    import subprocess
+    import sys
+
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"q": f"{i} and", "a": str(i + 1)}) + "\n" for i in range(4))
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path}/rows.jsonl\noutput_type: multiple_choice\ntest_split: test\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: ["{{a}}", "none"]\ndoc_to_target: 0\n'
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    command = [
+        *(sys.executable, "-m", "lorage_jax.evaluate.harness", "run", "--model", "lorage"),
+        *("--model_args", f"pretrained={tiny('llama')[0]},dtype=float32", "--tasks", "mine"),
+        *("--include_path", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "lorage" in done.stdout and "acc" in done.stdout
+
+
+def test_sampling_and_too_many_tokens_are_refused(tiny):
+    model = LorageLM(str(tiny("llama")[0]))
+    sampled = ("Hi", {"do_sample": True, "temperature": 0.7})
+    with pytest.raises(ConfigError, match="greedily"):
+        model.generate_until(instances("generate_until", sampled))
+    with pytest.raises(DataError, match="300 new tokens; this model's context is 256"):
+        model.generate_until(instances("generate_until", ("Hi", {"max_gen_toks": 300})))
+    with pytest.raises(ConfigError, match="encoding is 'other'"):
+        LorageLM(str(tiny("llama")[0]), encoding="other")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason=f"needs the real data sets in {DATA}")
+@pytest.mark.parametrize(
+    ("names", "limit"),
+    [
+        (["arc_challenge", "openbookqa"], None),
+        (["arc_easy", "boolq", "social_iqa", "piqa", "winogrande", "hellaswag"], 200),
+    ],
+)
+def test_a_trained_checkpoint_on_the_real_tasks(names, limit):
+    """stories260K: whole test splits of ARC-c and OpenBookQA, 200 records of the others."""
+    compare(STORIES, TaskData(str(DATA)), names, shots=0, limit=limit)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason=f"needs the real data sets in {DATA}")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    ("names", "limit"),
+    [
+        (["arc_challenge", "openbookqa"], None),
+        (["arc_easy", "boolq", "social_iqa", "piqa", "winogrande", "hellaswag"], 200),
+    ],
+)
+def test_random_models_on_the_real_tasks(tiny, family, names, limit):
+    compare(tiny(family)[0], TaskData(str(DATA)), names, shots=0, limit=limit)

@@ -1,0 +1,140 @@
+"""Local files under lm-eval's definitions: layouts of the Hub, and folders that are wrong."""
+
+import json
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
+
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.local_tasks import TaskData, check_names
+from tests.evaluate.local_data import TASKS, record, write_tasks
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"), records=3)
+
+
+def first_requests(data, name, shots=0):
+    task = data.load(name, shots)
+    task.set_fewshot_seed(1234)
+    task.build_all_requests(limit=1)
+    return [instance.args for instance in task.instances]
+
+
+# What lm-eval asks for record 200 (test) or 100 (validation) of each task, to the letter.
+EXPECTED = {
+    "arc_challenge": ("Question: What warms bird 200?\nAnswer:", " the sun"),
+    "openbookqa": ("What warms bird 200?", " the sun"),
+    "boolq": ("Bird 100 sits in the sun.\nQuestion: What warms bird 100?\nAnswer:", " no"),
+    "social_iqa": ("Q: Bird 100 sat down. What warms bird 100?\nA:", " the sun"),
+    "piqa": ("Question: What warms bird 100?\nAnswer:", " the sun"),
+    "winogrande": ("Bird 100 likes the sun more than a stone since the sun", " is warm."),
+    "hellaswag": ("Walking: A man number 100 walks. He stops. The man", " the sun"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_definitions_text_is_lm_evals(folder, name):
+    requests = first_requests(TaskData(str(folder)), name)
+    assert requests[0] == EXPECTED[name]
+    assert len(requests) == TASKS[name]
+
+
+def test_rows_in_the_hubs_own_layout_are_read_as_they_are(tmp_path):
+    rows = {
+        "arc_easy": {
+            "question": "Why?",
+            "choices": {"text": ["a", "b"], "label": ["1", "2"]},
+            "answerKey": "2",
+        },
+        "winogrande": {"sentence": "A _ is", "option1": "x", "option2": "y", "answer": "2"},
+        "boolq": {"passage": "P.", "question": "is it", "idx": 0, "label": 1},
+    }
+    for name, row in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    data = TaskData(str(tmp_path))
+    assert first_requests(data, "arc_easy")[1] == ("Question: Why?\nAnswer:", " b")
+    assert first_requests(data, "winogrande")[1] == ("A y", " is")
+    assert first_requests(data, "boolq")[1] == ("P.\nQuestion: is it?\nAnswer:", " yes")
+    assert data.load("boolq", 0).doc_to_target(rows["boolq"]) == 1
+
+
+def test_samples_come_from_the_train_split(folder):
+    context, _ = first_requests(TaskData(str(folder)), "arc_easy", shots=2)[0]
+    samples = context.split("\n\n")
+    assert len(samples) == 3 and samples[2] == "Question: What warms bird 200?\nAnswer:"
+    train = {f"Question: What warms bird {i}?" for i in range(3)}
+    assert all(sample.split("\n")[0] in train for sample in samples[:2])
+
+
+def test_what_was_read_is_fingerprinted(folder, tmp_path):
+    data = TaskData(str(folder))
+    data.load("arc_easy", 1)
+    data.load("boolq", 0)
+    assert {name: sorted(splits) for name, splits in data.fingerprints.items()} == {
+        "arc_easy": ["test", "train"],
+        "boolq": ["validation"],
+    }
+    other = TaskData(str(write_tasks(tmp_path / "other", records=4)))
+    other.load("arc_easy", 1)
+    assert other.fingerprints["arc_easy"]["test"] != data.fingerprints["arc_easy"]["test"]
+
+
+def test_folders_one_level_down_are_found(folder):
+    data = TaskData(str(folder.parent))
+    assert data.load("piqa", 0).task_name == "piqa"
+
+
+def test_unknown_tasks_are_told_with_the_nearest(folder):
+    with pytest.raises(ConfigError) as error:
+        check_names(["arc_chalenge", "piqa", "zzzz", "gpt4tool"], others=("gpt4tools",))
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("there is no task 'arc_chalenge'; did you mean arc_challenge")
+    assert lines[1] == "there is no task 'zzzz'" and "gpt4tools" in lines[2] and len(lines) == 3
+    with pytest.raises(ConfigError, match="names no task"):
+        check_names([])
+
+
+@pytest.mark.parametrize(
+    ("splits", "shots", "says"),
+    [
+        (("train",), 0, r"is scored on its test or validation split; expected test.jsonl"),
+        (("test",), 2, r"draws its 2 samples from the train split.*found test.jsonl.*--shots 0"),
+    ],
+)
+def test_a_missing_split_is_told(tmp_path, splits, shots, says):
+    write_tasks(tmp_path / "data", splits=splits)
+    with pytest.raises(DataError, match=says):
+        TaskData(str(tmp_path / "data")).load("arc_easy", shots)
+
+
+def test_a_missing_folder_is_told(tmp_path, folder):
+    with pytest.raises(DataError, match="no such folder"):
+        TaskData(str(tmp_path / "nowhere"))
+    (tmp_path / "data" / "something").mkdir(parents=True)
+    with pytest.raises(DataError, match="no folder arc_easy; found something"):
+        TaskData(str(tmp_path / "data")).load("arc_easy", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("arc_easy", {"label": None}, r"test.jsonl:2: the answer is missing"),
+        ("arc_easy", {"label": 9}, r"test.jsonl:2: label is 9; expected 0 to 3"),
+        ("piqa", {"choices": ["one"]}, r"validation.jsonl:2: choices is \['one'\]"),
+        ("winogrande", {"question": "No blank."}, r"validation.jsonl:2: the sentence has no blank"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_told_with_its_line(tmp_path, name, change, says):
+    (tmp_path / name).mkdir()
+    rows = [record(name, 0), record(name, 1) | change]
+    split = "test" if name == "arc_easy" else "validation"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name / f"{split}.jsonl").write_text(text)
+    with pytest.raises(DataError, match=says):
+        TaskData(str(tmp_path)).load(name, 0)
