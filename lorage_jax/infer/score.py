@@ -75,8 +75,8 @@ def score(
 
     `gates`: a Card for all, or one Card (or [L, E] array) a request, with `pool`; then many
     specialisations are scored in one batch. What a `journal` holds is not run again. A request
-    longer than the model's context loses the start of its context (see `fit`).
-    DataError for an empty context or continuation, or one longer than the context.
+    longer than the model's context loses its start (see `fit`).
+    DataError for an empty context or continuation, or token ids that the model does not have.
     """
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; expected 1 or more.")
@@ -111,26 +111,24 @@ def score(
 def fit(
     context: Sequence[int], continuation: Sequence[int], room: int, index: int, vocabulary: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """(context, continuation, cut?): the context's last tokens that a model with `room` positions
-    can read before the continuation. As lm-eval: the last token of all needs no position.
+    """(context, continuation, cut?): the last tokens of both that a model with `room` positions
+    can read. As lm-eval cuts: the last token of all needs no position.
+
+    A continuation longer than that, where lm-eval fails, is scored on its last `room` tokens.
     """
     context, continuation = tuple(context), tuple(continuation)
     if not context or not continuation:
         what = "context" if not context else "continuation"
         raise DataError(f"request {index} has an empty {what}; expected at least one token.")
-    if len(continuation) > room:
-        raise DataError(
-            f"request {index} asks for a continuation of {len(continuation)} tokens; this model's "
-            f"context is {room}. Leave the record out or use a model with a longer context."
-        )
     low, high = min(*context, *continuation), max(*context, *continuation)
     if low < 0 or high >= vocabulary:
         raise DataError(
             f"request {index} has token ids from {low} to {high}; this model's vocabulary is 0 to "
             f"{vocabulary - 1}. Was another tokenizer used?"
         )
-    kept = context[-(room + 1 - len(continuation)) :]
-    return kept, continuation, len(kept) < len(context)
+    whole = context + continuation
+    kept, asked = whole[-(room + 1) :], min(len(continuation), room)
+    return kept[:-asked], kept[-asked:], len(kept) < len(whole)
 
 
 def identity(model: Model, pool: Any = None) -> str:

@@ -195,7 +195,6 @@ def test_the_papers_figures_stand_only_beside_its_own_setting(
         (("flops", "--shape", "gemma2-2b", "--edge-config", "."), "give one of them"),
         (("flops", "--repeats", 7), "does not read --repeats"),
         (("merge", "--cloud-config", "."), "does not read --cloud-config"),
-        (("score",), "needs --model"),
         (("score", "--model", ".", "--layers", 2), "does not read --layers"),
     ],
 )
