@@ -197,8 +197,8 @@ class Eval:
     """The edge model's folder, when it is not where the generator recorded it."""
     cloud: Path | None = None
     """The cloud model's folder, when it is not where the generator recorded it."""
-    shots: int | None = None
-    """Few-shot samples; the task's own number by default."""
+    shots: str | None = None
+    """Few-shot samples, as in 5 or 5,hellaswag=0; the task's own number by default."""
     data: str = "hub"
     """Folder with <task>/<split>.jsonl(.gz), or hub to download what lm-eval names."""
     limit: int | None = None

@@ -14,8 +14,7 @@ from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_rec
 from lorage_jax.data.records import file_digest
 from lorage_jax.data.tool_calls import draw
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.agent import evaluate_agent
-from lorage_jax.evaluate.arms import Run, evaluate_generator, evaluate_model
+from lorage_jax.evaluate.agent import evaluate_agent, room_for_input
 from lorage_jax.evaluate.local_tasks import TaskData, check_names
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import check_identity, load_generator, read_values, recorded_path
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
 
 AGENT = "gpt4tools"
 HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit
-GENERATED_RECORDS = 200  # of our own, where GPT4Tools' files are not there
+GENERATED_RECORDS = 100  # a set, of our own, where GPT4Tools' files are not there
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def evaluate(options: Eval) -> dict[str, Any]:
@@ -39,10 +39,13 @@ def evaluate(options: Eval) -> dict[str, Any]:
     check_names(names, others=(AGENT,))
     if options.samples is not None:
         check_file(options.samples, overwrite=True)
+    _shots(options.shots)
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
     data = TaskData(options.data)
     records = _records(options) if AGENT in names else None
     edge, generator = _models(options)
+    if records is not None:  # before the other tasks have been scored
+        room_for_input(edge, options.max_new_tokens or AGENT_TOKENS)
     journal = Journal.open(progress_path(options.json))
     about = _about(edge, generator)
     cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
@@ -51,8 +54,12 @@ def evaluate(options: Eval) -> dict[str, Any]:
         print(f"Going on: {len(journal)} finished requests were found.")
     result, samples = _scores(options, plain, data, edge, generator, journal)
     if records is not None:
-        result[AGENT], more = _agent(options, records, edge, generator, journal)
-        samples += more
+        sets = {}
+        for name, (source, items) in records.items():
+            sets[name], more = _agent(options, source, items, edge, generator, journal)
+            samples += [{"task": AGENT, "set": name, **sample} for sample in more]
+            result["data"][f"{AGENT}/{name}"] = {"records": source["files"]}
+        result[AGENT] = {"sets": sets}
     if options.samples is not None:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         write_file(options.samples, lines, overwrite=True)
@@ -79,7 +86,11 @@ def _check(options: Eval) -> None:
         )
     if options.model is not None and (options.edge or options.cloud):
         raise ConfigError("--edge and --cloud go with --generator; --model is scored as it is.")
-    for name, least in (("shots", 0), ("limit", 1), ("batch_tokens", 1), ("max_new_tokens", 1)):
+    files = [options.json, progress_path(options.json), options.samples]
+    written = [path.absolute() for path in files if path is not None]
+    if len(set(written)) < len(written):
+        raise ConfigError(f"--json and --samples are the same file, {options.samples}.")
+    for name, least in (("limit", 1), ("batch_tokens", 1), ("max_new_tokens", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             flag = name.replace("_", "-")
@@ -107,7 +118,8 @@ def _scores(
     found: dict[str, Any] = {"main": None, "arms": {}, "gaps": {}, "words": []}
     samples: list[dict[str, Any]] = []
     if names:
-        from lorage_jax.evaluate.harness import LorageLM  # needs lm-eval
+        from lorage_jax.evaluate.arms import Run, evaluate_generator, evaluate_model
+        from lorage_jax.evaluate.harness import LorageLM  # these need lm-eval
 
         lm = LorageLM(
             edge,
@@ -115,7 +127,7 @@ def _scores(
             max_gen_toks=options.max_new_tokens or HARNESS_TOKENS,
             journal=journal,
         )
-        run = Run(lm, data, options.shots, options.limit, options.seed)
+        run = Run(lm, data, _shots(options.shots), options.limit, options.seed)
         if generator is None:
             found = evaluate_model(run, edge, names)
         else:
@@ -141,13 +153,13 @@ def _scores(
 
 def _agent(
     options: Eval,
-    records: tuple[str, list[ToolRecord]],
+    source: dict[str, Any],
+    items: list[ToolRecord],
     edge: Model,
     generator: Generator | None,
     journal: Journal,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    source, items = records
-    print(f"GPT4Tools: {source}")
+    print(f"GPT4Tools: {source['what']}")
     arms = None
     if generator is not None:
         arms = ["specialized"]
@@ -170,27 +182,56 @@ def _agent(
             f"{arm:18}{official}  (n {values['n']}, {values['edge_tokens']:.0f} tokens at the "
             f"edge, compression {values['compression']:.1f}x, {values['seconds']:.1f} s)"
         )
-    samples = [{"task": AGENT, **sample} for sample in found.pop("samples")]
-    return {"source": source, **found}, samples
+    samples = found.pop("samples")
+    return {"source": source["what"], **found}, samples
 
 
-def _records(options: Eval) -> tuple[str, list[ToolRecord]]:
-    """What is scored, and where it comes from: the benchmark's files, or generated ones."""
+def _records(options: Eval) -> dict[str, tuple[dict[str, Any], list[ToolRecord]]]:
+    """What is scored, set by set, and where it is from: the benchmark's files, or generated ones.
+
+    A file is a set of its own: the benchmark's test files differ in whether the tools were seen.
+    """
     folder = None if options.data == "hub" else Path(options.data) / AGENT
     if folder is None or not folder.is_dir():
-        count = options.limit or GENERATED_RECORDS
-        rows = draw("unseen", count, options.seed)
-        return (
-            f"{count} generated records with tools unseen in training (seed {options.seed}); the "
-            f"benchmark's own files are read from {AGENT}/ in the data folder",
-            to_tool_records(rows),
-        )
-    files = sorted(path for path in folder.iterdir() if ".json" in path.name)
+        return dict(_generated(split, options) for split in ("seen", "unseen"))
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))
+    training = [path for path in files if any(mark in path.name for mark in ("train", "71k"))]
+    files = [path for path in files if path not in training]
+    if training:
+        print(f"Left out, as it is for training: {', '.join(path.name for path in training)}.")
     if not files:
-        raise DataError(f"{folder}: no records; expected .json or .jsonl files of GPT4Tools.")
-    records = [record for path in files for record in read_tool_records(path)]
-    marks = ", ".join(f"{path.name} {file_digest(path)[:19]}" for path in files)
-    return f"{len(records)} records of {marks}", records
+        raise DataError(f"{folder}: no test records; expected GPT4Tools' {' or '.join(ENDINGS)}.")
+    sets = {}
+    for path in files:
+        records = read_tool_records(path)
+        source = {"what": f"{len(records)} records of {path.name}", "files": file_digest(path)}
+        sets[path.name.split(".")[0]] = source, records
+    return sets
+
+
+def _generated(split: str, options: Eval) -> tuple[str, tuple[dict[str, Any], list[ToolRecord]]]:
+    count = options.limit or GENERATED_RECORDS
+    rows = draw("train" if split == "seen" else split, count, options.seed)
+    what = (
+        f"{count} generated records with {split} tools (seed {options.seed}), not the benchmark, "
+        f"whose files are read from {AGENT}/ in the data folder"
+    )
+    return f"generated_{split}", ({"what": what, "files": "generated"}, to_tool_records(rows))
+
+
+def _shots(text: str | None) -> dict[str, int]:
+    """`5` or `5,hellaswag=0` by task; "*" is for all others."""
+    shots = {}
+    for part in (text or "").split(","):
+        name, _, number = part.rpartition("=")
+        if part.strip() and not number.strip().isdecimal():
+            raise ConfigError(
+                f"--shots is {text!r}; expected a number of 0 or more, or numbers by task as in "
+                "5,hellaswag=0."
+            )
+        if part.strip():
+            shots[name.strip() or "*"] = int(number)
+    return shots
 
 
 def _about(edge: Model, generator: Generator | None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge_with_report
-from lorage_jax.generator.pool import PROJECTIONS
 from lorage_jax.generator.store import (
     check_identity,
     load_generator,
@@ -32,7 +31,6 @@ from lorage_jax.hf.load import load_model, stored_dtype
 from lorage_jax.models.model import Model, forward
 
 OUTPUTS = ("card", "adapter", "merged")
-LAYERWISE_BYTES = 1 << 30  # of FFN weights; above it the merge goes layer by layer
 PROBE_TOKENS = 64  # length of the text on which logits are compared
 
 
@@ -88,11 +86,7 @@ def specialize_into(
     if "adapter" in save:
         export_adapter(generator.pool, card, edge, out / "adapter", base_name=base_name)
     began = time.time()
-    # A big model's update would not fit beside it in float32 all at once.
-    layerwise = sum(edge.params["layers"][name].nbytes for name in PROJECTIONS) > LAYERWISE_BYTES
-    special, rounding = merge_with_report(
-        edge, generator.pool, card, layerwise=layerwise, donate=True
-    )
+    special, rounding = merge_with_report(edge, generator.pool, card, donate=True)
     merge_seconds = time.time() - began
     del edge  # its FFN weights were donated
     logits["merged"] = _logits(special, probe)

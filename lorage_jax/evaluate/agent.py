@@ -28,11 +28,11 @@ import numpy as np
 from lorage_jax.data.gpt4tools import ToolRecord
 from lorage_jax.data.prompts import cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.controls import fit_cloud, random_prompt
+from lorage_jax.evaluate.controls import fit_cloud, journaled_cards, random_prompt
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
 from lorage_jax.evaluate.statistics import paired_gap
-from lorage_jax.generator.card import Card, card_from_dict
-from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.generator import Generator
 from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.infer.journal import Journal, request_key
 from lorage_jax.infer.progress import progress
@@ -90,14 +90,9 @@ def evaluate_agent(
     records, arms = list(records)[:limit], _checked(arms, generator)
     if not records:
         raise DataError("there are no records to evaluate; expected at least one.")
-    for record in records:
-        try:
-            score(record.output, record.output)
-        except DataError as error:
-            raise DataError(f"record {record.id}: {error}") from None
     # What can be wrong is, before the cloud reads for hours.
     wholes = _rows(edge, [record.instruction.text for record in records], template)
-    _room(edge, max_new_tokens, batch_rows)
+    room_for_input(edge, max_new_tokens)
     journal = journal if journal is not None else Journal()
     started = time.monotonic()
     cards, cloud_cut = _all_cards(records, generator, arms, seed, batch_rows, journal)
@@ -178,7 +173,7 @@ def _all_cards(
     prompts, cut = [prompt for prompt, _ in fitted], sum(cut for _, cut in fitted)
     cards: dict[str, list[Card]] = {}
     if wanted != {"random"}:
-        own = cards["own"] = _cards(generator, prompts, batch_rows, journal)
+        own = cards["own"] = journaled_cards(generator, prompts, batch_rows, journal)
         cards["shuffled"] = [own[donor] for donor in donors]
         mean = np.mean([card.gates for card in own], axis=0)
         cards["mean"] = [dataclasses.replace(own[0], gates=mean)] * len(own)
@@ -189,27 +184,8 @@ def _all_cards(
             random_prompt(tokenizer, length, Random(f"random prompt/{seed}/{i}"))
             for i, length in enumerate(lengths)
         ]
-        cards["random"] = _cards(generator, strings, batch_rows, journal)
+        cards["random"] = journaled_cards(generator, strings, batch_rows, journal)
     return cards, {"own": cut, "shuffled": sum(fitted[donor][1] for donor in donors), "mean": cut}
-
-
-def _cards(
-    generator: Generator, prompts: Sequence[str], batch_rows: int, journal: Journal
-) -> list[Card]:
-    """The cards of many prompts. They are in the journal as well, since an answer's key holds
-    its gates, and gates differ in the last bits by what else is in the batch."""
-    keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
-    missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
-    todo = sorted(missing, key=lambda key: len(missing[key]))
-    with progress("reading tools", len(todo)) as advance:
-        for start in range(0, len(todo), batch_rows):
-            batch = todo[start : start + batch_rows]
-            made = specialize(generator, [missing[key] for key in batch])
-            journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
-            advance(len(batch))
-    cards = {key: card_from_dict(journal.get(key), "the journal's card") for key in set(keys)}
-    pool = generator.pool
-    return [dataclasses.replace(cards[key], pool=pool) for key in keys]
 
 
 def other_tools(records: Sequence[ToolRecord], seed: int) -> list[int]:
@@ -237,13 +213,13 @@ def other_tools(records: Sequence[ToolRecord], seed: int) -> list[int]:
 # Answers
 
 
-def _room(edge: Model, max_new_tokens: int, batch_rows: int) -> int:
-    """Tokens that an input may have."""
+def room_for_input(edge: Model, max_new_tokens: int) -> int:
+    """Tokens that an input may have. ConfigError when the answer leaves none."""
     room = edge.config.max_positions - max_new_tokens
-    if room < 1 or max_new_tokens < 1 or batch_rows < 1:
+    if room < 1 or max_new_tokens < 1:
         raise ConfigError(
-            f"max_new_tokens is {max_new_tokens} and batch_rows {batch_rows}; expected 1 or more, "
-            f"and room for a question in the edge's context of {edge.config.max_positions}."
+            f"max_new_tokens is {max_new_tokens}; expected 1 or more, and room for a question in "
+            f"the edge's context of {edge.config.max_positions}. Ask for fewer: --max-new-tokens."
         )
     return room
 
@@ -259,7 +235,7 @@ def _answers(
     journal: Journal,
 ) -> tuple[list[str], int]:
     """The answer to every row, in the order of the rows, and how many rows were cut."""
-    room = _room(edge, max_new_tokens, batch_rows)
+    room = room_for_input(edge, max_new_tokens)
     kept = [row[-room:] for row in rows]  # as lm-eval: the end is kept
     model = json.dumps(
         [

@@ -10,20 +10,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
 import numpy as np
 
-from lorage_jax.data.tasks import TASKS
-from lorage_jax.evaluate.controls import random_prompt
+from lorage_jax.errors import DataError
+from lorage_jax.evaluate.controls import read_prompts
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.protocol import SystemPrompt, described, edge_text, system_prompt
 from lorage_jax.evaluate.statistics import harmonic_mean, paired_gap
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.merge import merge
+from lorage_jax.infer.score import place, place_beside
 from lorage_jax.models.model import Model
 
 SEEN = ("arc_challenge", "arc_easy", "openbookqa", "boolq", "social_iqa")
@@ -37,7 +37,7 @@ WHAT = {
     "few_shot": "no adapter, lm-eval's own few-shot prompt in the edge's context",
     "shuffled": "specialised by another task's prompt",
     "random": "specialised by random text of equal length",
-    "mean_gates": "specialised by the mean gates of all known tasks",
+    "mean_gates": "specialised by the mean gates of many prompts",
     "no_adapter": "no adapter, the bare question",
 }
 
@@ -48,7 +48,7 @@ class Run:
 
     lm: LorageLM
     data: TaskData
-    shots: int | None  # None: each task's own number
+    shots: dict[str, int]  # by task; "*": all others
     limit: int | None
     seed: int
     say: Callable[[str], None] = print
@@ -56,8 +56,16 @@ class Run:
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # arm, task, records
 
     def shots_of(self, name: str) -> int:
-        """Samples for this task."""
-        return self.data.default_shots(name) if self.shots is None else self.shots
+        """Samples for this task: its own number, that for all, or what its definition says."""
+        number = self.shots.get(name, self.shots.get("*"))
+        return self.data.default_shots(name) if number is None else number
+
+    def checked(self, name: str, shots: int, **text: Any) -> Any:
+        """The task, when its data are there and its answers have room in the model's context."""
+        task = self.data.load(name, shots, **text)
+        if task.OUTPUT_TYPE == "generate_until":
+            self.lm.room(task.config.generation_kwargs)
+        return task
 
     def task(
         self,
@@ -81,8 +89,9 @@ class Run:
         metrics, samples = run_tasks(self.lm, {name: harness_task}, self.limit, self.seed)
         seconds = time.time() - began
         rows = [_sample(arm, name, harness_task, sample) for sample in samples[name]]
-        self.samples += [row for row in rows if row is not None]
-        self.scores.setdefault(arm, {})[name] = _record_scores(samples[name])
+        self.samples += rows
+        if arm != "model":
+            self.scores.setdefault(arm, {})[name] = _record_scores(samples[name])
         counts = self.lm.counts
         result = {
             **metrics[name],
@@ -99,7 +108,7 @@ class Run:
 def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> dict[str, Any]:
     """lm-eval's protocol on one model: few-shot samples in its own context."""
     for name in names:  # finds out what is missing, before long work
-        run.data.load(name, run.shots_of(name))
+        run.checked(name, run.shots_of(name))
     tasks = {
         name: run.task(
             "model", name, model, encoding="harness", shots=run.shots_of(name), text={}, cloud={}
@@ -120,30 +129,39 @@ def evaluate_generator(
     baseline: bool,
 ) -> dict[str, Any]:
     """The LoRA-Gen protocol with the arms asked for; `gaps` are the main arm less each control."""
-    prompts = {}
-    for name in names:
+    sources = {}
+    for name in names:  # finds out what is missing, before long work
         described(name)
-        shots = run.shots_of(name)
-        source = run.data.load(name, shots)  # also finds out what is missing
-        prompts[name] = system_prompt(generator, name, source, shots, run.seed)
-    cards = _cards(generator, prompts, run.seed, controls)
+        sources[name] = run.checked(name, run.shots_of(name))
+    prompts = {
+        name: system_prompt(generator, name, source, run.shots_of(name), run.seed)
+        for name, source in sources.items()
+    }
+
+    def prompt_of(other: str) -> SystemPrompt:
+        shots = run.shots_of(other)
+        try:
+            return system_prompt(generator, other, run.data.load(other, shots), shots, run.seed)
+        except DataError:  # its records are not there: the description alone
+            return SystemPrompt(described(other).descriptions[0], 0)
+
+    read = read_prompts(
+        generator, prompts, prompt_of, seed=run.seed, controls=controls, journal=run.lm.journal
+    )
+    edge, pool = place(edge), place_beside(generator.pool, edge)
     arms: dict[str, dict[str, Any]] = {}
-    wanted = ["specialized", *BASELINES * baseline, *CONTROLS * controls]
-    for arm in wanted:
+    for arm in ["specialized", *BASELINES * baseline, *CONTROLS * controls]:
         tasks = {}
         for name in names:
-            card = cards[arm][name] if arm in cards else None
-            model = edge if card is None else merge(edge, generator.pool, card)
             asked = {"encoding": template, "shots": 0, "text": edge_text(name, template)}
             if arm == "in_context":
                 asked["text"] = edge_text(name, template, prompts[name].text)
             elif arm == "few_shot":
                 asked = {"encoding": "harness", "shots": run.shots_of(name), "text": {}}
-            cloud = {}
-            if card is not None and "cloud_tokens" in card.about:
-                cloud["cloud_tokens"] = card.about["cloud_tokens"]
-            if arm == "specialized":
-                cloud["cloud_shots"] = prompts[name].shots
+            model, cloud = edge, {}
+            if arm in read:
+                run.lm.reset(edge)  # lets go of the weights merged before
+                model, cloud = merge(edge, pool, read[arm][name].card), read[arm][name].facts
             tasks[name] = run.task(arm, name, model, **asked, cloud=cloud)
         arms[arm] = _arm(arm, tasks)
     gaps = {arm: _gaps(run.scores, arm, names) for arm in CONTROLS if controls}
@@ -152,38 +170,9 @@ def evaluate_generator(
         "arms": arms,
         "gaps": gaps,
         "words": _words(gaps, arms, names),
-        "cards": {name: _card(card, prompts[name]) for name, card in cards["specialized"].items()},
-    }
-
-
-def _cards(
-    generator: Generator, prompts: dict[str, SystemPrompt], seed: int, controls: bool
-) -> dict[str, dict[str, Card]]:
-    """The card of every task in every arm that has one."""
-    names = list(prompts)
-    texts = [prompts[name].text for name in names]
-    cards = {"specialized": dict(zip(names, specialize(generator, texts), strict=True))}
-    if not controls:
-        return cards
-    own = list(cards["specialized"].values())
-    if len(names) > 1:
-        shifted = dict(zip(names, own[1:] + own[:1], strict=True))
-    else:
-        order = list(TASKS)
-        other = TASKS[order[(order.index(names[0]) + 1) % len(order)]]
-        shifted = {names[0]: specialize(generator, other.descriptions[0])}
-    rng = Random(f"random/{seed}")
-    noise = [
-        random_prompt(generator.cloud.tokenizer, card.about["cloud_tokens"], rng) for card in own
-    ]
-    descriptions = [text for task in TASKS.values() for text in task.descriptions]
-    known = specialize(generator, descriptions)
-    mean = np.mean([card.gates for card in known], axis=0, dtype=np.float64).astype(np.float32)
-    blind = Card(mean, own[0].generator, own[0].edge, {"what": WHAT["mean_gates"]}, own[0].pool)
-    return cards | {
-        "shuffled": shifted,
-        "random": dict(zip(names, specialize(generator, noise), strict=True)),
-        "mean_gates": dict.fromkeys(names, blind),
+        "cards": {
+            name: _card(one.card, prompts[name]) for name, one in read["specialized"].items()
+        },
     }
 
 
@@ -265,14 +254,15 @@ def _words(
     return words
 
 
-def _sample(arm: str, name: str, task: Any, sample: dict[str, Any]) -> dict[str, Any] | None:
+def _sample(arm: str, name: str, task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A record for --samples. Of the filters of a generated answer, the first one's."""
     row = {"task": name, "arm": arm, "doc_id": sample["doc_id"]}
     answers = sample["filtered_resps"]
     if task.OUTPUT_TYPE != "multiple_choice":
         scores = {metric: sample[metric] for metric in sample["metrics"]}
         return {**row, "filter": sample["filter"], "answer": sample["resps"][0][0], **scores}
-    values = [answer[0] for answer in answers]
+    count = len(task.doc_to_choice(sample["doc"]))
+    values = [answer[0] for answer in answers[:count]]  # behind them: those without a context
     # Partial evaluation (WinoGrande): the choices are in the context, and so is the label.
     label = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     return {**row, "loglikelihoods": values, "label": label, "prediction": int(np.argmax(values))}

@@ -1,12 +1,121 @@
-"""Prompts that should not help, for the controls of every score; and prompts cut to size."""
+"""The cards of an evaluation: those of the prompts, and those that should not help."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from lorage_jax.data.prompts import cloud_prompt, encode
-from lorage_jax.generator.generator import Generator
+from lorage_jax.data.tasks import TASKS
+from lorage_jax.evaluate.protocol import SystemPrompt
+from lorage_jax.generator.card import Card, card_from_dict
+from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.infer.journal import Journal, request_key
+from lorage_jax.infer.progress import progress
+
+# Tasks whose prompts say nearly the same: one is no control of another.
+KINDS = dict.fromkeys(("arc_challenge", "arc_easy", "openbookqa"), "science questions")
+BATCH_PROMPTS = 8
+FEWEST_TASKS = 4  # whose mean gates are the mean of many prompts
+
+
+@dataclass(frozen=True)
+class Read:
+    """A card, and what the cloud was given for it: tokens, samples, whose prompt."""
+
+    card: Card
+    facts: dict[str, Any]
+
+
+def read_prompts(
+    generator: Generator,
+    prompts: dict[str, SystemPrompt],
+    prompt_of: Callable[[str], SystemPrompt],
+    *,
+    seed: int,
+    controls: bool,
+    journal: Journal,
+) -> dict[str, dict[str, Read]]:
+    """By arm and task, what the edge is specialised by. `prompt_of` makes those not in `prompts`.
+
+    `mean_gates`: over the run's own prompts, or of all described tasks when there are few.
+    """
+
+    def read(texts: dict[str, SystemPrompt], **facts: dict[str, Any]) -> dict[str, Read]:
+        cards = journaled_cards(generator, [p.text for p in texts.values()], BATCH_PROMPTS, journal)
+        return {
+            name: Read(
+                card,
+                {
+                    "cloud_tokens": card.about["cloud_tokens"],
+                    "cloud_shots": texts[name].shots,
+                    **{key: values[name] for key, values in facts.items()},
+                },
+            )
+            for name, card in zip(texts, cards, strict=True)
+        }
+
+    found = {"specialized": read(prompts)}
+    if not controls:
+        return found
+    others = {name: partner(name, list(prompts)) for name in prompts}
+    shuffled = {
+        name: prompts[other] if other in prompts else prompt_of(other)
+        for name, other in others.items()
+    }
+    rng = Random(f"random/{seed}")
+    noise = {
+        name: SystemPrompt(
+            random_prompt(generator.cloud.tokenizer, one.facts["cloud_tokens"], rng), 0
+        )
+        for name, one in found["specialized"].items()
+    }
+    own = [one.card for one in found["specialized"].values()]
+    if len(own) < FEWEST_TASKS:
+        texts = [text for task in TASKS.values() for text in task.descriptions]
+        own = journaled_cards(generator, texts, BATCH_PROMPTS, journal)
+    mean = np.mean([card.gates for card in own], axis=0, dtype=np.float64).astype(np.float32)
+    blind = dataclasses.replace(own[0], gates=mean, about={"what": f"mean of {len(own)} prompts"})
+    return found | {
+        "shuffled": read(shuffled, prompt_of=others),
+        "random": read(noise),
+        "mean_gates": dict.fromkeys(prompts, Read(blind, {"prompts": len(own)})),
+    }
+
+
+def partner(name: str, names: Sequence[str]) -> str:
+    """The task whose prompt is the control of `name`: of another kind, if possible of this run."""
+
+    def behind(order: Sequence[str]) -> list[str]:
+        at = list(order).index(name)
+        turned = [*order[at + 1 :], *order[:at]]
+        return [other for other in turned if KINDS.get(other, other) != KINDS.get(name, name)]
+
+    return (behind(names) or behind(list(TASKS)))[0]
+
+
+def journaled_cards(
+    generator: Generator, prompts: Sequence[str], batch_rows: int, journal: Journal
+) -> list[Card]:
+    """The cards of many prompts. They are in the journal as well, since an answer's key holds
+    its gates, and gates differ in the last bits by what else is in the batch."""
+    keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
+    missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
+    todo = sorted(missing, key=lambda key: len(missing[key]))
+    with progress("reading prompts", len(todo)) as advance:
+        for start in range(0, len(todo), batch_rows):
+            batch = todo[start : start + batch_rows]
+            made = specialize(generator, [missing[key] for key in batch])
+            journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
+            advance(len(batch))
+    cards = {key: card_from_dict(journal.get(key), "the journal's card") for key in set(keys)}
+    pool = generator.pool
+    return [dataclasses.replace(cards[key], pool=pool) for key in keys]
 
 
 def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:

@@ -162,7 +162,7 @@ class LorageLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy answers, cut before the first stop string. DataError for sampling."""
         jobs = [self._job(*request.args) for request in requests]
-        base = identity(self.model)
+        base = request_key(identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer))
         keys = [
             request_key("generate", base, np.asarray(ids, np.int32).tobytes(), *until, limit)
             for ids, until, limit in jobs
@@ -181,6 +181,16 @@ class LorageLM(TemplateLM):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
+    def room(self, settings: dict[str, Any]) -> int:
+        """Tokens of context that these settings of generation leave. DataError for none."""
+        limit = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+        if limit >= self.max_length:
+            raise DataError(
+                f"{limit} new tokens are asked for; this model's context is {self.max_length}. "
+                "Ask for fewer: --max-new-tokens."
+            )
+        return self.max_length - limit
+
     def _job(self, context: str, settings: dict[str, Any]) -> tuple[list[int], tuple, int]:
         """(token ids, stop strings, most new tokens) of a request."""
         values = normalize_gen_kwargs(settings, self.max_gen_toks)
@@ -189,12 +199,7 @@ class LorageLM(TemplateLM):
         eos = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
         until = tuple(filter(None, handle_stop_sequences(list(values["until"]), eos=eos)))
         limit = values["max_gen_toks"]
-        room = self.max_length - limit
-        if room < 1:
-            raise DataError(
-                f"a task asks for {limit} new tokens; this model's context is {self.max_length}. "
-                "Ask for fewer: --max-new-tokens."
-            )
+        room = self.room(settings)
         ids = self.tok_encode(context)
         self._count(min(len(ids), room), len(ids) > room)
         return ids[-room:], until, limit
@@ -222,6 +227,12 @@ class LorageLM(TemplateLM):
         self.counts["requests"] += 1
         self.counts["edge_tokens"] += tokens
         self.counts["truncated"] += cut
+
+
+def _text_of(tokenizer: Any) -> str:
+    """What a tokenizer makes of token ids, as one string."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return repr(tokenizer) if backend is None else backend.to_str()
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

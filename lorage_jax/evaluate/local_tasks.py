@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.data.records import Row, file_digest, read_rows, require_text
-from lorage_jax.data.tasks import choice_example
+from lorage_jax.data.tasks import Example, choice_example, gsm8k_example
 from lorage_jax.errors import ConfigError, DataError
 
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
@@ -43,29 +43,41 @@ def _openbookqa(row: Row, where: str) -> Row:
     return {"question_stem": values.pop("question"), **values}
 
 
+def _exactly(row: Row, where: str, count: int) -> Example:
+    """The row as an Example with as many choices as the task's definition reads."""
+    example = choice_example(row, where)
+    if len(example.choices) != count:
+        raise DataError(f"{where}: {len(example.choices)} choices; this task has {count}.")
+    return example
+
+
 def _boolq(row: Row, where: str) -> Row:
-    label = choice_example(row, where).label
+    example = _exactly(row, where, 2)
+    answer = example.target.strip().lower()
+    if answer not in ("no", "yes"):
+        raise DataError(f"{where}: the answer is {example.target!r}; expected no or yes.")
+    label = int(answer == "yes")
     # The definition adds the question mark, which the Hub's questions lack.
     question = require_text(row, "question", where).removesuffix("?")
     return {"passage": require_text(row, "passage", where), "question": question, "label": label}
 
 
 def _social_iqa(row: Row, where: str) -> Row:
-    example = choice_example(row, where)
-    answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=False)}
+    example = _exactly(row, where, 3)
+    answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=True)}
     texts = {name: require_text(row, name, where) for name in ("context", "question")}
     return {**texts, **answers, "label": str(example.label + 1)}
 
 
 def _piqa(row: Row, where: str) -> Row:
-    example = choice_example(row, where)
+    example = _exactly(row, where, 2)
     goal = require_text(row, "question", where)
     return {"goal": goal, "sol1": example.choices[0], "sol2": example.choices[1],
             "label": example.label}  # fmt: skip
 
 
 def _winogrande(row: Row, where: str) -> Row:
-    example = choice_example(row, where)
+    example = _exactly(row, where, 2)
     sentence = require_text(row, "question", where)
     if "_" not in sentence:
         raise DataError(f"{where}: the sentence has no blank; expected a _ in {sentence[:60]!r}.")
@@ -90,6 +102,11 @@ def _hellaswag(row: Row, where: str) -> Row:
     }
 
 
+def _gsm8k(row: Row, where: str) -> Row:
+    gsm8k_example(row, where)  # an answer with its final number is there
+    return {"question": row["question"], "answer": row["answer"]}
+
+
 def _last_sentence(text: str) -> tuple[str, str]:
     text = text.strip()
     if text.endswith((".", "!", "?")):
@@ -108,6 +125,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Row, str], Row]]] = {
     "piqa": ("sol1", _piqa),
     "winogrande": ("option1", _winogrande),
     "hellaswag": ("endings", _hellaswag),
+    "gsm8k": ("", _gsm8k),
 }
 
 
@@ -117,8 +135,8 @@ FOLDERS = ("arc", "openbookqa", "super_glue/boolq", "siqa", "hellaswag", "winogr
 
 
 @functools.cache
-def _index(everything: bool) -> Any:
-    """lm-eval's task definitions by name. ConfigError when lm-eval is not installed."""
+def _manager(everything: bool) -> Any:
+    """lm-eval's index of its definitions. ConfigError when lm-eval is not installed."""
     try:
         import lm_eval.tasks
     except ImportError:
@@ -130,17 +148,18 @@ def _index(everything: bool) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     home = Path(lm_eval.tasks.__file__).parent
     paths = None if everything else [home / folder for folder in FOLDERS]
-    manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=everything)
-    return manager.task_index if not everything else {n: manager.task_index[n] for n in
-                                                      manager.all_subtasks}  # fmt: skip
+    return lm_eval.tasks.TaskManager(include_path=paths, include_defaults=everything)
+
+
+def _known(everything: bool) -> list[str]:
+    return _manager(everything).all_subtasks
 
 
 def _definition(name: str) -> dict[str, Any]:
     """What lm-eval's YAML file says of a task."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    quick = _index(everything=False)
-    entry = quick[name] if name in quick else _index(everything=True)[name]
+    entry = _manager(everything=name not in _known(everything=False)).task_index[name]
     if entry.yaml_path is None:
         raise ConfigError(f"{name} is defined by code in lm-eval, not by a file; not supported.")
     return copy.deepcopy(load_yaml(entry.yaml_path))
@@ -150,13 +169,15 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
     """ConfigError that lists every unknown task with the nearest known names."""
     if names and all(name in others for name in names):
         return
-    quick = [*_index(everything=False), *others]
+    quick = [*_known(everything=False), *others]
     if names and all(name in quick for name in names):
         return
-    known = [*_index(everything=True), *others]
+    known = [*_known(everything=True), *others]
     problems = []
     for name in names:
-        if name not in known:
+        if name in _manager(everything=True).all_tasks and name not in known:
+            problems.append(f"{name} is a group of lm-eval's tasks; name the tasks themselves")
+        elif name not in known:
             near = difflib.get_close_matches(name, quick, n=3, cutoff=0.6)
             near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -201,13 +222,16 @@ class TaskData:
                 config["fewshot_split"] = None
         try:
             return ConfigurableTask(config=config | overrides)
-        except (OSError, RuntimeError) as error:
-            if self.folder is not None:
-                raise
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # of many types, as the definition's own code may raise them
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            if self.folder is None:
+                raise DataError(
+                    f"{name}: its records could not be downloaded ({reason}). Give a folder with "
+                    f"{name}/<split>.jsonl by --data."
+                ) from None
             raise DataError(
-                f"{name}: its records could not be downloaded ({reason}). Give a folder with "
-                f"{name}/<split>.jsonl by --data."
+                f"{self._folder(name)}: the rows do not have what lm-eval's definition of {name} "
+                f"reads ({reason})."
             ) from None
 
     def default_shots(self, name: str) -> int:
@@ -233,13 +257,19 @@ class TaskData:
         if shots and files["train"] is None:
             raise DataError(
                 f"{folder}: {name} draws its {shots} samples from the train split; expected "
-                f"train.jsonl (or .gz), found {found}. Add it, or use --shots 0 for this task."
+                f"train.jsonl (or .gz), found {found}. Add it, or leave the samples out here: "
+                f"--shots {shots},{name}=0."
             )
         wanted = {split: split == scored or (split == "train" and shots) for split in SPLITS}
         splits = {}
         for split, path in files.items():
             if path is not None and wanted[split]:
-                splits[split] = Dataset.from_list(_read(name, path))
+                try:
+                    splits[split] = Dataset.from_list(_read(name, path))
+                except (TypeError, ValueError) as error:  # pyarrow's are ValueErrors, too
+                    raise DataError(
+                        f"{path}: its rows do not all have the same kinds of values ({error})."
+                    ) from None
                 self.fingerprints.setdefault(name, {})[split] = file_digest(path)
         return DatasetDict(splits)
 
@@ -264,9 +294,10 @@ def _read(name: str, path: Path) -> list[Row]:
     marker, convert = LAYOUTS.get(name, (None, None))
     rows = []
     for where, row in read_rows(path):
-        if convert is None or marker in row:
-            if marker is not None:
-                choice_example(row, where)  # an answer is there and in range
+        if convert is None:
+            rows.append(row)
+        elif marker in row:
+            choice_example(row, where)  # an answer is there and in range
             rows.append(row)
         else:
             rows.append(convert(row, where))

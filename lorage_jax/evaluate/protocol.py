@@ -23,8 +23,6 @@ from lorage_jax.data.tasks import TASKS, Example, Task
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
 
-TEMPLATES = ("trained", "harness")
-
 
 @dataclass(frozen=True)
 class SystemPrompt:

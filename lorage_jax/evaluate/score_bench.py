@@ -21,11 +21,11 @@ from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.train.pretrain import train_tokenizer
 
-QUESTIONS, ENDINGS, CONTEXT = 24, 4, 200
+QUESTIONS, ENDINGS, CONTEXT = 32, 4, 200
 SMALL = plain_decoder(
     "llama", vocab_size=8192, width=512, layers=6, heads=8, kv_heads=2, ffn_width=1408
 )
-BATCH_SIZES = (1, 8, 32)  # of the hf model; its best one counts
+BATCH_SIZES = (1, 8, 32, 64, 128)  # of the hf model; its best one counts
 
 
 def bench_score(folder: Path | None, repeats: int, dtype: str) -> dict:

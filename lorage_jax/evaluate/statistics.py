@@ -11,6 +11,7 @@ from lorage_jax.errors import DataError
 # Two-sided 5 % level of the normal distribution, for one comparison. It is not corrected for
 # many: of twenty gaps that are nothing but noise, one is expected to pass.
 Z = 1.96
+FEWEST = 20  # records below which a normal approximation says nothing
 
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
@@ -31,12 +32,12 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
 def paired_gap(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     """mean(a - b) over the same records: {"gap", "stderr", "significant"}.
 
-    Significant: |gap| > 1.96 stderr. The normal approximation wants some dozens of records.
+    Significant: |gap| > 1.96 stderr, and FEWEST records or more.
     """
     if len(a) != len(b):
         raise DataError(f"a paired gap needs the same records on both sides: {len(a)}, {len(b)}.")
     gap, stderr = mean_stderr([x - y for x, y in zip(a, b, strict=True)])
-    significant = stderr is not None and abs(gap) > Z * stderr
+    significant = len(a) >= FEWEST and stderr is not None and abs(gap) > Z * stderr
     return {"gap": gap, "stderr": stderr, "significant": significant}
 
 

@@ -21,6 +21,8 @@ from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import PROJECTIONS, Pool, assemble, assembled_rank
 from lorage_jax.models.model import Model
 
+LAYERWISE_BYTES = 1 << 30  # a bigger model's update does not fit beside it in float32 all at once
+
 # Of each projection: A [L, I, P] and B [L, P, O].
 Factors = dict[str, tuple[Array, Array]]
 
@@ -38,15 +40,18 @@ class MergeReport:
 
 
 def merge(
-    edge: Model, pool: Pool, card: Card, *, layerwise: bool = False, donate: bool = False
+    edge: Model, pool: Pool, card: Card, *, layerwise: bool | None = None, donate: bool = False
 ) -> Model:
     """The edge specialised by `card`: same shapes, same dtype, `edge` untouched.
 
     `donate` reuses the edge's FFN buffers instead: the edge must not be used afterwards.
-    `layerwise` goes layer by layer, so that only one layer's update exists in float32 at a time.
+    `layerwise` goes layer by layer, so that only one layer's update exists in float32 at a time;
+    by default for FFN weights above LAYERWISE_BYTES.
     Raises WeightsError when the card belongs to another generator or edge.
     """
     ffn, factors = _parts(edge, pool, card)
+    if layerwise is None:
+        layerwise = sum(weights.nbytes for weights in ffn.values()) > LAYERWISE_BYTES
     if layerwise:
         merged = merge_layerwise(ffn if donate else jax.tree.map(jnp.copy, ffn), factors)
     else:
@@ -56,7 +61,7 @@ def merge(
 
 
 def merge_with_report(
-    edge: Model, pool: Pool, card: Card, *, layerwise: bool = False, donate: bool = False
+    edge: Model, pool: Pool, card: Card, *, layerwise: bool | None = None, donate: bool = False
 ) -> tuple[Model, MergeReport]:
     """`merge`, and what rounding does to it, which takes longer than the merge itself."""
     ffn, factors = _parts(edge, pool, card)

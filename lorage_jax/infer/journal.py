@@ -38,8 +38,11 @@ class Journal:
         """Reads what is there. OutputError when the file is not a journal."""
         journal = cls(path)
         if path is not None and path.exists():
-            lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-            if lines and lines[0] != HEADER and not HEADER.startswith(lines[-1]):
+            text = path.read_bytes().decode("utf-8", "replace")
+            lines = text.splitlines()
+            # A killed run may have left a piece of the header, and nothing else.
+            begun = "\n" not in text and HEADER.startswith(text)
+            if not begun and lines[:1] != [HEADER]:
                 raise OutputError(
                     f"{path} is not a record of finished requests (format {FORMAT}); move it away "
                     "or choose another name for the result."
@@ -55,14 +58,16 @@ class Journal:
         return self._values.get(key)
 
     def add(self, values: dict[str, Any]) -> None:
-        """Remembers the values, on disk before it returns."""
+        """Remembers the values, in the file before it returns."""
         self._values |= values
         if self._path is None or not values:
             return
-        fresh = not self._path.exists() or self._path.stat().st_size == 0
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        size = self._path.stat().st_size if self._path.exists() else 0
+        fresh = size <= len(HEADER)  # nothing, or that piece
         entries = [json.dumps({"key": key, "value": value}) for key, value in values.items()]
         # A killed run may have left half a line: what follows begins a new one.
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._path.open("w" if fresh else "a", encoding="utf-8") as file:
             file.write("\n".join([HEADER if fresh else "", *entries]) + "\n")
 
     def remove(self) -> None:

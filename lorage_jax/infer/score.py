@@ -132,16 +132,21 @@ def fit(
 
 
 def identity(model: Model, pool: Any = None) -> str:
-    """What decides a model's answers beside its input: weights, dtype, adapter and experts."""
+    """What decides a model's answers beside its input: weights, config, dtype, adapter, experts."""
     card = model.card
     merged = "" if card is None else request_key(card.generator, np.asarray(card.gates).tobytes())
     experts = "" if pool is None else pool.generator
-    return request_key(model.fingerprint, str(model.dtype), merged, experts)
+    return request_key(model.fingerprint, repr(model.config), str(model.dtype), merged, experts)
 
 
 def place(model: Model) -> Model:
     """The model on all devices, whole on each, unless it was loaded onto a mesh already."""
     return model.replace(params=_placed(model.params, _mesh(model.params)))
+
+
+def place_beside(tree: Any, model: Model) -> Any:
+    """Arrays (a pool) on the devices of a model that `place` gave, whole on each."""
+    return _placed(tree, _mesh(model.params))
 
 
 def _distinct(gates: Any, count: int) -> tuple[list[Any] | None, list[int]]:

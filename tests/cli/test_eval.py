@@ -1,6 +1,7 @@
 """`lorage eval`: the contract of its files, going on after a kill, and mistakes."""
 
 import json
+import sys
 
 import pytest
 
@@ -77,21 +78,26 @@ def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
     made = ["--json", tmp_path / "scores.json", "--limit", "2", "--max-new-tokens", "8"]
     asked = ["eval", "--generator", world.generator, "--tasks", "gpt4tools", "--no-controls"]
     assert lorage(*asked, *made, "--samples", tmp_path / "samples.jsonl") == 0
-    result = json.loads((tmp_path / "scores.json").read_text())["gpt4tools"]
-    assert "2 generated records" in result["source"]
+    sets = json.loads((tmp_path / "scores.json").read_text())["gpt4tools"]["sets"]
+    assert list(sets) == ["generated_seen", "generated_unseen"]
+    result = sets["generated_unseen"]
+    assert "2 generated records with unseen tools" in result["source"]
     assert {"specialized", "in_context", "no_tools", "specialized_tools"} == set(result["arms"])
     arm = result["arms"]["in_context"]
     assert arm["truncated"] == arm["n"] == 2 and set(arm["official"]) > {"iou", "average"}
     rows = (tmp_path / "samples.jsonl").read_text().splitlines()
-    assert [json.loads(row)["task"] for row in rows] == ["gpt4tools"] * 2
+    assert [json.loads(row)["task"] for row in rows] == ["gpt4tools"] * 4
 
     (tmp_path / "data" / "gpt4tools").mkdir(parents=True)
-    (tmp_path / "data" / "gpt4tools" / "test_seen.json").write_text(
-        json.dumps(draw("train", 3, seed=1))
-    )
+    for name in ("test_seen.json", "gpt4tools_71k.json", "test_seen.json.bak"):
+        path = tmp_path / "data" / "gpt4tools" / name
+        path.write_text(json.dumps(draw("train", 3, seed=1)))
     assert lorage(*asked, *made, "--data", tmp_path / "data") == 0
-    result = json.loads((tmp_path / "scores.json").read_text())["gpt4tools"]
-    assert result["source"].startswith("3 records of test_seen.json sha256:")
+    assert "Left out, as it is for training: gpt4tools_71k.json." in capsys.readouterr().out
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert list(result["gpt4tools"]["sets"]) == ["test_seen"]
+    assert result["gpt4tools"]["sets"]["test_seen"]["source"] == "3 records of test_seen.json"
+    assert result["data"]["gpt4tools/test_seen"]["records"].startswith("sha256:")
 
 
 def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, capsys):
@@ -134,7 +140,8 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
         ({"tasks": "arc_chalenge"}, r"there is no task 'arc_chalenge'; did you mean arc_challenge"),
         ({"tasks": ","}, r"--tasks names no task"),
         ({"data": "nowhere"}, r"--data nowhere: no such folder"),
-        ({"shots": -1}, r"--shots is -1; expected 0 or more"),
+        ({"shots": "many"}, r"--shots is 'many'; expected a number of 0 or more"),
+        ({"shots": "5,piqa=-1"}, r"--shots is '5,piqa=-1'; expected a number"),
         ({"limit": 0}, r"--limit is 0; expected 1 or more"),
         ({"model": "nowhere"}, r"nowhere is not a folder"),
         ({"edge": "x"}, r"--edge and --cloud go with --generator"),
@@ -150,6 +157,46 @@ def test_a_missing_split_is_told_before_any_work(world, refuse, tmp_path, data):
     lacking = write_tasks(tmp_path / "lacking", splits=("test", "validation"))
     args = model_args(world, lacking, tmp_path, tasks="boolq,piqa", shots=2)
     refuse(*args, says=r"draws its 2 samples from the train split")
+
+
+def test_samples_by_task(world, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="arc_easy,piqa", shots="1,piqa=0")
+    assert lorage(*args) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())["results"]
+    assert [result[name]["shots"] for name in ("arc_easy", "piqa")] == [1, 0]
+
+
+def test_tasks_of_other_kinds_than_choices(world, tmp_path, capsys):
+    """A perplexity task of the user's own YAML would do the same; lm-eval brings wikitext."""
+    (tmp_path / "data" / "wikitext").mkdir(parents=True)
+    (tmp_path / "data" / "wikitext" / "test.jsonl").write_text(
+        "".join(json.dumps({"page": f"A page about bird {i}."}) + "\n" for i in range(3))
+    )
+    args = model_args(world, tmp_path / "data", tmp_path, tasks="wikitext")
+    assert lorage(*args, "--samples", tmp_path / "samples.jsonl") == 0
+    result = json.loads((tmp_path / "scores.json").read_text())["results"]["wikitext"]
+    assert result["byte_perplexity"] > 1 and result["n"] == 3
+
+
+def test_the_same_file_twice_is_refused(world, refuse, data, tmp_path):
+    args = model_args(world, data, tmp_path, samples=tmp_path / "scores.json")
+    refuse(*args, says="the same file")
+
+
+def test_what_does_not_fit_is_told_before_any_work(world, refuse, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="arc_easy,gpt4tools")
+    refuse(*args, says=r"max_new_tokens is 512.*--max-new-tokens")
+    args = model_args(world, data, tmp_path, tasks="arc_easy,gsm8k", **{"max-new-tokens": 256})
+    refuse(*args, says=r"256 new tokens are asked for; this model's context is 256")
+
+
+def test_without_lm_eval_it_is_said(world, refuse, data, tmp_path, monkeypatch):
+    from lorage_jax.evaluate import local_tasks
+
+    local_tasks._manager.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    refuse(*model_args(world, data, tmp_path), says=r'pip install "lorage_jax\[eval\]"')
 
 
 def test_neither_model_nor_generator(refuse, data, tmp_path):

@@ -49,8 +49,12 @@ def edge(pair):
     return load_model(pair[1])
 
 
+def a_run(edge, data, shots):
+    return Run(LorageLM(edge), data, {"*": shots}, None, 1234, say=lambda line: None)
+
+
 def run_all(generator, edge, data, names=NAMES, template="trained", shots=1, **options):
-    run = Run(LorageLM(edge), data, shots, None, 1234, say=lambda line: None)
+    run = a_run(edge, data, shots)
     options = {"controls": True, "baseline": True} | options
     found = evaluate_generator(run, edge, generator, names, template=template, **options)
     return found, run.samples
@@ -126,7 +130,7 @@ def test_baselines_and_controls_ask_what_they_say(outcome, generator, edge):
 
 def test_few_shot_is_lm_evals_own_protocol(outcome, edge, data):
     _, samples = outcome
-    run = Run(LorageLM(edge), data, 1, None, 1234, say=lambda line: None)
+    run = a_run(edge, data, 1)
     evaluate_model(run, edge, NAMES)
     for name in NAMES:
         assert lls(samples, "few_shot", name) == lls(run.samples, "model", name)
@@ -134,7 +138,7 @@ def test_few_shot_is_lm_evals_own_protocol(outcome, edge, data):
 
 def test_the_harness_template_is_lm_evals_zero_shot_text(generator, edge, data):
     found, samples = run_all(generator, edge, data, ["piqa"], "harness", baseline=False)
-    run = Run(LorageLM(edge), data, 0, None, 1234, say=lambda line: None)
+    run = a_run(edge, data, 0)
     evaluate_model(run, edge, ["piqa"])
     wanted = lls(run.samples, "model", "piqa")
     np.testing.assert_allclose(lls(samples, "no_adapter", "piqa"), wanted, atol=2e-3)

@@ -148,11 +148,15 @@ def test_half_a_text_argument_is_just_too_little():
     assert score(gold, gold)["args"] == ratio * math.exp(1 - 1 / ratio) < 1
 
 
-def test_gold_that_cannot_be_met_is_refused():
-    for gold in ("", "Paris", f"{YES}\nAction: Blur\nAction Input:"):
+def test_a_damaged_gold_is_scored_not_refused():
+    """One such record in a file must not end the evaluation of all others."""
+    for gold in ("", "Paris", "AI: Paris", f"{YES}\nAction: Blur\nAction Input:"):
         for mode in ("official", "strict"):
-            with pytest.raises(DataError, match="gold output"):
-                score(gold, CALL, mode)
+            for prediction in ("", gold, f"{YES}\nAction: Blur\nAction Input: a.png"):
+                assert all(0 <= value <= 1 for value in score(gold, prediction, mode).values())
+
+
+def test_an_unknown_mode_is_refused():
     with pytest.raises(DataError, match="official or strict"):
         score(CALL, CALL, "lenient")
 

@@ -64,6 +64,36 @@ def test_rows_in_the_hubs_own_layout_are_read_as_they_are(tmp_path):
     assert data.load("boolq", 0).doc_to_target(rows["boolq"]) == 1
 
 
+def test_rows_that_do_not_go_together_are_told(tmp_path):
+    (tmp_path / "arc_easy").mkdir()
+    path = tmp_path / "arc_easy" / "test.jsonl"
+    rows = [
+        {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}
+        | {"id": i}
+        for i in (1, "x7")
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"do not all have the same kinds of values"):
+        TaskData(str(tmp_path)).load("arc_easy", 0)
+    (tmp_path / "wikitext").mkdir()
+    (tmp_path / "wikitext" / "test.jsonl").write_text('{"words": "no page"}\n')
+    with pytest.raises(DataError, match=r"do not have what lm-eval's definition of wikitext reads"):
+        TaskData(str(tmp_path)).load("wikitext", 0)
+
+
+def test_boolqs_answer_is_read_by_its_text(tmp_path):
+    (tmp_path / "boolq").mkdir()
+    row = record("boolq", 0) | {"choices": ["Yes", "No"], "label": 0}
+    (tmp_path / "boolq" / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    task = TaskData(str(tmp_path)).load("boolq", 0)
+    assert task.doc_to_choice(row)[task.doc_to_target(task.eval_docs[0])] == "yes"
+
+
+def test_a_group_is_told_from_an_unknown_task():
+    with pytest.raises(ConfigError, match="ai2_arc is a group of lm-eval's tasks"):
+        check_names(["ai2_arc"])
+
+
 def test_samples_come_from_the_train_split(folder):
     context, _ = first_requests(TaskData(str(folder)), "arc_easy", shots=2)[0]
     samples = context.split("\n\n")
@@ -104,7 +134,11 @@ def test_unknown_tasks_are_told_with_the_nearest(folder):
     ("splits", "shots", "says"),
     [
         (("train",), 0, r"is scored on its test or validation split; expected test.jsonl"),
-        (("test",), 2, r"draws its 2 samples from the train split.*found test.jsonl.*--shots 0"),
+        (
+            ("test",),
+            2,
+            r"draws its 2 samples from the train split.*found test.jsonl.*--shots 2,arc_easy=0",
+        ),
     ],
 )
 def test_a_missing_split_is_told(tmp_path, splits, shots, says):
@@ -127,13 +161,16 @@ def test_a_missing_folder_is_told(tmp_path, folder):
         ("arc_easy", {"label": None}, r"test.jsonl:2: the answer is missing"),
         ("arc_easy", {"label": 9}, r"test.jsonl:2: label is 9; expected 0 to 3"),
         ("piqa", {"choices": ["one"]}, r"validation.jsonl:2: choices is \['one'\]"),
+        ("piqa", {"choices": ["a", "b", "c"]}, r"validation.jsonl:2: 3 choices; this task has 2"),
+        ("boolq", {"choices": ["maybe", "so"]}, r"validation.jsonl:2: the answer is 'so'; expec"),
+        ("gsm8k", {"answer": "7"}, r"test.jsonl:2: the answer has no final number"),
         ("winogrande", {"question": "No blank."}, r"validation.jsonl:2: the sentence has no blank"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_told_with_its_line(tmp_path, name, change, says):
     (tmp_path / name).mkdir()
     rows = [record(name, 0), record(name, 1) | change]
-    split = "test" if name == "arc_easy" else "validation"
+    split = "test" if name in ("arc_easy", "gsm8k") else "validation"
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / name / f"{split}.jsonl").write_text(text)
     with pytest.raises(DataError, match=says):

@@ -45,7 +45,18 @@ def test_without_a_path_nothing_is_written(tmp_path):
 
 def test_another_file_is_left_alone(tmp_path):
     path = tmp_path / "scores.json"
-    path.write_text('{"results": 1}\n')
-    with pytest.raises(OutputError, match="not a record of finished requests"):
-        Journal.open(path)
-    assert path.read_text() == '{"results": 1}\n'
+    for text in ('{"results": 1}\n', "my notes\n\n", "{\n", '{"format": "lorage'[:-1] + "x"):
+        path.write_text(text)
+        with pytest.raises(OutputError, match="not a record of finished requests"):
+            Journal.open(path)
+        assert path.read_text() == text
+
+
+def test_half_a_header_is_begun_afresh(tmp_path):
+    path = tmp_path / "new" / "progress"  # a folder that is not there yet is made
+    Journal.open(path).add({"a": 1})
+    whole = path.read_text()
+    path.write_text(whole[:9])
+    journal = Journal.open(path)
+    journal.add({"a": 1})
+    assert path.read_text() == whole and Journal.open(path).get("a") == 1

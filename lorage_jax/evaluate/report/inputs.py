@@ -88,13 +88,12 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
             if isinstance(found, Card):
                 cards.append(NamedCard(name, name, found))
                 continue
-            result = Result(name, _kind(found, path), found)
-            if result.kind == "eval":
-                cards += _cards_of(result, path)
+            parts = [Result(label, _kind(one, path), one) for label, one in _parts(name, found)]
+            cards += [card for one in parts if one.kind == "eval" for card in _cards_of(one, path)]
         except LorageError as error:
             faults.append(str(error))
         else:
-            results.append(result)
+            results += parts
     if faults:
         raise DataError("\n".join([*faults, EXPECTED]))
     if not results and not cards:
@@ -118,6 +117,18 @@ def _read(path: Path) -> Card | Values:
     if values.get("format") == CARD_FORMAT:
         return card_from_dict(values, str(path))
     return values
+
+
+def _parts(name: str, values: Values) -> list[tuple[str, Values]]:
+    """A result of GPT4Tools on several sets of records as one result a set."""
+    tools = values.get("gpt4tools")
+    sets = tools.get("sets") if isinstance(tools, dict) else None
+    if not isinstance(sets, dict) or not sets:
+        return [(name, values)]
+    rest = {key: value for key, value in values.items() if key != "gpt4tools"}
+    bare = rest | {"arms": {}, "gaps": {}, "words": [], "cards": {}}
+    tasks = [(name, rest)] if values.get("arms") else []
+    return tasks + [(f"{name}, {one}", bare | {"gpt4tools": sets[one]}) for one in sets]
 
 
 def _kind(values: Values, path: Path) -> str:

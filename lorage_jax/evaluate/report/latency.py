@@ -27,11 +27,18 @@ def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
             if size is None or result.part("model").get("parameters") != size:
                 continue
             for arm in result.part("arms"):
-                way = "with_prompt" if arm in WITH_PROMPT else "specialized"
+                way = "with_prompt" if _reads_prompt(result, arm) else "specialized"
                 time = number(latency.values.get(f"prefill_ms_{way}"))
                 if time is not None and time > 0:
                     found[result.name, arm] = time
     return found
+
+
+def _reads_prompt(result: Result, arm: str) -> bool:
+    """Whether a prompt stands in the edge's context: without samples lm-eval's has none."""
+    tasks = result.part("arms", arm, "tasks").values()
+    bare = arm != "in_context" and all(task.get("shots") == 0 for task in tasks)
+    return arm in WITH_PROMPT and not bare
 
 
 def _parameters(latency: Result) -> int | None:

@@ -120,13 +120,23 @@ def _accuracy_row(result: Result, arm: str, milliseconds: dict[tuple[str, str], 
     tasks, summary = result.part("arms", arm, "tasks"), result.part("arms", arm, "summary")
     scores = [tasks.get(task.name, {}) for task in TASKS]
     return row(
-        arm_name(arm),
+        f"{arm_name(arm)}{shots(tasks)}",
         *(percent(score.get("acc"), score.get("acc_stderr")) for score in scores),
         percent(summary.get("ave"), summary.get("ave_stderr")),
         percent(summary.get("har")),
         decimal(milliseconds.get((result.name, arm))),
         kind="ours" if arm == main_arm(result) else "plain",
     )
+
+
+def shots(tasks: dict[str, Any]) -> str:
+    """ ", 5 shots": the few-shot samples that edge and cloud were given, if that is known."""
+    given = [[values.get(key) for key in ("shots", "cloud_shots")] for values in tasks.values()]
+    counts = {max(known) for pair in given if (known := [n for n in pair if isinstance(n, int)])}
+    if not counts:
+        return ""
+    ends = dict.fromkeys((min(counts), max(counts)))
+    return f", {' to '.join(map(str, ends))} shots"
 
 
 def _averages(inputs: Inputs) -> list[Block]:
