@@ -19,7 +19,7 @@ from lorage_jax.evaluate.controls import read_prompts
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.protocol import SystemPrompt, described, edge_text, system_prompt
-from lorage_jax.evaluate.statistics import harmonic_mean, paired_gap
+from lorage_jax.evaluate.statistics import harmonic_mean, is_significant, paired_gap
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.merge import merge
@@ -76,12 +76,12 @@ class Run:
         encoding: str,
         shots: int,
         text: dict[str, Any],
-        cloud: dict[str, Any],
+        facts: dict[str, Any],
     ) -> dict[str, Any]:
         """One arm on one task: metrics, tokens and time; samples and scores are kept.
 
-        `shots` stand in the edge's context; `text` changes lm-eval's definition; `cloud` is what
-        the cloud was given.
+        `shots` stand in the edge's context; `text` changes lm-eval's definition; `facts`
+        are what else the result shall tell.
         """
         harness_task = self.data.load(name, shots, **text)
         self.lm.reset(model, encoding)
@@ -99,7 +99,7 @@ class Run:
             "edge_tokens": counts["edge_tokens"] / max(1, counts["requests"]),
             "truncated": counts["truncated"],
             "seconds": seconds,
-            **cloud,
+            **facts,
         }
         self.say(_line(arm, name, result))
         return result
@@ -111,7 +111,7 @@ def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> dict[str, An
         run.checked(name, run.shots_of(name))
     tasks = {
         name: run.task(
-            "model", name, model, encoding="harness", shots=run.shots_of(name), text={}, cloud={}
+            "model", name, model, encoding="harness", shots=run.shots_of(name), text={}, facts={}
         )
         for name in names
     }
@@ -154,15 +154,16 @@ def evaluate_generator(
         tasks = {}
         for name in names:
             asked = {"encoding": template, "shots": 0, "text": edge_text(name, template)}
+            model, facts = edge, {}
             if arm == "in_context":
                 asked["text"] = edge_text(name, template, prompts[name].text)
+                facts = {"shots": prompts[name].shots}
             elif arm == "few_shot":
                 asked = {"encoding": "harness", "shots": run.shots_of(name), "text": {}}
-            model, cloud = edge, {}
             if arm in read:
                 run.lm.reset(edge)  # lets go of the weights merged before
-                model, cloud = merge(edge, pool, read[arm][name].card), read[arm][name].facts
-            tasks[name] = run.task(arm, name, model, **asked, cloud=cloud)
+                model, facts = merge(edge, pool, read[arm][name].card), read[arm][name].facts
+            tasks[name] = run.task(arm, name, model, **asked, facts=facts)
         arms[arm] = _arm(arm, tasks)
     gaps = {arm: _gaps(run.scores, arm, names) for arm in CONTROLS if controls}
     return {
@@ -225,7 +226,8 @@ def _gaps(
     gaps = {name: paired_gap(scores["specialized"][name], scores[arm][name]) for name in names}
     mean = sum(gap["gap"] for gap in gaps.values()) / len(gaps)
     error = _mean_error([gap["stderr"] for gap in gaps.values()])
-    significant = error is not None and abs(mean) > 1.96 * error
+    records = sum(len(scores[arm][name]) for name in names)
+    significant = is_significant(mean, error, records)
     return {**gaps, "ave": {"gap": mean, "stderr": error, "significant": significant}}
 
 

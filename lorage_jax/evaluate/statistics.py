@@ -37,8 +37,12 @@ def paired_gap(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     if len(a) != len(b):
         raise DataError(f"a paired gap needs the same records on both sides: {len(a)}, {len(b)}.")
     gap, stderr = mean_stderr([x - y for x, y in zip(a, b, strict=True)])
-    significant = len(a) >= FEWEST and stderr is not None and abs(gap) > Z * stderr
-    return {"gap": gap, "stderr": stderr, "significant": significant}
+    return {"gap": gap, "stderr": stderr, "significant": is_significant(gap, stderr, len(a))}
+
+
+def is_significant(gap: float, stderr: float | None, records: int) -> bool:
+    """Whether chance alone would hardly give such a gap: see Z and FEWEST."""
+    return records >= FEWEST and stderr is not None and abs(gap) > Z * stderr
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

@@ -11,10 +11,11 @@ from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_rec
 from lorage_jax.data.prompts import cloud_prompt, edge_prompt, encode
 from lorage_jax.data.tool_calls import draw
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate import agent
+from lorage_jax.evaluate import agent, controls
 from lorage_jax.evaluate.agent import ARMS, CONTROLS, evaluate_agent, other_tools
 from lorage_jax.evaluate.controls import fit_cloud, random_prompt
 from lorage_jax.evaluate.gpt4tools import score
+from lorage_jax.evaluate.statistics import FEWEST
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
@@ -208,7 +209,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
     calls.clear()
     made = []
     monkeypatch.setattr(agent, "generate_tokens", counted)
-    monkeypatch.setattr(agent, "specialize", lambda *args: made.append(args))
+    monkeypatch.setattr(controls, "specialize", lambda *args: made.append(args))
     again = journaled()
     assert len(calls) == every - 4
     assert not made  # the cards are there too
@@ -275,7 +276,7 @@ def test_without_a_generator(models, calls):
 
 def test_gaps_are_paired_and_put_into_words(models, monkeypatch):
     """`specialized` and `random` are right, the others wrong: one control does as well."""
-    records = [record(i) for i in range(4)]
+    records = [record(i) for i in range(FEWEST)]
 
     def answers(edge, generator, arm, rows, *_):
         right = arm in ("specialized", "random")
@@ -344,7 +345,6 @@ def test_generated_records_run(models, calls):
         ({"arms": ("magic",)}, "no arm 'magic'"),
         ({"template": "chat"}, "template is 'chat'"),
         ({"max_new_tokens": 1024}, "room for a question"),
-        ({"records": [ToolRecord("x", RECORDS[0].instruction, "Paris")]}, "record x: the gold"),
         ({"limit": 0}, "no records"),
     ],
 )
