@@ -178,10 +178,13 @@ def _agent(
     )
     for arm, values in found["arms"].items():
         official = "  ".join(f"{k} {v:.3f}" for k, v in values["official"].items())
+        cut = f", {values['truncated']} truncated" if values["truncated"] else ""
         print(
             f"{arm:18}{official}  (n {values['n']}, {values['edge_tokens']:.0f} tokens at the "
-            f"edge, compression {values['compression']:.1f}x, {values['seconds']:.1f} s)"
+            f"edge{cut}, compression {values['compression']:.1f}x, {values['seconds']:.1f} s)"
         )
+    for sentence in found["words"]:
+        print(sentence)
     samples = found.pop("samples")
     return {"source": source["what"], **found}, samples
 
