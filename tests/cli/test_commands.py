@@ -54,6 +54,8 @@ def check_report(report, special):
     )
     assert report["prompt_tokens_saved"] > 10
     assert isinstance(report["seconds"], float) and report["seconds"] > 0
+    origin = report.pop("provenance")  # of the --json file alone
+    assert origin["command"].startswith("lorage specialize --generator")
     assert json.loads((special / "report.json").read_text()) == report
 
 
