@@ -1,6 +1,7 @@
 """Our models in lm-eval beside lm-eval's own `hf` model: the same requests, the same answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.local_tasks import TaskData
 from tests.evaluate.local_data import TASKS, write_tasks
-from tests.tiny import make_tiny
+from tests.tiny import byte_tokenizer, make_tiny
 
 SHARED = Path(__file__).parents[3] / "shared"
 STORIES, DATA = SHARED / "models" / "stories260K", SHARED / "data"
@@ -98,6 +100,24 @@ def test_rolling_and_empty_contexts(tiny):
     wanted = theirs.loglikelihood_rolling(instances("loglikelihood_rolling", *texts))
     assert found == pytest.approx(wanted, abs=3e-3)
     pairs = [("", "hello there"), ("ends in space ", "then goes on"), ("</s> odd", " one")]
+    found = ours.loglikelihood(instances("loglikelihood", *pairs))
+    wanted = theirs.loglikelihood(instances("loglikelihood", *pairs))
+    for a, b in zip(found, wanted, strict=True):
+        assert a[0] == pytest.approx(b[0], abs=1e-3) and a[1] == b[1]
+
+
+def test_a_tokenizer_that_begins_with_bos_by_itself(tiny, tmp_path):
+    """Llama's does: once in front of a context, not in front of a bare continuation."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama")[0], folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save_pretrained(str(folder))
+    ours, theirs = LorageLM(str(folder)), hf(folder)
+    assert ours.tok_encode("a")[0] == 1 and ours.tok_encode("<s>a") == ours.tok_encode("a")
+    pairs = [("", "hello"), ("A context", " goes on"), ("<s>It has one", " already")]
     found = ours.loglikelihood(instances("loglikelihood", *pairs))
     wanted = theirs.loglikelihood(instances("loglikelihood", *pairs))
     for a, b in zip(found, wanted, strict=True):
