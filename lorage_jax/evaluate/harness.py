@@ -25,7 +25,7 @@ from lorage_jax.data.prompts import encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.buckets import bucket
-from lorage_jax.infer.generate import generate_tokens
+from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.journal import Journal, request_key
 from lorage_jax.infer.progress import progress
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
