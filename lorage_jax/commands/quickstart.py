@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.commands.specialize import describe, specialize_into
 from lorage_jax.config import (
     DataConfig,
@@ -45,7 +46,6 @@ from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
-from lorage_jax.infer.buckets import bucket, left_pad
 from lorage_jax.infer.generate import generate
 from lorage_jax.models.model import Model, forward
 from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve

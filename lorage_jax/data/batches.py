@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
 from lorage_jax.data.prompts import edge_prompt, encode, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
@@ -79,8 +80,10 @@ class Encoder:
         config = self.config
         per_prompt = config.queries_per_prompt
         longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
-        s = bucket(max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens)
-        t = bucket(longest, config.min_bucket, config.max_query_tokens)
+        s = padded_length(
+            max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens
+        )
+        t = padded_length(longest, config.min_bucket, config.max_query_tokens)
         rows = len(groups) * per_prompt
         prompt_tokens = np.full((len(groups), s), pad_id(self.cloud), np.int32)
         prompt_mask = np.zeros((len(groups), s), bool)
@@ -108,12 +111,9 @@ class Encoder:
         }
 
 
-def bucket(length: int, smallest: int, largest: int) -> int:
+def padded_length(length: int, smallest: int, largest: int) -> int:
     """The first of smallest, 2 x smallest, 4 x smallest, ..., largest that holds `length`."""
-    size = smallest
-    while size < length:
-        size *= 2
-    return min(size, largest)
+    return min(bucket(length, smallest, per_octave=1), largest)
 
 
 def pad_id(tokenizer: Any) -> int:

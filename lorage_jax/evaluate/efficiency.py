@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.evaluate.shapes import random_model
 from lorage_jax.evaluate.timing import in_turn, largest_spread, seconds
@@ -25,7 +26,6 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.config import to_hf_config
-from lorage_jax.infer.buckets import bucket, left_pad
 from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model

@@ -9,11 +9,11 @@ import functools
 import statistics
 from typing import Any
 
+from lorage_jax.buckets import bucket
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.shapes import random_model
 from lorage_jax.evaluate.timing import in_turn, largest_spread
-from lorage_jax.infer.buckets import bucket
 from lorage_jax.infer.generate import generate_tokens
 
 WAYS = ("with_prompt", "specialized")

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lorage_jax.buckets import bucket
 from lorage_jax.config import ModelConfig
 from lorage_jax.evaluate.shapes import parameter_count, structs
 from lorage_jax.hf.load import DTYPES
-from lorage_jax.infer.buckets import bucket
 from lorage_jax.infer.generate import _continue, _start
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.leaves import model_leaves

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig, to_dict
 from lorage_jax.data.prompts import cloud_prompt, encode
 from lorage_jax.errors import DataError, WeightsError
@@ -27,7 +28,6 @@ from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_pro
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.hf.fingerprint import fingerprint_arrays
-from lorage_jax.infer.buckets import bucket, left_pad
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model

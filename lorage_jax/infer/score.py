@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lorage_jax.buckets import bucket
 from lorage_jax.config import MeshConfig, ModelConfig
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.infer.buckets import bucket
 from lorage_jax.infer.journal import Journal, request_key
 from lorage_jax.infer.progress import progress
 from lorage_jax.models.decoder import Branches, Decoder, head_logits

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.config import DataConfig, Source
-from lorage_jax.data.batches import Encoder, Group, bucket
+from lorage_jax.data.batches import Encoder, Group, padded_length
 from lorage_jax.data.prompts import cloud_prompt, edge_prompt, edge_target
 from lorage_jax.errors import ConfigError, DataError
 
@@ -89,7 +89,7 @@ def test_truncation_is_counted_and_leaves_the_targets(cloud, edge):
     ("length", "size"), [(1, 8), (8, 8), (9, 16), (17, 32), (33, 48), (48, 48)]
 )
 def test_bucket(length, size):
-    assert bucket(length, 8, 48) == size
+    assert padded_length(length, 8, 48) == size
 
 
 def test_shapes_are_few(cloud, edge):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorage_jax.buckets import left_pad
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.generator.card import Card
@@ -16,7 +17,6 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
-from lorage_jax.infer.buckets import left_pad
 from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.decoder import Decoder, new_cache
