@@ -257,7 +257,7 @@ def _words(
 
 
 def _sample(arm: str, name: str, task: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """A record for --samples. Of the filters of a generated answer, the first one's."""
+    """A record for --samples. A generated answer has one for each of the task's filters."""
     row = {"task": name, "arm": arm, "doc_id": sample["doc_id"]}
     answers = sample["filtered_resps"]
     if task.OUTPUT_TYPE != "multiple_choice":

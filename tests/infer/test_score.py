@@ -1,5 +1,7 @@
 """Scoring against the full forward pass, one request at a time."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,6 +220,17 @@ def test_the_journal_of_one_model_does_not_serve_another(model, tiny, tmp_path, 
     plain = score(edge, requests, journal=journal)
     special = score(merged, requests, journal=journal)  # the same folder's weights, and an adapter
     assert plain != special and first != plain
+
+
+def test_the_journal_tells_a_changed_config_from_the_old_one(model):
+    """The fingerprint is of the weights alone; config.json may have been edited since."""
+    journal = Journal()
+    requests = [([5, 9, 17, 30], [7, 8])]
+    before = score(model, requests, journal=journal)
+    turned = model.replace(config=dataclasses.replace(model.config, rope_theta=5.0))
+    after = score(turned, requests, journal=journal)
+    assert before != after
+    assert_close(after, [expected(turned, *request) for request in requests])
 
 
 def test_a_request_asked_twice_is_run_once(model, monkeypatch):
