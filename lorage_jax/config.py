@@ -1,62 +1,18 @@
 """What can be set: frozen dataclasses, validated when built, saved as JSON beside every result.
 
 `ModelConfig` describes a decoder (from a Hugging Face `config.json`, see `hf/config.py`),
-`GeneratorConfig` the trained parts (PAPER switches), `ExperimentConfig` a training run.
+`GeneratorConfig` the trained parts (PAPER switches), `ExperimentConfig` a run of `lorage train`,
+`PretrainConfig` one of `lorage pretrain`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import numbers
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from lorage_jax.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
+from lorage_jax.fields import check_types, require, require_choice
 
 SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _check_types(config: Any) -> None:
-    """Every field holds what its annotation says; an int is also a float, a bool is no int."""
-    for name, hint in _hints(type(config)).items():
-        value = getattr(config, name)
-        kind = str(hint) if typing.get_origin(hint) else hint.__name__
-        _require(_fits(hint, value), f"{name} is {value!r}; expected {kind}.")
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return True  # `_require_choice` tells the choices
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(arg, value) for arg in args)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
-        return len(value) == len(hints) and all(map(_fits, hints, value))
-    if hint in (int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -70,8 +26,8 @@ class RopeScaling:
     original_max_positions: int = 8192
 
     def __post_init__(self):
-        _check_types(self)
-        _require_choice("rope scaling", self.kind, ("llama3", "linear"))
+        check_types(self)
+        require_choice("rope scaling", self.kind, ("llama3", "linear"))
 
 
 @dataclass(frozen=True)
@@ -105,24 +61,24 @@ class ModelConfig:
     pad_id: int | None
 
     def __post_init__(self):
-        _check_types(self)
-        _require_choice("family", self.family, ("llama", "qwen2", "gemma", "gemma2"))
-        _require_choice("activation", self.activation, ("silu", "gelu_tanh"))
+        check_types(self)
+        require_choice("family", self.family, ("llama", "qwen2", "gemma", "gemma2"))
+        require_choice("activation", self.activation, ("silu", "gelu_tanh"))
         for name in SIZES:
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require(
             self.heads % self.kv_heads == 0,
             f"{self.heads} heads do not divide over {self.kv_heads} kv heads.",
         )
-        _require(
+        require(
             len(self.sliding) == self.layers,
             f"sliding names {len(self.sliding)} layers; the model has {self.layers}.",
         )
-        _require(
+        require(
             self.window is not None or not any(self.sliding),
             "some layers slide but no window is given.",
         )
-        _require(self.head_dim % 2 == 0, f"head_dim is {self.head_dim}; rope needs it even.")
+        require(self.head_dim % 2 == 0, f"head_dim is {self.head_dim}; rope needs it even.")
 
 
 @dataclass(frozen=True)
@@ -147,23 +103,23 @@ class GeneratorConfig:
     cv_weight: float = 0.01  # paper: alpha of Eq. 9
 
     def __post_init__(self):
-        _check_types(self)
-        _require_choice("combine", self.combine, ("factors", "products"))
-        _require_choice("pool_scope", self.pool_scope, ("per_layer", "shared"))
-        _require_choice("router_scope", self.router_scope, ("shared", "per_layer"))
-        _require_choice("routing", self.routing, ("topk", "gumbel"))
-        _require(
+        check_types(self)
+        require_choice("combine", self.combine, ("factors", "products"))
+        require_choice("pool_scope", self.pool_scope, ("per_layer", "shared"))
+        require_choice("router_scope", self.router_scope, ("shared", "per_layer"))
+        require_choice("routing", self.routing, ("topk", "gumbel"))
+        require(
             1 <= self.top_k <= self.experts,
             f"top_k is {self.top_k}; expected 1 to {self.experts} (experts).",
         )
-        _require(self.experts >= 2, f"experts is {self.experts}; a router needs at least 2.")
-        _require(self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
-        _require(self.cloud_rank >= 0, f"cloud_rank is {self.cloud_rank}; expected 0 or more.")
-        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected 0 <= dropout < 1.")
+        require(self.experts >= 2, f"experts is {self.experts}; a router needs at least 2.")
+        require(self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
+        require(self.cloud_rank >= 0, f"cloud_rank is {self.cloud_rank}; expected 0 or more.")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected 0 <= dropout < 1.")
         width, heat = self.router_width, self.gumbel_temperature
-        _require(width is None or width >= 1, f"router_width is {width}; expected 1 or more.")
-        _require(heat > 0, f"gumbel_temperature is {heat}; expected > 0.")
-        _require(self.cv_weight >= 0, f"cv_weight is {self.cv_weight}; expected 0 or more.")
+        require(width is None or width >= 1, f"router_width is {width}; expected 1 or more.")
+        require(heat > 0, f"gumbel_temperature is {heat}; expected > 0.")
+        require(self.cv_weight >= 0, f"cv_weight is {self.cv_weight}; expected 0 or more.")
 
     @property
     def scale(self) -> float:
@@ -202,12 +158,12 @@ class OptimizerConfig:
     accumulate: int = 1  # micro-batches per step
 
     def __post_init__(self):
-        _check_types(self)
-        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
-        _require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
-        _require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
+        check_types(self)
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
+        require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
+        require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
-            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected >= 0.")
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected >= 0.")
 
 
 @dataclass(frozen=True)
@@ -216,12 +172,14 @@ class Source:
 
     `kind`: `instruction` rows are {instruction, input, output} or {system, user, target};
     `choices` rows are {question, choices, label} of one task, whose description and randomly
-    drawn samples become the system prompt.
+    drawn samples become the system prompt; `synthetic` is the built-in data, whose `name` picks a
+    family (`words`, `tools`; empty: all that have the split); `text` rows are {text}, prose for
+    `lorage pretrain`.
     """
 
     path: str
-    kind: Literal["instruction", "choices", "synthetic"] = "instruction"
-    name: str = ""  # the task's name (for `choices`), or a `datasets` configuration
+    kind: Literal["instruction", "choices", "synthetic", "text"] = "instruction"
+    name: str = ""  # the task (for `choices`), the family (`synthetic`), or a configuration
     split: str = "train"
     shots: tuple[int, int] = (0, 5)  # fewest and most samples in the prompt, for `choices`
     needs_input: bool = False  # drop instruction rows whose input is empty
@@ -229,14 +187,14 @@ class Source:
     weight: float = 1.0
 
     def __post_init__(self):
-        _check_types(self)
-        _require_choice("kind", self.kind, ("instruction", "choices", "synthetic"))
-        _require(
+        check_types(self)
+        require_choice("kind", self.kind, ("instruction", "choices", "synthetic", "text"))
+        require(
             0 <= self.shots[0] <= self.shots[1],
             f"shots is {self.shots}; expected (fewest, most) with 0 <= fewest <= most.",
         )
-        _require(self.weight > 0, f"weight is {self.weight}; expected more than 0.")
-        _require(
+        require(self.weight > 0, f"weight is {self.weight}; expected more than 0.")
+        require(
             self.limit is None or self.limit >= 1,
             f"limit is {self.limit}; expected 1 or more, or None for all rows.",
         )
@@ -254,13 +212,13 @@ class DataConfig:
     min_bucket: int = 32  # shapes are padded to min_bucket times a power of two (or the maximum)
 
     def __post_init__(self):
-        _check_types(self)
-        _require(len(self.sources) > 0, "data.sources is empty; name at least one Source.")
-        _require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
-        _require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
+        check_types(self)
+        require(len(self.sources) > 0, "data.sources is empty; name at least one Source.")
+        require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
+        require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
         for name in ("max_prompt_tokens", "max_query_tokens", "min_bucket"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}; expected 1 or more.")
+            require(value >= 1, f"{name} is {value}; expected 1 or more.")
 
     @property
     def rows(self) -> int:
@@ -277,7 +235,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _check_types(self)
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -300,18 +258,18 @@ class ExperimentConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        _check_types(self)
-        _require_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        _require_choice("remat", self.remat, ("none", "full"))
-        _require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
+        check_types(self)
+        require_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        require_choice("remat", self.remat, ("none", "full"))
+        require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
         for name in ("save_every", "keep", "log_every"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
         warmup, accumulate = self.optimizer.warmup_steps, self.optimizer.accumulate
-        _require(
+        require(
             warmup < self.steps,
             f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
         )
-        _require(
+        require(
             self.data.prompts_per_batch % accumulate == 0,
             f"prompts_per_batch {self.data.prompts_per_batch} does not divide into "
             f"accumulate = {accumulate} micro-batches.",
@@ -319,50 +277,74 @@ class ExperimentConfig:
         # BatchNorm needs variance: a per-layer router sees one number per prompt and expert.
         prompts = self.data.prompts_per_batch // accumulate
         if self.generator.batch_norm and self.generator.router_scope == "per_layer":
-            _require(
+            require(
                 prompts >= 2,
                 "router_scope per_layer with BatchNorm needs at least 2 prompts per micro-batch; "
                 f"got {prompts}. Raise prompts_per_batch or lower accumulate.",
             )
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values (tuples become lists)."""
-    return _plain(dataclasses.asdict(config))
+@dataclass(frozen=True)
+class Corpus:
+    """What a batch of pretraining may be made of: documents of one source, packed into rows.
+
+    A document is a piece of prose, or one system prompt with `queries` solved requests.
+    """
+
+    source: Source  # its weight is the share of batches
+    documents: int  # in a batch; those that find no room are left out
+    rows: int
+    row_tokens: int = 256  # slots of a row, and at most of a document
+    queries: int = 4
+    blind: float = 0.1  # share of documents that do not show their system prompt
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("documents", "rows", "row_tokens", "queries"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require(0 <= self.blind <= 1, f"blind is {self.blind}; expected a share from 0 to 1.")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A small language model from scratch: everything `lorage pretrain` needs.
 
+    `model.vocab_size` is the size of the tokenizer that is trained first; whether `bos_id` is
+    None says if it has a bos. Its ids replace those given.
+    """
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`. A field that `cls` does not know is an error that names it."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{cls.__name__}: expected an object, got {type(values).__name__}.")
-    hints = _hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
-    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}.")
-    try:
-        return cls(**{k: _typed(hints[k], v) for k, v in values.items()})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{cls.__name__}: {error}") from None
+    model: ModelConfig
+    out: str  # folder of the run
+    corpora: tuple[Corpus, ...]
+    steps: int
+    tokenizer_documents: int = 10_000  # of all corpora together, by weight
+    prompt_weight: float = 0.1  # in the loss, of a prompt's tokens; answers and prose count 1
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(3e-3))
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    saved_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # trained in float32
+    remat: Literal["none", "full"] = "full"
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 50
 
-
-def _typed(hint: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _typed(next(a for a in args if a is not type(None)), value)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_typed(args[0], v) for v in value)
-        return tuple(_typed(a, v) for a, v in zip(args, value, strict=True))
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    return value
+    def __post_init__(self):
+        check_types(self)
+        require_choice("saved_dtype", self.saved_dtype, ("float32", "bfloat16"))
+        require_choice("remat", self.remat, ("none", "full"))
+        require(len(self.corpora) > 0, "corpora is empty; name at least one Corpus.")
+        for name in ("steps", "tokenizer_documents", "save_every", "keep"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require(self.log_every >= 1, f"log_every is {self.log_every}; expected >= 1.")
+        require(0 <= self.prompt_weight <= 1, "prompt_weight: expected 0 to 1.")
+        warmup = self.optimizer.warmup_steps
+        require(
+            warmup < self.steps,
+            f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
+        )
+        require(self.optimizer.accumulate == 1, "pretraining knows no accumulate; leave it at 1.")
+        longest = max(corpus.row_tokens for corpus in self.corpora)
+        require(
+            longest <= self.model.max_positions,
+            f"row_tokens is {longest}; the model has {self.model.max_positions} positions.",
+        )

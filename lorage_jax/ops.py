@@ -9,6 +9,7 @@ weights; float32 matrix products ask for full precision, which TPUs and GPUs do 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -26,6 +27,16 @@ def einsum(spec: str, *operands: Array, out: DTypeLike | None = None) -> Array:
     full = all(x.dtype == jnp.float32 for x in operands)
     precision = jax.lax.Precision.HIGHEST if full else None
     return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=out)
+
+
+def project(x: Float[Array, "B T D"], w: Float[Array, "D *out"]) -> Float[Array, "B T *out"]:
+    """`x @ w` over the last axis of x and the first of w, which may be any (D, F, ...).
+
+    As one product of two matrices: with the batch axes kept apart, the backward pass on a CPU
+    writes every activation transposed, which costs more than the product.
+    """
+    y = einsum("ti,io->to", x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
+    return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 def rms_norm(
@@ -92,15 +103,19 @@ def branch_mask(
     positions: Int[Array, "B T"],
     branches: Int[Array, "B T"],
     window: int | None,
+    texts: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T T"]:
-    """The same for rows that hold one text with several continuations side by side.
+    """The same for rows that hold texts, each with several continuations side by side.
 
     `branches`: 0 for the text, k for its k-th continuation, which sees the text and itself. The
-    window counts positions, as slots of other continuations lie in between.
+    window counts positions, as slots of other continuations lie in between. `texts`: numbers the
+    texts of a row, if there are several.
     """
     slots = jnp.arange(valid.shape[1])
     seen = (slots[None, :] <= slots[:, None])[None] & valid[:, None, :]
     seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    if texts is not None:
+        seen &= texts[:, None, :] == texts[:, :, None]
     if window is not None:
         seen &= positions[:, None, :] > positions[:, :, None] - window
     return seen
@@ -114,14 +129,77 @@ def attention(
     scale: float,
     cap: float | None,
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention: head n reads kv head n // (N / K). Softmax in float32."""
+    """Grouped-query attention: head n reads kv head n // (N / K). Softmax in float32.
+
+    No scores are kept for the backward pass: it computes them again.
+    """
     batch, length, heads, size = q.shape
     kv = k.shape[2]
-    grouped = q.reshape(batch, length, kv, heads // kv, size)
-    scores = einsum("btkgh,bskh->bkgts", grouped, k, out=jnp.float32) * scale
-    scores = jnp.where(mask[:, None, None], soft_cap(scores, cap), NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, size)
+    grouped = q.reshape(batch, length, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
+    y = _attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)
+    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "B K G T H"]:
+    return _attend_forward(q, k, v, mask, scale, cap)[0]
+
+
+def _attend_forward(q, k, v, mask, scale, cap):
+    scores = _scores(q, k, mask, scale, cap)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    y = _batched("rs,sh->rh", weights.astype(v.dtype), v, out=jnp.float32) / total
+    y = y.astype(v.dtype)
+    return y, (q, k, v, mask, top + jnp.log(total), y)
+
+
+def _attend_backward(scale, cap, saved, dy):
+    q, k, v, mask, logsumexp, y = saved
+    scores = _scores(q, k, mask, scale, cap)
+    weights = jnp.exp(scores - logsumexp)
+    dv = _batched("rs,rh->sh", weights.astype(dy.dtype), dy)
+    dweights = _batched("rh,sh->rs", dy, v, out=jnp.float32)
+    # The softmax's own part of the gradient: sum_s weights dweights = y . dy.
+    inner = jnp.sum((y * dy).astype(jnp.float32), axis=-1, keepdims=True)
+    dscores = weights * (dweights - inner) * scale
+    if cap is not None:
+        dscores *= jnp.where(mask[:, None, None], 1 - jnp.square(scores / cap), 0.0)
+    dscores = dscores.astype(q.dtype)
+    dq = _batched("rs,sh->rh", dscores, k)
+    dk = _batched("rs,rh->sh", dscores, q)
+    return dq, dk, dv, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(q: Array, k: Array, mask: Array, scale: float, cap: float | None) -> Array:
+    scores = _batched("rh,sh->rs", q, k, out=jnp.float32) * scale
+    return jnp.where(mask[:, None, None], soft_cap(scores, cap), NEGATIVE)
+
+
+def _batched(spec: str, left: Array, right: Array, out: DTypeLike | None = None) -> Array:
+    """`spec` for every batch row and kv head; r runs over the head's queries, group by group.
+
+    As products of plain matrices: a group axis of its own would have every score copied.
+    """
+    shape = left.shape[2:4]
+    left = left.reshape(*left.shape[:2], -1, left.shape[-1])
+    if right.ndim == 5:
+        right = right.reshape(*right.shape[:2], -1, right.shape[-1])
+    a, rest = spec.split(",")
+    b, c = rest.split("->")
+    y = einsum(f"bk{a},bk{b}->bk{c}", left, right, out=out)
+    return y.reshape(*y.shape[:2], *shape, y.shape[-1]) if c[0] == "r" else y
 
 
 def activation(x: Array, name: str) -> Array:
@@ -133,9 +211,7 @@ def low_rank(
     x: Float[Array, "B T I"], a: Float[Array, "I R"], b: Float[Array, "R *out"], scale: float
 ) -> Float[Array, "B T *out"]:
     """(x A) B * scale, one LoRA for all rows (PAPER Eq. 1)."""
-    inner = einsum("bti,ir->btr", x, a.astype(x.dtype))
-    out = einsum("btr,ro->bto", inner, b.astype(x.dtype).reshape(b.shape[0], -1))
-    return (out * scale).reshape(*x.shape[:2], *b.shape[1:])
+    return project(project(x, a.astype(x.dtype)), b.astype(x.dtype)) * scale
 
 
 def gated_low_rank(
@@ -152,6 +228,11 @@ def gated_low_rank(
     """
     # Gates weigh in float32, as in the merge, whatever the weights' dtype.
     gates = gates.astype(jnp.float32)
+    if combine == "factors" and x.shape[1] >= a.shape[0]:
+        # E times less arithmetic: every row's two factors are summed once, then used T times.
+        a = einsum("be,eir->bir", gates, a.astype(jnp.float32)).astype(x.dtype)
+        b = einsum("be,ero->bro", gates, b.astype(jnp.float32)).astype(x.dtype)
+        return einsum("btr,bro->bto", einsum("bti,bir->btr", x, a), b) * scale
     inner = einsum("bti,eir->bter", x, a.astype(x.dtype), out=jnp.float32)
     if combine == "products":
         mixed = inner * gates[:, None, :, None]

@@ -73,7 +73,7 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         shutil.rmtree(folder / "checkpoints")
         (folder / "config.json").unlink()
         generator = load_generator(result.folder)
-        records = synthetic.draw_groups("paraphrase", 1, QUESTIONS, seed)[0]
+        records = synthetic.draw_groups("paraphrase", 1, QUESTIONS, seed, "words")[0]
         (folder / "prompt.txt").write_text(records[0].system + "\n", "utf-8")
         edge_name = str(out.absolute() / "edge")
         report = specialize_into(
@@ -88,7 +88,7 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
         gates = load_card(folder / "card.json").gates
         gate_heatmap(gates, folder / "gates.png", overwrite=False)
         console.print("4/4  Asking all three ways, and with another prompt's card ...")
-        other = synthetic.draw_groups("paraphrase", 2, 1, seed + 1)[1][0].system
+        other = synthetic.draw_groups("paraphrase", 2, 1, seed + 1, "words")[1][0].system
         report |= _ask(folder, records, generator, other) | {
             "prompt": records[0].system,
             "questions": len(records),
@@ -104,7 +104,7 @@ def quickstart(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
 
 
 def _make_pair(folder: Path, seed: int) -> dict[str, Any]:
-    texts = synthetic.corpus(TEXTS, seed)
+    texts = synthetic.corpus(TEXTS, seed, "words")
     cloud, edge = {}, {}
     for role, made in (("cloud", cloud), ("edge", edge)):
         is_cloud = role == "cloud"
@@ -148,7 +148,7 @@ def _experiment(folder: Path, seed: int) -> ExperimentConfig:
         edge=str(folder / "edge"),
         out=str(folder),
         data=DataConfig(
-            sources=(Source("synthetic", "synthetic"),),
+            sources=(Source("synthetic", "synthetic", name="words"),),
             prompts_per_batch=-(-16 // devices) * devices,
             queries_per_prompt=4,
             max_prompt_tokens=64,

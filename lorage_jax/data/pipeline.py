@@ -19,13 +19,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from lorage_jax.config import DataConfig, Source, to_dict
-from lorage_jax.data import synthetic
+from lorage_jax.config import DataConfig, Source
+from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.batches import Batch, Encoder, Group
 from lorage_jax.data.prompts import TEMPLATE_VERSION
 from lorage_jax.data.records import Record, Row, read_bytes, read_rows, to_record
 from lorage_jax.data.tasks import get_task, sample_bank, task_prompt
 from lorage_jax.errors import DataError
+from lorage_jax.fields import to_dict
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -159,12 +160,12 @@ def _choices(source: Source, rows: list[tuple[str, Row]], queries: int) -> Loade
 
 def _synthetic(source: Source, queries: int) -> LoadedSource:
     """`limit` fixed prompts, or without a limit a new prompt for every index and epoch."""
-    synthetic.prompts(source.split)
+    synthetic.draw_prompt(source.split, Random(0), source.name)  # a wrong name fails here
     count = source.limit or SYNTHETIC_EPOCH
 
     def group(index: int, generator: np.random.Generator) -> Group:
         rng = Random(index if source.limit else int(generator.integers(1 << 62)))
-        records = synthetic.draw_group(source.split, queries, rng)
+        records = synthetic.draw_group(source.split, queries, rng, source.name)
         pairs = tuple((record.user, record.target) for record in records)
         return Group(records[0].system, pairs, index)
 
@@ -217,6 +218,6 @@ def data_fingerprint(config: DataConfig) -> str:
         path = None if source.kind == "synthetic" else local_file(source)
         if path:
             values["path"] = hashlib.sha256(read_bytes(path)).hexdigest()
-    versions = [TEMPLATE_VERSION, synthetic.VERSION]
+    versions = [TEMPLATE_VERSION, synthetic.VERSION, tool_calls.VERSION]
     digest.update(json.dumps([settings, versions], sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,266 +1,166 @@
 """Records in the format of GPT4Tools over a tool library of our own: verbs x objects.
 
-A tool does one thing (blur) to one kind of object (faces), or to anything it is told. Its name is
-one of several words for that ("Blur Faces", "Smudge Faces", "Soften Anything"), so which name is
-right, which input it wants, and whether there is a tool at all, stands in the tool list alone:
-`LISTS` records in a row share conversation, request and trace, and differ in their tools and, for
-most of them, in their gold output. A model that does not know its tools cannot answer all of them.
+A system prompt is a provider's list of 2 to 5 tools, and everything in it is written in one
+dialect: which of three words a verb goes by, how names are put together, how an input is written.
+A request names a verb's work, an object and a file, but neither dialect nor tools. So the right
+call stands in the prompt alone, and whether there is one: a quarter of the requests is for what
+no tool of the list does, and their wording does not tell. `blind_ceiling` says how many answers
+can be right without the prompt.
 
-Splits: `train` and `unseen` share no tool: the unseen ones are held-out pairs of a verb and an
-object that are both seen in others, and for tools that take anything a held-out word.
+Splits: `train`; `paraphrase`, seen tools in unseen wordings; `unseen`, held-out pairs of a verb
+and an object that are both seen in others, in seen wordings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from random import Random
-from string import ascii_lowercase
 
+from lorage_jax.data import tool_wordings as say
 from lorage_jax.data.gpt4tools import to_tool_records
 from lorage_jax.data.records import Row
+from lorage_jax.data.tool_wordings import MISSING, OBJECTS, VERBS, Verb, wording
 from lorage_jax.errors import DataError
 
-SPLITS = ("train", "unseen")
-LISTS = 3  # tool lists for the same request
+SPLITS = ("train", "paraphrase", "unseen")
 
 # Raise it when drawn data change: results name the data by split, size and seed.
-VERSION = 1
+VERSION = 2
 
-
-@dataclass(frozen=True)
-class Verb:
-    """What tools can do. {o}: an object, {x}: the further argument, {t}: a text."""
-
-    words: tuple[str, str, str]  # in tool names
-    does: tuple[str, ...]  # in descriptions
-    asks: tuple[str, ...]  # in requests; some share no word with the descriptions
-    image: bool = True  # whether it works on a picture; else on a text
-    extra: str = ""  # what the further argument is called
-    extras: tuple[str, ...] = ()
-    reports: tuple[str, ...] = ()  # what it observes; without, it makes a new picture
-
-
-COLOURS = ("red", "blue", "green", "yellow", "white", "black")
-THINGS = ("balloons", "stones", "lamps", "barrels", "umbrellas")
-WRITINGS = ("hello", "for sale", "mine", "do not touch", "made in May")
-VERBS = (
-    Verb(
-        ("Blur", "Smudge", "Soften"),
-        ("makes the {o} in a picture hard to recognise", "blurs all {o} that a picture shows"),
-        ("Please blur the {o}.", "Nobody should know who or what the {o} are."),
-    ),
-    Verb(
-        ("Outline", "Contour", "Encircle"),
-        ("draws a line around the {o} in a picture", "marks where {o} begin and end"),
-        ("Draw a line around the {o}.", "I would like to see the edges of the {o}."),
-    ),
-    Verb(
-        ("Erase", "Remove", "Clear"),
-        ("takes the {o} out of a picture", "gives the picture as if there were no {o}"),
-        ("Take the {o} out, please.", "The {o} have to go."),
-    ),
-    Verb(
-        ("Brighten", "Illuminate", "Lighten"),
-        ("puts more light on the {o} in a picture", "makes dark {o} brighter"),
-        ("Put more light on the {o}.", "I can hardly see the {o}, it is too dark there."),
-    ),
-    Verb(
-        ("Enlarge", "Magnify", "Grow"),
-        ("makes the {o} in a picture bigger", "shows {o} at twice their size"),
-        ("Make the {o} bigger.", "The {o} are so small!"),
-    ),
-    Verb(
-        ("Count", "Tally", "Number"),
-        ("says how many {o} a picture shows", "counts the {o} in a picture"),
-        ("How many {o} are there?", "Tell me the number of {o}, please."),
-        reports=("2", "3", "5", "none", "12"),
-    ),
-    Verb(
-        ("Find", "Locate", "Detect"),
-        ("says where in a picture the {o} are", "finds the place of {o} in a picture"),
-        ("Where are the {o}?", "I am looking for the {o}."),
-        reports=("on the left", "on the right", "in the middle", "at the top"),
-    ),
-    Verb(
-        ("Recolor", "Paint", "Tint"),
-        ("changes the colour of the {o} in a picture", "gives {o} another colour"),
-        ("Change the colour of the {o} to {x}.", "I want {x} {o}."),
-        extra="the colour",
-        extras=COLOURS,
-    ),
-    Verb(
-        ("Replace", "Swap", "Exchange"),
-        ("puts something else in the place of the {o}", "swaps the {o} for other things"),
-        ("Put {x} in the place of the {o}.", "I would rather see {x} than the {o}."),
-        extra="the things to show instead",
-        extras=THINGS,
-    ),
-    Verb(
-        ("Label", "Tag", "Inscribe"),
-        ("writes a text beside the {o} in a picture", "puts words next to {o}"),
-        ("Write {x} beside the {o}.", "The {o} should have a note that says {x}."),
-        extra="the words to write",
-        extras=WRITINGS,
-    ),
-    Verb(
-        ("Draw", "Sketch", "Render"),
-        ("makes a new picture of {o} from a text", "draws {o} as the text tells"),
-        ("Make a new picture of {t}.", "I would like to look at {t}."),
-        image=False,
-    ),
-    Verb(
-        ("Explain", "Teach", "Recount"),
-        ("answers with facts about {o}", "tells what is known of {o}"),
-        ("Give me some facts about {t}.", "What should one know of {t}?"),
-        image=False,
-        reports=("they are quite common", "people like them", "little is known"),
-    ),
-)
-OBJECTS = (
-    "faces cars trees birds dogs cats windows flowers shoes hats boats chairs clouds signs books "
-    "bottles"
-).split()
-KINDS = ("old", "small", "happy", "wooden", "strange")
-PLACES = ("at night", "in the rain", "by the sea", "in a garden", "under a bridge")
-ANYTHING = "anything"
-
-PREAMBLE = """Workbench answers questions and works on pictures. It cannot look at a picture \
-itself: it calls tools and believes what they report. It copies the names of files letter by letter.
-TOOLS:
-------
-
-Workbench can call these tools:
-
-"""
-RULES = """
-To call a tool, write:
-
-```
-Thought: Do I need to use a tool? Yes
-Action: the tool to call, should be one of [{names}]
-Action Input: what the tool is given
-Observation: what the tool reports
-```
-
-To answer, or if no tool can help, write:
-
-```
-Thought: Do I need to use a tool? No
-AI: [the answer]
-```
-
-Only files that were named exist. What a tool has made is found under the file name that it \
-reported.
-
-"""
-TURNS = (
-    "Human: This picture is called {file}. It shows {caption}.\nAI: Noted.\n",
-    "Human: Here is {file}, a picture of {caption}.\nAI: I have it.\n",
-    "Human: I have put {caption} into the file {file}.\nAI: Thank you.\n",
-)
-SUFFIX = "Workbench looks at pictures through its tools only. Let's think step by step.\n"
-CALL = "Thought: Do I need to use a tool? Yes\nAction: {name}\nAction Input: {given}\nObservation:"
-ANSWER = "Thought: Do I need to use a tool? No\nAI: {answer}\n"
-MISSING = "None of my tools can do that."
-CHATS = (
-    ("Thank you, that is all.", "You are welcome."),
-    ("Good morning! Who are you?", "I am Workbench, and I work on pictures."),
-    ("What was the file called?", "It is called {file}."),
-    ("Wait a moment before you begin.", "I am waiting."),
-)
-THEN = ("{first} After that: {second}", "{first} And when that is done: {second}")
+PATTERNS = ("{Verb} {Objects}", "{Objects} {Verb}", "{verb}_{objects}", "{objects}.{verb}")
+INPUTS = ("image/{}", "file={}", "[{}]")
+# Turns: a request, small talk, the end of a request, and the second half of a longer one.
+KINDS = {"request": 0.8, "chat": 0.1, "done": 0.05, "next": 0.05}
+SERVED = 0.75
+LACKING = 3  # things that users of a prompt ask for in vain
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One entry of the library: a word for a verb, and an object or `anything`."""
+    """One entry of the library. What it is called is the dialect's."""
 
     verb: Verb
-    word: str
     object: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.word} {self.object.capitalize()}"
-
-    def serves(self, task: Task) -> bool:
-        """Whether a call of this tool does the task."""
-        return self.verb is task.verb and self.object in (task.object, ANYTHING)
-
-    def given(self, task: Task, file: str) -> str:
-        """The right input: the file, then what to work on if the tool asks, then the rest."""
-        if not self.verb.image:
-            return task.text
-        told = [task.object] if self.object == ANYTHING else []
-        return ", ".join([file, *told, *([task.extra] if task.extra else [])])
-
-    def line(self, rng: Random) -> str:
-        """`> name: description`, in one of several wordings."""
-        named = "objects you name" if self.verb.image else ANYTHING
-        does = rng.choice(self.verb.does).format(
-            o=named if self.object == ANYTHING else self.object
-        )
-        parts = ["the image path"] if self.verb.image else ["the text"]
-        if self.verb.image and self.object == ANYTHING:
-            parts.append("the objects")
-        if self.verb.extra:
-            parts.append(self.verb.extra)
-        given = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-        how = rng.choice(("The input is {}.", "It is given {}.", "Its input has to be {}."))
-        commas = ", separated by commas" if len(parts) > 1 else ""
-        return f"> {self.name}: {does}. {how.format(given + commas)}\n"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something a user may want, whatever tools there are."""
+    """What a user wants: a tool's work, with the further argument if its verb has one."""
 
-    verb: Verb
-    object: str
+    tool: Tool
     extra: str
-    text: str
     ask: str
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How all names and inputs of one prompt are written."""
+
+    word: int
+    pattern: str
+    input: str
+
+    def name(self, tool: Tool) -> str:
+        """Of the tool, in the list and in a call."""
+        word, what = tool.verb.words[self.word], tool.object
+        return self.pattern.format(
+            Verb=word, Objects=what.capitalize(), verb=word.lower(), objects=what
+        )
+
+    def given(self, file: str, extra: str) -> str:
+        """An input, or with placeholders the form of one."""
+        return self.input.format(f"{file}, {extra}" if extra else file)
+
+    def call(self, task: Task, file: str) -> str:
+        """Up to the observation, which is not the model's."""
+        return say.CALL.format(
+            name=self.name(task.tool), given=self.given(f"{file}.png", task.extra)
+        )
+
+
+DIALECTS = tuple(Dialect(*parts) for parts in product(range(3), PATTERNS, INPUTS))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user wants of some prompt, before the prompt has a say in how it is answered.
+
+    `reply` is what any prompt answers; None means a call for `task`, if a tool serves it.
+    """
+
+    ask: str
+    file: str = ""
+    reply: str | None = None
+    task: Task | None = None
+    before: Task | None = None  # has been called, with `start`
+    start: str = ""
+    seen: str = ""
+
+    def user(self, dialect: Dialect) -> str:
+        """The dynamic part; a call that has been made is in the prompt's dialect."""
+        trace = f"{dialect.call(self.before, self.start)} {self.seen}\n" if self.before else ""
+        return say.TURN.format(ask=self.ask) + trace
+
+    def target(self, dialect: Dialect, served: bool) -> str:
+        """The right output."""
+        if self.reply is not None or self.task is None or not served:
+            return say.REPLY.format(answer=self.reply or MISSING)
+        return f"{dialect.call(self.task, self.file)}\n"
+
+
+@dataclass(frozen=True)
+class ToolPrompt:
+    """A system prompt; `draw(rng)` gives a user text for it, and the right output."""
+
+    system: str
+    draw: Callable[[Random], tuple[str, str]]
 
 
 @cache
 def library(split: str) -> tuple[Tool, ...]:
-    """All tools of a split. DataError for an unknown one."""
+    """What tools and requests of a split can be about. DataError for an unknown one."""
     if split not in SPLITS:
         raise DataError(f"tool calls have no split {split!r}; expected {', '.join(SPLITS)}.")
-    unseen = split == "unseen"
-    special = [
-        Tool(verb, word, OBJECTS[j])
-        for i, j in _pairs(unseen)
-        for verb in [VERBS[i]]
-        for word in verb.words
-    ]
-    general = [
-        Tool(verb, word, ANYTHING)
-        for verb in VERBS
-        for word in (verb.words[2:] if unseen else verb.words[:2])
-    ]
-    return (*special, *general)
-
-
-def _pairs(unseen: bool) -> list[tuple[int, int]]:
-    """Indices of verb and object; a quarter of each row and column is held out."""
     every = ((i, j) for i in range(len(VERBS)) for j in range(len(OBJECTS)))
-    return [(i, j) for i, j in every if ((3 * i + j) % 4 == 0) == unseen]
+    # A quarter of each verb's tools, and of each object's, is held out.
+    kept = [(i, j) for i, j in every if ((3 * i + j) % 4 == 0) == (split == "unseen")]
+    return tuple(Tool(VERBS[i], OBJECTS[j]) for i, j in kept)
+
+
+def draw_prompt(split: str, rng: Random) -> ToolPrompt:
+    """A prompt of the split: its dialect, tools, wordings, and what users miss in it."""
+    dialect = rng.choice(DIALECTS)
+    tools, lacking = _tools(split, rng)
+
+    def draw(rng: Random) -> tuple[str, str]:
+        (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+        served = rng.random() < SERVED
+        turn = _turn(kind, served, tools, lacking, rng)
+        return turn.user(dialect), turn.target(dialect, served)
+
+    return ToolPrompt(_system(split, dialect, tools, rng), draw)
 
 
 def draw(split: str, n: int, seed: int) -> list[Row]:
-    """`n` rows {instruction, input, output, id}; a longer draw begins with the shorter one."""
+    """`n` rows {instruction, input, output, id}, each under another prompt.
+
+    A longer draw begins with the shorter one.
+    """
     library(split)
     if n < 1:
         raise DataError(f"{n} tool calls were asked for; expected 1 or more.")
-    groups = (_group(split, seed, group) for group in range(-(-n // LISTS)))
-    texts = [pair for group in groups for pair in group][:n]
-    return [
-        {"instruction": instruction, "input": "", "output": output, "id": f"{split}-{seed}-{i}"}
-        for i, (instruction, output) in enumerate(texts)
-    ]
+    rows = []
+    for i in range(n):
+        rng = Random(f"tool calls {VERSION}/{split}/{seed}/{i}")
+        prompt = draw_prompt(split, rng)
+        user, target = prompt.draw(rng)
+        row = {"instruction": prompt.system + user, "input": "", "output": target}
+        rows.append({**row, "id": f"{split}-{seed}-{i}"})
+    return rows
 
 
 def to_prompt_records(rows: Iterable[Row]) -> list[dict[str, str]]:
@@ -275,93 +175,107 @@ def to_prompt_records(rows: Iterable[Row]) -> list[dict[str, str]]:
     ]
 
 
-def _group(split: str, seed: int, group: int) -> list[tuple[str, str]]:
-    """LISTS (instruction, output) of the same conversation, request and trace."""
-    rng = Random(f"tool calls {VERSION}/{split}/{seed}/{group}")
-    tools = library(split)
-    file = _file(rng)
-    talk = _talk(rng, file)
-    kind = rng.choices(("call", "next", "done", "chat"), (50, 20, 15, 15))[0]
-    if kind == "chat":
-        ask, answer = rng.choice(CHATS)
-        lists = [_tool_list(rng, tools, None, [], True) for _ in range(LISTS)]
-        output = ANSWER.format(answer=answer.format(file=file))
-        return [(_instruction(rng, used, talk, ask, ""), output) for used in lists]
-    task, later = _task(rng, split), _task(rng, split)
-    ask, trace, fixed = task.ask, "", []
-    if kind == "next" or (kind == "call" and rng.random() < 0.3):
-        ask = rng.choice(THEN).format(first=task.ask, second=later.ask)
-    if kind in ("next", "done"):
-        done = rng.choice([tool for tool in tools if tool.serves(task)])
-        seen = rng.choice(task.verb.reports) if task.verb.reports else _file(rng)
-        trace = f"{CALL.format(name=done.name, given=done.given(task, file))} {seen}\n"
-        fixed = [done]
-        if kind == "next":
-            file = file if task.verb.reports else seen
-            task = later
-    members = []
-    for _ in range(LISTS):
-        served = rng.random() < 0.8
-        used = _tool_list(rng, tools, task, fixed, served and kind != "done")
-        if kind == "done":
-            what = "The answer is" if task.verb.reports else "The new picture is"
-            output = ANSWER.format(answer=f"{what}: {seen}")
-        else:
-            right = [tool for tool in used if tool.serves(task)]
-            output = ANSWER.format(answer=MISSING)
-            if right:
-                call = CALL.format(name=right[0].name, given=right[0].given(task, file))
-                output = f"{call}\n"
-        members.append((_instruction(rng, used, talk, ask, trace), output))
-    return members
+def blind_ceiling(split: str) -> float:
+    """Expected exact match of the best answerer that sees the dynamic part, but no prompt.
 
-
-def _tool_list(
-    rng: Random, tools: tuple[Tool, ...], task: Task | None, fixed: list[Tool], served: bool
-) -> list[Tool]:
-    """Two to five tools, `fixed` among them. Of the others one serves the task, or none does.
-
-    The distractors are near misses first: the same verb for other objects, other verbs for the
-    same object.
+    The largest posterior mass of one output, averaged over seeded turns of every kind.
     """
-    size = rng.randint(2, 5)
-    used = list(fixed)
-    if task is not None:
-        if served and not any(tool.serves(task) for tool in used):
-            used.append(rng.choice([tool for tool in tools if tool.serves(task)]))
-        wrong = [tool for tool in tools if not tool.serves(task)]
-        near = [tool for tool in wrong if tool.verb is task.verb or tool.object == task.object]
-    else:
-        wrong = near = list(tools)
-    while len(used) < size:
-        tool = rng.choice(near if rng.random() < 0.5 else wrong)
-        if tool not in used:
-            used.append(tool)
-    rng.shuffle(used)
-    return used
+    rng, turns, total = Random(f"blind {VERSION}/{split}"), 100, 0.0
+    for kind, share in KINDS.items():
+        for _ in range(turns):
+            # Served or not, a turn's distribution is the same: see `_tools`.
+            turn = _turn(kind, rng.random() < SERVED, *_tools(split, rng), rng)
+            masses = posterior(turn, turn.user(rng.choice(DIALECTS)))
+            total += share * max(masses.values()) / turns
+    return total
 
 
-def _task(rng: Random, split: str) -> Task:
-    i, j = rng.choice(_pairs(split == "unseen"))
-    verb, what = VERBS[i], OBJECTS[j]
-    extra = rng.choice(verb.extras) if verb.extras else ""
-    text = "" if verb.image else f"{rng.choice(KINDS)} {what} {rng.choice(PLACES)}"
-    ask = rng.choice(verb.asks).format(o=what, x=extra, t=text)
-    return Task(verb, what, extra, text, ask)
+def posterior(turn: Turn, user: str) -> dict[str, float]:
+    """P(right output | dynamic part) over random prompts.
+
+    All dialects are as likely, but a call that has been made may tell; `SERVED` holds for every
+    request, whatever it is.
+    """
+    able = [dialect for dialect in DIALECTS if turn.user(dialect) == user]
+    masses: Counter[str] = Counter()
+    for dialect in able:
+        masses[turn.target(dialect, True)] += SERVED / len(able)
+        masses[turn.target(dialect, False)] += (1 - SERVED) / len(able)
+    return dict(masses)
 
 
-def _talk(rng: Random, file: str) -> str:
-    some = [f"{rng.choice(('some', 'two', 'many'))} {what}" for what in rng.sample(OBJECTS, 2)]
-    return rng.choice(TURNS).format(file=file, caption=" and ".join(some))
+def _tools(split: str, rng: Random) -> tuple[list[Tool], list[Tool]]:
+    """Two to five tools of a prompt, and `LACKING` others that are asked for in vain.
+
+    Most have their verb or object in common with another, so both have to be read. As all are
+    drawn alike and shuffled, no request, and no second one after a first, tells by itself whether
+    a tool serves it.
+    """
+    tools, size = library(split), rng.randint(2, 5)
+    some = [rng.choice(tools)]
+    while len(some) < size + LACKING:
+        verbs, objects = {tool.verb for tool in some}, {tool.object for tool in some}
+        others = [tool for tool in tools if tool not in some]
+        near = [tool for tool in others if tool.verb in verbs or tool.object in objects]
+        some.append(rng.choice(near if near and rng.random() < 0.9 else others))
+    rng.shuffle(some)
+    return some[:size], some[size:]
 
 
-def _file(rng: Random) -> str:
-    letters = "".join(rng.choices(ascii_lowercase, k=4))
-    return f"{rng.choice(('image', 'cache', 'pictures'))}/{letters}.png"
+def _turn(kind: str, served: bool, tools: list[Tool], lacking: list[Tool], rng: Random) -> Turn:
+    if kind == "chat":
+        ask, reply = rng.choice(say.CHATS)
+        return Turn(ask, reply=reply)
+    file, new = rng.sample(say.FILES, 2)
+    if kind == "request":
+        task = _task(rng.choice(tools if served else lacking), rng)
+        return Turn(_sentence(f"{task.ask} in {file}.png"), file, task=task)
+    tool = rng.choice(tools)
+    first = _task(tool, rng)
+    reports = tool.verb.reports
+    seen = rng.choice(reports) if reports else f"{new}.png"
+    ask = f"{first.ask} in {file}.png"
+    if kind == "done":
+        reply = say.DONE.format(seen=seen)
+        return Turn(_sentence(ask), file, reply, before=first, start=file, seen=seen)
+    rest = [other for other in tools if other != tool]
+    task = _task(rng.choice(rest if served else lacking), rng)
+    ask = _sentence(f"{ask}, then {task.ask}")
+    # What was made is worked on; what was only looked at is as it was.
+    return Turn(ask, file if reports else new, None, task, first, file, seen)
 
 
-def _instruction(rng: Random, tools: list[Tool], talk: str, ask: str, trace: str) -> str:
-    lines = "".join(tool.line(rng) for tool in tools)
-    rules = RULES.format(names=", ".join(tool.name for tool in tools))
-    turn = f"Previous conversation:\n\n{talk}\nNew input: {ask}\n"
-    return PREAMBLE + lines + rules + turn + SUFFIX + trace
+def _task(tool: Tool, rng: Random) -> Task:
+    extra = rng.choice(tool.verb.extras) if tool.verb.extras else ""
+    return Task(tool, extra, rng.choice(tool.verb.asks).format(o=tool.object, x=extra))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _system(split: str, dialect: Dialect, tools: list[Tool], rng: Random) -> str:
+    def some(wordings: say.Wordings) -> str:
+        return wording(wordings, split, rng)
+
+    preamble = say.PREAMBLE.format(
+        who=some(say.WHO), sight=some(say.SIGHT), names=some(say.NAMES), offer=some(say.OFFER)
+    )
+    lines = []
+    for tool in tools:
+        lead = some(say.LEAD).format(do=some(tool.verb.does).format(o=tool.object))
+        given = some(say.INPUT).format(form=dialect.given("name.png", tool.verb.extra))
+        lines.append(f"> {dialect.name(tool)}: {lead} {given}\n")
+    rules = say.RULES.format(
+        use=some(say.USE),
+        action=some(say.ACTION),
+        tools=", ".join(dialect.name(tool) for tool in tools),
+        given=some(say.GIVEN),
+        result=some(say.RESULT),
+        answer=some(say.ANSWER),
+        says=some(say.SAYS),
+        none=some(say.NONE),
+        missing=MISSING,
+        last=some(say.LAST),
+    )
+    return preamble + "".join(lines) + rules

@@ -27,7 +27,7 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
-from lorage_jax.train.pretrain import train_tokenizer
+from lorage_jax.train.tokenizer import train_tokenizer
 
 STATUS = Path("/proc/self/status")
 GIB = 1 << 30

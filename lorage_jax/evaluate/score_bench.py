@@ -19,7 +19,7 @@ from lorage_jax.hf.save import save_model
 from lorage_jax.infer.score import BATCH_TOKENS, place, score
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.train.pretrain import train_tokenizer
+from lorage_jax.train.tokenizer import train_tokenizer
 
 QUESTIONS, ENDINGS, CONTEXT = 32, 4, 200
 SMALL = plain_decoder(

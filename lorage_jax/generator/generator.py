@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
-from lorage_jax.config import GeneratorConfig, ModelConfig, to_dict
+from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.prompts import cloud_prompt, encode
 from lorage_jax.errors import DataError, WeightsError
+from lorage_jax.fields import to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lorage_jax.config import GeneratorConfig, ModelConfig, from_dict, to_dict
+from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.prompts import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, LorageError, WeightsError
+from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.files import read_tensors, save

@@ -36,13 +36,15 @@ class Cache:
 
 @flax.struct.dataclass
 class Branches:
-    """Rows that hold one text and several continuations of it, side by side.
+    """Rows that hold texts and several continuations of each, side by side.
 
-    `index`: 0 in the text, k in its k-th continuation. `positions` count within one's own branch.
+    `index`: 0 in a text, k in its k-th continuation. `positions` count within one's own branch.
+    `text`: which of the row's texts a slot belongs to; without, a row holds one.
     """
 
     index: Int[Array, "B T"]
     positions: Int[Array, "B T"]
+    text: Int[Array, "B T"] | None = None
 
 
 @flax.struct.dataclass
@@ -89,9 +91,9 @@ class Layer(nn.Module):
 
     def _attention(self, w, x, cache, context, inputs):
         config = self.config
-        q = ops.einsum("btd,dnh->btnh", x, w["q"])
-        k = ops.einsum("btd,dkh->btkh", x, w["k"])
-        v = ops.einsum("btd,dkh->btkh", x, w["v"])
+        q = ops.project(x, w["q"])
+        k = ops.project(x, w["k"])
+        v = ops.project(x, w["v"])
         if config.qkv_bias:
             q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
         if inputs["adapters"] is not None:
@@ -111,14 +113,14 @@ class Layer(nn.Module):
         if context.window_mask is not None:
             mask = jnp.where(inputs["sliding"], context.window_mask, mask)
         y = ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
-        y = ops.einsum("btnh,nhd->btd", y, w["o"])
+        y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
         return (y + w["o_bias"] if config.out_bias else y), cache
 
     def _ffn(self, w, x, context, inputs):
         config = self.config
 
         def project(name, x):
-            y = ops.einsum("bti,io->bto", x, w[name])
+            y = ops.project(x, w[name])
             if config.ffn_bias:
                 y = y + w[f"{name}_bias"]
             if inputs["gates"] is None:
@@ -246,7 +248,7 @@ class Decoder(nn.Module):
 
         def seen(window):
             if branches is not None:
-                return ops.branch_mask(valid, positions, branches.index, window)
+                return ops.branch_mask(valid, positions, branches.index, window, branches.text)
             return ops.attention_mask(valid, slots, window)
 
         context = Context(

@@ -1,96 +1,200 @@
-"""A small language model from scratch: tokenizer and weights, on texts that fit in memory."""
+"""`pretrain(config)`: a small language model from scratch to a Hugging Face folder.
+
+A tokenizer of its own first, then all weights in float32, in the loop, checkpoints and curves of
+`train`. Answers and prose count fully in the loss, the tokens of prompts a little: a model should
+know their words, but cannot know which prompt comes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
-from lorage_jax.config import ModelConfig, OptimizerConfig
-from lorage_jax.data.prompts import encode
-from lorage_jax.generator.losses import cross_entropy
-from lorage_jax.models.decoder import Decoder
+from lorage_jax.config import DataConfig, ModelConfig, PretrainConfig
+from lorage_jax.data.documents import Documents
+from lorage_jax.data.pipeline import data_fingerprint
+from lorage_jax.errors import ConfigError
+from lorage_jax.fields import to_dict
+from lorage_jax.hf.load import DTYPES
+from lorage_jax.hf.save import save_model
+from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.train.optimizer import make_optimizer
+from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
+from lorage_jax.train.optimizer import learning_rate, make_optimizer
+from lorage_jax.train.run import Job, check_run_folder, run
+from lorage_jax.train.state import moment_shardings
+from lorage_jax.train.tokenizer import train_tokenizer
+
+# What may differ between a checkpoint and the run that resumes it.
+RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "remat", "saved_dtype")
+
+ARRAYS = ("tokens", "mask", "text", "branch", "positions", "targets", "loss_mask", "answer_mask")
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, bos: bool) -> Any:
-    """A byte-level BPE tokenizer of these texts; ids 0, 1 and 2 are pad, end and (or) begin."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+@flax.struct.dataclass
+class PretrainState:
+    """All that a step changes."""
 
-    special = ["<pad>", "</s>"] + ["<s>"] * bos
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        **({"bos_token": "<s>"} if bos else {}),
-    )
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """`folder`: the model's, for `load_model`. `losses`: of every step, nats per counted token."""
+
+    folder: Path
+    parameters: int
+    losses: list[tuple[int, float]]
+    seconds: float
+    first_step: int
 
 
 def pretrain(
-    config: ModelConfig,
-    tokenizer: Any,
-    texts: Sequence[str],
-    optimizer_config: OptimizerConfig,
-    *,
-    steps: int,
-    rows: int,
-    seed: int,
-) -> tuple[Model, list[tuple[int, float]]]:
-    """Trains all weights in float32 on `rows` whole texts a step, each ended by eos.
+    config: PretrainConfig, *, resume: bool = False, progress: bool = True
+) -> PretrainResult:
+    """Trains a model and writes it to `<out>/model`. Raises as `train.loop.train`."""
+    began, out = time.time(), Path(config.out)
+    mesh, rules = make_mesh(config.mesh), ShardingRules()
+    _check_devices(config, mesh)
+    check_run_folder(out, "model", resume)
+    documents = Documents(config, config.seed)
+    texts = documents.texts(config.tokenizer_documents)
+    tokenizer = train_tokenizer(texts, config.model.vocab_size, config.model.bos_id is not None)
+    model = dataclasses.replace(
+        config.model,
+        vocab_size=len(tokenizer),
+        bos_id=tokenizer.bos_token_id,
+        eos_ids=(tokenizer.eos_token_id,),
+        pad_id=tokenizer.pad_token_id,
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    shardings = _shardings(model, optimizer, mesh, rules)
+    rows = NamedSharding(mesh, PartitionSpec(rules.batch))
+    sources = tuple(corpus.source for corpus in config.corpora)
+    job = Job(
+        config=config,
+        resolved=to_dict(config)
+        | {
+            "data_contents": data_fingerprint(DataConfig(sources)),
+            "tokenizer_contents": _digest(tokenizer),
+        },
+        resumable=RESUMABLE,
+        state=_new_state(model, optimizer, config.seed, shardings),
+        step=make_pretrain_step(config, model, optimizer, shardings, rows),
+        batches=documents.batches(tokenizer),
+        describe=documents.describe,
+        vocabularies={"tokens": ("model", model.vocab_size)},
+        place=lambda batch: jax.device_put({name: batch[name] for name in ARRAYS}, rows),
+    )
+    state, losses, first = run(job, resume=resume, progress=progress)
+    dtype = DTYPES[config.saved_dtype]
+    params = jax.tree.map(lambda x: x.astype(dtype), state.params)
+    save_model(Model(model, params, tokenizer), out / "model", overwrite=True)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return PretrainResult(out / "model", count, losses, time.time() - began, first)
 
-    Returns the model and the loss of every step, in nats per token.
+
+def make_pretrain_step(
+    config: PretrainConfig,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    shardings: PretrainState,
+    rows: NamedSharding,
+) -> Callable[[PretrainState, dict[str, Any]], tuple[PretrainState, dict[str, Any]]]:
+    """The compiled `step(state, batch) -> (state, metrics)`; `state` is donated.
+
+    Metrics: loss (weighted mean, nats), answer_loss (nats per token of answers and prose),
+    grad_norm, learning_rate.
     """
-    tokens, mask = _table(tokenizer, texts, config.max_positions)
-    optimizer = make_optimizer(optimizer_config, steps)
-    key = jax.random.key(seed)
-    params = jax.jit(lambda key: initialise(model_leaves(config), key))(key)
-    moments = optimizer.init(params)
-    decoder = Decoder(config)
+    schedule = learning_rate(config.optimizer, config.steps)
+    decoder = Decoder(model, remat=config.remat)
 
-    def loss_fn(params, tokens, mask):
-        logits = decoder.apply({"params": params}, tokens[:, :-1], mask[:, :-1])
-        total, count = cross_entropy(logits, tokens[:, 1:], mask[:, 1:])
-        return total / count
+    def loss_fn(params, batch):
+        branches = Branches(batch["branch"], batch["positions"], batch["text"])
+        logits = decoder.apply(
+            {"params": params}, batch["tokens"], batch["mask"], branches=branches
+        )
+        nll = _nll(logits, batch["targets"])
+        answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
+        prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
+        weight = answer + config.prompt_weight * prompt
+        loss = jnp.sum(nll * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+        return loss, jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
 
-    # The texts stay on the device: a step moves nothing but its number.
-    def step_fn(params, moments, number, tokens, mask):
-        pick = jax.random.randint(jax.random.fold_in(key, number), (rows,), 0, tokens.shape[0])
-        loss, grads = jax.value_and_grad(loss_fn)(params, tokens[pick], mask[pick])
-        updates, moments = optimizer.update(grads, moments, params)
-        return optax.apply_updates(params, updates), moments, loss
+    def step(state, batch):
+        grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, answer_loss), grads = grad(state.params, batch)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        metrics = {
+            "loss": loss,
+            "answer_loss": answer_loss,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return PretrainState(state.step + 1, params, moments), metrics
 
-    step = jax.jit(step_fn, donate_argnums=(0, 1))
-    tokens, mask, losses = jnp.asarray(tokens), jnp.asarray(mask), []
-    for number in range(1, steps + 1):
-        params, moments, loss = step(params, moments, number, tokens, mask)
-        losses.append((number, loss))
-    return Model(config, params, tokenizer), [(n, float(loss)) for n, loss in losses]
+    return jax.jit(
+        step,
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, replicated(rows.mesh)),
+        donate_argnums=0,
+    )
 
 
-def _table(tokenizer: Any, texts: Sequence[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as right-padded tokens [N, T] and their mask."""
-    ids = [[*encode(tokenizer, text, bos=True), tokenizer.eos_token_id] for text in texts]
-    length = min(longest, max(map(len, ids)))
-    tokens = np.zeros((len(ids), length), np.int32)
-    mask = np.zeros((len(ids), length), bool)
-    for i, row in enumerate(ids):
-        tokens[i, : len(row)] = row[:length]
-        mask[i, : len(row)] = True
-    return tokens, mask
+def _nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def _new_state(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    shardings: PretrainState,
+) -> PretrainState:
+    def build(key):
+        params = initialise(model_leaves(model), key)
+        return PretrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))
+
+
+def _shardings(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
+) -> PretrainState:
+    leaves = model_leaves(model)
+    params = tree_shardings(leaves, rules, mesh)
+    return PretrainState(
+        replicated(mesh), params, moment_shardings(leaves, params, optimizer, mesh)
+    )
+
+
+def _digest(tokenizer: Any) -> str:
+    text = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_devices(config: PretrainConfig, mesh: Mesh) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for corpus in config.corpora:
+        if corpus.rows % ways:
+            raise ConfigError(
+                f"batches of {corpus.rows} rows ({corpus.source.path}) do not divide over {ways} "
+                f"devices. Make rows a multiple of {ways}, or change the mesh."
+            )

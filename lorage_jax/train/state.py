@@ -60,21 +60,21 @@ def state_shardings(
     """The optimizer's moments are sharded as the parameters that they belong to."""
     leaves = trained_leaves(config, cloud, edge)
     trained = tree_shardings(leaves, rules, mesh)
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaves)
-    whole = replicated(mesh)
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, abstract),
-        trained,
-        transform_non_params=lambda _: whole,
-    )
+    moments = moment_shardings(leaves, trained, optimizer, mesh)
     statistics = tree_shardings(statistics_leaves(config, edge.layers), rules, mesh)
+    whole = replicated(mesh)
     return TrainState(whole, trained, statistics, moments, whole)
 
 
-def abstract_state(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings, to restore a checkpoint onto."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+def moment_shardings(
+    leaves: Any, shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Any:
+    """Of the optimizer's state: moments as their parameters, everything else whole."""
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaves)
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, abstract),
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
     )

@@ -10,16 +10,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lorage_jax.config import ExperimentConfig
+TOKENS = ("prompt_mask", "query_mask", "mask")  # a batch's arrays that mark real tokens
 
 
 class Watch:
-    """Records the metrics of every step; writes and prints them every `log_every`."""
+    """Records the metrics of every step; writes and prints them every `every`."""
 
-    def __init__(self, folder: Path, config: ExperimentConfig, progress: bool):
+    def __init__(self, folder: Path, steps: int, every: int, progress: bool):
         from tensorboardX import SummaryWriter
 
-        self.config = config
+        self.steps, self.every = steps, every
         self.losses: list[tuple[int, float]] = []
         self.console = Console(stderr=True)
         # A bar needs a terminal; a log file gets a line now and then.
@@ -49,41 +49,38 @@ class Watch:
         """Begins at `step` (0, or that of the checkpoint)."""
         self._first, self._began, self._since = step, time.time(), time.time()
         self._task = self.bar.add_task(
-            "training", total=self.config.steps, completed=step, loss=float("nan")
+            "training", total=self.steps, completed=step, loss=float("nan")
         )
 
     def record(self, step: int, metrics: dict[str, Any], batch: dict[str, np.ndarray]) -> None:
-        """One finished step. Tokens are real ones, without padding: prompts and queries."""
+        """One finished step. Tokens are real ones, without padding."""
         loss = float(metrics["loss"])
         self.losses.append((step, loss))
-        self._tokens += int(batch["prompt_mask"].sum()) + int(batch["query_mask"].sum())
+        self._tokens += sum(int(batch[name].sum()) for name in TOKENS if name in batch)
         self._truncated += int(batch["truncated"])
         self.bar.update(self._task, completed=step, loss=loss)
-        if step % self.config.log_every and step != self.config.steps:
+        if step % self.every and step != self.steps:
             return
         now = time.time()
         speed = self._tokens / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now
-        scalars = {
-            "loss": loss,
-            "cv": float(metrics["cv"]),
-            "gradient_norm": float(metrics["grad_norm"]),
-            "learning_rate": float(metrics["learning_rate"]),
+        scalars = {name: float(x) for name, x in metrics.items() if np.ndim(x) == 0} | {
             "tokens_per_second": speed,
-            "truncated_queries_or_prompts": self._truncated,
+            "truncated": self._truncated,
         }
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
-        for layer, row in enumerate(np.asarray(metrics["usage"])):
+        for layer, row in enumerate(np.asarray(metrics.get("usage", ()))):
             for expert, share in enumerate(row):
                 self.writer.add_scalar(f"usage/layer{layer:02d}/expert{expert}", share, step)
         self.writer.flush()
         if self.lines:
             done = step - self._first
-            left = (now - self._began) / max(done, 1) * (self.config.steps - step)
+            left = (now - self._began) / max(done, 1) * (self.steps - step)
+            cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
             self.console.print(
-                f"step {step}/{self.config.steps}  loss {loss:.4f}  cv {scalars['cv']:.3f}  "
-                f"grad {scalars['gradient_norm']:.3f}  {speed:,.0f} tokens/s  {left:,.0f} s left",
+                f"step {step}/{self.steps}  loss {loss:.4f}{cv}  grad {scalars['grad_norm']:.3f}  "
+                f"{speed:,.0f} tokens/s  {left:,.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )

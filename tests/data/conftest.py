@@ -19,7 +19,8 @@ def shared() -> Path:
 
 
 def _texts() -> list[str]:
-    return [*synthetic.corpus(300, seed=9), "Zebras? Quick; vexing: jumps, 0123456789!"]
+    texts = synthetic.corpus(300, seed=9, family="words")
+    return [*texts, "Zebras? Quick; vexing: jumps, 0123456789!"]
 
 
 @pytest.fixture(scope="session")

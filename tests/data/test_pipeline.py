@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lorage_jax.config import ConfigError, DataConfig, Source
-from lorage_jax.data import synthetic
+from lorage_jax.config import DataConfig, Source
+from lorage_jax.data import synthetic, text_tasks
 from lorage_jax.data.pipeline import data_fingerprint, load_groups, make_dataset
-from lorage_jax.errors import DataError
+from lorage_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def mixed(write):
     """A config over all three kinds."""
     instruction = Source(path=write("i.jsonl", _rows({"A": 5, "B": 1, "C": 2})), weight=0.5)
     choices = Source(path=write("c.jsonl", _items(9)), kind="choices", name="piqa", shots=(0, 3))
-    return _config(instruction, choices, Source(path="synthetic", kind="synthetic", weight=2))
+    words = Source(path="synthetic", kind="synthetic", name="words", split="paraphrase", weight=2)
+    return _config(instruction, choices, words)
 
 
 def _equal(left, right):
@@ -134,19 +135,28 @@ def test_choices_draw_new_samples_every_epoch_but_never_the_queried(write):
     assert all(target == f"a{user[1:]}" for g in taken for user, target in g.queries)
 
 
-def test_synthetic_is_endless_and_keeps_to_its_split():
-    source = Source(path="synthetic", kind="synthetic", split="composition")
+def test_synthetic_is_endless_and_keeps_to_its_split_and_family():
+    source = Source(path="synthetic", kind="synthetic", name="words", split="composition")
     groups = load_groups(_config(source, queries=3), seed=0)
     taken = _take(groups, 400)
-    allowed = {p.system for _, p in synthetic.prompts("composition")}
-    assert {g.system for g in taken} <= allowed and len({g.system for g in taken}) > 150
+    held = {task.name for task in text_tasks.tasks("composition")}
+    assert {synthetic.find(g.system).task for g in taken} <= held
+    assert len({g.system for g in taken}) > 350
     assert all(len({user for user, _ in g.queries}) == 3 for g in taken)
+    assert all(synthetic.find(g.system).answer(u) == t for g in taken for u, t in g.queries)
     size = 1 << 16
     assert _take(groups, 10) != _take(groups, 10, size)
     few = Source(path="synthetic", kind="synthetic", limit=6)
     fixed = load_groups(_config(few), seed=0)
     epochs = [sorted(_take(fixed, 6, 6 * e), key=lambda g: g.index) for e in range(3)]
     assert epochs[0] == epochs[1] == epochs[2] and len({g.queries for g in epochs[0]}) == 6
+    # Without a family all that have the split, with one only this.
+    both, tools = (
+        _take(load_groups(_config(Source("synthetic", "synthetic", name=name)), 0), 200)
+        for name in ("", "tools")
+    )
+    assert all("TOOLS:" in g.system for g in tools)
+    assert 25 < sum("TOOLS:" in g.system for g in both) < 80
 
 
 def test_limit_and_needs_input(write):
@@ -165,7 +175,7 @@ def test_describe_names_file_and_line(mixed, cloud, edge):
     assert dataset.describe(3).endswith("i.jsonl:6")  # B, behind three chunks of A
     assert dataset.describe(5).endswith("c.jsonl:1")
     assert dataset.describe(13).endswith("c.jsonl:9")
-    assert dataset.describe(14) == "synthetic/train:0"
+    assert dataset.describe(14) == "synthetic/paraphrase:0"
     with pytest.raises(DataError, match="no group"):
         dataset.describe(1 << 20)
 
@@ -183,6 +193,8 @@ def test_faults_of_the_files_come_before_the_first_batch(write):
         load_groups(_config(Source(path=source.path, kind="choices", name="oops")), 0)
     with pytest.raises(DataError, match="no split 'test'"):
         load_groups(_config(Source(path="synthetic", kind="synthetic", split="test")), 0)
+    with pytest.raises(DataError, match="no family 'oops'"):
+        load_groups(_config(Source(path="synthetic", kind="synthetic", name="oops")), 0)
 
 
 def test_folder_holds_one_file_per_split(write, tmp_path):

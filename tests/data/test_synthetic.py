@@ -1,112 +1,150 @@
 import re
+from collections import Counter
+from random import Random
 
 import pytest
 
-from lorage_jax.data import synthetic
-from lorage_jax.data.synthetic import FORMATS, OPERATIONS, SPLITS, corpus, draw, draw_groups
+from lorage_jax.data import synthetic, text_tasks, tool_calls
+from lorage_jax.data.synthetic import (
+    FAMILIES,
+    SPLITS,
+    blind_ceiling,
+    corpus,
+    draw,
+    draw_group,
+    draw_groups,
+    draw_prompt,
+    families,
+    find,
+)
 from lorage_jax.errors import DataError
 
-
-def _prompts(split):
-    return [prompt for _, prompt in synthetic.prompts(split)]
+CELLS = [(split, family) for family in FAMILIES for split in FAMILIES[family].splits]
 
 
-def _words(split):
-    return {word for p in _prompts(split) for word in re.findall(r"\w+", p.system.lower())}
+def test_splits_of_the_families():
+    assert {split: families(split) for split in SPLITS} == {
+        "train": ("words", "tools"),
+        "paraphrase": ("words", "tools"),
+        "composition": ("words",),
+        "samples": ("words",),
+        "tools": ("tools",),
+    }
 
 
-def test_no_prompt_is_in_two_splits():
-    texts = [p.system for split in SPLITS for p in _prompts(split)]
-    assert len(texts) == len(set(texts))
+@pytest.mark.parametrize(("split", "family"), CELLS)
+def test_draw_is_seeded(split, family):
+    records = draw(split, 30, 3, family)
+    assert records == draw(split, 30, 3, family) and len(records) == 30
+    assert records[:12] == draw(split, 12, 3, family)
+    assert records != draw(split, 30, 4, family)
+    assert len({r.system for r in records}) == 30
+    assert all(r.user.strip() and r.target.strip() for r in records)
 
 
-def test_what_the_splits_hold_out():
-    train, paraphrase, composition = (_prompts(split) for split in SPLITS)
-    tasks = {p.task for p in train}
-    assert tasks == {p.task for p in paraphrase}
-    held = {p.task for p in composition}
-    assert held and not held & tasks
-    assert len(held | tasks) == len(OPERATIONS) * len(FORMATS)
-    # Every half of a held-out pair is trained in other pairs.
-    for half in (0, 1):
-        parts = {task.split("/")[half] for task in tasks}
-        assert {task.split("/")[half] for task in held} <= parts
-    # No wording of the paraphrase split is part of a training prompt.
-    seen = {text for part in OPERATIONS + FORMATS for text in part.seen}
-    unseen = {text for part in OPERATIONS + FORMATS for text in part.unseen}
-    assert not seen & unseen
-    for text, wordings in ((p.system.lower(), unseen) for p in paraphrase):
-        assert all(sentence in wordings for sentence in text.removesuffix(".").split(". "))
-    assert all(len(part.seen) == 3 for part in OPERATIONS + FORMATS)
+def test_known_record():
+    # Drawn data must not change unless VERSION does.
+    assert synthetic.VERSION == 2
+    [record] = draw("paraphrase", 1, 0, "words")
+    assert (record.system, record.user, record.target) == KNOWN
 
 
-def test_unseen_wordings_use_seen_words():
-    assert _words("paraphrase") <= _words("train")
-    assert _words("composition") <= _words("train")
+KNOWN = (
+    "End with stop. Remove the first word.",
+    "cat home leaf star key",
+    "home leaf star key stop",
+)
 
 
-def test_texts_are_short():
-    assert max(len(p.system.split()) for s in SPLITS for p in _prompts(s)) <= 25
-    assert {len(r.user.split()) for r in draw("train", 200, 0)} == {3, 4}
+def test_docstring_example():
+    assert all(repr(text) in synthetic.__doc__ for text in (KNOWN, EXAMPLE))
+    assert find(KNOWN[0]).answer("sun cat oil") == EXAMPLE
 
 
-ANSWERS = {
-    "copy/comma": "sun, cat, oil",
-    "reverse/bars": "| oil | cat | sun |",
-    "first/brackets": "[ sun ]",
-    "last/parens": "( oil )",
-    "second/quotes": '"cat"',
-    "sort/stars": "* cat * oil * sun",
-    "upper/arrow": "-> SUN CAT OIL",
-    "count/stop": "3 stop",
-    "double/comma": "sun, sun, cat, cat, oil, oil",
-    "drop_first/bars": "| cat | oil |",
-    "drop_last/brackets": "[ sun cat ]",
-    "swap/parens": "( cat sun oil )",
-    "rotate/quotes": '"cat" "oil" "sun"',
-    "initials/stars": "* s * c * o",
-}
+EXAMPLE = "cat oil stop"
 
 
-def test_answers():
-    by_task = {p.task: p for split in SPLITS for p in _prompts(split)}
-    assert {task: by_task[task].answer("sun cat oil") for task in ANSWERS} == ANSWERS
-
-
-def test_same_input_has_another_answer_under_every_task():
-    by_task = {p.task: p for split in SPLITS for p in _prompts(split)}
-    # Any two tasks differ on one of these; most of them differ on each.
-    users = ("sun cat oil", "cat egg moon lamp")
-    answers = {tuple(p.answer(user) for user in users) for p in by_task.values()}
-    assert len(answers) == len(by_task)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_draw_is_seeded(split):
-    assert draw(split, 20, 3) == draw(split, 20, 3)
-    assert draw(split, 20, 3) != draw(split, 20, 4)
-    assert draw(split, 20, 3) == draw(split, 50, 3)[:20]
-    known = {p.system: p for p in _prompts(split)}
-    assert all(known[r.system].answer(r.user) == r.target for r in draw(split, 50, 3))
+def test_prompts_are_distinct_within_a_draw_and_across_splits():
+    texts = [r.system for split, family in CELLS for r in draw(split, 400, 0, family)]
+    assert len(texts) == len(set(texts)) == 400 * len(CELLS)
+    # Also where there are few: most draws here would be repetitions.
+    few = draw("composition", 4000, 0)
+    assert len({r.system for r in few}) == 4000
 
 
 def test_groups_share_the_prompt_and_differ_in_input():
-    groups = draw_groups("train", 2000, 4, 0)
-    assert all(len({r.system for r in g}) == 1 for g in groups)
-    assert all(len({r.user for r in g}) == 4 for g in groups)
-    # No prompt comes twice before all have come once.
-    size = len(_prompts("train"))
-    assert len({g[0].system for g in groups[:size]}) == size < 2000
+    for split, family in CELLS:
+        groups = draw_groups(split, 20, 4, 0, family)
+        assert all(len({r.system for r in g}) == 1 for g in groups)
+        assert all(len({r.user for r in g}) == len(g) == 4 for g in groups)
+        # The prompts are those of a draw with another number of queries.
+        assert [g[0].system for g in groups] == [r.system for r in draw(split, 20, 0, family)]
+    assert len(draw_group("train", 7, Random(0), "words")) == 7
 
 
-def test_unknown_split():
+def test_families_are_drawn_by_weight():
+    rng = Random(0)
+    counts = Counter(draw_prompt("train", rng).family for _ in range(2000))
+    assert counts == pytest.approx({"words": 1500, "tools": 500}, abs=80)
+    assert {draw_prompt("train", rng, "tools").family for _ in range(20)} == {"tools"}
+    assert {draw_prompt("samples", rng).family for _ in range(20)} == {"words"}
+
+
+def test_tools_come_from_tool_calls():
+    for split, name in (("train", "train"), ("paraphrase", "paraphrase"), ("tools", "unseen")):
+        ours, theirs = (
+            draw_prompt(split, Random(5), "tools"),
+            tool_calls.draw_prompt(name, Random(5)),
+        )
+        assert (ours.system, ours.task, ours.answer) == (theirs.system, "tools", None)
+        assert ours.draw(Random(6)) == theirs.draw(Random(6))
+        assert blind_ceiling(split, "tools") == tool_calls.blind_ceiling(name)
+
+
+def test_blind_ceilings_are_low():
+    for split in text_tasks.SPLITS:
+        assert 0 < blind_ceiling(split, "words") == text_tasks.blind_ceiling(split) < 0.02
+
+
+@pytest.mark.parametrize("split", ["paraphrase", "composition"])
+def test_find_knows_the_answers(split):
+    for record in draw(split, 300, 5, "words"):
+        found = find(record.system)
+        assert found.answer(record.user) == record.target and found.family == "words"
+        user, target = found.draw(Random(1))
+        assert found.answer(user) == target
+    assert find("Be kind.") is None
+
+
+def test_a_draw_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(synthetic, "TRIES", 50)
+    prompt = synthetic.Prompt("S", "one", "words", lambda rng: ("u", "t"))
+    family = synthetic.Family(("train",), lambda split, rng: prompt, lambda split: 1.0, 1)
+    monkeypatch.setitem(FAMILIES, "one", family)
+    assert len(draw("train", 1, 0, "one")) == 1
+    with pytest.raises(DataError, match="2 different prompts of 'train' are too many; found 1"):
+        draw("train", 2, 0, "one")
+    with pytest.raises(DataError, match="2 different user texts are too many for the task 'one'"):
+        draw_group("train", 2, Random(0), "one")
+
+
+def test_wrong_names():
     with pytest.raises(DataError, match="no split 'test'; expected train, paraphrase, compos"):
         draw("test", 1, 0)
+    with pytest.raises(DataError, match="no split 'test'"):
+        families("test")
+    with pytest.raises(DataError, match="no family 'oops'; expected words, tools"):
+        draw_group("train", 1, Random(0), "oops")
+    with pytest.raises(DataError, match="family 'tools' has no split 'samples'; it has train, pa"):
+        draw_prompt("samples", Random(0), "tools")
+    with pytest.raises(DataError, match="family 'words' has no split 'tools'"):
+        blind_ceiling("tools", "words")
 
 
 def test_corpus_holds_training_texts_only():
-    texts = corpus(400, 1)
-    assert len(texts) == 400 and texts == corpus(400, 1)
-    train = {p.system for p in _prompts("train")}
-    pattern = re.compile(r"System: (.+)\n\nUser: (\w+ ){2,3}\w+\nAssistant: .+")
-    assert all(pattern.fullmatch(text)[1] in train for text in texts)
+    texts = corpus(400, 1, "words")
+    assert len(texts) == 400 and texts == corpus(400, 1, "words")
+    records = draw("train", 400, 1, "words")
+    assert [r.system in text for r, text in zip(records, texts, strict=True)] == [True] * 400
+    pattern = re.compile(r"System: (.+)\n\nUser: (\w+ ){2,4}\w+\nAssistant: .+", re.DOTALL)
+    assert all(pattern.fullmatch(text) for text in texts)

@@ -335,7 +335,7 @@ def test_generated_records_run(models, calls):
     """Our own generator's records, cut to a small model's context."""
     records = to_tool_records(draw("unseen", 3, seed=0))
     result = run(models, records, arms=("in_context", "specialized"))
-    assert result["arms"]["in_context"]["truncated"] == 3
+    assert result["arms"]["in_context"]["truncated"] > 0
     assert result["arms"]["specialized"]["truncated"] == 0
 
 

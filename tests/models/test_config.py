@@ -6,8 +6,9 @@ import json
 import pytest
 import transformers
 
-from lorage_jax.config import GeneratorConfig, ModelConfig, OptimizerConfig, from_dict, to_dict
+from lorage_jax.config import GeneratorConfig, ModelConfig, OptimizerConfig
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.hf.config import model_config, to_hf_config
 from tests.tiny import VARIANTS, hf_config, make_tiny
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import lorage_jax as lg
-from lorage_jax.config import MeshConfig, Source, to_dict
+from lorage_jax.config import MeshConfig, Source
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
+from lorage_jax.fields import to_dict
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.train.loop import train
 from lorage_jax.train.watch import Watch

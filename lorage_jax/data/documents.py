@@ -1,0 +1,210 @@
+"""Documents for pretraining: prose, or a system prompt with solved requests, as rows of tokens.
+
+The requests of one prompt stand side by side behind it (`models.decoder.Branches`): each is read as
+`edge_prompt_with_system` writes it, and the prompt is paid for once. Some documents show requests
+without their prompt, as a specialised edge will see them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+from typing import Any
+
+import grain
+import numpy as np
+
+from lorage_jax.config import Corpus, PretrainConfig
+from lorage_jax.data.batches import Group, pad_id
+from lorage_jax.data.pipeline import load_source, source_rows
+from lorage_jax.data.prompts import (
+    edge_prompt,
+    edge_prompt_with_system,
+    edge_target,
+    encode,
+    encode_target,
+)
+from lorage_jax.errors import DataError
+
+Rows = dict[str, np.ndarray]
+
+# What is known of every slot, in the order of `_line`.
+COLUMNS = ("tokens", "branch", "positions", "targets", "loss_mask", "answer_mask")
+
+PIECE = 6  # characters of prose taken for every token that there is room for; the rest is cut
+
+
+@dataclass(frozen=True)
+class Document:
+    """`texts`: (prompt, answer) pairs whose prompts begin alike, or one (text, "") of prose."""
+
+    texts: tuple[tuple[str, str], ...]
+    index: int
+
+
+class Documents:
+    """Endless, seeded, resumable batches; every batch holds documents of one corpus.
+
+    `iter(...)` gives a grain iterator, as of `data.pipeline.Batches`.
+    """
+
+    def __init__(self, config: PretrainConfig, seed: int):
+        self._config = config
+        self._weights = [corpus.source.weight for corpus in config.corpora]
+        self._parts, self._places = [], []
+        for number, corpus in enumerate(config.corpora):
+            dataset, places = _load(corpus, Random(f"{seed}/{number}").getrandbits(32))
+            start = sum(map(len, self._places))
+            self._parts.append(dataset.map(_Shift(start)))
+            self._places.append(places)
+
+    def texts(self, count: int) -> list[str]:
+        """`count` documents of all corpora by weight, for a tokenizer."""
+        documents = grain.MapDataset.mix(self._parts, self._weights)
+        return [
+            prompt + (edge_target(answer) if answer else "")
+            for i in range(count)
+            for prompt, answer in documents[i].texts
+        ]
+
+    def batches(self, tokenizer: Any) -> grain.IterDataset:
+        """Batches as `rows` makes them."""
+        tokenizer = copy.deepcopy(tokenizer)  # another thread may use the caller's
+        batched = [
+            part.batch(corpus.documents, drop_remainder=True, batch_fn=_Encode(tokenizer, corpus))
+            for part, corpus in zip(self._parts, self._config.corpora, strict=True)
+        ]
+        mixed = grain.MapDataset.mix(batched, self._weights)
+        return mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+
+    def describe(self, index: int) -> str:
+        """Where a number in `group_ids` comes from."""
+        for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
+            if 0 <= index < end:
+                return places[index - end]
+        raise DataError(f"there is no document {index}; the data end before it.")
+
+
+def rows(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> Rows:
+    """Documents packed into `count` rows [B, T] of `length` slots, the longest first.
+
+    tokens, mask; text, branch and positions as in `Branches`; targets: the token that follows in
+    the same branch; loss_mask: where there is one; answer_mask: where it belongs to an answer, or
+    to prose. group_ids [D]; truncated []: how many documents were cut, or found no room.
+    """
+    lines = [_line(tokenizer, document.texts) for document in documents]
+    out = {
+        name: np.zeros((count, length), bool if name.endswith("mask") else np.int32)
+        for name in ("tokens", "mask", "text", *COLUMNS[1:])
+    }
+    out["tokens"][:] = pad_id(tokenizer)
+    used, texts = [0] * count, [0] * count
+    cut = sum(len(line) > length for line in lines)
+    for line in sorted(lines, key=len, reverse=True):
+        columns = np.array(line[:length], np.int32).T
+        size = columns.shape[1]
+        row = next((row for row in range(count) if used[row] + size <= length), None)
+        if row is None:
+            cut += 1
+            continue
+        place = slice(used[row], used[row] + size)
+        for name, column in zip(COLUMNS, columns, strict=True):
+            out[name][row, place] = column
+        out["mask"][row, place], out["text"][row, place] = True, texts[row]
+        used[row], texts[row] = used[row] + size, texts[row] + 1
+    out["group_ids"] = np.array([document.index for document in documents], np.int64)
+    out["truncated"] = np.array(cut, np.int64)
+    return out
+
+
+def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+    """(token, branch, position, target, has target, is answer) of every slot of a document."""
+    sequences = []
+    for prompt, answer in texts:
+        ids = encode(tokenizer, prompt, bos=True)
+        known = len(ids) if answer else 0
+        ids += encode_target(tokenizer, answer) if answer else [tokenizer.eos_token_id]
+        sequences.append((ids, known))
+    trunk = 0 if len(sequences) == 1 else _common([ids for ids, _ in sequences])
+    line = []
+    for branch, (ids, known) in enumerate(sequences, 1):
+        shown = 0 if branch == 1 else trunk
+        for at in range(shown, len(ids) - 1):
+            # The trunk's last token is followed by another one in every branch.
+            at_fork = trunk > 0 and at == trunk - 1
+            line.append(
+                (
+                    ids[at],
+                    0 if at < trunk else branch,
+                    at,
+                    ids[at + 1],
+                    not at_fork,
+                    at + 1 >= known,
+                )
+            )
+    return line
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all share; each keeps one of its own."""
+    shortest = min(map(len, sequences)) - 1
+    first = sequences[0]
+    return next(
+        (i for i in range(shortest) if any(ids[i] != first[i] for ids in sequences)), shortest
+    )
+
+
+@dataclass(frozen=True)
+class _Shift:
+    start: int
+
+    def __call__(self, document: Document) -> Document:
+        return Document(document.texts, document.index + self.start)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    tokenizer: Any
+    corpus: Corpus
+
+    def __call__(self, batch: Sequence[Document]) -> Rows:
+        return rows(self.tokenizer, batch, self.corpus.rows, self.corpus.row_tokens)
+
+
+def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
+    """The documents of one corpus without end, and where they come from."""
+    if corpus.source.kind == "text":
+        return _prose(corpus, seed)
+    source = load_source(corpus.source, corpus.queries)
+
+    def document(group: Group, generator: np.random.Generator) -> Document:
+        if generator.random() < corpus.blind:
+            texts = tuple((edge_prompt(user), target) for user, target in group.queries)
+        else:
+            texts = tuple(
+                (edge_prompt_with_system(group.system, user), target)
+                for user, target in group.queries
+            )
+        return Document(texts, group.index)
+
+    return source.dataset(seed).random_map(document, seed=seed), source.places
+
+
+def _prose(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
+    """Every text in pieces of about `row_tokens`, each once an epoch."""
+    found = source_rows(corpus.source)[: corpus.source.limit]
+    for place, row in found:
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise DataError(f"{place}: expected a row with a field text that is not empty.")
+    size = PIECE * corpus.row_tokens
+    spots = [(n, at) for n, (_, row) in enumerate(found) for at in range(0, len(row["text"]), size)]
+
+    def document(index: int) -> Document:
+        n, at = spots[index]
+        return Document(((found[n][1]["text"][at : at + size], ""),), index)
+
+    order = grain.MapDataset.source(range(len(spots))).seed(seed).shuffle().repeat()
+    return order.map(document), [f"{found[n][0]}, character {at}" for n, at in spots]
