@@ -80,6 +80,29 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Pretrain:
+    """Train a small language model from scratch, tokenizer included; it can be a cloud or an edge.
+
+    The experiment file defines config() -> PretrainConfig.
+
+    Example: lorage pretrain experiments/nano_edge.py --out runs/nano_edge
+    """
+
+    experiment: Positional[Path]
+    """Python file, or the name of one in experiments/."""
+    out: Path | None = None
+    """Folder of the run, instead of the experiment's own."""
+    resume: bool = False
+    """Go on from the run's last checkpoint; begin when there is none."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.pretrain import pretrain_experiment
+
+        return pretrain_experiment(self.experiment, self.out, self.resume)
+
+
+@dataclass(frozen=True)
 class Specialize:
     """Turn a system prompt into a card, a PEFT adapter and a merged Hugging Face checkpoint.
 
@@ -289,7 +312,7 @@ class Bench:
 
 
 Command = Annotated[
-    Quickstart | Train | Specialize | Generate | Eval | Inspect | Report | Bench,
+    Quickstart | Pretrain | Train | Specialize | Generate | Eval | Inspect | Report | Bench,
     tyro.conf.OmitSubcommandPrefixes,
 ]
 

@@ -210,13 +210,20 @@ class DataConfig:
     max_prompt_tokens: int = 1024  # S at most, in cloud tokens
     max_query_tokens: int = 1024  # T at most, in edge tokens: input and target
     min_bucket: int = 32  # shapes are padded to min_bucket times a power of two (or the maximum)
+    prompt_chunks: int = 1  # prompts of a batch, sorted by length, are padded in so many parts
 
     def __post_init__(self):
         check_types(self)
         require(len(self.sources) > 0, "data.sources is empty; name at least one Source.")
+        for source in self.sources:
+            require(
+                source.kind != "text",
+                f"the source {source.path} is of kind text: prose has no system prompts to learn "
+                "from. Use it in a Corpus of `lorage pretrain`, or give rows with prompts here.",
+            )
         require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
         require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
-        for name in ("max_prompt_tokens", "max_query_tokens", "min_bucket"):
+        for name in ("max_prompt_tokens", "max_query_tokens", "min_bucket", "prompt_chunks"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; expected 1 or more.")
 
@@ -273,6 +280,11 @@ class ExperimentConfig:
             self.data.prompts_per_batch % accumulate == 0,
             f"prompts_per_batch {self.data.prompts_per_batch} does not divide into "
             f"accumulate = {accumulate} micro-batches.",
+        )
+        require(
+            self.data.prompts_per_batch % (accumulate * self.data.prompt_chunks) == 0,
+            f"{self.data.prompts_per_batch // accumulate} prompts of a micro-batch do not divide "
+            f"into prompt_chunks = {self.data.prompt_chunks}.",
         )
         # BatchNorm needs variance: a per-layer router sees one number per prompt and expert.
         prompts = self.data.prompts_per_batch // accumulate
@@ -336,7 +348,8 @@ class PretrainConfig:
         for name in ("steps", "tokenizer_documents", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
         require(self.log_every >= 1, f"log_every is {self.log_every}; expected >= 1.")
-        require(0 <= self.prompt_weight <= 1, "prompt_weight: expected 0 to 1.")
+        share = self.prompt_weight
+        require(0 <= share <= 1, f"prompt_weight is {share}; expected 0 to 1.")
         warmup = self.optimizer.warmup_steps
         require(
             warmup < self.steps,

@@ -159,21 +159,22 @@ def _attend_forward(q, k, v, mask, scale, cap):
     total = jnp.sum(weights, axis=-1, keepdims=True)
     y = _batched("rs,sh->rh", weights.astype(v.dtype), v, out=jnp.float32) / total
     y = y.astype(v.dtype)
-    return y, (q, k, v, mask, top + jnp.log(total), y)
+    return y, (q, k, v, mask, top, total, y)
 
 
 def _attend_backward(scale, cap, saved, dy):
-    q, k, v, mask, logsumexp, y = saved
+    q, k, v, mask, top, total, y = saved
     scores = _scores(q, k, mask, scale, cap)
-    weights = jnp.exp(scores - logsumexp)
+    # Not through log(total): where every key is masked, `top` would swallow it.
+    weights = jnp.exp(scores - top) / total
     dv = _batched("rs,rh->sh", weights.astype(dy.dtype), dy)
     dweights = _batched("rh,sh->rs", dy, v, out=jnp.float32)
     # The softmax's own part of the gradient: sum_s weights dweights = y . dy.
-    inner = jnp.sum((y * dy).astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jnp.sum(y.astype(jnp.float32) * dy.astype(jnp.float32), axis=-1, keepdims=True)
     dscores = weights * (dweights - inner) * scale
     if cap is not None:
-        dscores *= jnp.where(mask[:, None, None], 1 - jnp.square(scores / cap), 0.0)
-    dscores = dscores.astype(q.dtype)
+        dscores *= 1 - jnp.square(scores / cap)
+    dscores = jnp.where(mask[:, None, None], dscores, 0.0).astype(q.dtype)
     dq = _batched("rs,sh->rh", dscores, k)
     dk = _batched("rs,rh->sh", dscores, q)
     return dq, dk, dv, None

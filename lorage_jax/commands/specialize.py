@@ -77,7 +77,9 @@ def specialize_into(
     first = began = time.time()
     card = specialize(generator, prompt)
     specialize_seconds = time.time() - began
-    edge = load_model(edge_folder, stored_dtype(edge_folder))
+    # Merged in float32 when either side is: a bfloat16 edge does not round a float32 result.
+    stored = stored_dtype(edge_folder)
+    edge = load_model(edge_folder, "float32" if "float32" in (dtype, stored) else stored)
     card.check(edge, generator.pool)
     probe = _probe(edge, prompt)
     logits = {"unmerged": _logits(edge, probe, card, generator.pool)}

@@ -16,7 +16,7 @@ from lorage_jax.config import DataConfig
 from lorage_jax.data.prompts import edge_prompt, encode, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,43 +72,60 @@ class Encoder:
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """P groups as numpy arrays.
 
-        prompt_tokens, prompt_mask [P, S], padded on the left; query_tokens, query_mask,
-        loss_mask [B, T], padded on the right; group_ids [P]; truncated []: how many texts were
-        cut. loss_mask is True on target tokens and their eos. A group with fewer than Q queries
-        is filled with rows without loss.
+        prompt_tokens, prompt_mask: of each chunk [P / chunks, S], padded on the left; query_tokens,
+        query_mask, loss_mask [B, T], padded on the right; group_ids [P]; truncated []: how many
+        texts were cut. loss_mask is True on target tokens and their eos. A group with fewer than Q
+        queries is filled with rows without loss. With several chunks, groups are sorted by the
+        length of their prompts.
         """
         config = self.config
+        chunks = self._chunks(groups)
+        groups = [group for chunk in chunks for group in chunk]
         per_prompt = config.queries_per_prompt
         longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
-        s = padded_length(
-            max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens
-        )
         t = padded_length(longest, config.min_bucket, config.max_query_tokens)
         rows = len(groups) * per_prompt
-        prompt_tokens = np.full((len(groups), s), pad_id(self.cloud), np.int32)
-        prompt_mask = np.zeros((len(groups), s), bool)
+        prompts = [self._prompts(chunk) for chunk in chunks]
         query_tokens = np.full((rows, t), pad_id(self.edge), np.int32)
         query_mask = np.zeros((rows, t), bool)
         loss_mask = np.zeros((rows, t), bool)
         # A row that attends to nothing would be NaN: filler rows keep one padding token.
         query_mask[:, 0] = True
         for p, group in enumerate(groups):
-            prompt_tokens[p, s - len(group.prompt) :] = group.prompt
-            prompt_mask[p, s - len(group.prompt) :] = True
             for q, (asked, answer) in enumerate(group.queries):
                 row, end = p * per_prompt + q, len(asked) + len(answer)
                 query_tokens[row, :end] = asked + answer
                 query_mask[row, :end] = True
                 loss_mask[row, len(asked) : end] = True
         return {
-            "prompt_tokens": prompt_tokens,
-            "prompt_mask": prompt_mask,
+            "prompt_tokens": tuple(tokens for tokens, _ in prompts),
+            "prompt_mask": tuple(mask for _, mask in prompts),
             "query_tokens": query_tokens,
             "query_mask": query_mask,
             "loss_mask": loss_mask,
             "group_ids": np.array([g.index for g in groups], np.int64),
             "truncated": np.array(sum(g.truncated for g in groups), np.int64),
         }
+
+    def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
+        """Prompts of about the same length together: a long one pads its own chunk only."""
+        count = self.config.prompt_chunks
+        if count == 1:
+            return [groups]
+        groups, size = sorted(groups, key=lambda g: len(g.prompt)), len(groups) // count
+        return [groups[i * size : (i + 1) * size] for i in range(count)]
+
+    def _prompts(self, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
+        s = padded_length(
+            max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens
+        )
+        tokens = np.full((len(groups), s), pad_id(self.cloud), np.int32)
+        mask = np.zeros((len(groups), s), bool)
+        for p, group in enumerate(groups):
+            tokens[p, s - len(group.prompt) :] = group.prompt
+            mask[p, s - len(group.prompt) :] = True
+        return tokens, mask
 
 
 def padded_length(length: int, smallest: int, largest: int) -> int:

@@ -27,12 +27,15 @@ from lorage_jax.data.prompts import (
     encode,
     encode_target,
 )
-from lorage_jax.errors import DataError
+from lorage_jax.data.records import require_text
+from lorage_jax.errors import ConfigError, DataError
 
 Rows = dict[str, np.ndarray]
 
 # What is known of every slot, in the order of `_line`.
 COLUMNS = ("tokens", "branch", "positions", "targets", "loss_mask", "answer_mask")
+
+SAMPLE = 32  # documents that are looked at before a run, whether rows can hold them
 
 PIECE = 6  # characters of prose taken for every token that there is room for; the rest is cut
 
@@ -71,8 +74,11 @@ class Documents:
         ]
 
     def batches(self, tokenizer: Any) -> grain.IterDataset:
-        """Batches as `rows` makes them."""
+        """Batches as `rows` makes them. ConfigError when no solved request fits into a row."""
         tokenizer = copy.deepcopy(tokenizer)  # another thread may use the caller's
+        for corpus, part in zip(self._config.corpora, self._parts, strict=True):
+            if corpus.source.kind != "text":
+                _check_room(tokenizer, corpus, [part[i] for i in range(SAMPLE)])
         batched = [
             part.batch(corpus.documents, drop_remainder=True, batch_fn=_Encode(tokenizer, corpus))
             for part, corpus in zip(self._parts, self._config.corpora, strict=True)
@@ -102,13 +108,13 @@ def rows(tokenizer: Any, documents: Sequence[Document], count: int, length: int)
     }
     out["tokens"][:] = pad_id(tokenizer)
     used, texts = [0] * count, [0] * count
-    cut = sum(len(line) > length for line in lines)
+    cut = 0
     for line in sorted(lines, key=len, reverse=True):
         columns = np.array(line[:length], np.int32).T
         size = columns.shape[1]
         row = next((row for row in range(count) if used[row] + size <= length), None)
+        cut += row is None or len(line) > length
         if row is None:
-            cut += 1
             continue
         place = slice(used[row], used[row] + size)
         for name, column in zip(COLUMNS, columns, strict=True):
@@ -157,6 +163,17 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
     )
 
 
+def _check_room(tokenizer: Any, corpus: Corpus, sample: Sequence[Document]) -> None:
+    """What is cut loses its answers: rows that hold no document at all would teach nothing."""
+    shortest = min(len(_line(tokenizer, document.texts)) for document in sample)
+    if shortest > corpus.row_tokens:
+        raise ConfigError(
+            f"row_tokens is {corpus.row_tokens}, but documents of {corpus.source.path} are longer: "
+            f"the shortest of {len(sample)} has {shortest} tokens. Raise row_tokens, or lower "
+            f"queries ({corpus.queries})."
+        )
+
+
 @dataclass(frozen=True)
 class _Shift:
     start: int
@@ -197,8 +214,7 @@ def _prose(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
     """Every text in pieces of about `row_tokens`, each once an epoch."""
     found = source_rows(corpus.source)[: corpus.source.limit]
     for place, row in found:
-        if not isinstance(row.get("text"), str) or not row["text"].strip():
-            raise DataError(f"{place}: expected a row with a field text that is not empty.")
+        require_text(row, "text", place)
     size = PIECE * corpus.row_tokens
     spots = [(n, at) for n, (_, row) in enumerate(found) for at in range(0, len(row["text"]), size)]
 

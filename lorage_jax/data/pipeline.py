@@ -210,14 +210,13 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
     return [(f"{name} row {number}", dict(row)) for number, row in enumerate(rows)]
 
 
-def data_fingerprint(config: DataConfig) -> str:
-    """sha256 of what the batches depend on: settings, templates, bytes of local files."""
-    digest = hashlib.sha256()
-    settings = to_dict(config)
-    for source, values in zip(config.sources, settings["sources"], strict=True):
+def data_fingerprint(sources: Sequence[Source]) -> str:
+    """sha256 of what sources give: their fields, templates, bytes of local files, not paths."""
+    described = [to_dict(source) for source in sources]
+    for source, values in zip(sources, described, strict=True):
         path = None if source.kind == "synthetic" else local_file(source)
         if path:
             values["path"] = hashlib.sha256(read_bytes(path)).hexdigest()
     versions = [TEMPLATE_VERSION, synthetic.VERSION, tool_calls.VERSION]
-    digest.update(json.dumps([settings, versions], sort_keys=True).encode())
-    return digest.hexdigest()
+    text = json.dumps([described, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,6 @@ and the controls of `specialized`, which say whether the prompt made the differe
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -26,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lorage_jax.data.gpt4tools import ToolRecord
-from lorage_jax.data.prompts import cloud_prompt, edge_prompt, encode
+from lorage_jax.data.prompts import edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.controls import fit_cloud, journaled_cards, random_prompt
+from lorage_jax.evaluate.controls import fit_cloud, journaled_cards, mean_card, random_prompts
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
 from lorage_jax.evaluate.statistics import paired_gap
 from lorage_jax.generator.card import Card
@@ -175,15 +174,9 @@ def _all_cards(
     if wanted != {"random"}:
         own = cards["own"] = journaled_cards(generator, prompts, batch_rows, journal)
         cards["shuffled"] = [own[donor] for donor in donors]
-        mean = np.mean([card.gates for card in own], axis=0)
-        cards["mean"] = [dataclasses.replace(own[0], gates=mean)] * len(own)
+        cards["mean"] = [mean_card(own)] * len(own)
     if "random" in wanted:
-        tokenizer = generator.cloud.tokenizer
-        lengths = [len(encode(tokenizer, cloud_prompt(prompt), bos=True)) for prompt in prompts]
-        strings = [
-            random_prompt(tokenizer, length, Random(f"random prompt/{seed}/{i}"))
-            for i, length in enumerate(lengths)
-        ]
+        strings = random_prompts(generator.cloud.tokenizer, prompts, seed)
         cards["random"] = journaled_cards(generator, strings, batch_rows, journal)
     return cards, {"own": cut, "shuffled": sum(fitted[donor][1] for donor in donors), "mean": cut}
 

@@ -79,8 +79,7 @@ def read_prompts(
     if len(own) < FEWEST_TASKS:
         texts = [text for task in TASKS.values() for text in task.descriptions]
         own = journaled_cards(generator, texts, BATCH_PROMPTS, journal)
-    mean = np.mean([card.gates for card in own], axis=0, dtype=np.float64).astype(np.float32)
-    blind = dataclasses.replace(own[0], gates=mean, about={"what": f"mean of {len(own)} prompts"})
+    blind = mean_card(own)
     return found | {
         "shuffled": read(shuffled, prompt_of=others),
         "random": read(noise),
@@ -118,6 +117,13 @@ def journaled_cards(
     return [dataclasses.replace(cards[key], pool=pool) for key in keys]
 
 
+def mean_card(cards: Sequence[Card]) -> Card:
+    """The mean gates of many prompts: what they have in common."""
+    mean = np.mean([card.gates for card in cards], axis=0, dtype=np.float64).astype(np.float32)
+    about = {"what": f"mean of {len(cards)} prompts"}
+    return dataclasses.replace(cards[0], gates=mean, about=about)
+
+
 def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
     """The start of a prompt that the cloud can read whole, and whether that is a cut."""
     room = generator.cloud.config.max_positions - generator.edge.layers
@@ -128,6 +134,15 @@ def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
             break
         fitting = fitting[: len(fitting) * room // length]
     return fitting, fitting != prompt
+
+
+def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str]:
+    """For each prompt a random string of as many tokens of the cloud."""
+    lengths = [len(encode(tokenizer, cloud_prompt(prompt), bos=True)) for prompt in prompts]
+    return [
+        random_prompt(tokenizer, length, Random(f"random prompt/{seed}/{i}"))
+        for i, length in enumerate(lengths)
+    ]
 
 
 def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:

@@ -96,35 +96,40 @@ def prompt_gates(
     cloud_params: dict[str, Any],
     trained: dict[str, Any],
     statistics: dict[str, Any],
-    tokens: Int[Array, "P S"],
-    mask: Bool[Array, "P S"],
+    tokens: Sequence[Int[Array, "_ _"]],
+    mask: Sequence[Bool[Array, "_ _"]],
     *,
     remat: str,
     key: jax.Array | None,
 ) -> tuple[Float[Array, "P L E"], dict[str, Any]]:
-    """Left-padded prompts to gates, one cloud pass. A `key` means training: dropout, batch
-    statistics, Gumbel noise; also returned are the running statistics after this batch.
+    """Left-padded prompts, in chunks [p, S] of their own lengths, to gates; a cloud pass a chunk.
+
+    A `key` means training: dropout, batch statistics, Gumbel noise; also returned are the running
+    statistics after this batch, all chunks together.
     """
     dropout_key, gumbel_key = (None, None) if key is None else jax.random.split(key)
-    hidden = read_prompts(
-        config,
-        cloud,
-        cloud_params,
-        trained["meta"],
-        trained["adapters"],
-        tokens,
-        mask,
-        remat=remat,
-        dropout_key=dropout_key if config.dropout else None,
-    )
-    train = key is not None
+    drops = dropout_key is not None and config.dropout > 0
+    hidden = [
+        read_prompts(
+            config,
+            cloud,
+            cloud_params,
+            trained["meta"],
+            trained["adapters"],
+            *chunk,
+            remat=remat,
+            dropout_key=jax.random.fold_in(dropout_key, i) if drops else None,
+        )
+        for i, chunk in enumerate(zip(tokens, mask, strict=True))
+    ]
+    hidden, train = jnp.concatenate(hidden), key is not None
     return route(config, trained["router"], statistics, hidden, train=train, key=gumbel_key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _specialize(config, cloud, cloud_params, trained, statistics, tokens, mask):
     return prompt_gates(
-        config, cloud, cloud_params, trained, statistics, tokens, mask, remat="none", key=None
+        config, cloud, cloud_params, trained, statistics, [tokens], [mask], remat="none", key=None
     )[0]
 
 

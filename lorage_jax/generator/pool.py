@@ -49,15 +49,19 @@ def make_pool(experts: dict[str, Any], config: GeneratorConfig, generator: str =
 
 
 def pool_leaves(config: GeneratorConfig, edge: ModelConfig) -> dict[str, dict[str, Leaf]]:
-    """Shapes and axes. `a` is Kaiming-uniform, `b` zero: a fresh pool changes nothing."""
-    e, r = config.experts, config.rank
+    """Shapes and axes of the experts of `config`."""
+    return expert_leaves(edge, config.experts, config.rank, config.pool_scope)
+
+
+def expert_leaves(edge: ModelConfig, e: int, r: int, scope: str) -> dict[str, dict[str, Leaf]]:
+    """E experts of rank R. `a` is Kaiming-uniform, `b` zero: a fresh pool changes nothing."""
     leaves = {}
     for name in PROJECTIONS:
         inside, outside = ("embed", "ffn") if name != "down" else ("ffn", "embed")
         size = {"embed": edge.width, "ffn": edge.ffn_width}
         a = Leaf((e, size[inside], r), ("experts", inside, "rank"), "kaiming")
         b = Leaf((e, r, size[outside]), ("experts", "rank", outside), "zeros")
-        if config.pool_scope == "per_layer":
+        if scope == "per_layer":
             a, b = a.stack(edge.layers), b.stack(edge.layers)
         leaves[name] = {"a": a, "b": b}
     return leaves

@@ -71,7 +71,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     resolved = to_dict(config) | {
         "cloud_weights": cloud.fingerprint,
         "edge_weights": edge.fingerprint,
-        "data_contents": data_fingerprint(config.data),
+        "data_contents": data_fingerprint(config.data.sources),
     }
     optimizer = make_optimizer(config.optimizer, config.steps)
     parts = (config.generator, cloud.config, edge.config, optimizer)
@@ -121,12 +121,14 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
 
 def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    prompts = config.data.prompts_per_batch // config.optimizer.accumulate
+    parts = config.optimizer.accumulate * config.data.prompt_chunks
+    prompts = config.data.prompts_per_batch // parts
     if prompts % ways:
         raise ConfigError(
-            f"a micro-batch of {prompts} prompts does not divide over {ways} devices "
-            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}). Make prompts_per_batch / "
-            f"accumulate a multiple of {ways}, or change the mesh."
+            f"a micro-batch (or its prompt chunk) of {prompts} prompts does not divide over {ways} "
+            f"devices (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}). Make "
+            f"prompts_per_batch / (accumulate x prompt_chunks) a multiple of {ways}, or change "
+            "the mesh."
         )
 
 

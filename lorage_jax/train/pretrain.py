@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +25,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from lorage_jax.config import DataConfig, ModelConfig, PretrainConfig
+from lorage_jax.config import ModelConfig, PretrainConfig
 from lorage_jax.data.documents import Documents
 from lorage_jax.data.pipeline import data_fingerprint
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
+from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.hf.load import DTYPES
 from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder
@@ -74,26 +78,29 @@ def pretrain(
     check_run_folder(out, "model", resume)
     documents = Documents(config, config.seed)
     texts = documents.texts(config.tokenizer_documents)
-    tokenizer = train_tokenizer(texts, config.model.vocab_size, config.model.bos_id is not None)
+    model = config.model
+    tokenizer = train_tokenizer(texts, model.vocab_size, model.bos_id is not None, model.family)
     model = dataclasses.replace(
-        config.model,
+        model,
         vocab_size=len(tokenizer),
         bos_id=tokenizer.bos_token_id,
         eos_ids=(tokenizer.eos_token_id,),
         pad_id=tokenizer.pad_token_id,
     )
+    _check_family(model)
     optimizer = make_optimizer(config.optimizer, config.steps)
     shardings = _shardings(model, optimizer, mesh, rules)
     rows = NamedSharding(mesh, PartitionSpec(rules.batch))
-    sources = tuple(corpus.source for corpus in config.corpora)
+    sources = [corpus.source for corpus in config.corpora]
     job = Job(
         config=config,
         resolved=to_dict(config)
         | {
-            "data_contents": data_fingerprint(DataConfig(sources)),
+            "data_contents": data_fingerprint(sources),
             "tokenizer_contents": _digest(tokenizer),
         },
-        resumable=RESUMABLE,
+        # Sources may move: `data_contents` says what is in them.
+        resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(sources)))),
         state=_new_state(model, optimizer, config.seed, shardings),
         step=make_pretrain_step(config, model, optimizer, shardings, rows),
         batches=documents.batches(tokenizer),
@@ -124,21 +131,9 @@ def make_pretrain_step(
     schedule = learning_rate(config.optimizer, config.steps)
     decoder = Decoder(model, remat=config.remat)
 
-    def loss_fn(params, batch):
-        branches = Branches(batch["branch"], batch["positions"], batch["text"])
-        logits = decoder.apply(
-            {"params": params}, batch["tokens"], batch["mask"], branches=branches
-        )
-        nll = _nll(logits, batch["targets"])
-        answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
-        prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
-        weight = answer + config.prompt_weight * prompt
-        loss = jnp.sum(nll * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-        return loss, jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
-
     def step(state, batch):
-        grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, answer_loss), grads = grad(state.params, batch)
+        grad = jax.value_and_grad(packed_loss, has_aux=True)
+        (loss, answer_loss), grads = grad(state.params, batch, decoder, config.prompt_weight)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         metrics = {
             "loss": loss,
@@ -155,6 +150,20 @@ def make_pretrain_step(
         out_shardings=(shardings, replicated(rows.mesh)),
         donate_argnums=0,
     )
+
+
+def packed_loss(
+    params: dict[str, Any], batch: dict[str, Any], decoder: Decoder, prompt_weight: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(weighted mean over the targets of a batch of `rows`, the same of answers and prose alone)"""
+    branches = Branches(batch["branch"], batch["positions"], batch["text"])
+    logits = decoder.apply({"params": params}, batch["tokens"], batch["mask"], branches=branches)
+    nll = _nll(logits, batch["targets"])
+    answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
+    prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
+    weight = answer + prompt_weight * prompt
+    loss = jnp.sum(nll * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return loss, jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
 
 
 def _nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
@@ -183,6 +192,29 @@ def _shardings(
     return PretrainState(
         replicated(mesh), params, moment_shardings(leaves, params, optimizer, mesh)
     )
+
+
+def _check_family(model: ModelConfig) -> None:
+    """That the model's config.json will describe it: its family may know no windows or biases."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps(to_hf_config(model, "float32"))
+        (Path(folder) / "config.json").write_text(text, "utf-8")
+        try:
+            read = model_config(Path(folder))
+        except WeightsError as error:
+            reason = str(error).replace(folder, "its")
+            raise ConfigError(f"the model cannot be saved as a {model.family}: {reason}") from None
+    lost = [
+        f"{field.name} {value!r} would become {there!r}"
+        for field in dataclasses.fields(model)
+        if (value := getattr(model, field.name)) != (there := getattr(read, field.name))
+        and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))
+    ]
+    if lost:
+        raise ConfigError(
+            f"a saved {model.family} cannot hold all of this model: {', '.join(lost)}. "
+            "Change these, or the family."
+        )
 
 
 def _digest(tokenizer: Any) -> str:

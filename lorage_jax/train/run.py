@@ -20,7 +20,7 @@ from lorage_jax.hf.folder import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints
 from lorage_jax.train.watch import Watch
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays, or tuples of them
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _abstract(state: Any) -> Any:
 def _check_ids(batch: Batch, vocabularies: dict[str, tuple[str, int]]) -> None:
     """Ids beyond the embedding table would be clamped on the device without a word."""
     for name, (whose, size) in vocabularies.items():
-        top = int(batch[name].max())
+        top = max(int(x.max()) for x in jax.tree.leaves(batch[name]))
         if top >= size:
             raise DataError(
                 f"the {whose}'s tokenizer gives id {top}, but its vocabulary is 0 to {size - 1}. "

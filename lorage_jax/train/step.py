@@ -132,11 +132,24 @@ def micro_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, rules.batch))
 
 
-def device_batch(
-    batch: dict[str, np.ndarray], accumulate: int, sharding: NamedSharding
-) -> dict[str, jax.Array]:
-    """A pipeline batch as [A, rows/A, length] arrays on the devices."""
-    return {
-        name: jax.device_put(batch[name].reshape(accumulate, -1, *batch[name].shape[1:]), sharding)
+def device_batch(batch: dict[str, Any], accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
+    """A pipeline batch as [A, rows/A, length] arrays on the devices.
+
+    Micro-batch a takes the a-th part of every chunk of prompts, and the rows that belong to them.
+    """
+    chunks = len(batch["prompt_tokens"])
+
+    def split(x: np.ndarray) -> np.ndarray:
+        return x.reshape(accumulate, -1, x.shape[-1])
+
+    def split_rows(x: np.ndarray) -> np.ndarray:
+        parts = x.reshape(chunks, accumulate, -1, x.shape[-1])
+        return split(np.ascontiguousarray(parts.swapaxes(0, 1)))
+
+    placed = {
+        name: jax.tree.map(split, batch[name])
+        if name.startswith("prompt")
+        else split_rows(batch[name])
         for name in ARRAYS
     }
+    return jax.device_put(placed, sharding)

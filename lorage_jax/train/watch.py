@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,11 +53,13 @@ class Watch:
             "training", total=self.steps, completed=step, loss=float("nan")
         )
 
-    def record(self, step: int, metrics: dict[str, Any], batch: dict[str, np.ndarray]) -> None:
+    def record(self, step: int, metrics: dict[str, Any], batch: dict[str, Any]) -> None:
         """One finished step. Tokens are real ones, without padding."""
         loss = float(metrics["loss"])
         self.losses.append((step, loss))
-        self._tokens += sum(int(batch[name].sum()) for name in TOKENS if name in batch)
+        self._tokens += sum(
+            int(x.sum()) for name in TOKENS for x in jax.tree.leaves(batch.get(name))
+        )
         self._truncated += int(batch["truncated"])
         self.bar.update(self._task, completed=step, loss=loss)
         if step % self.every and step != self.steps:

@@ -25,7 +25,7 @@ def _batch(cloud, edge, **values):
 
 def test_shapes_and_types(cloud, edge):
     batch = _batch(cloud, edge)
-    s, t = batch["prompt_tokens"].shape[1], batch["query_tokens"].shape[1]
+    s, t = batch["prompt_tokens"][0].shape[1], batch["query_tokens"].shape[1]
     expected = {
         "prompt_tokens": ((2, s), np.int32),
         "prompt_mask": ((2, s), bool),
@@ -35,7 +35,8 @@ def test_shapes_and_types(cloud, edge):
         "group_ids": ((2,), np.int64),
         "truncated": ((), np.int64),
     }
-    assert {k: (v.shape, v.dtype.type) for k, v in batch.items()} == {
+    flat = {k: v[0] if isinstance(v, tuple) else v for k, v in batch.items()}
+    assert {k: (v.shape, v.dtype.type) for k, v in flat.items()} == {
         k: (shape, np.dtype(dtype).type) for k, (shape, dtype) in expected.items()
     }
     assert batch["group_ids"].tolist() == [7, 11] and batch["truncated"] == 0
@@ -43,12 +44,34 @@ def test_shapes_and_types(cloud, edge):
 
 def test_prompts_are_padded_on_the_left(cloud, edge):
     batch = _batch(cloud, edge)
-    assert not batch["prompt_mask"][1, 0] and batch["prompt_mask"][:, -1].all()
-    for group, ids, mask in zip(GROUPS, batch["prompt_tokens"], batch["prompt_mask"], strict=True):
+    assert not batch["prompt_mask"][0][1, 0] and batch["prompt_mask"][0][:, -1].all()
+    for group, ids, mask in zip(
+        GROUPS, batch["prompt_tokens"][0], batch["prompt_mask"][0], strict=True
+    ):
         assert (np.diff(mask.astype(int)) >= 0).all()
         assert (ids[~mask] == cloud.pad_token_id).all()
         assert ids[mask][0] == cloud.bos_token_id
         assert cloud.decode(ids[mask][1:]) == cloud_prompt(group.system)
+
+
+def test_chunks_sort_prompts_by_length_and_rows_follow(cloud, edge):
+    long = Group("word " * 60, (("a", "b"), ("c", "d")), 3)
+    middle = Group("word " * 20, (("e", "f"),), 4)
+    alphabet, count = GROUPS
+    groups = [long, alphabet, count, middle]
+    encoder = Encoder(_config(prompt_chunks=2), cloud, edge)
+    batch = encoder.batch([encoder.tokens(group) for group in groups])
+    assert batch["group_ids"].tolist() == [11, 7, 4, 3]
+    short, wide = batch["prompt_tokens"]
+    assert short.shape[0] == wide.shape[0] == 2 and short.shape[1] < wide.shape[1]
+    systems = [
+        cloud.decode(ids[mask][1:])
+        for tokens, masks in zip(batch["prompt_tokens"], batch["prompt_mask"], strict=True)
+        for ids, mask in zip(tokens, masks, strict=True)
+    ]
+    assert systems == [cloud_prompt(g.system) for g in (count, alphabet, middle, long)]
+    first = batch["query_tokens"][9][batch["query_mask"][9]]
+    assert "User: a" in edge.decode(first)
 
 
 def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
@@ -79,9 +102,9 @@ def test_a_small_group_is_filled_with_rows_without_loss(cloud, edge):
 def test_truncation_is_counted_and_leaves_the_targets(cloud, edge):
     batch = _batch(cloud, edge, max_prompt_tokens=10, max_query_tokens=24)
     assert batch["truncated"] == 2  # the first prompt, the last query
-    assert batch["prompt_tokens"].shape[1] == 10 and batch["query_tokens"].shape[1] == 24
+    assert batch["prompt_tokens"][0].shape[1] == 10 and batch["query_tokens"].shape[1] == 24
     assert edge.decode(batch["query_tokens"][5][batch["loss_mask"][5]][:-1]).strip() == "20"
-    text = cloud.decode(batch["prompt_tokens"][0], skip_special_tokens=True)
+    text = cloud.decode(batch["prompt_tokens"][0][0], skip_special_tokens=True)
     assert len(text) > 8 and cloud_prompt(GROUPS[0].system).startswith(text)
 
 
@@ -94,7 +117,7 @@ def test_bucket(length, size):
 
 def test_shapes_are_few(cloud, edge):
     batch = _batch(cloud, edge)
-    assert {batch["prompt_tokens"].shape[1], batch["query_tokens"].shape[1]} <= {8, 16, 32, 64}
+    assert {batch["prompt_tokens"][0].shape[1], batch["query_tokens"].shape[1]} <= {8, 16, 32, 64}
 
 
 def test_room_for_the_template_is_needed(cloud, edge):

@@ -90,7 +90,7 @@ def test_batches_hold_the_groups_in_order(mixed, cloud, edge):
     for n, batch in enumerate(itertools.islice(dataset, 3)):
         expected = _take(groups, 4, 4 * n)
         assert batch["group_ids"].tolist() == [g.index for g in expected]
-        ids, mask = batch["prompt_tokens"], batch["prompt_mask"]
+        ids, mask = batch["prompt_tokens"][0], batch["prompt_mask"][0]
         texts = [cloud.decode(i[m][1:]) for i, m in zip(ids, mask, strict=True)]
         assert texts == [f"System: {g.system}" for g in expected]
         real = [q < len(g.queries) for g in expected for q in range(2)]
@@ -229,12 +229,13 @@ def test_hub_names(monkeypatch, cloud, edge):
 
 def test_fingerprint_follows_bytes_and_settings(write):
     path = write("a.jsonl", _rows({"A": 2}))
-    config = _config(Source(path=path))
-    first = data_fingerprint(config)
-    assert first == data_fingerprint(_config(Source(path=write("b.jsonl", _rows({"A": 2})))))
-    assert first != data_fingerprint(_config(Source(path=path), queries=1))
+    sources = [Source(path=path)]
+    first = data_fingerprint(sources)
+    assert first == data_fingerprint([Source(path=write("b.jsonl", _rows({"A": 2})))])
+    assert first != data_fingerprint([Source(path=path, limit=1)])
+    assert first != data_fingerprint(sources * 2)
     write("a.jsonl", _rows({"A": 3}))
-    assert first != data_fingerprint(config)
+    assert first != data_fingerprint(sources)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""`lorage pretrain`: an experiment file to the folder of a small language model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.commands.train import load_experiment
+from lorage_jax.config import PretrainConfig
+from lorage_jax.errors import OutputError
+from lorage_jax.hf.folder import check_file
+
+
+def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:
+    """Trains, draws `loss.png`, prints what was made, and returns the run's figures."""
+    from lorage_jax.pictures import loss_curve
+    from lorage_jax.train.pretrain import pretrain
+    from lorage_jax.train.run import check_run_folder
+
+    config = load_experiment(path, PretrainConfig)
+    if out is not None:
+        config = dataclasses.replace(config, out=str(out))
+    picture = Path(config.out) / "loss.png"
+    check_run_folder(picture.parent, "model", resume)
+    check_file(picture, overwrite=True)  # before the long work
+    if picture.exists() and not resume:
+        raise OutputError(f"{picture} exists, and no run drew it; choose another --out.")
+    result = pretrain(config, resume=resume)
+    losses = result.losses
+    if losses:
+        loss_curve(losses, picture, overwrite=True)
+    print(
+        f"{result.parameters:,} parameters. "
+        f"Trained {len(losses)} steps in {result.seconds:.0f} s"
+        + (f", loss {losses[0][1]:.3f} -> {losses[-1][1]:.3f}" if losses else "")
+        + f".\nModel: {result.folder}"
+    )
+    return {
+        "model": str(result.folder),
+        "parameters": result.parameters,
+        "steps": config.steps,
+        "first_step": result.first_step,
+        "losses": losses,
+        "seconds": result.seconds,
+    }

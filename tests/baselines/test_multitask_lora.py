@@ -1,0 +1,159 @@
+"""One LoRA for all tasks: trained on the batches of a generator, resumed, merged, refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lorage_jax.baselines import multitask_lora
+from lorage_jax.baselines.multitask_lora import load_lora, read_lora, train_lora
+from lorage_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    Source,
+)
+from lorage_jax.data.pipeline import make_dataset
+from lorage_jax.errors import ConfigError, OutputError, TrainingError, WeightsError
+from lorage_jax.hf.load import load_model
+from lorage_jax.models.model import forward
+from lorage_jax.train import run as train_run
+from tests.tiny import padded_batch
+
+
+@pytest.fixture
+def experiment(pair, tmp_path):
+    """experiment(**changes): a few steps on the words of the built-in world."""
+
+    def make(**changes):
+        config = ExperimentConfig(
+            cloud=str(pair[0]),
+            edge=str(pair[1]),
+            out=str(tmp_path / "run"),
+            data=DataConfig(
+                (Source("synthetic", "synthetic", name="words"),),
+                prompts_per_batch=8,
+                queries_per_prompt=2,
+                max_prompt_tokens=64,
+                max_query_tokens=64,
+                min_bucket=64,
+            ),
+            generator=GeneratorConfig(rank=4, alpha=8.0, dropout=0.1),
+            optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=2),
+            steps=6,
+            dtype="float32",
+            remat="none",
+            save_every=3,
+            log_every=2,
+        )
+        for name, value in changes.items():
+            if isinstance(value, dict):
+                changes[name] = dataclasses.replace(getattr(config, name), **value)
+        return dataclasses.replace(config, **changes)
+
+    return make
+
+
+def arrays(folder):
+    return multitask_lora.read_tensors(folder / "lora.safetensors")
+
+
+def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_path, monkeypatch):
+    """Also: each step sees the queries of a generator's batch; merged is as unmerged."""
+    seen, place = [], multitask_lora._place
+
+    def spy(batch, *rest):
+        seen.append(batch)
+        placed = place(batch, *rest)
+        assert set(placed) == {"query_tokens", "query_mask", "loss_mask"}
+        return placed
+
+    monkeypatch.setattr(multitask_lora, "_place", spy)
+    config = experiment(steps=24, optimizer={"weight_decay": 0.0}, save_every=12)
+    whole = train_lora(config, progress=False)
+    losses = [loss for _, loss in whole.losses]
+    assert len(losses) == 24
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+    edge, cloud = load_model(pair[1]), load_model(pair[0])
+    batches = iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed))
+    for batch in seen[:3]:
+        np.testing.assert_array_equal(batch["query_tokens"], next(batches)["query_tokens"])
+
+    # Killed behind step 12, then resumed: the same losses and the same LoRA.
+    again = dataclasses.replace(config, out=str(tmp_path / "again"))
+    steps = train_run.Watch.record
+
+    def dies(self, step, *rest):
+        if step == 15:
+            raise KeyboardInterrupt
+        steps(self, step, *rest)
+
+    monkeypatch.setattr(train_run.Watch, "record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_lora(again, progress=False)
+    monkeypatch.setattr(train_run.Watch, "record", steps)
+    with pytest.raises(OutputError, match="--resume"):
+        train_lora(again, progress=False)
+    rest = train_lora(again, resume=True, progress=False)
+    assert rest.first_step == 12
+    assert rest.losses == whole.losses[12:]
+    for name, array in arrays(whole.folder).items():
+        np.testing.assert_array_equal(array, arrays(rest.folder)[name])
+
+    tokens, mask = padded_batch()
+    pool, card = read_lora(whole.folder, edge)
+    assert (pool.rank, pool.count, pool.scale) == (4, 1, 2.0)
+    unmerged = forward(edge, tokens, mask, gates=card, pool=pool)
+    merged = forward(load_lora(whole.folder, edge), tokens, mask)
+    # 1e-5 of the size of the logits, which are large for these weights.
+    np.testing.assert_allclose(
+        np.where(mask[..., None], unmerged, 0),
+        np.where(mask[..., None], merged, 0),
+        atol=1e-5 * float(np.abs(merged).max()),
+    )
+    assert np.abs(np.asarray(merged - forward(edge, tokens, mask)))[mask].max() > 0.1
+
+
+def test_the_loss_is_that_of_the_edge_and_micro_batches_change_nothing(experiment, pair, tmp_path):
+    """A fresh LoRA changes nothing, so the first loss is the bare edge's; b moves first."""
+    config = experiment(steps=3, generator={"dropout": 0.0})
+    found = train_lora(config, progress=False)
+    edge, cloud = load_model(pair[1]), load_model(pair[0])
+    batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
+    logits = forward(edge, batch["query_tokens"][:, :-1], batch["query_mask"][:, :-1])
+    logprobs = np.asarray(jax.nn.log_softmax(logits))
+    picked = np.take_along_axis(logprobs, batch["query_tokens"][:, 1:, None], axis=-1)[..., 0]
+    expected = -picked[batch["loss_mask"][:, 1:]].mean()
+    assert found.losses[0][1] == pytest.approx(expected, rel=1e-5)
+    parts = experiment(
+        steps=3,
+        generator={"dropout": 0.0},
+        optimizer={"accumulate": 2},
+        out=str(tmp_path / "parts"),
+    )
+    again = train_lora(parts, progress=False)
+    np.testing.assert_allclose(again.losses, found.losses, rtol=1e-4)
+    for name, array in arrays(found.folder).items():
+        np.testing.assert_allclose(array, arrays(again.folder)[name], atol=2e-4, err_msg=name)
+    with pytest.raises(TrainingError):  # another rank is another run
+        train_lora(experiment(steps=3, generator={"rank": 8}), resume=True, progress=False)
+    with pytest.raises(WeightsError, match="Load the edge it was trained on"):
+        load_lora(found.folder, cloud)
+    other = edge.replace(params=edge.params | {"embed": edge.params["embed"] + 1}, source=None)
+    with pytest.raises(WeightsError, match="Load the edge it was trained on"):
+        load_lora(found.folder, other)
+    (found.folder / "lora.safetensors").write_bytes(
+        (again.folder / "lora.safetensors").read_bytes()[:-8]
+    )
+    with pytest.raises(WeightsError):
+        load_lora(found.folder, edge)
+    with pytest.raises(WeightsError, match="holds no LoRA"):
+        load_lora(tmp_path, edge)
+
+
+def test_rows_that_do_not_divide_over_devices(experiment):
+    config = experiment(data={"prompts_per_batch": 3, "queries_per_prompt": 1})
+    with pytest.raises(ConfigError, match="3 rows does not divide over 8 devices"):
+        train_lora(config, progress=False)

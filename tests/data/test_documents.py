@@ -1,0 +1,288 @@
+"""Documents for pretraining: shared prompts, branches, targets and masks, packing, resuming."""
+
+import dataclasses
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
+from lorage_jax.data.documents import Document, Documents, rows
+from lorage_jax.data.prompts import (
+    cloud_prompt,
+    edge_prompt,
+    edge_prompt_with_system,
+    edge_target,
+    encode,
+    encode_target,
+)
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.train.tokenizer import train_tokenizer
+
+WORDS = Source("synthetic", "synthetic", name="words")
+GROUP = ("Write the last word.", (("bird cat tree", "tree"), ("a b", "b"), ("red sun", "sun")))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["bos", "no bos"])
+def tokenizer(request):
+    return train_tokenizer(["Write the last word.", "User: a\nAssistant: b"], 300, request.param)
+
+
+def document(system, queries, index=0, blind=False):
+    prompts = (edge_prompt(u) if blind else edge_prompt_with_system(system, u) for u, _ in queries)
+    targets = (target for _, target in queries)
+    return Document(tuple(zip(prompts, targets, strict=True)), index)
+
+
+def pretrain_config(*corpora, **changes):
+    shape = {"vocab_size": 320, "width": 16, "layers": 1, "heads": 2, "kv_heads": 1}
+    return PretrainConfig(
+        model=plain_decoder("llama", ffn_width=16, **shape),
+        out="unused",
+        corpora=corpora,
+        steps=1,
+        optimizer=OptimizerConfig(warmup_steps=0),
+        **changes,
+    )
+
+
+def sequences(tokenizer, document):
+    """(ids, how many belong to the prompt) of every text, as inference would read it."""
+    for prompt, answer in document.texts:
+        asked = encode(tokenizer, prompt, bos=True)
+        yield asked + encode_target(tokenizer, answer), len(asked)
+
+
+def visible(batch, row, text, branch):
+    """The slots that a branch sees of its text, in order of position."""
+    slots = np.flatnonzero(batch["mask"][row] & (batch["text"][row] == text))
+    slots = [s for s in slots if batch["branch"][row, s] in (0, branch)]
+    assert [batch["positions"][row, s] for s in slots] == list(range(len(slots)))
+    return np.array(slots)
+
+
+def check_branch(batch, row, text, branch, ids, known):
+    slots = visible(batch, row, text, branch)
+    assert batch["tokens"][row, slots].tolist() == ids[:-1]
+    own = slots[batch["branch"][row, slots] == branch]
+    shared = slots[: len(slots) - len(own)]
+    before, fork = shared[:-1], shared[-1:]
+    assert batch["targets"][row, own].tolist() == ids[1 + len(shared) :]
+    assert batch["targets"][row, before].tolist() == ids[1 : 1 + len(before)]
+    assert batch["loss_mask"][row, [*before, *own]].all()
+    assert not batch["loss_mask"][row, fork].any()
+    is_answer = np.arange(1, len(ids)) >= known
+    assert batch["answer_mask"][row, slots].tolist() == is_answer.tolist()
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_every_branch_reads_its_whole_text(tokenizer, blind):
+    one = document(*GROUP, blind=blind)
+    batch = rows(tokenizer, [one], 1, 200)
+    texts = list(sequences(tokenizer, one))
+    for branch, (ids, known) in enumerate(texts, 1):
+        check_branch(batch, 0, 0, branch, ids, known)
+    trunk = int((batch["branch"] == 0)[batch["mask"]].sum())
+    first = [ids for ids, _ in texts]
+    assert all(ids[:trunk] == first[0][:trunk] for ids in first)
+    assert len({ids[trunk] for ids in first}) > 1  # no longer start is shared
+    assert batch["mask"].sum() == trunk + sum(len(ids) - 1 - trunk for ids in first)
+    shared = encode(tokenizer, "User:" if blind else cloud_prompt(GROUP[0]), bos=True)
+    assert trunk >= len(shared)
+    # The end of every answer is a target, and nowhere else.
+    ends = batch["targets"] == tokenizer.eos_token_id
+    assert ends.sum() == 3 and (batch["answer_mask"] & batch["loss_mask"])[ends].all()
+    assert not batch["loss_mask"][~batch["mask"]].any()
+    shown = tokenizer.decode(batch["tokens"][0][batch["mask"][0]])
+    assert (GROUP[0] in shown) is not blind
+
+
+def test_a_single_text_and_prose_are_one_branch(tokenizer):
+    asked = document(GROUP[0], GROUP[1][:1])
+    prose = Document((("It was a dark night.", ""),), 1)
+    batch = rows(tokenizer, [asked, prose], 1, 200)
+    [(ids, known)] = sequences(tokenizer, asked)
+    check_branch(batch, 0, 0, 1, ids, known)
+    story = [*encode(tokenizer, "It was a dark night.", bos=True), tokenizer.eos_token_id]
+    check_branch(batch, 0, 1, 1, story, 0)
+    assert batch["group_ids"].tolist() == [0, 1]
+
+
+def test_equal_requests_are_kept_apart(tokenizer):
+    """As far as they are equal they are stored once, answers too; each keeps a token of its own."""
+    twice = document("Say yes.", (("go", "yes"), ("go", "yes"), ("go", "yes sir")))
+    batch = rows(tokenizer, [twice], 1, 200)
+    for branch, (ids, _) in enumerate(sequences(tokenizer, twice), 1):
+        slots = visible(batch, 0, 0, branch)
+        assert batch["tokens"][0, slots].tolist() == ids[:-1]
+
+
+def random_documents(count, seed=0):
+    rng = Random(seed)
+    words = ["tree", "sun", "red", "bird", "a"]
+    return [
+        document(
+            " ".join(rng.choices(words, k=rng.randint(1, 12))),
+            [(" ".join(rng.choices(words, k=n + 2)), rng.choice(words)) for n in range(3)],
+            index,
+        )
+        for index in range(count)
+    ]
+
+
+def test_packing(tokenizer):
+    """No slot is used twice, no text crosses rows, and what finds no room is counted."""
+    documents = random_documents(12)
+    batch = rows(tokenizer, documents, 4, 150)
+    assert batch["tokens"].shape == (4, 150) and batch["mask"].dtype == bool
+    wanted = {}
+    for number, one in enumerate(documents):
+        for branch, (ids, known) in enumerate(sequences(tokenizer, one), 1):
+            wanted[tuple(ids)] = (number, branch, known)
+    found = set()
+    for row in range(4):
+        used = batch["mask"][row]
+        assert used[: used.sum()].all()  # from the left, without holes
+        assert (np.diff(batch["text"][row, used]) >= 0).all()
+        for text in set(batch["text"][row, used].tolist()):
+            for branch in (1, 2, 3):
+                slots = visible(batch, row, text, branch)
+                ids = (*batch["tokens"][row, slots].tolist(), tokenizer.eos_token_id)
+                number, expected, known = wanted[ids]
+                assert expected == branch
+                check_branch(batch, row, text, branch, list(ids), known)
+                found.add(number)
+    assert 0 < len(found) < 12 and batch["truncated"] == 12 - len(found)
+    assert batch["group_ids"].tolist() == list(range(12))
+
+
+def test_a_long_document_is_cut_and_counted_once(tokenizer):
+    long, short = document("word " * 30, GROUP[1], 0), document(*GROUP, 1)
+    batch = rows(tokenizer, [long, short], 1, 60)
+    assert batch["mask"].all() and batch["truncated"] == 2  # one cut, one left out
+    [(ids, _), *_] = sequences(tokenizer, long)
+    assert batch["tokens"][0].tolist() == ids[:60]
+    assert rows(tokenizer, [long, long], 1, 60)["truncated"] == 2
+
+
+# From sources
+
+
+def stream(config, tokenizer, count=3, seed=0):
+    batches = iter(Documents(config, seed).batches(tokenizer))
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+@pytest.fixture
+def prose(tmp_path):
+    path = tmp_path / "prose.jsonl"
+    texts = [f"Chapter {n}. " + "It rained, and nobody came. " * (5 + n) for n in range(4)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return str(path), texts
+
+
+def mixed(prose, **changes):
+    return pretrain_config(
+        Corpus(WORDS, documents=4, rows=2, row_tokens=400, queries=3),
+        Corpus(Source(prose, "text", weight=0.5), documents=3, rows=2, row_tokens=20),
+        **changes,
+    )
+
+
+def test_blind_documents_lack_the_prompt():
+    for blind in (0.0, 1.0):
+        documents = Documents(pretrain_config(Corpus(WORDS, 4, 2, 400, blind=blind)), 0)
+        texts = documents.texts(20)
+        assert len(texts) == 80
+        assert all(t.startswith("User: " if blind else "System: ") for t in texts)
+    documents = Documents(pretrain_config(Corpus(WORDS, 4, 2, 400, blind=0.3)), 0)
+    share = np.mean([text.startswith("User: ") for text in documents.texts(300)])
+    assert 0.2 < share < 0.4
+
+
+def test_prose_is_covered_once_an_epoch(prose):
+    path, texts = prose
+    config = pretrain_config(Corpus(Source(path, "text"), 3, 2, row_tokens=20))
+    documents = Documents(config, 0)
+    count = sum(-(-len(text) // 120) for text in texts)
+    pieces = documents.texts(count)
+    assert sorted(map(len, pieces))[-1] == 120  # 6 characters a token
+    assert sum(map(len, pieces)) == sum(map(len, texts))
+    assert set(pieces) == {t[at : at + 120] for t in texts for at in range(0, len(t), 120)}
+    assert documents.describe(1) == f"{path}:1, character 120"
+    with pytest.raises(DataError, match="no document"):
+        documents.describe(count)
+
+
+def test_batches_follow_the_seed_and_resume(prose, tokenizer):
+    config = mixed(prose[0])
+    first = stream(config, tokenizer, 6)
+    assert_same(first, stream(config, tokenizer, 6))
+    other = stream(config, tokenizer, 6, seed=1)
+    assert any((a["tokens"] != b["tokens"]).any() for a, b in zip(first, other, strict=False)
+               if a["tokens"].shape == b["tokens"].shape)  # fmt: skip
+    assert {batch["tokens"].shape for batch in first} == {(2, 400), (2, 20)}
+    batches = iter(Documents(config, 0).batches(tokenizer))
+    for _ in range(2):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    resumed = iter(Documents(config, 0).batches(tokenizer))
+    resumed.set_state(state)
+    assert_same([next(resumed) for _ in range(4)], first[2:])
+
+
+def test_documents_are_found_again(prose, tokenizer):
+    documents = Documents(mixed(prose[0]), 0)
+    batches = iter(documents.batches(tokenizer))
+    for batch in (next(batches) for _ in range(6)):
+        places = [documents.describe(int(i)) for i in batch["group_ids"]]
+        kind = "synthetic/train:" if batch["tokens"].shape[1] == 400 else prose[0]
+        assert all(place.startswith(kind) for place in places)
+
+
+def test_instruction_rows_share_their_prompt(data_file, tokenizer):
+    config = pretrain_config(Corpus(Source(str(data_file)), 2, 1, 100, queries=2, blind=0.0))
+    [batch] = stream(config, tokenizer, 1)
+    texts = Documents(config, 0).texts(2)
+    assert len(texts) == 4 and all(text.startswith("System: Say ") for text in texts)
+    assert batch["branch"].max() == 2
+    assert edge_target("0 0") == " 0 0" and batch["truncated"] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"txt": "a"}', r"prose\.jsonl:2: the field text is missing; found txt"),
+        ('{"text": 3}', r"prose\.jsonl:2: the field text is a number"),
+        ('{"text": " "}', r"prose\.jsonl:2: the field text is empty"),
+        ('{"text": "\\ud800"}', r"prose\.jsonl:2: .*half a surrogate pair"),
+        ("{", r"prose\.jsonl:2: is not JSON"),
+    ],
+)
+def test_bad_prose(tmp_path, line, says):
+    path = tmp_path / "prose.jsonl"
+    path.write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(DataError, match=says):
+        Documents(pretrain_config(Corpus(Source(str(path), "text"), 1, 1)), 0)
+
+
+def test_bad_sources(tmp_path, tokenizer):
+    missing = Source(str(tmp_path / "none.jsonl"), "text")
+    with pytest.raises(DataError, match="no such file"):
+        Documents(pretrain_config(Corpus(missing, 1, 1)), 0)
+    tight = Corpus(WORDS, 1, 1, row_tokens=16)
+    with pytest.raises(ConfigError, match=r"row_tokens is 16, but .* Raise row_tokens"):
+        Documents(pretrain_config(tight), 0).batches(tokenizer)
+    with pytest.raises(ConfigError, match="rows is 0"):
+        dataclasses.replace(tight, rows=0)
+    with pytest.raises(ConfigError, match="row_tokens is 4096; the model has 2048"):
+        pretrain_config(dataclasses.replace(tight, row_tokens=4096))
