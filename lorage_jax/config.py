@@ -148,9 +148,15 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine decay to zero. Defaults are the paper's values."""
+    """AdamW with a linear warm-up and a cosine decay to zero. Defaults are the paper's values.
+
+    `muon` orthogonalises the updates of matrices and leaves the rest to AdamW; from scratch it
+    needs far fewer steps.
+    """
 
     learning_rate: float = 2e-5
+    kind: Literal["adamw", "muon"] = "adamw"
+    matrix_rate: float = 3.0  # of muon: the learning rate of matrices is so many times larger
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
     warmup_steps: int = 50
@@ -159,6 +165,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_types(self)
+        require_choice("kind", self.kind, ("adamw", "muon"))
+        require(self.matrix_rate > 0, f"matrix_rate is {self.matrix_rate}; expected > 0.")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
         require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
         require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
@@ -309,12 +317,23 @@ class Corpus:
     row_tokens: int = 256  # slots of a row, and at most of a document
     queries: int = 4
     blind: float = 0.1  # share of documents that do not show their system prompt
+    steps: tuple[int, int | None] = (0, None)  # used from this step on, up to that one (None: last)
 
     def __post_init__(self):
         check_types(self)
         for name in ("documents", "rows", "row_tokens", "queries"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
         require(0 <= self.blind <= 1, f"blind is {self.blind}; expected a share from 0 to 1.")
+        begin, end = self.steps
+        require(
+            begin >= 0 and (end is None or begin < end),
+            f"steps is {self.steps}; expected (first, end) with 0 <= first < end.",
+        )
+
+    def used(self, step: int) -> bool:
+        """Whether batches of this corpus may be drawn at `step`, the first being 0."""
+        begin, end = self.steps
+        return begin <= step and (end is None or step < end)
 
 
 @dataclass(frozen=True)
@@ -356,8 +375,18 @@ class PretrainConfig:
             f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
         )
         require(self.optimizer.accumulate == 1, "pretraining knows no accumulate; leave it at 1.")
+        for step in self.stages():
+            require(
+                any(corpus.used(step) for corpus in self.corpora),
+                f"no corpus is used at step {step}.",
+            )
         longest = max(corpus.row_tokens for corpus in self.corpora)
         require(
             longest <= self.model.max_positions,
             f"row_tokens is {longest}; the model has {self.model.max_positions} positions.",
         )
+
+    def stages(self) -> list[int]:
+        """The steps at which the corpora in use change, 0 first."""
+        ends = {step for corpus in self.corpora for step in corpus.steps if step is not None}
+        return [0, *sorted(step for step in ends if 0 < step < self.steps)]

@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"CLOUD_STEPS": 40, "EDGE_STEPS": 40, "GENERATOR_STEPS": 40}.items():
             patch.setattr(quickstart, name, value)
-        patch.setattr(quickstart, "TEXTS", 2000)
+        patch.setattr(quickstart, "TEXTS", 500)
         assert main(["quickstart", "--out", str(out)]) == 0
     return out
 

@@ -79,8 +79,8 @@ def train_lora(
     batches = make_dataset(
         config.data, load_tokenizer(Path(config.cloud)), edge.tokenizer, config.seed
     )
-    optimizer = make_optimizer(config.optimizer, config.steps)
     leaves = expert_leaves(edge.config, 1, config.generator.rank, "per_layer")
+    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
     lora, whole = tree_shardings(leaves, rules, mesh), replicated(mesh)
     moments = moment_shardings(leaves, lora, optimizer, mesh)
     shardings = TrainState(whole, lora, {}, moments, whole)

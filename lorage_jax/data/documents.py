@@ -8,6 +8,7 @@ without their prompt, as a specialised edge will see them.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -83,8 +84,17 @@ class Documents:
             part.batch(corpus.documents, drop_remainder=True, batch_fn=_Encode(tokenizer, corpus))
             for part, corpus in zip(self._parts, self._config.corpora, strict=True)
         ]
-        mixed = grain.MapDataset.mix(batched, self._weights)
-        return mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        stages = [*self._config.stages(), self._config.steps]
+        mixed = [self._mix(batched, *ends) for ends in itertools.pairwise(stages)]
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return grain.MapDataset.concatenate(mixed).to_iter_dataset(options)
+
+    def _mix(self, batched: Sequence[grain.MapDataset], begin: int, end: int) -> grain.MapDataset:
+        """The batches of steps `begin` to `end`, from the corpora that are used in all of them."""
+        used = [n for n, corpus in enumerate(self._config.corpora) if corpus.used(begin)]
+        # No corpus can have given more than a batch a step before.
+        parts = [batched[n][begin:] for n in used]
+        return grain.MapDataset.mix(parts, [self._weights[n] for n in used])[: end - begin]
 
     def describe(self, index: int) -> str:
         """Where a number in `group_ids` comes from."""

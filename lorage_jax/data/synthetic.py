@@ -87,24 +87,30 @@ def _blind_tools(split: str) -> float:
     return tool_calls.blind_ceiling(_TOOL_SPLITS[split])
 
 
+def _draw_easy(split: str, rng: Random) -> Prompt:
+    return _words(text_tasks.draw_easy_prompt(split, rng))
+
+
+# `easy` is a part of `words`, for pretraining; it is drawn by its name only.
 FAMILIES = {
     "words": Family(text_tasks.SPLITS, _draw_words, text_tasks.blind_ceiling, weight=3),
     "tools": Family(tuple(_TOOL_SPLITS), _draw_tools, _blind_tools, weight=1),
+    "easy": Family(("train", "paraphrase"), _draw_easy, text_tasks.easy_blind_ceiling, weight=0),
 }
 
 
 def families(split: str) -> tuple[str, ...]:
-    """The families that have a split. DataError for an unknown split."""
+    """The families that a split is drawn from. DataError for an unknown split."""
     if split not in SPLITS:
         raise DataError(f"synthetic data has no split {split!r}; expected {', '.join(SPLITS)}.")
-    return tuple(name for name, family in FAMILIES.items() if split in family.splits)
+    return tuple(name for name, f in FAMILIES.items() if split in f.splits and f.weight > 0)
 
 
 def _check(split: str, family: str) -> None:
-    names = families(split)
+    families(split)
     if family not in FAMILIES:
         raise DataError(f"synthetic data has no family {family!r}; expected {', '.join(FAMILIES)}.")
-    if family not in names:
+    if split not in FAMILIES[family].splits:
         raise DataError(
             f"the family {family!r} has no split {split!r}; it has "
             f"{', '.join(FAMILIES[family].splits)}."

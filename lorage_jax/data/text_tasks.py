@@ -41,6 +41,8 @@ GENERIC = (
     "Treat the words as the samples do.",
     "Look at the samples and do the same.",
 )
+# A model that starts from nothing learns to copy words on these operations, and is stuck without.
+EASY = ("copy", "reverse", "first", "last")
 SAMPLES = 3  # of a prompt without description; a description goes with one or two
 
 
@@ -119,6 +121,18 @@ def tasks(split: str) -> tuple[Task, ...]:
     )
 
 
+@cache
+def easy_tasks() -> tuple[Task, ...]:
+    """The tasks of `train` that do no more than pick words out by their place."""
+    return tuple(t for t in tasks("train") if t.operation.name in EASY and t.style is PLAIN)
+
+
+def draw_easy_prompt(split: str, rng: Random) -> TextPrompt:
+    """A description of an easy task, as it also occurs in `train` or `paraphrase`."""
+    task = rng.choice(easy_tasks())
+    return TextPrompt(_describe(task, split == "paraphrase", rng), task)
+
+
 def held_out(operation: int, format: int) -> bool:
     """Whether this pair of indices is kept for `composition`: each part stays seen in others."""
     return (3 * operation + format) % 8 == 0
@@ -186,14 +200,23 @@ def _parts() -> dict[str, Part]:
     return {text: part for part in parts for text in part.seen + part.unseen if text}
 
 
-@cache
 def blind_ceiling(split: str, users: int = 300) -> float:
     """Expected exact match of the best answerer that does not see the prompt.
 
     It gives each user text the answer that most tasks of the split have; a mean over user texts.
     """
+    return _blind_ceiling(tasks(split), users)
+
+
+def easy_blind_ceiling(split: str) -> float:
+    """The same for the easy tasks."""
+    return _blind_ceiling(easy_tasks(), 300)
+
+
+@cache
+def _blind_ceiling(tasks: tuple[Task, ...], users: int) -> float:
     rng, total = Random("blind"), 0
     for _ in range(users):
         user = draw_user(rng)
-        total += max(Counter(task.answer(user) for task in tasks(split)).values())
-    return total / users / len(tasks(split))
+        total += max(Counter(task.answer(user) for task in tasks).values())
+    return total / users / len(tasks)

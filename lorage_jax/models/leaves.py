@@ -51,6 +51,18 @@ class Leaf:
             return shape[-1]
         return shape[0] * shape[1] if axes[0] == "heads" else shape[0]
 
+    @property
+    def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The (input, output) axes if this is a matrix, or one a layer or expert; None for
+        vectors, and for a table with a row a token.
+        """
+        first = sum(axis in ("layers", "experts") for axis in self.axes)
+        own = tuple(range(first, len(self.axes)))
+        if not own or "vocab" in self.axes:
+            return None
+        count = 2 if self.axes[first] in ("heads", "kv_heads") else 1
+        return (own[:count], own[count:]) if own[count:] else None
+
 
 def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
     """The leaves of one layer, without the layer axis."""

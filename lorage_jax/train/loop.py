@@ -13,7 +13,7 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.pipeline import data_fingerprint, make_dataset
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
-from lorage_jax.generator.generator import Generator
+from lorage_jax.generator.generator import Generator, trained_leaves
 from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
@@ -73,7 +73,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
         "edge_weights": edge.fingerprint,
         "data_contents": data_fingerprint(config.data.sources),
     }
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    leaves = trained_leaves(config.generator, cloud.config, edge.config)
+    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
     parts = (config.generator, cloud.config, edge.config, optimizer)
     shardings = state_shardings(*parts, mesh, rules)
     state = new_state(config.generator, cloud, edge.config, optimizer, config.seed, shardings)

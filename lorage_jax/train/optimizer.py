@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, from optax."""
+"""AdamW or Muon with warm-up and cosine decay, from optax."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from lorage_jax.config import OptimizerConfig
+from lorage_jax.models.leaves import Leaf
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -21,18 +23,38 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW. Biases and norm scales are not decayed."""
-    adamw = optax.adamw(
-        learning_rate(config, steps),
-        b1=config.betas[0],
-        b2=config.betas[1],
-        weight_decay=config.weight_decay,
-        mask=_decayed,
-    )
+def make_optimizer(
+    config: OptimizerConfig, steps: int, leaves: Any
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW or Muon. Biases and norm scales are not decayed.
+
+    `leaves`: the tree of `Leaf` that is trained, which tells the matrices.
+    """
+    rate = learning_rate(config, steps)
+    settings = {"b1": config.betas[0], "b2": config.betas[1]}
+    if config.kind == "adamw":
+        chosen = optax.adamw(rate, weight_decay=config.weight_decay, mask=_decayed, **settings)
+    else:
+        chosen = optax.contrib.muon(
+            lambda step: config.matrix_rate * rate(step),
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_decayed,
+            # Updates as large as AdamW's, so that one learning rate means the same to both.
+            consistent_rms=0.2,
+            adam_learning_rate=rate,
+            muon_weight_dimension_numbers=jax.tree.map(_dimensions, leaves),
+            **{f"adam_{name}": value for name, value in settings.items()},
+        )
     if config.clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return chosen
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), chosen)
+
+
+def _dimensions(leaf: Leaf) -> optax.contrib.MuonDimensionNumbers | None:
+    if leaf.matrix is None:
+        return None
+    inputs, outputs = leaf.matrix
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def _decayed(trained: Any) -> Any:

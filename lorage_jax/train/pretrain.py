@@ -88,7 +88,7 @@ def pretrain(
         pad_id=tokenizer.pad_token_id,
     )
     _check_family(model)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.steps, model_leaves(model))
     shardings = _shardings(model, optimizer, mesh, rules)
     rows = NamedSharding(mesh, PartitionSpec(rules.batch))
     sources = [corpus.source for corpus in config.corpora]

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, UInt32
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
@@ -71,10 +71,15 @@ def moment_shardings(
 ) -> Any:
     """Of the optimizer's state: moments as their parameters, everything else whole."""
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaves)
-    return optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, abstract),
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    params = jax.tree_util.tree_leaves_with_path(abstract)
+    places = {
+        (path, leaf.shape): place
+        for (path, leaf), place in zip(params, jax.tree.leaves(shardings), strict=True)
+    }
+
+    # A moment's path ends as its parameter's: `(1)[0].mu["pool"]["gate"]["a"]`.
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        ends = (places.get((path[at:], leaf.shape)) for at in range(len(path)))
+        return next((found for found in ends if found is not None), replicated(mesh))
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, abstract))

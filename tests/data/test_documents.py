@@ -9,6 +9,7 @@ import pytest
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 from lorage_jax.data.documents import Document, Documents, rows
+from lorage_jax.data.pipeline import SYNTHETIC_EPOCH
 from lorage_jax.data.prompts import (
     cloud_prompt,
     edge_prompt,
@@ -42,7 +43,7 @@ def pretrain_config(*corpora, **changes):
         model=plain_decoder("llama", ffn_width=16, **shape),
         out="unused",
         corpora=corpora,
-        steps=1,
+        steps=100,
         optimizer=OptimizerConfig(warmup_steps=0),
         **changes,
     )
@@ -286,3 +287,37 @@ def test_bad_sources(tmp_path, tokenizer):
         dataclasses.replace(tight, rows=0)
     with pytest.raises(ConfigError, match="row_tokens is 4096; the model has 2048"):
         pretrain_config(dataclasses.replace(tight, row_tokens=4096))
+
+
+def test_corpora_come_and_go_by_step():
+    """Easy tasks alone, then both, then words alone; every stage goes on in its corpora."""
+    easy, words = (
+        Corpus(Source("synthetic", "synthetic", name=name), 2, 2, 160, 1, steps=steps)
+        for name, steps in (("easy", (0, 6)), ("words", (3, None)))
+    )
+    config = pretrain_config(easy, words)
+    assert config.stages() == [0, 3, 6]
+    documents = Documents(config, 0)
+    tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
+    stream = iter(documents.batches(tokenizer))
+    batches = [next(stream) for _ in range(12)]
+    ids = [batch["group_ids"].tolist() for batch in batches]
+    is_words = [min(i) >= SYNTHETIC_EPOCH for i in ids]
+    assert is_words[:3] == [False] * 3
+    assert set(is_words[3:6]) == {False, True} and is_words[6:] == [True] * 6
+    assert len({tuple(i) for i in ids}) == 12  # nothing comes twice
+    again = iter(documents.batches(tokenizer))
+    again.set_state({"next_index": 5})
+    assert next(again)["group_ids"].tolist() == ids[5]
+
+
+@pytest.mark.parametrize("steps", [(2, 2), (-1, None), (5, 3)])
+def test_impossible_steps_of_a_corpus(steps):
+    with pytest.raises(ConfigError, match="expected \\(first, end\\)"):
+        Corpus(Source("synthetic", "synthetic"), 2, 2, steps=steps)
+
+
+def test_a_step_without_corpus_is_refused():
+    late = Corpus(Source("synthetic", "synthetic"), 2, 2, steps=(3, None))
+    with pytest.raises(ConfigError, match="no corpus is used at step 0"):
+        pretrain_config(late)
