@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorage_jax.config import ConfigError, GeneratorConfig
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.errors import ConfigError
 from lorage_jax.generator.router import gate, route, router_leaves, statistics_leaves
 from lorage_jax.models.leaves import initialise
 
