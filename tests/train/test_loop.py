@@ -302,7 +302,7 @@ def test_curves_are_written(experiment):
     result = train(experiment(steps=4, log_every=2), progress=False)
     events = list((result.folder.parent / "logs").glob("events*"))
     found = read_scalars(events[0])
-    for name in ("loss", "cv", "gradient_norm", "learning_rate", "tokens_per_second"):
+    for name in ("loss", "cv", "grad_norm", "learning_rate", "tokens_per_second"):
         assert [step for step, _ in found[f"train/{name}"]] == [2, 4], name
     assert found["train/loss"][-1][1] == pytest.approx(result.losses[-1][1], rel=1e-6)
     usage = [values[-1][1] for name, values in found.items() if name.startswith("usage/layer00")]
