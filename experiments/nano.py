@@ -1,4 +1,4 @@
-"""The bundled pair: how its generator is trained, and the table of what it can do.
+"""The nano pair: how its generator is trained, and the table of what it can do.
 
     lorage pretrain experiments/nano_edge.py      # runs/nano_edge/model
     lorage pretrain experiments/nano_cloud.py     # runs/nano_cloud/model
@@ -83,7 +83,7 @@ def main() -> None:
     began = time.time()
     samples = draw_world(PROMPTS, QUERIES, EVALUATION)
     table = evaluate_world(samples, edge, cloud, generators, loras=loras)
-    table |= {"seconds": time.time() - began, "provenance": provenance(sys.argv[1:])}
+    table |= {"seconds": time.time() - began, "provenance": provenance(["python", *sys.argv])}
     write_file(RESULTS / "nano.json", json.dumps(table, indent=1) + "\n", overwrite=True)
     write_file(RESULTS / "nano.md", to_markdown(table), overwrite=True)
     print(to_markdown(table))

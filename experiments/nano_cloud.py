@@ -1,4 +1,4 @@
-"""The cloud of the bundled pair: llama, 7 layers, 2.1 M parameters, a tokenizer of its own.
+"""The cloud of the nano pair: llama, 7 layers, 2.1 M parameters, a tokenizer of its own.
 
     lorage pretrain experiments/nano_cloud.py
 

@@ -1,4 +1,4 @@
-"""The edge of the bundled pair: qwen2, 6 layers, 1.1 M parameters, a tokenizer of its own.
+"""The edge of the nano pair: qwen2, 6 layers, 1.1 M parameters, a tokenizer of its own.
 
     lorage pretrain experiments/nano_edge.py
 

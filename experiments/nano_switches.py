@@ -1,8 +1,8 @@
-"""Every switch of the paper on the bundled pair: one run each, all else as in `nano.config()`.
+"""Every switch of the paper on the nano pair: one run each, all else as in `nano.config()`.
 
     python experiments/nano_switches.py           # results/nano_switches.*; goes on where it was
 
-On the words family alone, with fewer steps than the bundled generator; the row `default` is the
+On the words family alone, with fewer steps than the table's generators; the row `default` is the
 same short run without a change, so rows compare with it and with each other.
 """
 
@@ -104,7 +104,7 @@ def main() -> None:
     for name in SWITCHES:
         if name not in rows:
             rows[name] = measure(name, seed=0)
-            result = {"rows": rows, "provenance": provenance(sys.argv[1:])}
+            result = {"rows": rows, "provenance": provenance(["python", *sys.argv])}
             write_file(path, json.dumps(result, indent=1) + "\n", overwrite=True)
             write_file(RESULTS / "nano_switches.md", markdown(rows), overwrite=True)
     print(markdown(rows))

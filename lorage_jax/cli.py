@@ -329,7 +329,7 @@ def main(args: list[str] | None = None) -> int:
                 check_file(command.json, overwrite=True)  # before the long work
             result = command.run()
             if command.json is not None:
-                origin = provenance(sys.argv[1:] if args is None else args)
+                origin = provenance(["lorage", *(sys.argv[1:] if args is None else args)])
                 text = json_module.dumps(result | {"provenance": origin}, indent=1) + "\n"
                 write_file(command.json, text, overwrite=True)
                 if isinstance(command, Eval):

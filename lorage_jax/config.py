@@ -341,13 +341,15 @@ class PretrainConfig:
     """A small language model from scratch: everything `lorage pretrain` needs.
 
     `model.vocab_size` is the size of the tokenizer that is trained first; whether `bos_id` is
-    None says if it has a bos. Its ids replace those given.
+    None says if it has a bos. Its ids replace those given. With `init`, weights and tokenizer are
+    those of that folder, whose model must be of the shape of `model`.
     """
 
     model: ModelConfig
     out: str  # folder of the run
     corpora: tuple[Corpus, ...]
     steps: int
+    init: str = ""  # Hugging Face folder to begin from; by default weights are drawn
     tokenizer_documents: int = 10_000  # of all corpora together, by weight
     prompt_weight: float = 0.1  # in the loss, of a prompt's tokens; answers and prose count 1
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(3e-3))

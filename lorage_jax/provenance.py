@@ -16,11 +16,11 @@ FORMAT = "lorage-results/1"
 PACKAGES = ("lorage_jax", "jax", "flax", "transformers", "lm_eval", "torch", "peft")
 
 
-def provenance(args: Sequence[str]) -> dict[str, Any]:
-    """JSON facts about this run of `lorage ARGS`; it goes into every --json file."""
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """JSON facts about this run of `command`; they go into every file of results."""
     return {
         "format": FORMAT,
-        "command": shlex.join(["lorage", *args]),
+        "command": shlex.join(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
         "versions": versions(),

@@ -10,7 +10,7 @@ from lorage_jax.provenance import git_state, provenance
 
 
 def test_the_command_can_be_given_again():
-    found = provenance(["eval", "--model", "my models/a", "--limit", "3"])
+    found = provenance(["lorage", "eval", "--model", "my models/a", "--limit", "3"])
     assert found["command"] == "lorage eval --model 'my models/a' --limit 3"
     assert found["format"] == "lorage-results/1"
     assert {"python", "jax", "flax", "transformers"} <= set(found["versions"])

@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.pipeline import data_fingerprint, make_dataset
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.errors import WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
@@ -43,7 +43,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train.loop import RESUMABLE
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
-from lorage_jax.train.run import Job, check_run_folder, run
+from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import TrainState, moment_shardings
 from lorage_jax.train.step import micro_sharding
 
@@ -72,7 +72,13 @@ def train_lora(
     """
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
-    _check_devices(config, mesh)
+    count = config.data.rows // config.optimizer.accumulate
+    check_divides(
+        count,
+        f"a micro-batch of {count} rows",
+        mesh,
+        "prompts_per_batch x queries_per_prompt / accumulate",
+    )
     check_run_folder(out, "lora", resume)
     edge = load_model(config.edge, config.dtype, mesh, rules)
     # Prompts are read and dropped: so the batches are those of a generator's run.
@@ -254,14 +260,3 @@ def _new_state(
         return TrainState(jnp.zeros((), jnp.int32), lora, {}, optimizer.init(lora), run_key)
 
     return jax.jit(build, out_shardings=shardings)(jax.random.PRNGKey(seed))
-
-
-def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.data.rows // config.optimizer.accumulate
-    if rows % ways:
-        raise ConfigError(
-            f"a micro-batch of {rows} rows does not divide over {ways} devices. Make "
-            f"prompts_per_batch x queries_per_prompt / accumulate a multiple of {ways}, or change "
-            "the mesh."
-        )

@@ -19,7 +19,7 @@ from functools import cache
 from random import Random
 
 from lorage_jax.data.prompts import few_shot_prompt
-from lorage_jax.data.wordings import FORMATS, OPERATIONS, PLAIN, STYLES, Part
+from lorage_jax.data.text_wordings import FORMATS, OPERATIONS, PLAIN, STYLES, Part
 from lorage_jax.errors import DataError
 
 SPLITS = ("train", "paraphrase", "composition", "samples")

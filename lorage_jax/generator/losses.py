@@ -11,10 +11,15 @@ def cross_entropy(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Summed negative log-likelihood in nats over the masked targets, and their number."""
+    nll = jnp.where(mask, token_nll(logits, targets), 0.0)
+    return jnp.sum(nll), jnp.sum(mask).astype(jnp.float32)
+
+
+def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """Negative log-likelihood of every target in nats."""
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    nll = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask).astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def squared_cv(gates: Float[Array, "P L E"]) -> Float[Array, ""]:

@@ -19,7 +19,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
 from lorage_jax.train.optimizer import make_optimizer
-from lorage_jax.train.run import Job, check_run_folder, run
+from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import new_state, state_shardings
 from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
 
@@ -121,16 +121,14 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
 
 
 def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = config.optimizer.accumulate * config.data.prompt_chunks
     prompts = config.data.prompts_per_batch // parts
-    if prompts % ways:
-        raise ConfigError(
-            f"a micro-batch (or its prompt chunk) of {prompts} prompts does not divide over {ways} "
-            f"devices (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}). Make "
-            f"prompts_per_batch / (accumulate x prompt_chunks) a multiple of {ways}, or change "
-            "the mesh."
-        )
+    check_divides(
+        prompts,
+        f"a micro-batch (or its prompt chunk) of {prompts} prompts",
+        mesh,
+        "prompts_per_batch / (accumulate x prompt_chunks)",
+    )
 
 
 def _check_models(config: ExperimentConfig, cloud: Model, edge: Model) -> None:

@@ -30,15 +30,16 @@ from lorage_jax.data.documents import Documents
 from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
+from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
-from lorage_jax.hf.load import DTYPES
+from lorage_jax.hf.load import DTYPES, load_model
 from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
-from lorage_jax.train.run import Job, check_run_folder, run
+from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import moment_shardings
 from lorage_jax.train.tokenizer import train_tokenizer
 
@@ -74,20 +75,13 @@ def pretrain(
     """Trains a model and writes it to `<out>/model`. Raises as `train.loop.train`."""
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
-    _check_devices(config, mesh)
+    for corpus in config.corpora:
+        check_divides(
+            corpus.rows, f"a batch of {corpus.rows} rows ({corpus.source.path})", mesh, "rows"
+        )
     check_run_folder(out, "model", resume)
     documents = Documents(config, config.seed)
-    texts = documents.texts(config.tokenizer_documents)
-    model = config.model
-    tokenizer = train_tokenizer(texts, model.vocab_size, model.bos_id is not None, model.family)
-    model = dataclasses.replace(
-        model,
-        vocab_size=len(tokenizer),
-        bos_id=tokenizer.bos_token_id,
-        eos_ids=(tokenizer.eos_token_id,),
-        pad_id=tokenizer.pad_token_id,
-    )
-    _check_family(model)
+    model, tokenizer, params = _beginning(config, documents)
     optimizer = make_optimizer(config.optimizer, config.steps, model_leaves(model))
     shardings = _shardings(model, optimizer, mesh, rules)
     rows = NamedSharding(mesh, PartitionSpec(rules.batch))
@@ -101,7 +95,7 @@ def pretrain(
         },
         # Sources may move: `data_contents` says what is in them.
         resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(sources)))),
-        state=_new_state(model, optimizer, config.seed, shardings),
+        state=_new_state(model, optimizer, config.seed, shardings, params),
         step=make_pretrain_step(config, model, optimizer, shardings, rows),
         batches=documents.batches(tokenizer),
         describe=documents.describe,
@@ -114,6 +108,34 @@ def pretrain(
     save_model(Model(model, params, tokenizer), out / "model", overwrite=True)
     count = sum(x.size for x in jax.tree.leaves(params))
     return PretrainResult(out / "model", count, losses, time.time() - began, first)
+
+
+def _beginning(
+    config: PretrainConfig, documents: Documents
+) -> tuple[ModelConfig, Any, dict[str, Any] | None]:
+    """(the model with its tokenizer's ids, the tokenizer, the weights or None for random ones)"""
+    model = config.model
+    if not config.init:
+        texts = documents.texts(config.tokenizer_documents)
+        tokenizer = train_tokenizer(texts, model.vocab_size, model.bos_id is not None, model.family)
+        model = dataclasses.replace(
+            model,
+            vocab_size=len(tokenizer),
+            bos_id=tokenizer.bos_token_id,
+            eos_ids=(tokenizer.eos_token_id,),
+            pad_id=tokenizer.pad_token_id,
+        )
+        _check_family(model)
+        return model, tokenizer, None
+    begun = load_model(config.init, "float32")
+    ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
+    asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
+    if other := _differences(asked, begun.config):
+        raise ConfigError(
+            f"init is {config.init}, whose model is another: {', '.join(other)}. "
+            "Give `model` its shape, or begin from another folder."
+        )
+    return begun.config, begun.tokenizer, begun.params
 
 
 def make_pretrain_step(
@@ -158,7 +180,7 @@ def packed_loss(
     """(weighted mean over the targets of a batch of `rows`, the same of answers and prose alone)"""
     branches = Branches(batch["branch"], batch["positions"], batch["text"])
     logits = decoder.apply({"params": params}, batch["tokens"], batch["mask"], branches=branches)
-    nll = _nll(logits, batch["targets"])
+    nll = token_nll(logits, batch["targets"])
     answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
     prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
     weight = answer + prompt_weight * prompt
@@ -166,22 +188,23 @@ def packed_loss(
     return loss, jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
 
 
-def _nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
 def _new_state(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     seed: int,
     shardings: PretrainState,
+    params: dict[str, Any] | None = None,
 ) -> PretrainState:
-    def build(key):
-        params = initialise(model_leaves(model), key)
+    """Step 0, of the given weights or of random ones."""
+
+    def build(params):
         return PretrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))
+    if params is not None:
+        return jax.jit(build, out_shardings=shardings)(params)
+    return jax.jit(
+        lambda key: build(initialise(model_leaves(model), key)), out_shardings=shardings
+    )(jax.random.key(seed))
 
 
 def _shardings(
@@ -204,29 +227,23 @@ def _check_family(model: ModelConfig) -> None:
         except WeightsError as error:
             reason = str(error).replace(folder, "its")
             raise ConfigError(f"the model cannot be saved as a {model.family}: {reason}") from None
-    lost = [
-        f"{field.name} {value!r} would become {there!r}"
-        for field in dataclasses.fields(model)
-        if (value := getattr(model, field.name)) != (there := getattr(read, field.name))
-        and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))
-    ]
-    if lost:
+    if lost := _differences(model, read):
         raise ConfigError(
             f"a saved {model.family} cannot hold all of this model: {', '.join(lost)}. "
             "Change these, or the family."
         )
 
 
+def _differences(one: ModelConfig, other: ModelConfig) -> list[str]:
+    """In words, the fields in which two models differ by more than a rounding."""
+    return [
+        f"{field.name} {value!r} would become {there!r}"
+        for field in dataclasses.fields(one)
+        if (value := getattr(one, field.name)) != (there := getattr(other, field.name))
+        and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))
+    ]
+
+
 def _digest(tokenizer: Any) -> str:
     text = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_devices(config: PretrainConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for corpus in config.corpora:
-        if corpus.rows % ways:
-            raise ConfigError(
-                f"batches of {corpus.rows} rows ({corpus.source.path}) do not divide over {ways} "
-                f"devices. Make rows a multiple of {ways}, or change the mesh."
-            )

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lorage_jax.config import ExperimentConfig, PretrainConfig
-from lorage_jax.errors import DataError, OutputError, TrainingError
+from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.hf.folder import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints
 from lorage_jax.train.watch import Watch
@@ -85,6 +86,16 @@ def check_run_folder(out: Path, result: str, resume: bool) -> None:
         )
     if (out / result).exists():
         check_target(out / result, overwrite=True)
+
+
+def check_divides(count: int, what: str, mesh: Mesh, advice: str) -> None:
+    """ConfigError unless `count` rows, `what` they are, divide over the devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if count % ways:
+        raise ConfigError(
+            f"{what} does not divide over {ways} devices (data {mesh.shape['data']} x "
+            f"fsdp {mesh.shape['fsdp']}). Make {advice} a multiple of {ways}, or change the mesh."
+        )
 
 
 def _steps(job: Job, state: Any, stream: Any, checkpoints: Checkpoints, watch: Watch) -> Any:

@@ -18,7 +18,7 @@ from lorage_jax.data.text_tasks import (
     sample_half,
     tasks,
 )
-from lorage_jax.data.wordings import FORMATS, OPERATIONS, PLAIN, STYLES
+from lorage_jax.data.text_wordings import FORMATS, OPERATIONS, PLAIN, STYLES
 from lorage_jax.errors import DataError
 
 PARTS = (*OPERATIONS, *STYLES, *FORMATS)

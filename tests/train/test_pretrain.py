@@ -139,7 +139,7 @@ def refused(config, says, error=ConfigError):
 def test_what_cannot_be_trained(config, tmp_path):
     words, prose = config().corpora
     rows = dataclasses.replace(words, rows=6)
-    refused(config(corpora=(rows, prose)), "batches of 6 rows .* 8 devices.*multiple of 8")
+    refused(config(corpora=(rows, prose)), "a batch of 6 rows .* 8 devices.*multiple of 8")
     refused(config(mesh=MeshConfig(data=3)), "8 devices")
     small = dataclasses.replace(config().model, vocab_size=200)
     refused(config(model=small), r"vocab_size is 200; .* at least 258: 256 bytes and <pad>, </s>\.")
