@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import lorage_jax as lg
+from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.specialize import specialize_folder
-from lorage_jax.commands.train import load_experiment
 from lorage_jax.config import MeshConfig
 from lorage_jax.train.loop import train
 

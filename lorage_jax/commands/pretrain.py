@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.commands.train import load_experiment
+from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import PretrainConfig
 from lorage_jax.errors import OutputError
 from lorage_jax.hf.folder import check_file

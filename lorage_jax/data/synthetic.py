@@ -19,6 +19,9 @@ cannot be known; `blind_ceiling` says how often it can be guessed.
     >>> synthetic.find(record.system).answer("sun cat oil")
     'cat oil stop'
 
+A third family, `easy`, is drawn by its name only: a few of the operations and formats of `words`
+on which small models learn to copy before they see all of them.
+
 There are too many prompts to list: they are drawn, and equal seeds draw equal ones. A draw holds
 no prompt twice, and a longer draw begins with the shorter one.
 """
@@ -30,7 +33,6 @@ from dataclasses import dataclass
 from random import Random
 
 from lorage_jax.data import text_tasks, tool_calls
-from lorage_jax.data.prompts import edge_prompt_with_system, edge_target
 from lorage_jax.data.records import Record
 from lorage_jax.errors import DataError
 
@@ -91,7 +93,7 @@ def _draw_easy(split: str, rng: Random) -> Prompt:
     return _words(text_tasks.draw_easy_prompt(split, rng))
 
 
-# `easy` is a part of `words`, for pretraining; it is drawn by its name only.
+# A weight of 0: drawn by its name only.
 FAMILIES = {
     "words": Family(text_tasks.SPLITS, _draw_words, text_tasks.blind_ceiling, weight=3),
     "tools": Family(tuple(_TOOL_SPLITS), _draw_tools, _blind_tools, weight=1),
@@ -167,14 +169,6 @@ def _group(prompt: Prompt, queries: int, rng: Random) -> list[Record]:
         user, target = prompt.draw(rng)
         records.setdefault(user, Record(prompt.system, user, target))
     raise DataError(f"{queries} different user texts are too many for the task {prompt.task!r}.")
-
-
-def corpus(n: int, seed: int, family: str = "") -> list[str]:
-    """`n` texts of this world, train split only, for a tokenizer or a tiny language model."""
-    return [
-        edge_prompt_with_system(record.system, record.user) + edge_target(record.target)
-        for record in draw("train", n, seed, family)
-    ]
 
 
 def blind_ceiling(split: str, family: str) -> float:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import lorage_jax as lg
-from lorage_jax.commands.train import load_experiment
+from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.errors import ConfigError
 from tests.cli.world import EXPERIMENT, REPOSITORY, lorage

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lorage_jax.data import synthetic
+from lorage_jax.data.prompts import edge_prompt_with_system, edge_target
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -19,7 +20,8 @@ def shared() -> Path:
 
 
 def _texts() -> list[str]:
-    texts = synthetic.corpus(300, seed=9, family="words")
+    records = synthetic.draw("train", 300, seed=9, family="words")
+    texts = [edge_prompt_with_system(r.system, r.user) + edge_target(r.target) for r in records]
     return [*texts, "Zebras? Quick; vexing: jumps, 0123456789!"]
 
 

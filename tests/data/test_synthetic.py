@@ -1,4 +1,3 @@
-import re
 from collections import Counter
 from random import Random
 
@@ -9,7 +8,6 @@ from lorage_jax.data.synthetic import (
     FAMILIES,
     SPLITS,
     blind_ceiling,
-    corpus,
     draw,
     draw_group,
     draw_groups,
@@ -151,12 +149,3 @@ def test_wrong_names():
         draw_prompt("samples", Random(0), "tools")
     with pytest.raises(DataError, match="family 'words' has no split 'tools'"):
         blind_ceiling("tools", "words")
-
-
-def test_corpus_holds_training_texts_only():
-    texts = corpus(400, 1, "words")
-    assert len(texts) == 400 and texts == corpus(400, 1, "words")
-    records = draw("train", 400, 1, "words")
-    assert [r.system in text for r, text in zip(records, texts, strict=True)] == [True] * 400
-    pattern = re.compile(r"System: (.+)\n\nUser: (\w+ ){2,4}\w+\nAssistant: .+", re.DOTALL)
-    assert all(pattern.fullmatch(text) for text in texts)
