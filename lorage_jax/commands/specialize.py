@@ -24,7 +24,7 @@ from lorage_jax.generator.store import (
     read_values,
     recorded_path,
 )
-from lorage_jax.hf.adapter import export_adapter
+from lorage_jax.hf.adapter import export_adapter, load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model, stored_dtype
@@ -87,6 +87,7 @@ def specialize_into(
         card.save(out / "card.json")
     if "adapter" in save:
         export_adapter(generator.pool, card, edge, out / "adapter", base_name=base_name)
+        logits["adapter"] = _logits(load_adapter(out / "adapter", edge), probe)
     began = time.time()
     special, rounding = merge_with_report(edge, generator.pool, card, donate=True)
     merge_seconds = time.time() - began

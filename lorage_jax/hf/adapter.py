@@ -6,20 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.data.prompts import TEMPLATE_VERSION
+from lorage_jax.errors import WeightsError
 from lorage_jax.generator.card import Card
+from lorage_jax.generator.merge import merge_weights
 from lorage_jax.generator.pool import Pool, assemble, assembled_rank
 from lorage_jax.hf import tables
 from lorage_jax.hf.export import ffn_tensors
-from lorage_jax.hf.files import save
+from lorage_jax.hf.files import read_tensors, save
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-adapter/1"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT wraps the model twice
 
 
 def export_adapter(
@@ -44,7 +48,7 @@ def export_adapter(
     tensors = {}
     for name, leaf, layer, _ in ffn_tensors(edge.config):
         a, b = factors[leaf]
-        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        stem = PREFIX + name.removesuffix(".weight")
         tensors[f"{stem}.lora_A.weight"] = np.asarray(a[layer]).T
         tensors[f"{stem}.lora_B.weight"] = np.asarray(b[layer]).T
     with new_folder(out_dir, overwrite=overwrite) as folder:
@@ -59,6 +63,41 @@ def export_adapter(
             "card": card.to_dict(),
         }
         write_manifest(folder, values)
+
+
+def load_adapter(folder: str | Path, edge: Model) -> Model:
+    """The edge with a PEFT folder's LoRA on its FFN merged, as PEFT itself would merge it.
+
+    WeightsError lists every tensor that is missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder} is not a PEFT folder: {CONFIG} cannot be read ({error!r})."
+        ) from None
+    ffn = {leaf: edge.params["layers"][leaf] for leaf in tables.FFN}
+    wanted = {
+        f"{PREFIX}{name.removesuffix('.weight')}.lora_{part}.weight": (leaf, part)
+        for name, leaf, _, _ in ffn_tensors(edge.config)
+        for part in "AB"
+    }
+    shapes = {
+        name: (rank, ffn[leaf].shape[1]) if part == "A" else (ffn[leaf].shape[2], rank)
+        for name, (leaf, part) in wanted.items()
+    }
+    found = read_tensors(folder / TENSORS, shapes)
+
+    def stacked(leaf: str, part: str) -> jax.Array:  # [L, I, R] or [L, R, O]
+        return jnp.stack([found[n].T for n, of in wanted.items() if of == (leaf, part)])
+
+    factors = {
+        leaf: (stacked(leaf, "A"), stacked(leaf, "B") * (alpha / rank)) for leaf in tables.FFN
+    }
+    merged = merge_weights(ffn, factors, donate=False)
+    return edge.replace(params=edge.params | {"layers": edge.params["layers"] | merged})
 
 
 def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:

@@ -270,7 +270,24 @@ def save(
         raise OutputError(f"Cannot write {path}: {error}. Free space or choose another.") from error
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of one safetensors file, in memory. WeightsError lists all problems."""
+def read_tensors(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file, in memory. WeightsError lists all problems.
+
+    `shapes`: the tensors that must be in it, and no others.
+    """
     checkpoint = Checkpoint.open_file(path)
-    return {name: np.array(checkpoint.read(name)) for name in checkpoint.names()}
+    found = {name: np.array(checkpoint.read(name)) for name in checkpoint.names()}
+    if shapes is None:
+        return found
+    problems = [f"{n} is missing; expected {s}" for n, s in shapes.items() if n not in found]
+    problems += [f"{n} is not known" for n in found if n not in shapes]
+    problems += [
+        f"{n} has shape {found[n].shape}; expected {shape}"
+        for n, shape in shapes.items()
+        if n in found and found[n].shape != shape
+    ]
+    if problems:
+        raise WeightsError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
+    return found

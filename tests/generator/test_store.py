@@ -57,6 +57,26 @@ def test_round_trip(saved):
     assert {p.name for p in (home / "gen").iterdir()} == {"generator.safetensors", "lorage.json"}
 
 
+def test_round_trip_in_bfloat16(saved, tmp_path):
+    """Half the size; what is loaded is one generator, whose cards are nearly the original's."""
+    home, gen, card = saved
+    save_generator(gen, tmp_path / "half", dtype="bfloat16")
+    file = "generator.safetensors"
+    stored = load_file(tmp_path / "half" / file)
+    kinds = {name: str(array.dtype) for name, array in stored.items()}
+    assert {k for n, k in kinds.items() if n.startswith("trained.")} == {"bfloat16"}
+    assert (tmp_path / "half" / file).stat().st_size < 0.6 * (home / "gen" / file).stat().st_size
+    back = load_generator(tmp_path / "half")
+    assert {x.dtype for x in jax.tree.leaves(back.trained)} == {jax.numpy.dtype("float32")}
+    assert back.fingerprint == read_values(tmp_path / "half")["fingerprint"] != gen.fingerprint
+    again = specialize(back, PROMPT)
+    np.testing.assert_allclose(again.gates, card.gates, atol=0.02)
+    save_generator(back, tmp_path / "again", dtype="bfloat16")
+    assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "half" / file).read_bytes()
+    with pytest.raises(WeightsError, match="dtype is 'float16'; expected one of float32, bfloat16"):
+        save_generator(gen, tmp_path / "no", dtype="float16")
+
+
 def test_the_house_moves(saved, home):
     """Relative places count first: the folders moved together still fit."""
     back = load_generator(home / "gen")

@@ -8,14 +8,14 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
-from lorage_jax.hf.adapter import export_adapter
+from lorage_jax.hf.adapter import export_adapter, load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import forward
@@ -278,6 +278,30 @@ def test_adapter_on_a_bfloat16_base(world, cloud_dir, tmp_path, combine):
             layer, leaf = int(name.split(".")[2]), name.split(".")[-2].removesuffix("_proj")
             ours = np.asarray(merged.params["layers"][leaf][layer]).T
             np.testing.assert_allclose(tensor.numpy(), ours, atol=1e-5)
+    back = load_adapter(out, edge)
+    for leaf in ("gate", "up", "down"):
+        ours = merged.params["layers"][leaf]
+        np.testing.assert_allclose(back.params["layers"][leaf], ours, atol=1e-6)
+        assert not np.array_equal(ours, edge.params["layers"][leaf])
+
+
+def test_a_damaged_adapter(world, tmp_path):
+    """Each problem of a PEFT folder is named; the model is left as it was."""
+    _, edge, gen, card, _ = world
+    out = tmp_path / "adapter"
+    export_adapter(gen.pool, card, edge, out)
+    tensors = load_file(out / "adapter_model.safetensors")
+    first, second, *_ = sorted(tensors)
+    tensors["what.weight"] = tensors.pop(first)
+    tensors[second] = tensors[second].T.contiguous()
+    save_file(tensors, out / "adapter_model.safetensors")
+    with pytest.raises(WeightsError) as refused:
+        load_adapter(out, edge)
+    for part in (f"{first} is missing", "what.weight is not known", f"{second} has shape"):
+        assert part in str(refused.value)
+    (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="is not a PEFT folder"):
+        load_adapter(out, edge)
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(world):
