@@ -1,0 +1,87 @@
+"""Experiment files: Python that defines `config()`, run for what it returns."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from lorage_jax.config import ExperimentConfig, PretrainConfig
+from lorage_jax.errors import ConfigError, LorageError
+
+EXPERIMENTS = Path("experiments")
+COMMANDS = {ExperimentConfig: "lorage train", PretrainConfig: "lorage pretrain"}
+
+Config = TypeVar("Config", ExperimentConfig, PretrainConfig)
+
+
+def load_experiment(path: str | Path, kind: type[Config] = ExperimentConfig) -> Config:
+    """Runs the `config()` of an experiment file (or of `experiments/NAME.py`).
+
+    ConfigError for whatever it raises, and when it gives anything but a `kind`.
+    """
+    path = Path(path)
+    if not path.exists() and (EXPERIMENTS / f"{path.name}.py").is_file():
+        path = EXPERIMENTS / f"{path.name}.py"
+    if not path.is_file():
+        names = sorted(str(p) for p in EXPERIMENTS.glob("*.py"))
+        near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.3) or names
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"there is no experiment file {path}.{hint}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; expected one that defines config().")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with _siblings(path.absolute().parent):
+            spec.loader.exec_module(module)
+            if not callable(getattr(module, "config", None)):
+                raise ConfigError(f"defines no function config(), which gives {_named(kind)}.")
+            config = module.config()
+    except LorageError as error:
+        raise ConfigError(f"{path}{_line(error, path)}: {error}") from None
+    except (Exception, SystemExit) as error:  # the user's own code: say where, without our frames
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}{_line(error, path)}: {what}") from None
+    if type(config) in COMMANDS and not isinstance(config, kind):
+        raise ConfigError(
+            f"{path} is for `{COMMANDS[type(config)]}`: config() gave {_named(type(config))}; "
+            f"`{COMMANDS[kind]}` needs {_named(kind)}."
+        )
+    if not isinstance(config, kind):
+        raise ConfigError(f"{path}: config() gave {type(config).__name__}, not {kind.__name__}.")
+    return config
+
+
+def _named(kind: type) -> str:
+    return f"{'an' if kind is ExperimentConfig else 'a'} {kind.__name__}"
+
+
+@contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Files of the folder can be imported meanwhile; nothing of it stays behind."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # the folder may be seconds old
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file may have changed it itself
+            sys.path.remove(str(folder))
+        for name in sys.modules.keys() - known:
+            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == folder:
+                del sys.modules[name]  # another experiment may have a sibling of this name
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """ ", line N": the innermost line of the file that led to the error, if there is one."""
+    if isinstance(error, SyntaxError) and error.filename in (None, str(path.absolute())):
+        return f", line {error.lineno}" if error.lineno else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path.absolute())]
+    return f", line {lines[-1]}" if lines else ""
