@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lorage_jax.generator.store import load_generator as load_generator
     from lorage_jax.generator.store import save_generator as save_generator
     from lorage_jax.hf.adapter import export_adapter as export_adapter
+    from lorage_jax.hf.adapter import load_adapter as load_adapter
     from lorage_jax.hf.export import export_merged as export_merged
     from lorage_jax.hf.load import load_model as load_model
     from lorage_jax.infer.generate import generate as generate
@@ -32,6 +33,7 @@ _HOMES = {
     "load_model": "hf.load",
     "export_merged": "hf.export",
     "export_adapter": "hf.adapter",
+    "load_adapter": "hf.adapter",
     "Generator": "generator.generator",
     "specialize": "generator.generator",
     "load_generator": "generator.store",

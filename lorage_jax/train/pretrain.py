@@ -81,7 +81,7 @@ def pretrain(
         )
     check_run_folder(out, "model", resume)
     documents = Documents(config, config.seed)
-    model, tokenizer, params = _beginning(config, documents)
+    model, tokenizer, params = _beginning(config, documents, mesh, rules)
     optimizer = make_optimizer(config.optimizer, config.steps, model_leaves(model))
     shardings = _shardings(model, optimizer, mesh, rules)
     rows = NamedSharding(mesh, PartitionSpec(rules.batch))
@@ -111,7 +111,7 @@ def pretrain(
 
 
 def _beginning(
-    config: PretrainConfig, documents: Documents
+    config: PretrainConfig, documents: Documents, mesh: Mesh, rules: ShardingRules
 ) -> tuple[ModelConfig, Any, dict[str, Any] | None]:
     """(the model with its tokenizer's ids, the tokenizer, the weights or None for random ones)"""
     model = config.model
@@ -127,7 +127,7 @@ def _beginning(
         )
         _check_family(model)
         return model, tokenizer, None
-    begun = load_model(config.init, "float32")
+    begun = load_model(config.init, "float32", mesh, rules)
     ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
     if other := _differences(asked, begun.config):

@@ -17,7 +17,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.prompts import encode
-from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
+from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from lorage_jax.evaluate.shapes import plain_decoder
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.hf.load import load_tokenizer
@@ -91,6 +91,28 @@ def test_it_learns_and_leaves_a_model(config, family):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(2, 17, 2)), name
     resolved = json.loads((result.folder.parent / "config.json").read_text("utf-8"))
     assert resolved["steps"] == 16 and len(resolved["tokenizer_contents"]) == 64
+
+
+def test_it_can_begin_from_a_folder(config, tmp_path):
+    """Weights and tokenizer are the folder's; with next to no learning rate they stay so."""
+    first = pretrain(config(steps=16, saved_dtype="float32"), progress=False)
+    still = OptimizerConfig(learning_rate=1e-9, warmup_steps=0)
+    begun = {"init": str(first.folder), "out": str(tmp_path / "more"), "seed": 5}
+    settings = config(**begun, steps=2, optimizer=still, saved_dtype="float32")
+    second = pretrain(settings, progress=False)
+    assert second.losses[0][1] < 0.85 * first.losses[0][1]
+    before, after = (read_tensors(r.folder / "model.safetensors") for r in (first, second))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_allclose(value, after[name], atol=1e-6, err_msg=name)
+    ids = [load_tokenizer(r.folder).encode(TEXT) for r in (first, second)]
+    assert ids[0] == ids[1]
+
+    other = dataclasses.replace(settings.model, layers=3)
+    elsewhere = dataclasses.replace(settings, out=str(tmp_path / "other"))
+    refused(dataclasses.replace(elsewhere, model=other), "layers 3 would become 2")
+    nowhere = dataclasses.replace(elsewhere, init=str(tmp_path / "nowhere"))
+    refused(nowhere, "nowhere", WeightsError)
 
 
 def test_resume_is_bit_exact(config, monkeypatch, tmp_path):
