@@ -38,24 +38,29 @@ Overwrite = Annotated[
 
 @dataclass(frozen=True)
 class Quickstart:
-    """See the whole method in minutes: no downloads, no network, two CPU cores.
+    """See the whole method in a minute: no downloads, no network, two CPU cores.
 
-    Makes a small cloud/edge pair, trains a generator, specialises the edge for a prompt that was
-    not in training, merges, exports, reloads and reports.
+    A bundled generator specialises a bundled edge for a prompt that was not in training; the same
+    questions go to the edge without prompt, with it, specialised, and under another prompt's card.
 
     Example: lorage quickstart --out quickstart
     """
 
     out: Path
     """Folder for everything that is made."""
+    prompt: str | None = None
+    """Another system prompt, as in --prompt "Reverse the words. Put commas between words."."""
+    train: bool = False
+    """First train a generator anew on the bundled models, for a short while."""
     seed: int = 0
+    """Of the prompt, the questions, and with --train of the generator."""
     json: Json = None
     overwrite: Overwrite = False
 
     def run(self) -> dict[str, Any]:
         from lorage_jax.commands.quickstart import quickstart
 
-        return quickstart(self.out, self.seed, self.overwrite)
+        return quickstart(self.out, self.seed, self.overwrite, self.prompt, self.train)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Specialize:
     """
 
     generator: Path
-    """Folder that `lorage train` wrote."""
+    """Folder that `lorage train` wrote; nano: the bundled generator."""
     prompt: str
     """Text file with the system prompt; - reads standard input."""
     out: Path
@@ -183,13 +188,21 @@ class Generate:
 class Inspect:
     """Show a card, or every fact of a generator: gates by layer and expert as text and picture.
 
+    With --tasks also what a generator's experts are for, read from the gates of drawn prompts.
+
     Example: lorage inspect special/card.json --png gates.png
     """
 
     path: Positional[Path]
     """A card file, or a folder that lorage_jax wrote."""
+    tasks: bool = False
+    """Also show which experts serve which of the built-in world's tasks, and nearest prompts."""
+    prompt: str | None = None
+    """With --tasks, text file with the system prompt to find the nearest of; - reads stdin."""
+    cloud: Path | None = None
+    """With --tasks, the cloud model's folder, when it is not where the generator recorded it."""
     png: Path | None = None
-    """Write a card's heatmap to this picture."""
+    """Write a card's heatmap, or with --tasks that of operations and formats, to this picture."""
     json: Json = None
     overwrite: bool = False
     """Replace the picture if it exists."""
@@ -197,7 +210,7 @@ class Inspect:
     def run(self) -> dict[str, Any]:
         from lorage_jax.commands.inspect import inspect
 
-        return inspect(self.path, self.png, self.overwrite)
+        return inspect(self)
 
 
 @dataclass(frozen=True)
@@ -215,7 +228,7 @@ class Eval:
     model: Path | None = None
     """Hugging Face folder, scored as it is (few-shot samples in its context)."""
     generator: Path | None = None
-    """Folder that `lorage train` wrote; it specialises the edge for every task."""
+    """Folder that `lorage train` wrote, or nano; it specialises the edge for every task."""
     edge: Path | None = None
     """The edge model's folder, when it is not where the generator recorded it."""
     cloud: Path | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,36 @@ def gate_panels(cards: Sequence[tuple[str, np.ndarray]]) -> bytes:
     bar.set_label("gate", size=9)
     bar.ax.tick_params(labelsize=7)
     return _png(figure)
+
+
+def expert_heatmap(kinds: Mapping[str, Mapping[str, Any]], path: Path, overwrite: bool) -> None:
+    """Mean gates [L, E] by kind and value as a PNG: values down, every layer's experts across."""
+    values = [value for kind in kinds.values() for value in kind]
+    gates = np.asarray([mean for kind in kinds.values() for mean in kind.values()])
+    rows, layers, experts = gates.shape
+    width = min(30.0, max(5.0, 0.14 * layers * experts))
+    figure, axes = _figure(1.8 + width, 1.2 + 0.2 * rows)
+    image = axes.imshow(gates.reshape(rows, -1), cmap="Blues", vmin=0.0, aspect="auto")
+    for layer in range(1, layers):
+        axes.axvline(layer * experts - 0.5, color="0.5", linewidth=0.6)
+    end = 0
+    for name, kind in kinds.items():
+        axes.text(
+            1.01,
+            1 - (end + len(kind) / 2) / rows,
+            name,
+            rotation=270,
+            va="center",
+            transform=axes.transAxes,
+        )
+        end += len(kind)
+        axes.axhline(end - 0.5, color="black", linewidth=0.8)
+    axes.set_yticks(range(rows), [_short(value, 24) for value in values], size=8)
+    axes.set_xticks(np.arange(layers) * experts + (experts - 1) / 2, range(layers))
+    axes.tick_params(length=0)
+    axes.set(xlabel=f"edge layer, in each its experts 0 to {experts - 1}", title="mean gates")
+    figure.colorbar(image, ax=axes, label="mean gate")
+    _save(figure, path, overwrite)
 
 
 @dataclass(frozen=True)

@@ -1,91 +1,140 @@
-"""`lorage quickstart`, with its training cut to a few steps: every part, in its place."""
+"""`lorage quickstart` and the bundled pair, as a new user meets them."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
+import transformers
+from safetensors import safe_open
 
 import lorage_jax as lg
+from lorage_jax import nano
 from lorage_jax.cli import main
 from lorage_jax.commands import quickstart
+from lorage_jax.data import synthetic
 
-PARTS = {
-    "cloud",
-    "edge",
-    "generator",
-    "prompt.txt",
-    "card.json",
-    "adapter",
-    "merged",
-    "report.json",
-    "loss.png",
-    "gates.png",
-    "lorage.json",
-}
+PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
+WAYS = {"without_prompt", "with_prompt", "specialized"}
+KNOWN = "Put a comma between words. Write the words in reverse order."
+
+
+def run(out, *more):
+    assert main(["quickstart", "--out", str(out), *more]) == 0
+    return json.loads((out / "report.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The folder of a short quickstart."""
     out = tmp_path_factory.mktemp("quickstart") / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"CLOUD_STEPS": 40, "EDGE_STEPS": 40, "GENERATOR_STEPS": 40}.items():
-            patch.setattr(quickstart, name, value)
-        patch.setattr(quickstart, "TEXTS", 500)
-        assert main(["quickstart", "--out", str(out)]) == 0
-    return out
+    return out, run(out)
 
 
 def test_every_part_is_there(made):
-    assert {path.name for path in made.iterdir()} >= PARTS
-    assert not list(made.parent.glob(".*")), "a temporary folder was left"
-    for picture in ("loss.png", "gates.png"):
-        assert (made / picture).read_bytes().startswith(b"\x89PNG")
+    out, _ = made
+    assert {path.name for path in out.iterdir()} == PARTS
+    assert not list(out.parent.glob(".*")), "a temporary folder was left"
+    assert (out / "gates.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_is_what_was_measured(made):
-    report = json.loads((made / "report.json").read_text("utf-8"))
+    _, report = made
+    assert {"adapter", "merged", "reloaded", "transformers"} == {
+        name.removeprefix("unmerged_vs_") for name in report["parity"]
+    } - {"max_abs_logit_diff"}
     assert report["parity"]["max_abs_logit_diff"] < 2e-4
-    assert "unmerged_vs_transformers" in report["parity"]
-    assert report["prompt_tokens_saved"] > 5 and report["seconds"] > 0
-    ways = {"without_prompt", "with_prompt", "specialized", "control_other_prompt"}
-    assert report["exact_match"].keys() == report["nats_per_target_token"].keys() == ways
-    for way in ways:
+    assert len(report["answers"]) == report["questions"] == quickstart.QUESTIONS
+    assert set(report["exact_match"]) == WAYS
+    scores = report["exact_match"] | {"control": report["control"]["exact_match"]}
+    for way, score in scores.items():
         right = [answer[way] == answer["expected"] for answer in report["answers"]]
-        assert report["exact_match"][way] == pytest.approx(np.mean(right))
-    assert report["generator_loss"]["last"] < report["generator_loss"]["first"]
+        assert score == pytest.approx(np.mean(right))
+    tokens = report["tokens_per_request"]
+    assert tokens["without_prompt"] == tokens["specialized"] < tokens["with_prompt"]
+    assert set(report["seconds_per_request"]) == WAYS
 
 
-def test_the_models_differ_and_work_together(made):
-    edge, cloud = lg.load_model(made / "edge"), lg.load_model(made / "cloud")
+def test_the_prompt_is_what_does_it(made):
+    """The prompt was in no training, and without it, or under another, nearly nothing is right."""
+    _, report = made
+    prompt = synthetic.find(report["prompt"])
+    for answer in report["answers"]:
+        assert prompt.answer(answer["user"]) == answer["expected"]
+    match, control = report["exact_match"], report["control"]
+    assert match["specialized"] >= 0.8
+    assert match["without_prompt"] <= 0.1 and control["exact_match"] <= 0.1
+    assert control["prompt"] != report["prompt"]
+
+
+def test_the_merged_folder_answers(made):
+    out, report = made
+    special = lg.load_model(out / "merged")
+    asked = [answer["user"] for answer in report["answers"]]
+    said = lg.generate(special, asked, max_new_tokens=32)
+    assert [text.strip() for text in said] == [a["specialized"] for a in report["answers"]]
+
+
+def test_a_prompt_of_the_users_own(tmp_path, capfd):
+    """Of one that the world knows the answers are scored; of any other they are only shown."""
+    report = run(tmp_path / "known", "--prompt", KNOWN)
+    assert report["prompt"] == KNOWN or synthetic.find(report["prompt"]) is not None
+    assert report["exact_match"]["specialized"] > report["exact_match"]["without_prompt"]
+    report = run(tmp_path / "unknown", "--prompt", "Be kind to animals.")
+    assert report["prompt"] == "Be kind to animals."
+    assert report["exact_match"] is None and report["control"]["exact_match"] is None
+    assert {answer["expected"] for answer in report["answers"]} == {None}
+    assert "Be kind to animals." in capfd.readouterr().out
+
+
+def test_training_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "TRAIN_STEPS", 3)
+    report = run(tmp_path / "made", "--train")
+    assert set(report["generator_loss"]) == {"first", "last"}
+    folder = tmp_path / "made" / "training" / "generator"
+    card = lg.load_card(tmp_path / "made" / "card.json")
+    assert lg.load_generator(folder).fingerprint == card.generator
+    assert lg.load_generator("nano").fingerprint != card.generator
+
+
+@pytest.mark.parametrize(("more", "says"), [((), "--overwrite"), (("--prompt", " "), "is empty")])
+def test_bad_use_is_refused(made, capsys, more, says):
+    out, _ = made
+    before = (out / "report.json").read_bytes()
+    assert main(["quickstart", "--out", str(out), *more]) == 1
+    assert says in capsys.readouterr().err
+    assert (out / "report.json").read_bytes() == before
+
+
+def test_the_pair_differs_and_is_small():
+    """Families, widths, depths, tokenizers; bfloat16; a licence; what transformers thinks of it."""
+    edge, cloud = lg.load_model(nano.EDGE), lg.load_model(nano.CLOUD)
     assert (edge.config.family, cloud.config.family) == ("qwen2", "llama")
-    assert len(edge.tokenizer) != len(cloud.tokenizer)
-    gen = lg.load_generator(made / "generator")
-    card = lg.specialize(gen, (made / "prompt.txt").read_text("utf-8").strip())
-    np.testing.assert_allclose(card.gates, lg.load_card(made / "card.json").gates, atol=1e-6)
-    tokens = [list(range(5, 25))]
-    merged = lg.forward(lg.load_model(made / "merged"), tokens)
-    unmerged = lg.forward(edge, tokens, gates=card, pool=gen.pool)
-    np.testing.assert_allclose(merged, unmerged, atol=2e-4)
+    assert edge.config.width < cloud.config.width and edge.config.layers != cloud.config.layers
+    assert edge.tokenizer.get_vocab() != cloud.tokenizer.get_vocab()
+    files = [path for path in nano.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40 << 20
+    for file in (nano.EDGE / "model.safetensors", nano.CLOUD / "model.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            assert {tensors.get_tensor(name).dtype.name for name in tensors.keys()} == {"bfloat16"}  # noqa: SIM118
+    assert "Apache" in (nano.FOLDER / "README.md").read_text("utf-8")
+    for folder, model in ((nano.EDGE, edge), (nano.CLOUD, cloud)):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert theirs.num_parameters() == sum(x.size for x in jax.tree.leaves(model.params))
+        text = "Reverse the words. User: sun cat oil"
+        assert (
+            transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+            == model.tokenizer(text)["input_ids"]
+        )
 
 
-def test_the_folder_may_move(made, tmp_path):
-    """The generator finds its models beside it; the adapter names where the base really is."""
-    made.rename(tmp_path / "moved")
-    try:
-        assert lg.load_generator(tmp_path / "moved" / "generator").edge_source is not None
-    finally:
-        (tmp_path / "moved").rename(made)
-    adapter = json.loads((made / "adapter" / "adapter_config.json").read_text("utf-8"))
-    assert adapter["base_model_name_or_path"] == str(made / "edge")
-
-
-def test_an_existing_folder_is_refused(made, capsys):
-    assert main(["quickstart", "--out", str(made)]) == 1
-    assert "--overwrite" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("devices", "prompts"), [(1, 16), (6, 18), (32, 32)])
-def test_the_batch_divides_over_any_number_of_devices(monkeypatch, tmp_path, devices, prompts):
-    monkeypatch.setattr(quickstart.jax, "device_count", lambda: devices)
-    assert quickstart._experiment(tmp_path, 0).data.prompts_per_batch == prompts
+def test_nano_is_a_name(tmp_path, monkeypatch):
+    """Of the bundled generator, for every command, unless a folder here is called so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_text(KNOWN)
+    args = ["--prompt", "prompt.txt", "--out", "special", "--save", "card"]
+    assert main(["specialize", "--generator", "nano", *args]) == 0
+    card = lg.load_card(tmp_path / "special")
+    assert card.generator == lg.load_generator(nano.GENERATOR).fingerprint
+    (tmp_path / "nano").mkdir()
+    with pytest.raises(lg.LorageError, match="holds no lorage"):
+        lg.load_generator("nano")

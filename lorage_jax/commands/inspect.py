@@ -3,35 +3,77 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
+from lorage_jax.evaluate.explain import explain
+from lorage_jax.evaluate.explain_text import to_text
 from lorage_jax.generator.card import load_card
-from lorage_jax.generator.store import FORMAT, TENSORS, read_values
+from lorage_jax.generator.store import FORMAT, TENSORS, load_generator, read_values
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.hf.folder import check_file
-from lorage_jax.pictures import gate_heatmap, gate_text
+from lorage_jax.pictures import expert_heatmap, gate_heatmap, gate_text
+
+if TYPE_CHECKING:
+    from lorage_jax.cli import Inspect
+
+PROMPTS = 512  # of each family that --tasks draws
+PICTURED = ("operation", "format")
 
 
-def inspect(path: Path, png: Path | None, overwrite: bool) -> dict[str, Any]:
-    """Prints and returns the facts; with `png` also draws the gates of a card."""
-    if path.is_dir() and (path / TENSORS).exists():
-        if png is not None:
-            raise ConfigError(f"{path} is a generator, without gates to draw; --png needs a card.")
-        return _generator(path)
+def inspect(options: Inspect) -> dict[str, Any]:
+    """Prints and returns the facts; with `png` also draws them."""
+    path, png = options.path, options.png
+    is_generator = path.is_dir() and (path / TENSORS).exists()
+    _check(options, is_generator)
     if png is not None:
-        check_file(png, overwrite)
-    card = load_card(path)
+        check_file(png, options.overwrite)
+    if options.tasks:
+        return _tasks(options)
+    return _generator(path) if is_generator else _card(options)
+
+
+def _check(options: Inspect, is_generator: bool) -> None:
+    for name in ("prompt", "cloud"):
+        if getattr(options, name) is not None and not options.tasks:
+            raise ConfigError(f"--{name} goes with --tasks, which has a generator read prompts.")
+    if options.tasks and not is_generator:
+        raise ConfigError(
+            f"{options.path} is no generator; --tasks needs a folder that `lorage train` wrote."
+        )
+    if options.png is not None and is_generator and not options.tasks:
+        raise ConfigError(
+            f"{options.path} is a generator, without gates to draw; --png needs a card, or --tasks."
+        )
+
+
+def _card(options: Inspect) -> dict[str, Any]:
+    card = load_card(options.path)
     open_gates = np.count_nonzero(card.gates, axis=1)
     print(f"generator {card.generator}\nedge      {card.edge}")
     print("".join(f"{name}: {value}\n" for name, value in card.about.items()), end="")
     print(gate_text(card.gates))
-    if png is not None:
-        gate_heatmap(card.gates, png, overwrite)
-        print(f"picture: {png}")
+    if options.png is not None:
+        gate_heatmap(card.gates, options.png, options.overwrite)
+        print(f"picture: {options.png}")
     return {**card.to_dict(), "open_gates_per_layer": open_gates.tolist()}
+
+
+def _tasks(options: Inspect) -> dict[str, Any]:
+    """The facts of a generator, and what its experts are for."""
+    prompt = None if options.prompt is None else read_text(options.prompt)
+    generator = load_generator(options.path, options.cloud)
+    facts = _generator(options.path)
+    found = explain(generator, prompts_per_family=PROMPTS, seed=0, prompt=prompt)
+    print(f"\n{to_text(found)}")
+    if options.png is not None:
+        rows = {kind: gates for kind, gates in found["gates"].items() if kind in PICTURED}
+        expert_heatmap(rows, options.png, options.overwrite)
+        print(f"picture: {options.png}")
+    return {**facts, "tasks": found}
 
 
 def _generator(path: Path) -> dict[str, Any]:

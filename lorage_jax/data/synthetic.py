@@ -28,8 +28,8 @@ no prompt twice, and a longer draw begins with the shorter one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from random import Random
 
 from lorage_jax.data import text_tasks, tool_calls
@@ -49,6 +49,9 @@ class Prompt:
     """A system prompt, the name of its task, and `draw(rng)` for (user, target) under it.
 
     `answer`: the right answer to any user text, where the family knows it (`words` does).
+    `parts`: what the prompt is made of, by kind. `words`: one operation, style and format; `tools`:
+    one word (which of a verb's three), pattern and input of its dialect, and the verb of every
+    tool in its list, by the first of its words.
     """
 
     system: str
@@ -56,6 +59,7 @@ class Prompt:
     family: str
     draw: Callable[[Random], tuple[str, str]]
     answer: Callable[[str], str] | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,13 @@ class Family:
 
 
 def _words(prompt: text_tasks.TextPrompt) -> Prompt:
-    return Prompt(prompt.system, prompt.task.name, "words", prompt.draw, prompt.task.answer)
+    task = prompt.task
+    parts = {
+        "operation": (task.operation.name,),
+        "style": (task.style.name,),
+        "format": (task.format.name,),
+    }
+    return Prompt(prompt.system, task.name, "words", prompt.draw, task.answer, parts)
 
 
 def _draw_words(split: str, rng: Random) -> Prompt:
@@ -82,7 +92,14 @@ _TOOL_SPLITS = {"train": "train", "paraphrase": "paraphrase", "tools": "unseen"}
 
 def _draw_tools(split: str, rng: Random) -> Prompt:
     prompt = tool_calls.draw_prompt(_TOOL_SPLITS[split], rng)
-    return Prompt(prompt.system, "tools", "tools", prompt.draw)
+    dialect = prompt.dialect
+    parts = {
+        "word": (str(dialect.word),),
+        "pattern": (dialect.pattern,),
+        "input": (dialect.input,),
+        "tool": tuple(dict.fromkeys(tool.verb.words[0] for tool in prompt.tools)),
+    }
+    return Prompt(prompt.system, "tools", "tools", prompt.draw, parts=parts)
 
 
 def _blind_tools(split: str) -> float:
@@ -143,17 +160,30 @@ def draw_groups(
 
     The prompts do not depend on `queries`. DataError if the split has not as many.
     """
-    groups: dict[str, list[Record]] = {}
+    prompts = _different_prompts(split, n, seed, family)
+    return [_group(prompt, queries, rng) for prompt, rng in prompts]
+
+
+def draw_prompts(split: str, n: int, seed: int, family: str = "") -> list[Prompt]:
+    """The prompts of `draw_groups`, with what is known of them instead of user texts."""
+    return [prompt for prompt, _ in _different_prompts(split, n, seed, family)]
+
+
+def _different_prompts(
+    split: str, n: int, seed: int, family: str
+) -> Iterator[tuple[Prompt, Random]]:
+    """Each with the generator that drew it, which may draw on."""
+    seen: set[str] = set()
     for number in range(n):
         rng = Random(f"synthetic {VERSION}/{split}/{family}/{seed}/{number}")
         for _ in range(TRIES):
             prompt = draw_prompt(split, rng, family)
-            if prompt.system not in groups:
+            if prompt.system not in seen:
                 break
         else:
             raise DataError(f"{n} different prompts of {split!r} are too many; found {number}.")
-        groups[prompt.system] = _group(prompt, queries, rng)
-    return list(groups.values())
+        seen.add(prompt.system)
+        yield prompt, rng
 
 
 def draw(split: str, n: int, seed: int, family: str = "") -> list[Record]:

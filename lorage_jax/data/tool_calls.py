@@ -114,9 +114,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class ToolPrompt:
-    """A system prompt; `draw(rng)` gives a user text for it, and the right output."""
+    """A system prompt, what it is made of, and `draw(rng)` for (user text, right output)."""
 
     system: str
+    dialect: Dialect
+    tools: tuple[Tool, ...]
     draw: Callable[[Random], tuple[str, str]]
 
 
@@ -142,7 +144,7 @@ def draw_prompt(split: str, rng: Random) -> ToolPrompt:
         turn = _turn(kind, served, tools, lacking, rng)
         return turn.user(dialect), turn.target(dialect, served)
 
-    return ToolPrompt(_system(split, dialect, tools, rng), draw)
+    return ToolPrompt(_system(split, dialect, tools, rng), dialect, tuple(tools), draw)
 
 
 def draw(split: str, n: int, seed: int) -> list[Row]:

@@ -28,6 +28,7 @@ from lorage_jax.hf.fingerprint import fingerprint
 from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import DTYPES, load_model
 from lorage_jax.models.leaves import Leaf
+from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import ShardingRules
 
 FORMAT = "lorage-generator/1"
@@ -86,8 +87,9 @@ def _paths(source: Path | None, target: Path) -> dict[str, str]:
 
 def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder."""
-    path = Path(folder) / "lorage.json"
-    if not Path(folder).is_dir():
+    folder = generator_folder(Path(folder))
+    path = folder / "lorage.json"
+    if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder; expected one that `lorage train` wrote.")
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -120,7 +122,7 @@ def _check_fields(
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     """Where the `cloud` or `edge` was recorded to be, if it is still there."""
-    entry = values[role]
+    entry, folder = values[role], generator_folder(folder)
     near = folder / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
     for path in (near, far):
@@ -149,13 +151,13 @@ def load_generator(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
 ) -> Generator:
-    """A generator with its cloud model.
+    """A generator with its cloud model; `nano` is the bundled one's name.
 
     `cloud`: its folder, when it has moved. `dtype`: of the cloud's weights; as trained by default.
     `mesh`, `rules`: spread the cloud over devices, as `load_model` does.
     Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
     """
-    folder = Path(folder)
+    folder = generator_folder(Path(folder))
     values = read_values(folder)
     if values["templates"] != TEMPLATE_VERSION:
         raise WeightsError(

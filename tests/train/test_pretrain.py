@@ -108,9 +108,9 @@ def test_it_can_begin_from_a_folder(config, tmp_path):
     ids = [load_tokenizer(r.folder).encode(TEXT) for r in (first, second)]
     assert ids[0] == ids[1]
 
-    other = dataclasses.replace(settings.model, layers=3)
+    other = dataclasses.replace(settings.model, ffn_width=64)
     elsewhere = dataclasses.replace(settings, out=str(tmp_path / "other"))
-    refused(dataclasses.replace(elsewhere, model=other), "layers 3 would become 2")
+    refused(dataclasses.replace(elsewhere, model=other), "ffn_width 64 would become 48")
     nowhere = dataclasses.replace(elsewhere, init=str(tmp_path / "nowhere"))
     refused(nowhere, "nowhere", WeightsError)
 
