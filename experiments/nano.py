@@ -1,6 +1,6 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
-    lorage pretrain experiments/nano_edge.py      # runs/nano_edge/model
+    lorage pretrain experiments/nano_edge.py
     lorage pretrain experiments/nano_cloud.py     # runs/nano_cloud/model
     lorage train experiments/nano.py              # runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
@@ -37,7 +37,7 @@ EVALUATION = 2026
 def config(seed: int = 0) -> ExperimentConfig:
     return ExperimentConfig(
         cloud="runs/nano_cloud/model",
-        edge="runs/nano_edge/model",
+        edge="runs/nano_edge_tools/model",
         out=str(RUNS / f"seed{seed}"),
         data=DataConfig(
             sources=(

@@ -1,7 +1,7 @@
 """The second half of the nano cloud's training: tool calls most of the time.
 
-    lorage pretrain experiments/nano_cloud.py          # runs/nano_cloud/model, where this begins
-    lorage pretrain experiments/nano_cloud_tools.py    # runs/nano_cloud_tools/model
+lorage pretrain experiments/nano_cloud.py          # runs/nano_cloud/model, where this begins
+lorage pretrain experiments/nano_cloud_tools.py    # runs/nano_cloud_tools/model
 """
 
 import dataclasses

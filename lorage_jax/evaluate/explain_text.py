@@ -1,0 +1,97 @@
+"""`explain` for a terminal: its figures as lines of less than 100 characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LAYERS = 4  # named of those that tell most
+SHARES = 6  # experts named by their share
+WIDTH = 99
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """Tables: who serves what, what layers tell, shares, agreement, neighbours."""
+    parts = (_prompts, _serves, _tells, _usage, _agreement, _neighbours)
+    return "\n".join(line[:WIDTH].rstrip() for part in parts for line in part(found))
+
+
+def _prompts(found: Mapping[str, Any]) -> Iterator[str]:
+    counts = ", ".join(f"{count} of {family}" for family, count in found["prompts"].items())
+    yield f"Drawn prompts: {counts}; in the wordings of training and in others."
+    for family, count in found.get("left_out", {}).items():
+        if count:
+            yield f"Left out, as they are longer than the cloud's context: {count} of {family}."
+
+
+def _serves(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "Who serves what: layer/expert, its mean gate, (that under the family's other prompts)."
+    yield "chance: by how much some gate exceeds that when values are shuffled over the prompts."
+    for kind, values in found["serves"].items():
+        yield f"{kind:20}prompts  chance"
+        for value, one in values.items():
+            experts = "  ".join(
+                f"{e['layer']:>3}/{e['expert']:<3}{e['gate']:.2f} ({e['others']:.2f})"
+                for e in one["experts"]
+            )
+            yield f"  {value:18}{one['prompts']:7}  {one['chance']:6.2f}  {experts}"
+
+
+def _tells(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "What a layer tells: bits above chance, a mean over layers, of the most; the best layers."
+    for family, tells in found["tells"].items():
+        yield f"{family} (by the {tells['symbol']})"
+        for kind, bits in tells["bits"].items():
+            best = np.argsort(np.negative(bits), kind="stable")[:LAYERS]
+            layers = "  ".join(f"layer {layer} {_plain(bits[layer])}" for layer in best)
+            yield f"  {kind:18}{_plain(np.mean(bits))} of {tells['most'][kind]:.2f}  {layers}"
+
+
+def _usage(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "Mean share of the experts; of values over all layers."
+    for family, layers in found["usage"]["families"].items():
+        yield family
+        for layer, shares in enumerate(layers):
+            yield f"  {f'layer {layer}':18}{_strongest(shares)}"
+    for kind, values in found["usage"]["values"].items():
+        yield kind
+        for value, shares in values.items():
+            yield f"  {value:18}{_strongest(shares)}"
+
+
+def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "How often the prompt with the nearest gates has the same, a random one, and could have:"
+    for family, kinds in found["nearest"]["agreement"].items():
+        yield f"{family:20}  share  chance  possible"
+        for kind, one in kinds.items():
+            figures = f"{one['share']:7.2f}{one['chance']:8.2f}{one['possible']:10.2f}"
+            yield f"  {kind:18}{figures}"
+
+
+def _neighbours(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"Nearest, by cosine of gates, to: {_line(found['nearest']['prompt'])}"
+    for one in found["nearest"]["neighbours"]:
+        parts = " ".join(",".join(values) for values in one["parts"].values())
+        yield f"  {one['cosine']:.3f}  {one['from']:17} {parts}"
+        yield f"         {_line(one['prompt'])}"
+
+
+def _strongest(shares: Sequence[float]) -> str:
+    order = np.argsort(np.negative(shares), kind="stable")[:SHARES]
+    return "  ".join(f"e{e} {shares[e]:.2f}" for e in order if shares[e] > 0)
+
+
+def _plain(bits: float) -> str:
+    """Two digits, without a sign before zero."""
+    return f"{round(bits, 2) + 0.0:5.2f}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
