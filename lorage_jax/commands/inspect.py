@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lorage_jax.generator.card import load_card
 from lorage_jax.generator.store import FORMAT, TENSORS, load_generator, read_values
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.hf.folder import check_file
+from lorage_jax.nano import generator_folder
 from lorage_jax.pictures import expert_heatmap, gate_heatmap, gate_text
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ PICTURED = ("operation", "format")
 
 def inspect(options: Inspect) -> dict[str, Any]:
     """Prints and returns the facts; with `png` also draws them."""
+    options = dataclasses.replace(options, path=generator_folder(options.path))
     path, png = options.path, options.png
     is_generator = path.is_dir() and (path / TENSORS).exists()
     _check(options, is_generator)
