@@ -1,7 +1,7 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
-    lorage pretrain experiments/nano_edge.py
-    lorage pretrain experiments/nano_cloud.py     # runs/nano_cloud/model
+    lorage pretrain experiments/nano_edge.py      # then nano_edge_tools.py
+    lorage pretrain experiments/nano_cloud.py     # then nano_cloud_tools.py, nano_cloud_tools2.py
     lorage train experiments/nano.py              # runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
 
@@ -30,13 +30,13 @@ from lorage_jax.train.loop import train
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/nano")
 RESULTS = Path(__file__).parent / "results"
-PROMPTS, QUERIES = 100, 4  # of every split, seed EVALUATION
+PROMPTS, QUERIES = 64, 4  # of every split, seed EVALUATION
 EVALUATION = 2026
 
 
 def config(seed: int = 0) -> ExperimentConfig:
     return ExperimentConfig(
-        cloud="runs/nano_cloud/model",
+        cloud="runs/nano_cloud_tools2/model",
         edge="runs/nano_edge_tools/model",
         out=str(RUNS / f"seed{seed}"),
         data=DataConfig(
@@ -49,10 +49,11 @@ def config(seed: int = 0) -> ExperimentConfig:
             max_prompt_tokens=384,
             max_query_tokens=96,
             prompt_chunks=4,
+            min_bucket=64,  # few shapes, so few programs to compile
         ),
-        generator=GeneratorConfig(dropout=0.0),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
-        steps=1500,
+        generator=GeneratorConfig(top_k=4, dropout=0.0),
+        optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
+        steps=800,
         dtype="float32",
         remat="none",
         seed=seed,

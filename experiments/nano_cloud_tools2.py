@@ -1,10 +1,10 @@
-"""The third part of the nano cloud's training: more tool calls, at a higher learning rate.
+"""The third part of the nano cloud's training: prompts count as much as answers.
 
     lorage pretrain experiments/nano_cloud_tools.py     # where this begins
     lorage pretrain experiments/nano_cloud_tools2.py    # runs/nano_cloud_tools2/model
 
-After the second part it writes calls in the prompt's dialect, but takes their objects from tools
-of the list instead of from the request.
+After the second part the cloud writes calls in the prompt's dialect, but of any object: to it all
+objects are one. What prompts say of each tool, right behind its name, tells them apart.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ def config() -> PretrainConfig:
         nano_cloud_tools.config(),
         out="runs/nano_cloud_tools2",
         init="runs/nano_cloud_tools/model",
-        steps=2200,
+        prompt_weight=1.0,
+        steps=1500,
         optimizer=OptimizerConfig(2e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
         seed=4,
     )

@@ -24,7 +24,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
-STEPS = 600
+STEPS = 400
 PROMPTS, QUERIES = 60, 4
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -35,7 +35,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "experts 4": {"experts": 4},
     "experts 12": {"experts": 12},
     "top_k 1": {"top_k": 1},
-    "top_k 4": {"top_k": 4},
+    "top_k 2": {"top_k": 2},
+    "top_k 8": {"top_k": 8},
     "cv_weight 0": {"cv_weight": 0.0},
     "cv_weight 0.005": {"cv_weight": 0.005},
     "cv_weight 0.1": {"cv_weight": 0.1},
