@@ -16,7 +16,7 @@ from lorage_jax.data import synthetic
 
 PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
 WAYS = {"without_prompt", "with_prompt", "specialized"}
-KNOWN = "Put a comma between words. Write the words in reverse order."
+KNOWN = "Reverse the words. Put a comma between words."
 
 
 def run(out, *more):
@@ -77,7 +77,7 @@ def test_the_merged_folder_answers(made):
 def test_a_prompt_of_the_users_own(tmp_path, capfd):
     """Of one that the world knows the answers are scored; of any other they are only shown."""
     report = run(tmp_path / "known", "--prompt", KNOWN)
-    assert report["prompt"] == KNOWN or synthetic.find(report["prompt"]) is not None
+    assert (report["prompt"], report["task"]) == (KNOWN, "reverse/plain/comma")
     assert report["exact_match"]["specialized"] > report["exact_match"]["without_prompt"]
     report = run(tmp_path / "unknown", "--prompt", "Be kind to animals.")
     assert report["prompt"] == "Be kind to animals."

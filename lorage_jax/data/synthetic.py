@@ -19,8 +19,9 @@ cannot be known; `blind_ceiling` says how often it can be guessed.
     >>> synthetic.find(record.system).answer("sun cat oil")
     'cat oil stop'
 
-A third family, `easy`, is drawn by its name only: a few of the operations and formats of `words`
-on which small models learn to copy before they see all of them.
+Two more families are drawn by their names only, to pretrain small models: `easy`, a few of the
+operations of `words`, on which they learn to copy; `objects`, the same on the objects of the tools,
+which in tool calls alone they learn to tell apart late.
 
 There are too many prompts to list: they are drawn, and equal seeds draw equal ones. A draw holds
 no prompt twice, and a longer draw begins with the shorter one.
@@ -29,10 +30,10 @@ no prompt twice, and a longer draw begins with the shorter one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from lorage_jax.data import text_tasks, tool_calls
+from lorage_jax.data import text_tasks, tool_calls, tool_wordings
 from lorage_jax.data.records import Record
 from lorage_jax.errors import DataError
 
@@ -110,11 +111,19 @@ def _draw_easy(split: str, rng: Random) -> Prompt:
     return _words(text_tasks.draw_easy_prompt(split, rng))
 
 
+def _draw_objects(split: str, rng: Random) -> Prompt:
+    prompt = text_tasks.draw_easy_prompt(split, rng, tool_wordings.OBJECTS)
+    return replace(_words(prompt), family="objects")
+
+
+EASY_SPLITS = ("train", "paraphrase")
+
 # A weight of 0: drawn by its name only.
 FAMILIES = {
     "words": Family(text_tasks.SPLITS, _draw_words, text_tasks.blind_ceiling, weight=3),
     "tools": Family(tuple(_TOOL_SPLITS), _draw_tools, _blind_tools, weight=1),
-    "easy": Family(("train", "paraphrase"), _draw_easy, text_tasks.easy_blind_ceiling, weight=0),
+    "easy": Family(EASY_SPLITS, _draw_easy, text_tasks.easy_blind_ceiling, weight=0),
+    "objects": Family(EASY_SPLITS, _draw_objects, text_tasks.easy_blind_ceiling, weight=0),
 }
 
 

@@ -66,22 +66,23 @@ class Task:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A system prompt, its task, and the user texts that are solved in it."""
+    """A system prompt, its task, the user texts that are solved in it, and words for others."""
 
     system: str
     task: Task
     samples: tuple[str, ...] = ()
+    words: tuple[str, ...] = WORDS
 
     def draw(self, rng: Random) -> tuple[str, str]:
         """(user, target); never one of the samples."""
-        user = draw_user(rng)
+        user = draw_user(rng, self.words)
         while user in self.samples:
-            user = draw_user(rng)
+            user = draw_user(rng, self.words)
         return user, self.task.answer(user)
 
 
-def draw_user(rng: Random) -> str:
-    return " ".join(rng.sample(WORDS, rng.choice(SIZES)))
+def draw_user(rng: Random, words: tuple[str, ...] = WORDS) -> str:
+    return " ".join(rng.sample(words, rng.choice(SIZES)))
 
 
 def draw_prompt(split: str, rng: Random) -> TextPrompt:
@@ -127,10 +128,10 @@ def easy_tasks() -> tuple[Task, ...]:
     return tuple(t for t in tasks("train") if t.operation.name in EASY and t.style is PLAIN)
 
 
-def draw_easy_prompt(split: str, rng: Random) -> TextPrompt:
+def draw_easy_prompt(split: str, rng: Random, words: tuple[str, ...] = WORDS) -> TextPrompt:
     """A description of an easy task, as it also occurs in `train` or `paraphrase`."""
     task = rng.choice(easy_tasks())
-    return TextPrompt(_describe(task, split == "paraphrase", rng), task)
+    return TextPrompt(_describe(task, split == "paraphrase", rng), task, words=words)
 
 
 def held_out(operation: int, format: int) -> bool:

@@ -153,10 +153,10 @@ VERBS = (
         ("turn the {o} upside down", "flip the {o}"),
     ),
 )
-OBJECTS = (
+OBJECTS = tuple(
     "faces cars trees birds dogs cats windows flowers shoes hats boats chairs clouds signs books "
-    "bottles"
-).split()
+    "bottles".split()
+)
 FILES = (
     "lake hill park river beach road street garden kitchen market forest island castle harbor "
     "bridge tower school station winter summer morning evening party picnic"

@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from lorage_jax.data import synthetic, text_tasks, tool_calls
+from lorage_jax.data import synthetic, text_tasks, tool_calls, tool_wordings
 from lorage_jax.data.synthetic import (
     FAMILIES,
     SPLITS,
@@ -41,6 +41,17 @@ def test_easy_tasks_are_tasks_of_training_and_drawn_by_name_only():
     assert not any(draw_prompt("train", Random(i)).family == "easy" for i in range(200))
 
 
+def test_objects_are_easy_tasks_on_what_tools_are_about():
+    [records] = draw_groups("train", 1, 40, 0, "objects")
+    assert {word for r in records for word in r.user.split()} == set(tool_wordings.OBJECTS)
+    drawn = [draw_prompt("train", Random(i), "objects") for i in range(300)]
+    assert {p.family for p in drawn} == {"objects"}
+    assert [p.system for p in drawn] == [
+        draw_prompt("train", Random(i), "easy").system for i in range(300)
+    ]
+    assert all(p.answer(user) == target for p in drawn for user, target in [p.draw(Random(1))])
+
+
 @pytest.mark.parametrize(("split", "family"), CELLS)
 def test_draw_is_seeded(split, family):
     records = draw(split, 30, 3, family)
@@ -74,7 +85,7 @@ EXAMPLE = "cat oil stop"
 
 
 def test_prompts_are_distinct_within_a_draw_and_across_splits():
-    cells = [cell for cell in CELLS if cell[1] != "easy"]  # a part of words
+    cells = [cell for cell in CELLS if cell[1] not in ("easy", "objects")]  # parts of words
     texts = [r.system for split, family in cells for r in draw(split, 400, 0, family)]
     assert len(texts) == len(set(texts)) == 400 * len(cells)
     # Also where there are few: most draws here would be repetitions.
