@@ -3,16 +3,19 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import transformers
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import lorage_jax as lg
 from lorage_jax import nano
 from lorage_jax.cli import main
 from lorage_jax.commands import quickstart
 from lorage_jax.data import synthetic
+from lorage_jax.data.prompts import edge_prompt
 
 PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
 WAYS = {"without_prompt", "with_prompt", "specialized"}
@@ -69,9 +72,13 @@ def test_the_prompt_is_what_does_it(made):
 def test_the_merged_folder_answers(made):
     out, report = made
     special = lg.load_model(out / "merged")
-    asked = [answer["user"] for answer in report["answers"]]
+    asked = [edge_prompt(answer["user"]) for answer in report["answers"]]
     said = lg.generate(special, asked, max_new_tokens=32)
     assert [text.strip() for text in said] == [a["specialized"] for a in report["answers"]]
+    # The edge is bfloat16, the merged sum is not rounded to that.
+    weight = load_file(out / "merged" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype == np.float32
+    assert np.mean(weight == weight.astype(ml_dtypes.bfloat16)) < 0.1
 
 
 def test_a_prompt_of_the_users_own(tmp_path, capfd):
@@ -96,7 +103,9 @@ def test_training_anew(tmp_path, monkeypatch):
     assert lg.load_generator("nano").fingerprint != card.generator
 
 
-@pytest.mark.parametrize(("more", "says"), [((), "--overwrite"), (("--prompt", " "), "is empty")])
+@pytest.mark.parametrize(
+    ("more", "says"), [((), "--overwrite"), (("--prompt", " "), "--prompt is empty")]
+)
 def test_bad_use_is_refused(made, capsys, more, says):
     out, _ = made
     before = (out / "report.json").read_bytes()

@@ -59,8 +59,8 @@ def quickstart(
     `prompt`: instead of a drawn one. `train`: first trains a generator anew, for a short while.
     """
     began, say = time.time(), Console(stderr=True, highlight=False).print
-    check_target(out, overwrite)
     task = _task(seed, prompt)
+    check_target(out, overwrite)
     records = _questions(task, seed)
     with new_folder(out, overwrite=overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
@@ -222,6 +222,8 @@ def _story(report: dict[str, Any], gates: str, out: Path) -> str:
     if report["exact_match"] is not None:
         right = report["control"]["exact_match"] * report["questions"]
         lines.append(f"{'control: card of another prompt':34}{right:>24.0f}")
+    else:
+        lines.append("No task of the built-in world in its words: answers are not scored.")
     for example in report["answers"][:3]:
         lines += [
             f"\n  user         {example['user']}",
