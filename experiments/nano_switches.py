@@ -1,6 +1,7 @@
 """Every switch of the paper on the nano pair: one run each, all else as in `nano.config()`.
 
-    python experiments/nano_switches.py           # results/nano_switches.*; goes on where it was
+    python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
+    python experiments/nano_switches.py "top_k 1"   # these rows of it only
 
 On the words family alone, with fewer steps than the table's generators; the row `default` is the
 same short run without a change, so rows compare with it and with each other.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
+CLOUD = "runs/nano_cloud_tools/model"  # follows words as well as the bundled one, made before it
 STEPS = 400
 PROMPTS, QUERIES = 60, 4
 
@@ -55,6 +58,7 @@ def experiment(name: str, seed: int) -> ExperimentConfig:
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
+        cloud=CLOUD,
         out=str(RUNS / "switches" / f"{name.replace(' ', '_')}-{seed}"),
         data=dataclasses.replace(base.data, sources=words, prompt_chunks=2),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
@@ -99,17 +103,28 @@ def markdown(rows: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    path = RESULTS / "nano_switches.json"
+def known(path: Path) -> dict[str, Any]:
+    """Rows that are in the file, in the order of SWITCHES."""
     rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else {}
-    for name in SWITCHES:
-        if name not in rows:
-            rows[name] = measure(name, seed=0)
-            result = {"rows": rows, "provenance": provenance(["python", *sys.argv])}
-            write_file(path, json.dumps(result, indent=1) + "\n", overwrite=True)
-            write_file(RESULTS / "nano_switches.md", markdown(rows), overwrite=True)
-    print(markdown(rows))
+    return {name: rows[name] for name in SWITCHES if name in rows}
+
+
+def main(names: Sequence[str]) -> None:
+    if unknown := set(names) - set(SWITCHES):
+        raise SystemExit(f"no such row: {', '.join(unknown)}; there are {', '.join(SWITCHES)}.")
+    path = RESULTS / "nano_switches.json"
+    for name in names or SWITCHES:
+        if name in known(path):
+            continue
+        row = {name: measure(name, seed=0)}
+        rows = known(path) | row  # read again: another process may have added rows
+        origin = provenance(["python", "experiments/nano_switches.py"])
+        write_file(
+            path, json.dumps({"rows": rows, "provenance": origin}, indent=1) + "\n", overwrite=True
+        )
+        write_file(RESULTS / "nano_switches.md", markdown(known(path)), overwrite=True)
+    print(markdown(known(path)))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,9 +1,12 @@
-"""Puts the nano pair and its generator, as trained by `experiments/nano.py`, into the package.
+"""Puts the nano pair, or its generator, into the package.
 
-    python tools/bundle_nano.py [runs/nano/seed0/generator]
+    python tools/bundle_nano.py cloud runs/nano_cloud_tools3/model
+    python tools/bundle_nano.py edge runs/nano_edge_tools/model
+    python tools/bundle_nano.py generator runs/nano/seed0/generator
 
-Copies the models' folders, writes the generator in bfloat16 beside them, and checks the whole: it
-must load, be at most LIMIT, and give nearly the gates of the original.
+A model is copied as `lorage pretrain` wrote it, in bfloat16; a new one makes the bundled generator
+useless, so train and bundle that next. The generator is written in bfloat16 and the whole checked:
+it must load, be at most LIMIT, and give nearly the gates of the original.
 """
 
 from __future__ import annotations
@@ -25,15 +28,15 @@ LIMIT = 40 << 20  # bytes
 CARDS = 16  # compared with those of the original
 
 
-def bundle(source: Path) -> None:
-    generator = load_generator(source)
-    edge = generator.edge_source
-    if edge is None or generator.cloud.source is None:
-        raise SystemExit(f"{source}: the models it was trained with are not where they were.")
-    for folder, target in ((generator.cloud.source, nano.CLOUD), (edge, nano.EDGE)):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
-    here = dataclasses.replace(generator, cloud=load_model(nano.CLOUD), edge_source=nano.EDGE)
+def bundle_model(source: Path, target: Path) -> None:
+    load_model(source)  # an error, before anything is replaced
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+
+
+def bundle_generator(source: Path) -> None:
+    generator = load_generator(source, cloud=nano.CLOUD)
+    here = dataclasses.replace(generator, edge_source=nano.EDGE)
     save_generator(here, nano.GENERATOR, overwrite=True, dtype="bfloat16")
     print(report(generator, load_generator(nano.GENERATOR)))
 
@@ -53,5 +56,12 @@ def report(original: Generator, bundled: Generator) -> str:
     return "\n".join([*lines, f"largest difference of a gate: {worst:.4f}"])
 
 
+def main(what: str, source: str) -> None:
+    if what == "generator":
+        bundle_generator(Path(source))
+    else:
+        bundle_model(Path(source), {"cloud": nano.CLOUD, "edge": nano.EDGE}[what])
+
+
 if __name__ == "__main__":
-    bundle(Path(sys.argv[1] if sys.argv[1:] else "runs/nano/seed0/generator"))
+    main(*sys.argv[1:])

@@ -16,7 +16,7 @@ from lorage_jax.hf.config import model_config
 from lorage_jax.provenance import machine
 
 if TYPE_CHECKING:
-    from lorage_jax.cli import Bench
+    from lorage_jax.commands.options import Bench
 
 EDGE = ("shape", "edge_config", "layers")
 PROMPT = ("input_tokens", "instruction_tokens")

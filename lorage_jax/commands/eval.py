@@ -24,7 +24,7 @@ from lorage_jax.infer.journal import Journal
 from lorage_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from lorage_jax.cli import Eval
+    from lorage_jax.commands.options import Eval
 
 AGENT = "gpt4tools"
 HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit

@@ -14,7 +14,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
 
 if TYPE_CHECKING:
-    from lorage_jax.cli import Generate
+    from lorage_jax.commands.options import Generate
 
 DEFAULT_TOKENS = 128  # when the user names no number
 

@@ -20,7 +20,7 @@ from lorage_jax.nano import generator_folder
 from lorage_jax.pictures import expert_heatmap, gate_heatmap, gate_text
 
 if TYPE_CHECKING:
-    from lorage_jax.cli import Inspect
+    from lorage_jax.commands.options import Inspect
 
 PROMPTS = 512  # of each family that --tasks draws
 PICTURED = ("operation", "format")

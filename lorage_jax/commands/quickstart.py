@@ -64,11 +64,12 @@ def quickstart(
     records = _questions(task, seed)
     with new_folder(out, overwrite=overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
+        unseen = "" if prompt else " that no training has seen"
         generator = load_generator(nano.GENERATOR, dtype="float32")
         if train:
             say(f"Training a generator for the bundled pair, {TRAIN_STEPS} steps ...")
             generator, report["generator_loss"] = _train(folder, seed)
-        say("Specialising the edge for a prompt that no training has seen ...")
+        say(f"Specialising the edge for a prompt{unseen} ...")
         (folder / "prompt.txt").write_text(task.system + "\n", "utf-8")
         report |= specialize_into(
             generator,
@@ -86,22 +87,22 @@ def quickstart(
         report |= {"questions": len(records), "seconds": time.time() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         write_manifest(folder, {"format": "lorage-quickstart/1"})
-    print(_story(report, gate_text(card.gates), out))
+    title = "Your system prompt" if prompt else "System prompt (unseen in training)"
+    print(_story(report, title, gate_text(card.gates), out))
     return report
 
 
 def _task(seed: int, prompt: str | None) -> synthetic.Prompt:
     """A prompt in unseen wordings, or the user's own with the task that it asks for, if known."""
-    if prompt is None:
-        return synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), "words")
-    if not prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty; expected a system prompt.")
-    drawn = synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), "words")
-    known = synthetic.find(prompt)
-    if known is not None:
+    if prompt is not None and (known := synthetic.find(prompt)) is not None:
         return known
+    drawn = synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), "words")
+    if prompt is None:
+        return drawn
 
-    def draw(rng: Random) -> tuple[str, str]:
+    def draw(rng: Random) -> tuple[str, str]:  # what is asked is of the world, the answer unknown
         return drawn.draw(rng)[0], ""
 
     return synthetic.Prompt(prompt.strip(), "", "words", draw)
@@ -117,6 +118,7 @@ def _questions(task: synthetic.Prompt, seed: int) -> list[tuple[str, str]]:
 
 
 def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
+    """As experiments/nano.py, but on words alone and not for long."""
     from lorage_jax.train.loop import train
 
     devices = jax.device_count()
@@ -131,9 +133,12 @@ def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
                 queries_per_prompt=4,
                 max_prompt_tokens=192,
                 max_query_tokens=64,
+                min_bucket=64,
             ),
-            generator=GeneratorConfig(dropout=0.0),
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=TRAIN_STEPS // 10),
+            generator=GeneratorConfig(top_k=4, dropout=0.0),
+            optimizer=OptimizerConfig(
+                4e-3, "muon", betas=(0.9, 0.95), warmup_steps=TRAIN_STEPS // 10
+            ),
             steps=TRAIN_STEPS,
             dtype="float32",
             remat="none",
@@ -200,10 +205,10 @@ def _seconds(asked: dict[str, tuple[Model, Sequence[str]]], new: int) -> dict[st
     return {way: statistics.median(times[way]) / len(asked[way][1]) for way in asked}
 
 
-def _story(report: dict[str, Any], gates: str, out: Path) -> str:
+def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     """What the terminal shows."""
     tokens, seconds = report["tokens_per_request"], report["seconds_per_request"]
-    lines = [describe(report, out), f"\nSystem prompt (unseen in training): {report['prompt']}"]
+    lines = [describe(report, out), f"\n{title}: {report['prompt']}"]
     if "generator_loss" in report:
         loss = report["generator_loss"]
         lines.append(f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per token")
@@ -213,8 +218,8 @@ def _story(report: dict[str, Any], gates: str, out: Path) -> str:
     ]
     if report["exact_match"] is not None:
         match = report["exact_match"]
-        title = f"right of {report['questions']}"
-        columns.insert(0, (title, lambda way: f"{match[way] * report['questions']:.0f}"))
+        right_of = f"right of {report['questions']}"
+        columns.insert(0, (right_of, lambda way: f"{match[way] * report['questions']:.0f}"))
     lines.append(f"\n{'':34}" + "".join(f"{name:>24}" for name, _ in columns))
     names = ("edge without prompt", "edge with prompt in context", "edge specialised, no prompt")
     for way, name in zip(WAYS, names, strict=False):

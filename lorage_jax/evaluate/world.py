@@ -12,7 +12,8 @@ and the controls of `lorage`, which say whether the prompt made the difference:
     random                a random string of as many cloud tokens | as lorage
     mean_gates            (the mean of the split's cards) | as lorage
 
-A result is {"words/paraphrase": {"methods": {"lorage": ...}}}, JSON values; see `world_table`.
+A result is {"words/paraphrase": {"methods": {"lorage": ...}}}, JSON values; see `world_table`,
+which combines the arms, each measured on the same samples.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from lorage_jax.evaluate.controls import journaled_cards, mean_card, random_prom
 from lorage_jax.evaluate.gpt4tools import SCORES, Mode, corpus_score, score
 from lorage_jax.evaluate.statistics import mean_stderr
 from lorage_jax.evaluate.world_data import WorldSample, draw_world, inputs, other_tasks, tokens
-from lorage_jax.evaluate.world_table import combine
 from lorage_jax.evaluate.world_time import request_seconds
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator
@@ -43,7 +43,6 @@ __all__ = [
     "WorldSample",
     "base_arms",
     "draw_world",
-    "evaluate_world",
     "generator_arms",
     "lora_arm",
     "request_seconds",
@@ -54,30 +53,6 @@ BATCH_TOKENS = 8192
 BATCH_PROMPTS = 16
 MARGIN = 4  # tokens an answer may be longer than the longest right one
 MODES: tuple[Mode, ...] = ("official", "strict")
-
-
-def evaluate_world(
-    samples: Sequence[WorldSample],
-    edge: Model,
-    cloud: Model,
-    generators: Sequence[Generator],
-    *,
-    loras: Sequence[Model] = (),
-    seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    repeats: int = 7,
-) -> dict[str, Any]:
-    """The whole table (see `world_table.combine`) of generators, and LoRAs, of several seeds."""
-    base = base_arms(edge, cloud, samples, batch_tokens=batch_tokens)
-    return combine(
-        [
-            generator_arms(g, edge, samples, seed=seed, batch_tokens=batch_tokens)
-            for g in generators
-        ],
-        base,
-        [lora_arm(model, samples, batch_tokens=batch_tokens) for model in loras],
-        request_seconds(edge, generators[0], samples, repeats=repeats) if generators else None,
-    )
 
 
 def base_arms(

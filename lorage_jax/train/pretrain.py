@@ -132,7 +132,7 @@ def _beginning(
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
     if other := _differences(asked, begun.config):
         raise ConfigError(
-            f"init is {config.init}, whose model is another: {', '.join(other)}. "
+            f"init is {config.init}, whose model is another: {'; '.join(other)}. "
             "Give `model` its shape, or begin from another folder."
         )
     return begun.config, begun.tokenizer, begun.params
@@ -229,7 +229,7 @@ def _check_family(model: ModelConfig) -> None:
             raise ConfigError(f"the model cannot be saved as a {model.family}: {reason}") from None
     if lost := _differences(model, read):
         raise ConfigError(
-            f"a saved {model.family} cannot hold all of this model: {', '.join(lost)}. "
+            f"a saved {model.family} would not be this model: {'; '.join(lost)}. "
             "Change these, or the family."
         )
 
@@ -237,7 +237,7 @@ def _check_family(model: ModelConfig) -> None:
 def _differences(one: ModelConfig, other: ModelConfig) -> list[str]:
     """In words, the fields in which two models differ by more than a rounding."""
     return [
-        f"{field.name} {value!r} would become {there!r}"
+        f"{field.name} {value!r}, there {there!r}"
         for field in dataclasses.fields(one)
         if (value := getattr(one, field.name)) != (there := getattr(other, field.name))
         and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))

@@ -25,13 +25,13 @@ from lorage_jax.evaluate.world import (
     WorldSample,
     base_arms,
     draw_world,
-    evaluate_world,
     generator_arms,
     lora_arm,
     measure,
     request_seconds,
 )
 from lorage_jax.evaluate.world_data import other_tasks
+from lorage_jax.evaluate.world_table import combine
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
@@ -349,8 +349,13 @@ def test_the_whole(models, fake_cards, monkeypatch):
     edge, generator = models
     oracle(monkeypatch, [WORDS, TOOLS])
     monkeypatch.setattr(world_time, "generate", lambda *_, **__: None)
-    table = evaluate_world(
-        [WORDS, TOOLS], edge, generator.cloud, [generator, generator], loras=[edge], repeats=1
+    samples = [WORDS, TOOLS]
+    ours = generator_arms(generator, edge, samples, seed=0)
+    table = combine(
+        [ours, ours],
+        base_arms(edge, generator.cloud, samples),
+        [lora_arm(edge, samples)],
+        request_seconds(edge, generator, samples, repeats=1),
     )
     assert list(table["splits"]) == ["words/paraphrase", "tools/tools"]
     methods = table["splits"]["tools/tools"]["methods"]
