@@ -8,7 +8,7 @@ The pair is the bundled one; lorage_jax/nano/README.md says how it was made. The
 together from parts, a file each in results/nano: `base` (methods without training), `seed*` (a
 generator), `lora*` (a LoRA without prompts), `time`. A part that has no file yet is trained and
 measured; so the command goes on where it was interrupted, and parts may come from several
-processes.
+processes. A file that was measured with other weights, data or settings is not taken.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nano_goals import goals, goals_markdown
+
+from lorage_jax import nano
 from lorage_jax.baselines.multitask_lora import load_lora, train_lora
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.evaluate.world import (
     WorldSample,
     base_arms,
@@ -32,6 +37,7 @@ from lorage_jax.evaluate.world import (
     request_seconds,
 )
 from lorage_jax.evaluate.world_table import combine, to_markdown
+from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import write_file
@@ -40,7 +46,6 @@ from lorage_jax.models.model import Model
 from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
-CLOUD, EDGE = "lorage_jax/nano/cloud", "lorage_jax/nano/edge"
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/nano")
 RESULTS = Path(__file__).parent / "results"
@@ -50,8 +55,8 @@ EVALUATION = 2026
 
 def config(seed: int = 0) -> ExperimentConfig:
     return ExperimentConfig(
-        cloud=CLOUD,
-        edge=EDGE,
+        cloud=str(nano.CLOUD),
+        edge=str(nano.EDGE),
         out=str(RUNS / f"seed{seed}"),
         data=DataConfig(
             sources=(
@@ -65,7 +70,7 @@ def config(seed: int = 0) -> ExperimentConfig:
             prompt_chunks=4,
             min_bucket=64,  # few shapes, so few programs to compile
         ),
-        generator=GeneratorConfig(top_k=4, dropout=0.0),
+        generator=GeneratorConfig(top_k=4, combine="products", dropout=0.0),
         optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
         steps=1000,
         dtype="float32",
@@ -76,27 +81,22 @@ def config(seed: int = 0) -> ExperimentConfig:
     )
 
 
-def trained(folder: Path, result: str) -> bool:
-    return (folder / result / "lorage.json").is_file()
-
-
 def generator(seed: int) -> Generator:
-    out = Path(config(seed).out)
-    if not trained(out, "generator"):
-        train(config(seed), resume=True)
-    return load_generator(out / "generator")
+    """Trained, if it is not yet."""
+    return load_generator(train(config(seed), resume=True).folder)
 
 
 def lora(seed: int, edge: Model) -> Model:
-    out = RUNS / f"lora{seed}"
-    if not trained(out, "lora"):
-        train_lora(dataclasses.replace(config(seed), out=str(out)), resume=True)
-    return load_lora(out / "lora", edge)
+    """The edge with a LoRA for all tasks, trained without prompts if it is not yet."""
+    run = dataclasses.replace(config(seed), out=str(RUNS / f"lora{seed}"))
+    return load_lora(train_lora(run, resume=True).folder, edge)
 
 
 def parts() -> dict[str, Callable[[Model, Sequence[WorldSample]], dict[str, Any]]]:
     """Of each part, what trains and measures it."""
-    found = {"base": lambda edge, samples: base_arms(edge, load_model(CLOUD, "float32"), samples)}
+    found = {
+        "base": lambda edge, samples: base_arms(edge, load_model(nano.CLOUD, "float32"), samples)
+    }
     for seed in SEEDS:
         found[f"seed{seed}"] = lambda edge, samples, seed=seed: generator_arms(
             generator(seed), edge, samples, seed=seed
@@ -106,32 +106,56 @@ def parts() -> dict[str, Callable[[Model, Sequence[WorldSample]], dict[str, Any]
     return found
 
 
-def measure(name: str, edge: Model, cloud: str, samples: Sequence[WorldSample]) -> dict[str, Any]:
-    """The part's result: from its file, or made and written there."""
-    path, models = RESULTS / "nano" / f"{name}.json", {"edge": edge.fingerprint, "cloud": cloud}
+def identity(run: ExperimentConfig, **drawn: int) -> dict[str, Any]:
+    """All on which a result depends: weights, data, settings, and what was drawn to measure it."""
+    settings = to_dict(run)
+    for name in ("out", "cloud", "edge"):  # where things are
+        del settings[name]
+    return {
+        "cloud": load_model(run.cloud).fingerprint,
+        "edge": load_model(run.edge).fingerprint,
+        "data": data_fingerprint(run.data.sources),
+        "experiment": settings,
+        "drawn": drawn,
+    }
+
+
+def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What the file says of `what`; if there is none, what `make` returns, and now it says so."""
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
-        if found["models"] != models:
-            raise SystemExit(f"{path} is of another pair; move it away to measure this one.")
+        if found["identity"] != what:
+            other = [key for key in what if found["identity"].get(key) != what[key]]
+            raise SystemExit(
+                f"{path} was measured with another {', '.join(other)}. Move it away to measure "
+                "again, or go back to what it was measured with."
+            )
         return found["result"]
-    began, result = time.time(), parts()[name](edge, samples)
-    found = {
-        "models": models,
-        "result": result,
-        "seconds": time.time() - began,
-        "provenance": provenance(["python", "experiments/nano.py", name]),
-    }
+    began, result = time.time(), make()
+    origin = provenance(["python", *sys.argv])
+    text = json.dumps(
+        {
+            "identity": what,
+            "result": result,
+            "seconds": time.time() - began,
+            "provenance": origin,
+        }
+    )
     path.parent.mkdir(exist_ok=True)
-    write_file(path, json.dumps(found) + "\n", overwrite=True)
+    write_file(path, text + "\n", overwrite=True)
     return result
 
 
 def main(names: Sequence[str]) -> None:
     if unknown := set(names) - set(parts()):
         raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(parts())}.")
-    edge, cloud = load_model(EDGE, "float32"), load_model(CLOUD).fingerprint
-    samples = draw_world(PROMPTS, QUERIES, EVALUATION)
-    found = {name: measure(name, edge, cloud, samples) for name in names or parts()}
+    edge, samples = load_model(nano.EDGE, "float32"), draw_world(PROMPTS, QUERIES, EVALUATION)
+    found = {}
+    for name in names or parts():
+        seed = int(name[-1]) if name[-1].isdigit() else 0
+        what = identity(config(seed), prompts=PROMPTS, queries=QUERIES, seed=EVALUATION)
+        path = RESULTS / "nano" / f"{name}.json"
+        found[name] = measured(path, what, partial(parts()[name], edge, samples))
     if names:
         return
     table = combine(
@@ -140,10 +164,11 @@ def main(names: Sequence[str]) -> None:
         [found[f"lora{seed}"] for seed in SEEDS],
         found["time"],
     )
-    table["provenance"] = provenance(["python", "experiments/nano.py"])
+    table |= {"goals": goals(table), "provenance": provenance(["python", *sys.argv])}
+    text = to_markdown(table, "The nano pair") + goals_markdown(table["goals"])
     write_file(RESULTS / "nano.json", json.dumps(table, indent=1) + "\n", overwrite=True)
-    write_file(RESULTS / "nano.md", to_markdown(table), overwrite=True)
-    print(to_markdown(table))
+    write_file(RESULTS / "nano.md", text, overwrite=True)
+    print(text)
 
 
 if __name__ == "__main__":

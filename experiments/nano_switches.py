@@ -3,8 +3,10 @@
     python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
     python experiments/nano_switches.py "top_k 1"   # these rows of it only
 
-On the words family alone, with fewer steps than the table's generators; the row `default` is the
-same short run without a change, so rows compare with it and with each other.
+Short runs on the words family alone; `default` is such a run without a change, so rows compare
+with it and with each other. Settings are chosen by these rows, so they are scored on other prompts
+than the table (the tasks of `composition` are the same fixed list). A row is a file in
+results/nano_switches, and rows may come from several processes.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from nano import EVALUATION, RESULTS, RUNS, config, trained
+import nano
 
 from lorage_jax.config import ExperimentConfig
 from lorage_jax.evaluate.world import draw_world, generator_arms
@@ -26,20 +28,21 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
-CLOUD = "runs/nano_cloud_tools/model"  # follows words as well as the bundled one, made before it
 STEPS = 400
-PROMPTS, QUERIES = 60, 4
+PROMPTS, QUERIES, SELECTION = 60, 4, 7
+SEED = 0
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
-    "combine products": {"combine": "products"},
-    "pool shared": {"pool_scope": "shared"},
-    "router per_layer": {"router_scope": "per_layer"},
-    "experts 4": {"experts": 4},
-    "experts 12": {"experts": 12},
+    "combine factors": {"combine": "factors"},
     "top_k 1": {"top_k": 1},
     "top_k 2": {"top_k": 2},
     "top_k 8": {"top_k": 8},
+    "pool shared": {"pool_scope": "shared"},
+    "router per_layer": {"router_scope": "per_layer"},
+    "experts 4": {"experts": 4},
+    "experts 4, top_k 2": {"experts": 4, "top_k": 2},
+    "experts 12": {"experts": 12},
     "cv_weight 0": {"cv_weight": 0.0},
     "cv_weight 0.005": {"cv_weight": 0.005},
     "cv_weight 0.1": {"cv_weight": 0.1},
@@ -52,30 +55,29 @@ SWITCHES: dict[str, dict[str, Any]] = {
 COLUMNS = ("words/train", "words/paraphrase", "words/composition", "words/samples")
 
 
-def experiment(name: str, seed: int) -> ExperimentConfig:
+def experiment(name: str) -> ExperimentConfig:
     """The short run under one switch."""
-    base = config(seed)
+    base = nano.config(SEED)
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
-        cloud=CLOUD,
-        out=str(RUNS / "switches" / f"{name.replace(' ', '_')}-{seed}"),
+        out=str(nano.RUNS / "switches" / file_name(name)),
         data=dataclasses.replace(base.data, sources=words, prompt_chunks=2),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
         steps=STEPS,
     )
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
+def file_name(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+def measure(run: ExperimentConfig) -> dict[str, Any]:
     """Trains if need be; exact match per split, of LoRA-Gen and of the shuffled control."""
-    run = experiment(name, seed)
-    folder = Path(run.out)
-    if not trained(folder, "generator"):
-        train(run, resume=True)
-    generator = load_generator(folder / "generator")
-    samples = draw_world(PROMPTS, QUERIES, EVALUATION, families=("words",))
+    generator = load_generator(train(run, resume=True).folder)
+    samples = draw_world(PROMPTS, QUERIES, SELECTION, families=("words",))
     edge = load_model(run.edge, "float32")
-    arms = generator_arms(generator, edge, samples, seed=seed, arms=("lorage", "shuffled"))
+    arms = generator_arms(generator, edge, samples, seed=SEED, arms=("lorage", "shuffled"))
     return {
         split: {
             arm: {"mean": found["exact_match"], "stderr": found["stderr"]}
@@ -87,7 +89,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 def markdown(rows: dict[str, Any]) -> str:
     lines = [
-        f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} a split, seed 0)",
+        f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} a split, seed {SEED})",
         "",
         "Exact match of the specialised edge without prompt ± standard error over prompts.",
         "",
@@ -103,27 +105,21 @@ def markdown(rows: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def known(path: Path) -> dict[str, Any]:
-    """Rows that are in the file, in the order of SWITCHES."""
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else {}
-    return {name: rows[name] for name in SWITCHES if name in rows}
-
-
 def main(names: Sequence[str]) -> None:
     if unknown := set(names) - set(SWITCHES):
         raise SystemExit(f"no such row: {', '.join(unknown)}; there are {', '.join(SWITCHES)}.")
-    path = RESULTS / "nano_switches.json"
+    rows = {}
     for name in names or SWITCHES:
-        if name in known(path):
-            continue
-        row = {name: measure(name, seed=0)}
-        rows = known(path) | row  # read again: another process may have added rows
-        origin = provenance(["python", "experiments/nano_switches.py"])
-        write_file(
-            path, json.dumps({"rows": rows, "provenance": origin}, indent=1) + "\n", overwrite=True
-        )
-        write_file(RESULTS / "nano_switches.md", markdown(known(path)), overwrite=True)
-    print(markdown(known(path)))
+        run = experiment(name)
+        what = nano.identity(run, prompts=PROMPTS, queries=QUERIES, seed=SELECTION)
+        path = nano.RESULTS / "nano_switches" / f"{file_name(name)}.json"
+        rows[name] = nano.measured(path, what, partial(measure, run))
+    if not names:
+        table = {"rows": rows, "provenance": provenance(["python", *sys.argv])}
+        path = nano.RESULTS / "nano_switches.json"
+        write_file(path, json.dumps(table, indent=1) + "\n", overwrite=True)
+        write_file(path.with_suffix(".md"), markdown(rows), overwrite=True)
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,25 @@ def test_a_prompt_of_the_users_own(tmp_path, capfd):
     assert report["prompt"] == "Be kind to animals."
     assert report["exact_match"] is None and report["control"]["exact_match"] is None
     assert {answer["expected"] for answer in report["answers"]} == {None}
-    assert "Be kind to animals." in capfd.readouterr().out
+    assert "Your system prompt: Be kind to animals." in capfd.readouterr().out
+
+
+def test_the_control_is_another_task():
+    task = synthetic.find(KNOWN)
+    for seed in range(40):
+        questions = quickstart._questions(task, seed)
+        other = quickstart._other(questions, seed)
+        assert all(other.answer(user) != target for user, target in questions)
+
+
+def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
+    """It is told before all work."""
+    monkeypatch.setattr(quickstart, "specialize_into", None)
+    room = lg.load_model(nano.EDGE).config.max_positions
+    monkeypatch.setattr(quickstart, "LONGEST", room - 20)
+    assert main(["quickstart", "--out", str(tmp_path / "new"), "--prompt", KNOWN]) == 1
+    assert "has room for 20. Shorten the prompt." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_anew(tmp_path, monkeypatch):
@@ -104,7 +122,12 @@ def test_training_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"), [((), "--overwrite"), (("--prompt", " "), "--prompt is empty")]
+    ("more", "says"),
+    [
+        ((), "--overwrite"),
+        (("--prompt", " "), "--prompt is empty"),
+        (("--prompt", "kind " * 3000, "--overwrite"), "Shorten the prompt"),
+    ],
 )
 def test_bad_use_is_refused(made, capsys, more, says):
     out, _ = made

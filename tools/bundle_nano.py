@@ -5,8 +5,9 @@
     python tools/bundle_nano.py generator runs/nano/seed0/generator
 
 A model is copied as `lorage pretrain` wrote it, in bfloat16; a new one makes the bundled generator
-useless, so train and bundle that next. The generator is written in bfloat16 and the whole checked:
-it must load, be at most LIMIT, and give nearly the gates of the original.
+useless, so train and bundle that next. The generator is written in bfloat16, and before it replaces
+the bundled one: it must load, give nearly the gates of the original, and fit with the models in
+LIMIT.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from lorage_jax import nano
 from lorage_jax.data import synthetic
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.store import load_generator, save_generator
+from lorage_jax.hf.folder import new_folder
 from lorage_jax.hf.load import load_model
 
 LIMIT = 40 << 20  # bytes
@@ -30,25 +33,29 @@ CARDS = 16  # compared with those of the original
 
 def bundle_model(source: Path, target: Path) -> None:
     load_model(source)  # an error, before anything is replaced
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
+    with new_folder(target, overwrite=True) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def bundle_generator(source: Path) -> None:
     generator = load_generator(source, cloud=nano.CLOUD)
     here = dataclasses.replace(generator, edge_source=nano.EDGE)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "generator"
+        save_generator(here, tried, dtype="bfloat16")
+        print(report(generator, tried))
     save_generator(here, nano.GENERATOR, overwrite=True, dtype="bfloat16")
-    print(report(generator, load_generator(nano.GENERATOR)))
 
 
-def report(original: Generator, bundled: Generator) -> str:
+def report(original: Generator, folder: Path) -> str:
     """Sizes, and by how much rounding has moved the gates of some prompts."""
     sizes = {
         folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        for folder in (nano.CLOUD, nano.EDGE, nano.GENERATOR)
+        for folder in (nano.CLOUD, nano.EDGE, folder)
     }
     if sum(sizes.values()) > LIMIT:
         raise SystemExit(f"the bundle has {sizes} bytes; expected at most {LIMIT}.")
+    bundled = load_generator(folder)
     prompts = [r.system for r in synthetic.draw("paraphrase", CARDS, seed=0, family="words")]
     pairs = zip(specialize(original, prompts), specialize(bundled, prompts), strict=True)
     worst = max(float(np.abs(a.gates - b.gates).max()) for a, b in pairs)
@@ -56,12 +63,16 @@ def report(original: Generator, bundled: Generator) -> str:
     return "\n".join([*lines, f"largest difference of a gate: {worst:.4f}"])
 
 
-def main(what: str, source: str) -> None:
+def main(args: list[str]) -> None:
+    models = {"cloud": nano.CLOUD, "edge": nano.EDGE}
+    if len(args) != 2 or args[0] not in (*models, "generator"):
+        raise SystemExit(f"expected cloud, edge or generator, and a folder.\n\n{__doc__}")
+    what, source = args[0], Path(args[1])
     if what == "generator":
-        bundle_generator(Path(source))
+        bundle_generator(source)
     else:
-        bundle_model(Path(source), {"cloud": nano.CLOUD, "edge": nano.EDGE}[what])
+        bundle_model(source, models[what])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

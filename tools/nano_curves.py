@@ -1,10 +1,13 @@
 """Draws the training curves of the nano pair and its generator, from the logs of their runs.
 
-python tools/nano_curves.py       # experiments/results/nano_curves.png
+python tools/nano_curves.py       # experiments/results/nano_curves.json and .png
+
+Runs that are not here any more keep the curve that the JSON file has of them.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -15,12 +18,13 @@ from matplotlib import pyplot
 from tensorboardX.proto.event_pb2 import Event
 
 RUNS = {
-    "edge": ("runs/nano_edge", "runs/nano_edge_tools"),
-    "cloud": ("runs/nano_cloud", "runs/nano_cloud_tools", "runs/nano_cloud_tools2"),
-    "generator": ("runs/nano/seed0", "runs/nano/seed1", "runs/nano/seed2"),
+    "edge": ("nano_edge", "nano_edge_tools"),
+    "cloud": ("nano_cloud", "nano_cloud_tools", "nano_cloud_tools2", "nano_cloud_tools3"),
+    "generator": ("nano/seed0", "nano/seed1", "nano/seed2"),
+    "multitask LoRA": ("nano/lora0", "nano/lora1", "nano/lora2"),
 }
 TAGS = ("train/answer_loss", "train/loss")  # the first that a run has
-PICTURE = Path("experiments/results/nano_curves.png")
+CURVES = Path("experiments/results/nano_curves.json")
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -39,16 +43,19 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def main() -> None:
-    figure, panels = pyplot.subplots(1, len(RUNS), figsize=(12, 3.2), layout="constrained")
-    for panel, (title, folders) in zip(panels, RUNS.items(), strict=True):
-        for folder in folders:
-            if points := curve(Path(folder)):
-                steps, losses = zip(*points, strict=True)
-                panel.plot(steps, losses, label=Path(folder).name, linewidth=0.8)
+    curves = json.loads(CURVES.read_text("utf-8")) if CURVES.is_file() else {}
+    for run in (run for runs in RUNS.values() for run in runs):
+        if points := curve(Path("runs") / run):
+            curves[run] = [[step, round(loss, 4)] for step, loss in points]
+    CURVES.write_text(json.dumps(curves) + "\n", "utf-8")
+    figure, panels = pyplot.subplots(1, len(RUNS), figsize=(14, 3.2), layout="constrained")
+    for panel, (title, runs) in zip(panels, RUNS.items(), strict=True):
+        for run in (run for run in runs if run in curves):
+            steps, losses = zip(*curves[run], strict=True)
+            panel.plot(steps, losses, label=run, linewidth=0.8)
         panel.set(title=title, xlabel="step", ylabel="nats per answer token", ylim=(0, None))
         panel.legend(fontsize=7)
-    figure.savefig(PICTURE, dpi=110)
-    print(PICTURE)
+    figure.savefig(CURVES.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from lorage_jax.errors import DataError
 from lorage_jax.evaluate.timing import in_turn
 from lorage_jax.evaluate.world_time import endless
 from lorage_jax.generator.card import load_card
-from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import check_target, new_folder, write_manifest
@@ -66,6 +66,7 @@ def quickstart(
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
         unseen = "" if prompt else " that no training has seen"
         generator = load_generator(nano.GENERATOR, dtype="float32")
+        _check_fits(generator, task.system, records)
         if train:
             say(f"Training a generator for the bundled pair, {TRAIN_STEPS} steps ...")
             generator, report["generator_loss"] = _train(folder, seed)
@@ -82,8 +83,7 @@ def quickstart(
         card = load_card(folder / "card.json")
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
-        other = synthetic.draw_prompt("paraphrase", Random(f"other/{seed}"), "words")
-        report |= _ask(folder, records, generator, other.system)
+        report |= _ask(folder, records, generator, _other(records, seed).system)
         report |= {"questions": len(records), "seconds": time.time() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         write_manifest(folder, {"format": "lorage-quickstart/1"})
@@ -108,6 +108,15 @@ def _task(seed: int, prompt: str | None) -> synthetic.Prompt:
     return synthetic.Prompt(prompt.strip(), "", "words", draw)
 
 
+def _other(questions: Sequence[tuple[str, str]], seed: int) -> synthetic.Prompt:
+    """A prompt by which every answer would be another."""
+    rng = Random(f"other/{seed}")
+    while True:
+        other = synthetic.draw_prompt("paraphrase", rng, "words")
+        if all(other.answer(user) != target for user, target in questions):
+            return other
+
+
 def _questions(task: synthetic.Prompt, seed: int) -> list[tuple[str, str]]:
     """(user, right answer) pairs without repetition; the answer is empty where nobody knows it."""
     rng, found = Random(f"questions/{seed}"), {}
@@ -117,8 +126,22 @@ def _questions(task: synthetic.Prompt, seed: int) -> list[tuple[str, str]]:
     return list(found.items())
 
 
+def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str, str]]) -> None:
+    """DataError if cloud or edge cannot read the prompt: before all work, not after it."""
+    prompt_tokens(generator, system)
+    edge = load_model(nano.EDGE)
+    told = [edge_prompt_with_system(system, user) for user, _ in questions]
+    longest = max(len(encode(edge.tokenizer, text, bos=True)) for text in told)
+    room = edge.config.max_positions - LONGEST
+    if longest > room:
+        raise DataError(
+            f"--prompt makes {longest} tokens with a question; the edge, which reads both for "
+            f"comparison, has room for {room}. Shorten the prompt."
+        )
+
+
 def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
-    """As experiments/nano.py, but on words alone and not for long."""
+    """On words alone, and not for long."""
     from lorage_jax.train.loop import train
 
     devices = jax.device_count()

@@ -187,7 +187,12 @@ def read_text(path: str | Path) -> str:
     DataError if it is missing, not UTF-8, or holds nothing.
     """
     name = "standard input" if str(path) == "-" else str(path)
-    data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
+    except DataError as error:
+        raise DataError(
+            f"{error} Expected a file with the text, or - for standard input."
+        ) from None
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ cannot be known; `blind_ceiling` says how often it can be guessed.
 | `train`       | seen tasks and tools, in seen wordings                         | words, tools |
 | `paraphrase`  | seen tasks and tools, in unseen wordings                       | words, tools |
 | `composition` | unseen pairs of an operation and a format, in seen wordings    | words        |
-| `samples`     | seen tasks without description, by samples unseen in training  | words        |
+| `samples`     | seen tasks, shown by samples alone that no training prompt has | words        |
 | `tools`       | unseen tools                                                   | tools        |
 
     >>> from lorage_jax.data import synthetic
@@ -49,10 +49,11 @@ TRIES = 10_000  # draws in a row without anything new, after which there is noth
 class Prompt:
     """A system prompt, the name of its task, and `draw(rng)` for (user, target) under it.
 
+    Of `tools` the dialect counts as the task: calls in one are wrong in every other.
     `answer`: the right answer to any user text, where the family knows it (`words` does).
     `parts`: what the prompt is made of, by kind. `words`: one operation, style and format; `tools`:
-    one word (which of a verb's three), pattern and input of its dialect, and the verb of every
-    tool in its list, by the first of its words.
+    one word (which of a verb's three), pattern and input of its dialect, and the verbs, by the
+    first of their words, and objects of the tools in its list.
     """
 
     system: str
@@ -98,9 +99,11 @@ def _draw_tools(split: str, rng: Random) -> Prompt:
         "word": (str(dialect.word),),
         "pattern": (dialect.pattern,),
         "input": (dialect.input,),
-        "tool": tuple(dict.fromkeys(tool.verb.words[0] for tool in prompt.tools)),
+        "verb": tuple(dict.fromkeys(tool.verb.words[0] for tool in prompt.tools)),
+        "object": tuple(dict.fromkeys(tool.object for tool in prompt.tools)),
     }
-    return Prompt(prompt.system, "tools", "tools", prompt.draw, parts=parts)
+    task = "/".join((str(dialect.word), dialect.pattern, dialect.input))
+    return Prompt(prompt.system, task, "tools", prompt.draw, parts=parts)
 
 
 def _blind_tools(split: str) -> float:

@@ -34,7 +34,7 @@ COLOURS = ("red", "blue", "green", "yellow", "white", "black")
 THINGS = ("balls", "stones", "lamps", "boxes", "plants", "toys")
 WORDS = ("hello", "mine", "sold", "new", "open", "stop")
 
-# As many verbs, and as many objects, as four divides: `tool_calls.pairs` holds out a quarter.
+# As many verbs, and as many objects, as four divides: `tool_calls.library` holds out a quarter.
 VERBS = (
     Verb(
         ("Blur", "Smudge", "Soften"),

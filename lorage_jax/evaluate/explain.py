@@ -1,6 +1,6 @@
 """What a generator's experts do in the built-in world, read from the gates of drawn prompts.
 
-The prompts' parts are known (`synthetic.Prompt.parts`: operation, format, tool, ...), so their
+The prompts' parts are known (`synthetic.Prompt.parts`: operation, format, verb, ...), so their
 gates [P, L, E] say what an expert (layer, number) is for. `explain` returns JSON values:
 
     serves[kind][value]   `experts`: those whose mean gate under prompts with this value exceeds
@@ -12,7 +12,7 @@ gates [P, L, E] say what an expert (layer, number) is for. `explain` returns JSO
                           that is the value itself.
                           `symbol`: the set of open experts, or the top expert if the sets are too
                           many for so few prompts, or all are open. Of a kind with several values a
-                          prompt (tool): of whether a value is there, a mean over values.
+                          prompt (verb, object): of whether a value is there, a mean over values.
     usage                 `families` [L, E] and `values[kind][value]` [E]: mean share of an expert.
     gates[kind][value]    [L, E]: mean gates, as `pictures.expert_heatmap` draws them.
     nearest               `neighbours` of one prompt by cosine of gates; `agreement[family][kind]`:

@@ -16,11 +16,15 @@ from lorage_jax.models.model import Model
 
 @dataclass(frozen=True)
 class WorldSample:
-    """Records of one family and split, those of one prompt in one group."""
+    """Records of one family and split, those of one prompt in one group.
+
+    `tasks`: of every group, the name that `synthetic` gives its task, where it was drawn there.
+    """
 
     family: str
     split: str
     groups: list[list[Record]]
+    tasks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,7 +54,12 @@ def draw_world(
     `prompts` different prompts a split, with `queries` different user texts each.
     """
     return [
-        WorldSample(family, split, synthetic.draw_groups(split, prompts, queries, seed, family))
+        WorldSample(
+            family,
+            split,
+            synthetic.draw_groups(split, prompts, queries, seed, family),
+            tuple(prompt.task for prompt in synthetic.draw_prompts(split, prompts, seed, family)),
+        )
         for family in families
         for split in synthetic.SPLITS
         if family in synthetic.families(split)
@@ -73,10 +82,10 @@ def other_tasks(sample: WorldSample, seed: int) -> list[int]:
     """For each group the index of a random other one whose task is another for certain.
 
     In `words` no task may answer all requests of both groups: wordings differ, tasks count. In
-    `tools` each prompt is a task of its own.
+    `tools` the dialect must be another, by which every call is another.
     """
     rng = Random(f"shuffled/{sample.name}/{seed}")
-    count, could = len(sample.groups), [_could_be(sample, group) for group in sample.groups]
+    count, could = len(sample.groups), [_could_be(sample, i) for i in range(len(sample.groups))]
     donors = []
     for i, group in enumerate(sample.groups):
         order = rng.sample(range(count), count)
@@ -95,13 +104,13 @@ def other_tasks(sample: WorldSample, seed: int) -> list[int]:
     return donors
 
 
-def _could_be(sample: WorldSample, group: Sequence[Record]) -> set[str]:
-    """The tasks of `words` by which all of the group's targets are right."""
+def _could_be(sample: WorldSample, i: int) -> set[str]:
+    """The tasks by which all targets of the group are right."""
     if sample.family != "words":
-        return set()
+        return {sample.tasks[i]} if sample.tasks else set()
     return {
         task.name
         for split in ("train", "composition")
         for task in text_tasks.tasks(split)
-        if all(task.answer(record.user) == record.target for record in group)
+        if all(task.answer(record.user) == record.target for record in sample.groups[i])
     }

@@ -18,12 +18,27 @@ from lorage_jax.generator.pool import Pool, assemble, assembled_rank
 from lorage_jax.hf import tables
 from lorage_jax.hf.export import ffn_tensors
 from lorage_jax.hf.files import read_tensors, save
-from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+from lorage_jax.hf.folder import MANIFEST, check_target, new_folder, write_manifest
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-adapter/1"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT wraps the model twice
+# Settings of PEFT by which the same tensors mean something else. Other models' settings, and those
+# of training (dropout, ways to begin), change nothing here.
+FOREIGN = (
+    "use_dora",
+    "use_qalora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "modules_to_save",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
 
 
 def export_adapter(
@@ -66,18 +81,15 @@ def export_adapter(
 
 
 def load_adapter(folder: str | Path, edge: Model) -> Model:
-    """The edge with a PEFT folder's LoRA on its FFN merged, as PEFT itself would merge it.
+    """The edge with a PEFT folder's LoRA merged, as PEFT itself would merge it.
 
-    WeightsError lists every tensor that is missing, unknown or of another shape.
+    It must be on the three FFN projections of every layer, all of one rank, and on nothing else.
+    WeightsError lists every tensor that is missing, unknown or of another shape, and names what the
+    folder asks for beyond a plain LoRA, or an edge that one of our adapters was not made for.
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{folder} is not a PEFT folder: {CONFIG} cannot be read ({error!r})."
-        ) from None
+    rank, scale = _rank_and_scale(folder)
+    _check_base(folder, edge)
     ffn = {leaf: edge.params["layers"][leaf] for leaf in tables.FFN}
     wanted = {
         f"{PREFIX}{name.removesuffix('.weight')}.lora_{part}.weight": (leaf, part)
@@ -93,11 +105,44 @@ def load_adapter(folder: str | Path, edge: Model) -> Model:
     def stacked(leaf: str, part: str) -> jax.Array:  # [L, I, R] or [L, R, O]
         return jnp.stack([found[n].T for n, of in wanted.items() if of == (leaf, part)])
 
-    factors = {
-        leaf: (stacked(leaf, "A"), stacked(leaf, "B") * (alpha / rank)) for leaf in tables.FFN
-    }
+    factors = {leaf: (stacked(leaf, "A"), stacked(leaf, "B") * scale) for leaf in tables.FFN}
     merged = merge_weights(ffn, factors, donate=False)
     return edge.replace(params=edge.params | {"layers": edge.params["layers"] | merged})
+
+
+def _rank_and_scale(folder: Path) -> tuple[int, float]:
+    """Of a PEFT folder with a plain LoRA: r, and alpha / r, with rsLoRA alpha / sqrt(r)."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        kind, bias = config["peft_type"], config.get("bias") or "none"
+        asked = [name for name in FOREIGN if config.get(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{folder} is not a PEFT folder: {CONFIG} cannot be read ({error!r})."
+        ) from None
+    if rank < 1:
+        raise WeightsError(f"{folder / CONFIG}: r is {rank}; expected 1 or more.")
+    if kind != "LORA" or bias != "none" or asked:
+        other = [f"peft_type {kind!r}"] * (kind != "LORA") + [f"bias {bias!r}"] * (bias != "none")
+        raise WeightsError(
+            f"{folder} is more than a plain LoRA ({', '.join(other + asked)} in {CONFIG}). "
+            "Merge it with peft, and load the merged folder."
+        )
+    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _check_base(folder: Path, edge: Model) -> None:
+    """An adapter of ours says which weights it was made for."""
+    try:
+        ours = json.loads((folder / MANIFEST).read_text("utf-8"))["base"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if ours != edge.fingerprint:
+        raise WeightsError(
+            f"{folder} was made for an edge with the weights {ours[:19]}..., not for "
+            f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge that it was made for."
+        )
 
 
 def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:

@@ -127,6 +127,11 @@ def _beginning(
         )
         _check_family(model)
         return model, tokenizer, None
+    if not Path(config.init).is_dir():
+        raise ConfigError(
+            f"init is {config.init}, which is no folder. Run the experiment that makes it first, "
+            "or name the folder that it was written to."
+        )
     begun = load_model(config.init, "float32", mesh, rules)
     ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)

@@ -15,7 +15,10 @@ TOKENS = ("prompt_mask", "query_mask", "mask")  # a batch's arrays that mark rea
 
 
 class Watch:
-    """Records the metrics of every step; writes and prints them every `every`."""
+    """Records the metrics of every step; every `every` steps writes and prints their means.
+
+    Means, as the batches of a mixture differ: a curve of every n-th batch could show one source.
+    """
 
     def __init__(self, folder: Path, steps: int, every: int, progress: bool):
         from tensorboardX import SummaryWriter
@@ -36,6 +39,7 @@ class Watch:
         )
         self.writer = SummaryWriter(str(folder), write_to_disk=True)
         self._tokens = self._truncated = 0
+        self._window: list[dict[str, Any]] = []  # metrics of the steps that are not written yet
         self._since = time.time()
 
     def __enter__(self) -> Watch:
@@ -61,19 +65,27 @@ class Watch:
             int(x.sum()) for name in TOKENS for x in jax.tree.leaves(batch.get(name))
         )
         self._truncated += int(batch["truncated"])
+        self._window.append(metrics)
         self.bar.update(self._task, completed=step, loss=loss)
         if step % self.every and step != self.steps:
             return
         now = time.time()
         speed = self._tokens / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now
-        scalars = {name: float(x) for name, x in metrics.items() if np.ndim(x) == 0} | {
+        scalars = {
+            name: float(np.mean([one[name] for one in self._window]))
+            for name, x in metrics.items()
+            if np.ndim(x) == 0
+        } | {
+            "learning_rate": float(metrics["learning_rate"]),  # of this step
             "tokens_per_second": speed,
-            "truncated": self._truncated,
+            "truncated": self._truncated,  # since the start
         }
+        usage = np.mean([one["usage"] for one in self._window], 0) if "usage" in metrics else ()
+        self._window = []
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
-        for layer, row in enumerate(np.asarray(metrics.get("usage", ()))):
+        for layer, row in enumerate(usage):
             for expert, share in enumerate(row):
                 self.writer.add_scalar(f"usage/layer{layer:02d}/expert{expert}", share, step)
         self.writer.flush()
@@ -82,8 +94,8 @@ class Watch:
             left = (now - self._began) / max(done, 1) * (self.steps - step)
             cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
             self.console.print(
-                f"step {step}/{self.steps}  loss {loss:.4f}{cv}  grad {scalars['grad_norm']:.3f}  "
-                f"{speed:,.0f} tokens/s  {left:,.0f} s left",
+                f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
+                f"grad {scalars['grad_norm']:.3f}  {speed:,.0f} tokens/s  {left:,.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -82,7 +82,7 @@ def test_the_parts_of_a_prompt():
             for tool, text in called.items()
             if all(part in name for part in text.split("\n"))
         ]
-        assert list(dict.fromkeys(listed)) == list(prompt.parts["tool"]) != []
+        assert list(dict.fromkeys(listed)) == list(prompt.parts["verb"]) != []
 
 
 def test_draw_prompts_are_those_of_the_groups():
@@ -151,18 +151,18 @@ def test_sets_that_are_too_many_give_way_to_the_top_expert(words):
 
 def test_a_kind_with_several_values_a_prompt():
     sample, _ = planted("tools", "pattern")
-    has = [float("Blur" in prompt.parts["tool"]) for prompt in sample.prompts]
+    has = [float("Blur" in prompt.parts["verb"]) for prompt in sample.prompts]
     sample.gates[:, 0] = np.eye(EXPERTS)[7]  # open under all prompts: it serves none of them
     sample.gates[:, 2] = np.eye(EXPERTS)[[2 * int(h) for h in has]]
     found = explain_gates([sample], seed=0)
-    first, second, _ = found["serves"]["tool"]["Blur"]["experts"]
+    first, second, _ = found["serves"]["verb"]["Blur"]["experts"]
     assert first == {"layer": 2, "expert": 2, "gate": 1.0, "others": 0.0}
-    assert found["serves"]["tool"]["Blur"]["prompts"] == sum(has)
+    assert found["serves"]["verb"]["Blur"]["prompts"] == sum(has)
     assert second["gate"] - second["others"] < 0.2
     bits, most = (found["tells"]["tools"][key] for key in ("bits", "most"))
     # One of twelve verbs is told, and it has the entropy of any.
-    assert bits["tool"][2] == pytest.approx(most["tool"] / len(tool_calls.VERBS), rel=0.3)
-    assert max(bits["tool"][:2]) < 0.01
+    assert bits["verb"][2] == pytest.approx(most["verb"] / len(tool_calls.VERBS), rel=0.3)
+    assert max(bits["verb"][:2]) < 0.01
     assert bits["pattern"][PLANTED] == pytest.approx(most["pattern"], abs=0.01)
     assert max(np.abs(bits["word"] + bits["input"])) < 0.02
 
@@ -187,19 +187,19 @@ def test_the_nearest_prompt_has_the_same_operation(words):
 def test_agreement_in_several_values_is_what_is_common():
     tools, split = [("A",), ("A", "B"), ("A", "B", "C")], ["train"] * 3
     prompts = [
-        synthetic.Prompt(str(i), "tools", "tools", None, parts={"tool": names})
+        synthetic.Prompt(str(i), "tools", "tools", None, parts={"verb": names})
         for i, names in enumerate(tools)
     ]
     gates = np.asarray([[1.0, 0.0], [0.9, 0.1], [0.5, 0.5]])[:, None]
     found = explain_gates([Sample("tools", prompts, split, gates)], seed=0)
-    one = found["nearest"]["agreement"]["tools"]["tool"]
+    one = found["nearest"]["agreement"]["tools"]["verb"]
     assert one["share"] == pytest.approx((1 / 2 + 1 / 2 + 2 / 3) / 3, abs=1e-4)
     assert one["chance"] == pytest.approx((1 / 2 + 1 / 3 + 2 / 3) / 3, abs=1e-4)
     assert one["possible"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3, abs=1e-4)
-    assert list(found["serves"]["tool"]) == ["B", "C"]  # all have A: nothing to compare with
+    assert list(found["serves"]["verb"]) == ["B", "C"]  # all have A: nothing to compare with
     gates[:] = gates[0]  # all others are the nearest
     found = explain_gates([Sample("tools", prompts, split, gates)], seed=0)
-    one = found["nearest"]["agreement"]["tools"]["tool"]
+    one = found["nearest"]["agreement"]["tools"]["verb"]
     assert one["share"] == one["chance"] == 0.5
 
 
@@ -247,7 +247,7 @@ def test_text_and_json(words):
     assert "-0.00" not in to_text(found)
     assert [line for line in lines if line.startswith("  layer 27 ")]
     tells = [line for line in lines if " of " in line and "  layer " in line]
-    assert len(tells) == 7 and all(line[-5:-4] == " " and line[-3] == "." for line in tells)
+    assert len(tells) == 8 and all(line[-5:-4] == " " and line[-3] == "." for line in tells)
 
 
 def test_the_picture_has_a_row_for_each_value(words, monkeypatch, tmp_path):

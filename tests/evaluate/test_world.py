@@ -216,6 +216,12 @@ def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
     assert max(by_arm[True]) == 7 and min(by_arm[True]) < 7
 
 
+def tool_prompts(sample):
+    found = synthetic.draw_prompts(sample.split, len(sample.groups), 0, "tools")
+    assert [prompt.system for prompt in found] == sample.prompts
+    return found
+
+
 def test_shuffled_is_another_task():
     for sample in SAMPLES:
         for seed in range(3):
@@ -236,6 +242,11 @@ def test_shuffled_is_another_task():
         assert all(names[i] != names[donor] for i, donor in enumerate(donors))
     assert other_tasks(doubled, 0) != other_tasks(doubled, 1)
     assert other_tasks(doubled, 0) == other_tasks(doubled, 0)
+    tools = draw_world(60, 2, seed=0, families=("tools",))[-1]
+    dialects = [[p.parts[k] for k in ("word", "pattern", "input")] for p in tool_prompts(tools)]
+    for seed in range(3):
+        donors = other_tasks(tools, seed)
+        assert all(dialects[i] != dialects[donor] for i, donor in enumerate(donors))
     alike = WorldSample("words", "paraphrase", [groups[0], groups[-1]])
     with pytest.raises(ConfigError, match="Draw more prompts"):
         other_tasks(alike, 0)

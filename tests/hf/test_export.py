@@ -304,6 +304,49 @@ def test_a_damaged_adapter(world, tmp_path):
         load_adapter(out, edge)
 
 
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_an_adapter_with_rslora(world, tmp_path):
+    """alpha / sqrt(r) is its scale, as PEFT's."""
+    folder, edge, gen, card, _ = world
+    out = tmp_path / "adapter"
+    export_adapter(gen.pool, card, edge, out)
+    change(out / "adapter_config.json", use_rslora=True)
+    base = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(out)).merge_and_unload()
+    theirs = model.model.layers[1].mlp.up_proj.weight.detach().numpy()
+    ours = load_adapter(out, edge).params["layers"]["up"][1]
+    np.testing.assert_allclose(ours.T, theirs, atol=1e-5)
+
+
+def test_adapters_that_are_more_than_a_plain_lora(world, tmp_path):
+    """What would change the meaning of the tensors is named, never passed over."""
+    _, edge, gen, card, _ = world
+    out = tmp_path / "adapter"
+    export_adapter(gen.pool, card, edge, out)
+    config = out / "adapter_config.json"
+    plain = config.read_text()
+    for fields, named in (
+        ({"use_dora": True}, "use_dora"),
+        ({"alpha_pattern": {"gate_proj": 64}}, "alpha_pattern"),
+        ({"layers_to_transform": [0], "modules_to_save": ["lm_head"]}, "layers_to.*, modules_to"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"r": 0}, "r is 0"),
+    ):
+        change(config, **fields)
+        with pytest.raises(WeightsError, match=named):
+            load_adapter(out, edge)
+        config.write_text(plain)
+    change(out / "lorage.json", base={"fingerprint": "sha256:" + "0" * 64})
+    with pytest.raises(WeightsError, match="edge that it was made for"):
+        load_adapter(out, edge)
+    (out / "lorage.json").unlink()  # anybody's PEFT folder
+    load_adapter(out, edge)
+
+
 def test_tokens_beyond_the_vocabulary_are_refused(world):
     _, edge, *_ = world
     with pytest.raises(ConfigError, match=str(VOCAB)):
