@@ -1,6 +1,7 @@
 """`lorage quickstart` and the bundled pair, as a new user meets them."""
 
 import json
+import re
 
 import jax
 import ml_dtypes
@@ -14,6 +15,8 @@ import lorage_jax as lg
 from lorage_jax import nano
 from lorage_jax.cli import main
 from lorage_jax.commands import quickstart
+from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.data import synthetic
 from lorage_jax.data.prompts import edge_prompt
 
@@ -157,6 +160,25 @@ def test_the_pair_differs_and_is_small():
             transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
             == model.tokenizer(text)["input_ids"]
         )
+
+
+def test_the_recipe_says_what_the_experiments_do():
+    """Steps in the README are those of the files, and each begins where another one ended."""
+    root = nano.FOLDER.parents[1]
+    if not (root / "experiments").is_dir():
+        pytest.skip("the recipe is tested in a checkout, where experiments/ is")
+    text = (nano.FOLDER / "README.md").read_text("utf-8")
+    steps = re.findall(r"lorage (pretrain|train) (experiments/\w+\.py) .*?(\d+) steps", text)
+    assert len(steps) == 7
+    made = set()
+    for command, path, count in steps:
+        kind = PretrainConfig if command == "pretrain" else ExperimentConfig
+        config = load_experiment(root / path, kind)
+        assert config.steps == int(count), path
+        assert getattr(config, "init", "") in {"", *made}, path
+        made.add(f"{config.out}/model")
+    bundled = re.findall(r"bundle_nano.py \w+ (\S+)", text)
+    assert set(bundled[:2]) < made and bundled[2] == f"{config.out}/generator"
 
 
 def test_nano_is_a_name(tmp_path, monkeypatch):

@@ -8,14 +8,14 @@ Runs that are not here any more keep the curve that the JSON file has of them.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from tensorboardX.proto.event_pb2 import Event
+
+from lorage_jax.train.watch import read_logs
 
 RUNS = {
     "edge": ("nano_edge", "nano_edge_tools"),
@@ -28,18 +28,9 @@ CURVES = Path("experiments/results/nano_curves.json")
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
-    """(step, loss in nats per token) of a run; what was done twice counts as it was done last."""
-    found: dict[str, dict[int, float]] = {tag: {} for tag in TAGS}
-    for path in sorted((folder / "logs").glob("events*")):
-        data, at = path.read_bytes(), 0
-        while at < len(data):  # a record: length, checksum, event, checksum
-            (length,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            at += 16 + length
-            for value in event.summary.value:
-                if value.tag in found:
-                    found[value.tag][event.step] = value.simple_value
-    return sorted(next((found[tag] for tag in TAGS if found[tag]), {}).items())
+    """(step, loss in nats per token, a mean over the steps before) of a run."""
+    logs = read_logs(folder / "logs")
+    return next((logs[tag] for tag in TAGS if tag in logs), [])
 
 
 def main() -> None:

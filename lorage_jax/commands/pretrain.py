@@ -17,6 +17,7 @@ def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str,
     from lorage_jax.pictures import loss_curve
     from lorage_jax.train.pretrain import pretrain
     from lorage_jax.train.run import check_run_folder
+    from lorage_jax.train.watch import read_logs
 
     config = load_experiment(path, PretrainConfig)
     if out is not None:
@@ -27,13 +28,13 @@ def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str,
     if picture.exists() and not resume:
         raise OutputError(f"{picture} exists, and no run drew it; choose another --out.")
     result = pretrain(config, resume=resume)
-    losses = result.losses
-    if losses:
-        loss_curve(losses, picture, overwrite=True)
+    curve = read_logs(picture.parent / "logs").get("train/loss")  # resumed: from the start
+    if curve:
+        loss_curve(curve, picture, overwrite=True)
     print(
-        f"{result.parameters:,} parameters. "
-        f"Trained {len(losses)} steps in {result.seconds:.0f} s"
-        + (f", loss {losses[0][1]:.3f} -> {losses[-1][1]:.3f}" if losses else "")
+        f"{result.parameters:,} parameters. Trained {len(result.losses)} steps in "
+        f"{result.seconds:.0f} s"
+        + (f", loss {curve[0][1]:.3f} -> {curve[-1][1]:.3f}" if curve else "")
         + f".\nModel: {result.folder}"
     )
     return {
@@ -41,6 +42,6 @@ def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str,
         "parameters": result.parameters,
         "steps": config.steps,
         "first_step": result.first_step,
-        "losses": losses,
+        "losses": result.losses,
         "seconds": result.seconds,
     }

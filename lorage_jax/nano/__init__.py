@@ -1,6 +1,6 @@
 """The bundled pair: a cloud, an edge and their generator, a few MB, trained on built-in data.
 
-Made by `experiments/nano.py`, which says how; README.md beside this file gives sizes and licence.
+README.md beside this file says how they were made, and gives sizes and licence.
 The name `nano` stands for the generator: `lorage specialize --generator nano`, and in Python
 `lg.load_generator("nano")`.
 """

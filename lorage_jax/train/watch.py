@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,21 @@ class Watch:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """{tag: [(step, value)]} of all that a run wrote; what was done twice counts as done last."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("events*")):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):  # length, checksum, event, checksum
+            (length,) = struct.unpack_from("<Q", data, at)
+            if at + 12 + length > len(data):
+                break  # the run was killed in the middle of it
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {tag: sorted(points.items()) for tag, points in found.items()}

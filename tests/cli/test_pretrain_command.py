@@ -10,6 +10,7 @@ import lorage_jax as lg
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.errors import ConfigError
+from lorage_jax.train.watch import read_logs
 from tests.cli.world import EXPERIMENT, REPOSITORY, lorage
 
 SIBLING = """
@@ -50,7 +51,8 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     assert found["model"] == str(run / "model") and found["seconds"] > 0
     assert found["steps"] == 3 and found["first_step"] == 0
     assert [step for step, _ in found["losses"]] == [1, 2, 3]
-    first, last = found["losses"][0][1], found["losses"][-1][1]
+    curve = read_logs(run / "logs")["train/loss"]
+    first, last = curve[0][1], curve[-1][1]
     printed = capfd.readouterr().out
     assert f"{found['parameters']:,} parameters. Trained 3 steps" in printed
     assert f"loss {first:.3f} -> {last:.3f}.\nModel: {run / 'model'}\n" in printed

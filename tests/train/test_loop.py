@@ -19,7 +19,7 @@ from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.fields import to_dict
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.train.loop import train
-from lorage_jax.train.watch import Watch
+from lorage_jax.train.watch import Watch, read_logs
 from tests.tiny import make_generator, make_tiny
 
 
@@ -300,8 +300,7 @@ def test_lengths_must_fit_the_models(experiment):
 
 def test_curves_are_written(experiment):
     result = train(experiment(steps=4, log_every=2), progress=False)
-    events = list((result.folder.parent / "logs").glob("events*"))
-    found = read_scalars(events[0])
+    found = read_logs(result.folder.parent / "logs")
     for name in ("loss", "cv", "grad_norm", "learning_rate", "tokens_per_second"):
         assert [step for step, _ in found[f"train/{name}"]] == [2, 4], name
     losses = [loss for _, loss in result.losses]
@@ -310,17 +309,3 @@ def test_curves_are_written(experiment):
     assert found["train/learning_rate"][-1][1] < found["train/learning_rate"][0][1]
     usage = [values[-1][1] for name, values in found.items() if name.startswith("usage/layer00")]
     assert len(usage) == 8 and sum(usage) == pytest.approx(2.0)
-
-
-def read_scalars(path):
-    """{tag: [(step, value)]} of a tensorboard file: length, crc, event, crc, again and again."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    data, at, found = path.read_bytes(), 0, {}
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        event = Event.FromString(data[at + 12 : at + 12 + size])
-        at += 16 + size
-        for value in event.summary.value:
-            found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found

@@ -23,8 +23,9 @@ from lorage_jax.hf.files import read_tensors
 from lorage_jax.hf.load import load_tokenizer
 from lorage_jax.train.pretrain import pretrain
 from lorage_jax.train.tokenizer import train_tokenizer
+from lorage_jax.train.watch import read_logs
 from tests.tiny import FAMILIES, hf_config, torch_logits
-from tests.train.test_loop import interrupt_at, read_scalars
+from tests.train.test_loop import interrupt_at
 
 SHAPE = {"vocab_size": 320, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 TEXT = "It rained, and nobody came. The old house was dark, and the wind went through the trees. "
@@ -86,7 +87,7 @@ def test_it_learns_and_leaves_a_model(config, family):
     np.testing.assert_allclose(ours, torch_logits(theirs, tokens), atol=2e-4)
     assert np.abs(ours).max() > 1.0
 
-    found = read_scalars(next((result.folder.parent / "logs").glob("events*")))
+    found = read_logs(result.folder.parent / "logs")
     for name in ("loss", "answer_loss", "grad_norm", "learning_rate", "tokens_per_second"):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(2, 17, 2)), name
     resolved = json.loads((result.folder.parent / "config.json").read_text("utf-8"))
