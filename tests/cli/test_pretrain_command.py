@@ -80,7 +80,7 @@ def test_mistakes_are_one_message(refuse, experiment, world, tmp_path):
     for name, old, new, says in (
         ("a", "steps=3", "steps=0", r"a\.py, line \d+: steps is 0"),
         ("b", "vocab_size=300", "vocab_size=30", "vocab_size is 30; .* at least 258"),
-        ("c", '"qwen2"', '"llama", qkv_bias=True', "a saved llama cannot hold .*qkv_bias"),
+        ("c", '"qwen2"', '"llama", qkv_bias=True', "a saved llama would not be .*qkv_bias"),
         ("d", "return ", "return 3 or ", "gave int, not PretrainConfig"),
         ("e", "def config", "def other", "defines no function .* a PretrainConfig"),
     ):
