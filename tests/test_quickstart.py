@@ -18,7 +18,7 @@ from lorage_jax.commands import quickstart
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.data import synthetic
-from lorage_jax.data.prompts import edge_prompt
+from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode, encode_target
 
 PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
 WAYS = {"without_prompt", "with_prompt", "specialized"}
@@ -55,8 +55,17 @@ def test_the_report_is_what_was_measured(made):
     for way, score in scores.items():
         right = [answer[way] == answer["expected"] for answer in report["answers"]]
         assert score == pytest.approx(np.mean(right))
-    tokens = report["tokens_per_request"]
-    assert tokens["without_prompt"] == tokens["specialized"] < tokens["with_prompt"]
+    tokens, tokenizer = report["tokens_per_request"], lg.load_model(nano.EDGE).tokenizer
+    users = [answer["user"] for answer in report["answers"]]
+    assert len(set(users)) == len(users)
+    for way, texts in {
+        "without_prompt": [edge_prompt(user) for user in users],
+        "specialized": [edge_prompt(user) for user in users],
+        "with_prompt": [edge_prompt_with_system(report["prompt"], user) for user in users],
+    }.items():
+        lengths = [len(encode(tokenizer, text, bos=True)) for text in texts]
+        assert tokens[way] == pytest.approx(np.mean(lengths))
+    assert tokens["specialized"] < tokens["with_prompt"]
     assert set(report["seconds_per_request"]) == WAYS
 
 
@@ -70,6 +79,47 @@ def test_the_prompt_is_what_does_it(made):
     assert match["specialized"] >= 0.8
     assert match["without_prompt"] <= 0.1 and control["exact_match"] <= 0.1
     assert control["prompt"] != report["prompt"]
+
+
+def test_who_is_asked_what_and_timed(made, monkeypatch):
+    """Four ways to answer; the first three are timed, without an eos, on the same requests."""
+    out, report = made
+    questions = [(answer["user"], answer["expected"]) for answer in report["answers"]]
+    calls, texts = [], [f" {target}\n" for _, target in questions]
+
+    def answer(model, asked, max_new_tokens):
+        calls.append((model, asked, max_new_tokens))
+        return texts
+
+    monkeypatch.setattr(quickstart, "generate", answer)
+    monkeypatch.setattr(
+        quickstart,
+        "in_turn",
+        lambda actions, repeats: {way: [action() and 48.0] for way, action in actions.items()},
+    )
+    generator = lg.load_generator("nano", dtype="float32")
+    found = quickstart._ask(out, questions, generator, KNOWN)
+    assert found["exact_match"] == dict.fromkeys(found["exact_match"], 1.0)
+    assert found["seconds_per_request"] == dict.fromkeys(WAYS, 48.0 / len(questions))
+
+    edge = lg.load_model(nano.EDGE, dtype="float32")
+    special, other = (
+        lg.merge(edge, generator.pool, lg.specialize(generator, text))
+        for text in (report["prompt"], KNOWN)
+    )
+    bare = [edge_prompt(user) for user, _ in questions]
+    told = [edge_prompt_with_system(report["prompt"], user) for user, _ in questions]
+    expected = [(edge, bare), (edge, told), (special, bare), (other, bare)]
+    longest = max(len(encode_target(edge.tokenizer, target)) for _, target in questions)
+    for number, (model, asked, new) in enumerate(calls):
+        wanted, shown = expected[number % 4]
+        timed = number >= 4
+        assert asked == shown and new == (longest if timed else quickstart.LONGEST)
+        assert (model.config.eos_ids == ()) is timed
+        np.testing.assert_allclose(
+            model.params["layers"]["up"], wanted.params["layers"]["up"], atol=1e-6
+        )
+    assert len(calls) == 4 + 3
 
 
 def test_the_merged_folder_answers(made):
@@ -189,6 +239,9 @@ def test_nano_is_a_name(tmp_path, monkeypatch):
     assert main(["specialize", "--generator", "nano", *args]) == 0
     card = lg.load_card(tmp_path / "special")
     assert card.generator == lg.load_generator(nano.GENERATOR).fingerprint
+    with pytest.raises(lg.LorageError, match="is not a folder"):
+        lg.load_generator(tmp_path / "nano")
+    assert main(["inspect", "nano"]) == 0
     (tmp_path / "nano").mkdir()
     with pytest.raises(lg.LorageError, match="holds no lorage"):
         lg.load_generator("nano")

@@ -3,7 +3,9 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lorage_jax.baselines import multitask_lora
@@ -12,6 +14,7 @@ from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
     GeneratorConfig,
+    MeshConfig,
     OptimizerConfig,
     Source,
 )
@@ -151,6 +154,61 @@ def test_the_loss_is_that_of_the_edge_and_micro_batches_change_nothing(experimen
         load_lora(found.folder, edge)
     with pytest.raises(WeightsError, match="holds no LoRA"):
         load_lora(tmp_path, edge)
+
+
+class Stop(Exception):
+    pass
+
+
+def job_of(config, monkeypatch):
+    """What `train_lora` would run."""
+
+    def stop(job, **_):
+        raise Stop(job)
+
+    monkeypatch.setattr(multitask_lora, "run", stop)
+    with pytest.raises(Stop) as stopped:
+        train_lora(config, progress=False)
+    return stopped.value.args[0]
+
+
+def test_the_loss_is_that_of_the_saved_lora(experiment, pair, tmp_path, monkeypatch):
+    """Of any LoRA, not only a fresh one: gate 1 and alpha / rank in training as afterwards."""
+    config = experiment(generator={"dropout": 0.0})
+    job, edge = job_of(config, monkeypatch), load_model(pair[1])
+    batch, rng = next(iter(job.batches)), np.random.default_rng(0)
+    lora = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape), job.state.trained)
+    lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, job.state.trained))
+    multitask_lora._save(tmp_path / "lora", lora, config, edge)
+    pool, card = read_lora(tmp_path / "lora", edge)
+    tokens, mask = batch["query_tokens"], batch["query_mask"][:, :-1]
+    targets, wanted = tokens[:, 1:, None], batch["loss_mask"][:, 1:]
+    bare, ours = (
+        -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets, axis=-1)[..., 0]
+        for logits in (
+            forward(edge, tokens[:, :-1], mask),
+            forward(edge, tokens[:, :-1], mask, gates=card, pool=pool),
+        )
+    )
+    _, metrics = job.step(job.state.replace(trained=lora), job.place(batch))
+    assert float(metrics["loss"]) == pytest.approx(ours[wanted].mean(), rel=1e-4)
+    assert abs(ours[wanted].mean() - bare[wanted].mean()) > 0.1
+
+
+def test_dropout_and_where_moments_lie(experiment, monkeypatch):
+    config = experiment(generator={"dropout": 0.5}, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    job = job_of(config, monkeypatch)
+    place = jax.tree.map(lambda x: x.sharding, job.state)
+    assert not place.trained["up"]["a"].is_fully_replicated
+    for name in ("mu", "nu"):
+        assert optax.tree.get(place.optimizer, name) == place.trained
+    batch, losses = job.place(next(iter(job.batches))), []
+    for step in (0, 0, 1):
+        lora = jax.tree.map(lambda x: jnp.full_like(x, 0.05), job.state.trained)
+        state = job.state.replace(step=jnp.full_like(job.state.step, step), trained=lora)
+        state = jax.device_put(jax.tree.map(jnp.copy, state), place)
+        losses.append(float(job.step(state, batch)[1]["loss"]))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_rows_that_do_not_divide_over_devices(experiment):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from random import Random
 
 import numpy as np
@@ -309,6 +310,21 @@ def test_corpora_come_and_go_by_step():
     again = iter(documents.batches(tokenizer))
     again.set_state({"next_index": 5})
     assert next(again)["group_ids"].tolist() == ids[5]
+
+
+def test_corpora_keep_their_weights_in_every_stage():
+    settings = (("easy", 1, (0, 4)), ("words", 1, (4, None)), ("objects", 3, (4, None)))
+    sources = [Source("synthetic", "synthetic", name=name, weight=n) for name, n, _ in settings]
+    corpora = (
+        Corpus(source, 2, 2, 160, 1, steps=steps)
+        for source, (_, _, steps) in zip(sources, settings, strict=True)
+    )
+    config = pretrain_config(*corpora)
+    documents = Documents(config, 0)
+    tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
+    stream = iter(documents.batches(tokenizer))
+    found = [int(next(stream)["group_ids"][0]) // SYNTHETIC_EPOCH for _ in range(4 + 16)]
+    assert found[:4] == [0] * 4 and Counter(found[4:]) == {1: 4, 2: 12}
 
 
 @pytest.mark.parametrize("steps", [(2, 2), (-1, None), (5, 3)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.config import DataConfig, Source
-from lorage_jax.data import synthetic, text_tasks
+from lorage_jax.data import pipeline, synthetic, text_tasks, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint, load_groups, make_dataset
 from lorage_jax.errors import ConfigError, DataError
 
@@ -235,6 +235,17 @@ def test_fingerprint_follows_bytes_and_settings(write):
     assert first != data_fingerprint([Source(path=path, limit=1)])
     assert first != data_fingerprint(sources * 2)
     write("a.jsonl", _rows({"A": 3}))
+    assert first != data_fingerprint(sources)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(pipeline, "TEMPLATE_VERSION"), (synthetic, "VERSION"), (tool_calls, "VERSION")],
+)
+def test_fingerprint_follows_versions(monkeypatch, module, name):
+    sources = [Source("synthetic", "synthetic")]
+    first = data_fingerprint(sources)
+    monkeypatch.setattr(module, name, 99)
     assert first != data_fingerprint(sources)
 
 

@@ -15,6 +15,7 @@ from lorage_jax.data.synthetic import (
     families,
     find,
 )
+from lorage_jax.data.text_wordings import FORMATS, OPERATIONS, STYLES
 from lorage_jax.errors import DataError
 
 CELLS = [(split, family) for family in FAMILIES for split in FAMILIES[family].splits]
@@ -28,6 +29,28 @@ def test_splits_of_the_families():
         "samples": ("words",),
         "tools": ("tools",),
     }
+
+
+@pytest.mark.parametrize("family", ["easy", "objects"])
+def test_easy_splits_and_their_wordings(family):
+    assert FAMILIES[family].splits == ("train", "paraphrase")
+    parts = (*OPERATIONS, *STYLES, *FORMATS)
+    wordings = {
+        "train": {text for part in parts for text in part.seen},
+        "paraphrase": {text for part in parts for text in part.unseen},
+    }
+    for split, allowed in wordings.items():
+        for record in draw(split, 100, 0, family):
+            assert set(record.system.removesuffix(".").lower().split(". ")) <= allowed
+            assert find(record.system).answer(record.user) == record.target
+
+
+@pytest.mark.parametrize("family", ["easy", "objects"])
+def test_easy_blind_ceiling_is_what_the_best_guess_scores(family):
+    rng, every = Random(7), text_tasks.easy_tasks()
+    users = [text_tasks.draw_user(rng) for _ in range(100)]
+    best = [max(Counter(t.answer(user) for t in every).values()) / len(every) for user in users]
+    assert blind_ceiling("train", family) == pytest.approx(sum(best) / 100, rel=0.1)
 
 
 def test_easy_tasks_are_tasks_of_training_and_drawn_by_name_only():

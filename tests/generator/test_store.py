@@ -65,6 +65,7 @@ def test_round_trip_in_bfloat16(saved, tmp_path):
     stored = load_file(tmp_path / "half" / file)
     kinds = {name: str(array.dtype) for name, array in stored.items()}
     assert {k for n, k in kinds.items() if n.startswith("trained.")} == {"bfloat16"}
+    assert {k for n, k in kinds.items() if n.startswith("statistics.")} == {"float32"}
     assert (tmp_path / "half" / file).stat().st_size < 0.6 * (home / "gen" / file).stat().st_size
     back = load_generator(tmp_path / "half")
     assert {x.dtype for x in jax.tree.leaves(back.trained)} == {jax.numpy.dtype("float32")}

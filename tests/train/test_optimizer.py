@@ -1,16 +1,21 @@
 """What is decayed, what Muon orthogonalises, and where moments lie."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lorage_jax.config import MeshConfig, OptimizerConfig
+from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.models.leaves import Leaf, initialise, model_leaves
 from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
-from lorage_jax.train.optimizer import make_optimizer
-from lorage_jax.train.state import moment_shardings
+from lorage_jax.train import pretrain
+from lorage_jax.train.optimizer import learning_rate, make_optimizer
+from lorage_jax.train.state import moment_shardings, state_shardings
 
 EDGE = plain_decoder(
     "llama", vocab_size=40, width=16, layers=2, heads=4, kv_heads=2, ffn_width=24, tied_head=True
@@ -30,11 +35,50 @@ def test_biases_and_norms_are_not_decayed():
     assert moved == {"kernel", "a", "gate", "embed"}
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_betas_and_clipping(kind):
+    """A gradient of 1000 counts as 1; Adam has the betas of the config (in Muon, with Nesterov)."""
+    leaves = {"bias": Leaf((1,), ("embed",))}
+    config = OptimizerConfig(0.1, kind, betas=(0.5, 0.75), warmup_steps=0, clip_norm=1.0)
+    ours = make_optimizer(config, 10, leaves)
+    theirs = optax.adam(learning_rate(config, 10), 0.5, 0.75, nesterov=kind == "muon")
+    params = {"bias": jnp.ones(1)}
+    states = [ours.init(params), theirs.init(params)]
+    for large, clipped in ((1000.0, 1.0), (0.25, 0.25), (-0.5, -0.5)):
+        one, states[0] = ours.update({"bias": jnp.full(1, large)}, states[0], params)
+        two, states[1] = theirs.update({"bias": jnp.full(1, clipped)}, states[1], params)
+        np.testing.assert_allclose(one["bias"], two["bias"], rtol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    rate = learning_rate(OptimizerConfig(0.4, warmup_steps=4), 24)
+    found = [float(rate(step)) for step in (0, 2, 4, 14, 24)]
+    assert found == pytest.approx([0, 0.2, 0.4, 0.2, 0], abs=1e-6)
+
+
+def test_what_is_a_matrix():
+    """Layers and experts are not of it, heads are joined with their channels."""
+    edge = dataclasses.replace(EDGE, qkv_bias=True, tied_head=False)
+    layers = model_leaves(edge)["layers"]
+    found = {name: leaf.matrix for name, leaf in layers.items() if leaf.matrix}
+    assert found == {
+        **dict.fromkeys("qkv", ((1,), (2, 3))),
+        "o": ((1, 2), (3,)),
+        **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
+    }
+    assert model_leaves(edge)["head"].matrix is None
+    trained = trained_leaves(GeneratorConfig(), EDGE, EDGE)
+    assert trained["meta"].matrix is None
+    assert {leaf.matrix for leaf in jax.tree.leaves(trained["pool"])} == {((2,), (3,))}
+    assert trained["adapters"]["q"]["b"].matrix == ((1,), (2, 3))
+    shared = trained_leaves(GeneratorConfig(pool_scope="shared"), EDGE, EDGE)["pool"]
+    assert {leaf.matrix for leaf in jax.tree.leaves(shared)} == {((1,), (2,))}
+
+
 def muon(params, gradient, **changes):
     """The update of one step at the peak of the learning rate, by Muon."""
-    config = OptimizerConfig(
-        0.1, "muon", warmup_steps=0, weight_decay=0.0, clip_norm=0.0, **changes
-    )
+    settings = {"warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0} | changes
+    config = OptimizerConfig(0.1, "muon", **settings)
     optimizer = make_optimizer(config, 10, model_leaves(EDGE))
     update, _ = optimizer.update(gradient, optimizer.init(params), params)
     return update
@@ -66,6 +110,14 @@ def test_matrix_rate_scales_matrices_alone():
     np.testing.assert_array_equal(one["embed"], two["embed"])
 
 
+def test_muon_decays_matrices_at_their_rate():
+    params = initialise(model_leaves(EDGE), jax.random.key(0))
+    plain, decayed = (muon(params, params, weight_decay=decay) for decay in (0.0, 0.5))
+    for name, rate in (("up", 3 * 0.1), ("attn_norm", 0.0)):
+        lost = plain["layers"][name] - decayed["layers"][name]
+        np.testing.assert_allclose(lost, 0.5 * rate * params["layers"][name], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_lie_where_their_parameters_do(kind):
     leaves = model_leaves(EDGE)
@@ -80,3 +132,18 @@ def test_moments_lie_where_their_parameters_do(kind):
         found.setdefault(jax.tree_util.keystr(path[-2:]), set()).add(place)
     assert found["['layers']['gate']"] == {places["layers"]["gate"]} != {replicated(mesh)}
     assert found["['layers']['o']"] == {places["layers"]["o"]} != {replicated(mesh)}
+
+
+def test_every_trainers_moments_are_sharded():
+    mesh, rules = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), ShardingRules()
+    config = GeneratorConfig()
+    leaves = trained_leaves(config, EDGE, EDGE)
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, leaves)
+    state = state_shardings(config, EDGE, EDGE, optimizer, mesh, rules)
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, model_leaves(EDGE))
+    pretrained = pretrain._shardings(EDGE, optimizer, mesh, rules)
+    for name in ("mu", "nu"):
+        assert optax.tree.get(state.optimizer, name) == state.trained
+        assert optax.tree.get(pretrained.optimizer, name) == pretrained.params
+    for places in (state.trained, pretrained.params):
+        assert not all(place.is_fully_replicated for place in jax.tree.leaves(places))
