@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
@@ -30,7 +30,6 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
-from lorage_jax.generator.losses import cross_entropy
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import PROJECTIONS, Pool, expert_leaves
 from lorage_jax.hf.files import read_tensors, save
@@ -45,9 +44,14 @@ from lorage_jax.train.loop import RESUMABLE
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import TrainState, moment_shardings
-from lorage_jax.train.step import micro_sharding
+from lorage_jax.train.step import (
+    QUERY_ARRAYS,
+    count_targets,
+    device_batch,
+    micro_sharding,
+    query_nll,
+)
 
-ARRAYS = ("query_tokens", "query_mask", "loss_mask")
 FORMAT = "lorage-lora/1"
 TENSORS = "lora.safetensors"
 FIELDS = {"rank": int, "alpha": int | float, "edge": str}
@@ -72,12 +76,12 @@ def train_lora(
     """
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
-    count = config.data.rows // config.optimizer.accumulate
+    count = config.data.rows // (config.optimizer.accumulate * config.data.prompt_chunks)
     check_divides(
         count,
-        f"a micro-batch of {count} rows",
+        f"a micro-batch (or its prompt chunk) of {count} rows",
         mesh,
-        "prompts_per_batch x queries_per_prompt / accumulate",
+        "prompts_per_batch x queries_per_prompt / (accumulate x prompt_chunks)",
     )
     check_run_folder(out, "lora", resume)
     edge = load_model(config.edge, config.dtype, mesh, rules)
@@ -106,7 +110,7 @@ def train_lora(
         batches=batches,
         describe=batches.describe,
         vocabularies={"query_tokens": ("edge", edge.config.vocab_size)},
-        place=lambda batch: _place(batch, config.optimizer.accumulate, rows),
+        place=lambda batch: device_batch(batch, config.optimizer.accumulate, rows, QUERY_ARRAYS),
     )
     state, losses, first = run(job, resume=resume, progress=progress)
     _save(out / "lora", state.trained, config, edge)
@@ -124,27 +128,23 @@ def make_lora_step(
 ) -> Callable[[TrainState, dict[str, Any], dict[str, Any]], tuple[TrainState, dict[str, Any]]]:
     """The compiled `step(state, frozen edge, batch) -> (state, metrics)`; `state` is donated.
 
-    The batch is [A, rows/A, T]: A micro-batches, whose gradients are summed. Metrics: loss (nats),
-    grad_norm, learning_rate, target_tokens.
+    The batch is as `train.step.device_batch` places it: gradients of A micro-batches are summed.
+    Metrics: loss (nats), grad_norm, learning_rate, target_tokens.
     """
     schedule = learning_rate(config.optimizer, config.steps)
     decoder = Decoder(edge, remat=config.remat, dropout=config.generator.dropout)
+    queries = config.data.queries_per_prompt
 
     def loss_fn(lora, frozen, micro, targets, key):
-        tokens = micro["query_tokens"]
-        logits = decoder.apply(
-            {"params": frozen},
-            tokens[:, :-1],
-            micro["query_mask"][:, :-1],
-            gates=jnp.ones((tokens.shape[0], edge.layers, 1), jnp.float32),
-            pool=_pool(lora, config.generator.scale),
-            rngs={"dropout": key},
-        )
-        nll, _ = cross_entropy(logits, tokens[:, 1:], micro["loss_mask"][:, 1:])
+        # One expert, open in every layer of every row.
+        prompts = sum(tokens.shape[0] for tokens in micro["query_tokens"]) // queries
+        gates = jnp.ones((prompts, edge.layers, 1), jnp.float32)
+        pool = _pool(lora, config.generator.scale)
+        nll = query_nll(decoder, frozen, pool, gates, micro, key)
         return nll / targets  # over all micro-batches: their sum is the mean over the batch
 
     def step(state, frozen, batch):
-        targets = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1).astype(jnp.float32)
+        targets = count_targets(batch)
         step_key = jax.random.fold_in(state.key, state.step)
 
         def micro_step(total, inputs):
@@ -238,12 +238,6 @@ def _values(folder: Path) -> dict[str, Any]:
         if not isinstance(values.get(name), kind):
             raise WeightsError(f"{path} is damaged: {name} is {values.get(name)!r}.")
     return values
-
-
-def _place(batch: dict[str, Any], accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
-    """The rows as [A, rows/A, T] on the devices. No prompt goes there."""
-    split = {name: batch[name].reshape(accumulate, -1, batch[name].shape[-1]) for name in ARRAYS}
-    return jax.device_put(split, sharding)
 
 
 def _new_state(

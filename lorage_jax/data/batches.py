@@ -72,43 +72,25 @@ class Encoder:
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """P groups as numpy arrays.
 
-        prompt_tokens, prompt_mask: of each chunk [P / chunks, S], padded on the left; query_tokens,
-        query_mask, loss_mask [B, T], padded on the right; group_ids [P]; truncated []: how many
-        texts were cut. loss_mask is True on target tokens and their eos. A group with fewer than Q
-        queries is filled with rows without loss. With several chunks, groups are sorted by the
-        length of their prompts.
+        Of each chunk of P / chunks groups: prompt_tokens, prompt_mask [p, S], padded on the left;
+        query_tokens, query_mask, loss_mask [p x Q, T], padded on the right. group_ids [P];
+        truncated []: how many texts were cut. loss_mask is True on target tokens and their eos. A
+        group with fewer than Q queries is filled with rows without loss. With several chunks,
+        groups are sorted by the length of their prompts.
         """
-        config = self.config
         chunks = self._chunks(groups)
-        groups = [group for chunk in chunks for group in chunk]
-        per_prompt = config.queries_per_prompt
-        longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
-        t = padded_length(longest, config.min_bucket, config.max_query_tokens)
-        rows = len(groups) * per_prompt
         prompts = [self._prompts(chunk) for chunk in chunks]
-        query_tokens = np.full((rows, t), pad_id(self.edge), np.int32)
-        query_mask = np.zeros((rows, t), bool)
-        loss_mask = np.zeros((rows, t), bool)
-        # A row that attends to nothing would be NaN: filler rows keep one padding token.
-        query_mask[:, 0] = True
-        for p, group in enumerate(groups):
-            for q, (asked, answer) in enumerate(group.queries):
-                row, end = p * per_prompt + q, len(asked) + len(answer)
-                query_tokens[row, :end] = asked + answer
-                query_mask[row, :end] = True
-                loss_mask[row, len(asked) : end] = True
+        queries = [self._queries(chunk) for chunk in chunks]
+        groups = [group for chunk in chunks for group in chunk]
         return {
-            "prompt_tokens": tuple(tokens for tokens, _ in prompts),
-            "prompt_mask": tuple(mask for _, mask in prompts),
-            "query_tokens": query_tokens,
-            "query_mask": query_mask,
-            "loss_mask": loss_mask,
+            **_columns(("prompt_tokens", "prompt_mask"), prompts),
+            **_columns(("query_tokens", "query_mask", "loss_mask"), queries),
             "group_ids": np.array([g.index for g in groups], np.int64),
             "truncated": np.array(sum(g.truncated for g in groups), np.int64),
         }
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
-        """Prompts of about the same length together: a long one pads its own chunk only."""
+        """Prompts of about the same length together: a long one, and its queries, pad their own."""
         count = self.config.prompt_chunks
         if count == 1:
             return [groups]
@@ -126,6 +108,28 @@ class Encoder:
             tokens[p, s - len(group.prompt) :] = group.prompt
             mask[p, s - len(group.prompt) :] = True
         return tokens, mask
+
+    def _queries(self, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        config, per_prompt = self.config, self.config.queries_per_prompt
+        longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
+        t = padded_length(longest, config.min_bucket, config.max_query_tokens)
+        rows = len(groups) * per_prompt
+        tokens = np.full((rows, t), pad_id(self.edge), np.int32)
+        mask, loss = np.zeros((rows, t), bool), np.zeros((rows, t), bool)
+        # A row that attends to nothing would be NaN: filler rows keep one padding token.
+        mask[:, 0] = True
+        for p, group in enumerate(groups):
+            for q, (asked, answer) in enumerate(group.queries):
+                row, end = p * per_prompt + q, len(asked) + len(answer)
+                tokens[row, :end] = asked + answer
+                mask[row, :end] = True
+                loss[row, len(asked) : end] = True
+        return tokens, mask, loss
+
+
+def _columns(names: Sequence[str], chunks: Sequence[tuple[np.ndarray, ...]]) -> Batch:
+    """The arrays of every chunk by their names."""
+    return dict(zip(names, zip(*chunks, strict=True), strict=True))
 
 
 def padded_length(length: int, smallest: int, largest: int) -> int:

@@ -1,12 +1,13 @@
 """One optimizer step: cloud pass over P prompts, edge pass over B = P x Q rows, one update.
 
-Micro-batches are an axis in front of every batch array, [A, P/A, ...]: gradients are summed over
-it inside the same compiled step. BatchNorm and the balance loss see one micro-batch at a time.
+Prompts and their queries come in chunks, each padded to its own length. Micro-batches are an axis
+in front of every chunk's arrays, [A, rows/A, ...]: gradients are summed over it inside the same
+compiled step. BatchNorm and the balance loss see one micro-batch at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,17 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.generator.generator import prompt_gates
 from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
-from lorage_jax.generator.pool import make_pool
+from lorage_jax.generator.pool import Pool, make_pool
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.sharding import ShardingRules, replicated
 from lorage_jax.train.optimizer import learning_rate
 from lorage_jax.train.state import TrainState
 
-ARRAYS = ("prompt_tokens", "prompt_mask", "query_tokens", "query_mask", "loss_mask")
+QUERY_ARRAYS = ("query_tokens", "query_mask", "loss_mask")
+ARRAYS = ("prompt_tokens", "prompt_mask", *QUERY_ARRAYS)
 
 
 def make_train_step(
@@ -57,17 +60,14 @@ def make_train_step(
             remat=config.remat,
             key=gate_key,
         )
-        queries = micro["query_tokens"].shape[0] // gates.shape[0]
-        decoder = Decoder(edge, remat=config.remat, dropout=config.generator.dropout)
-        logits = decoder.apply(
-            {"params": frozen["edge"]},
-            micro["query_tokens"][:, :-1],
-            micro["query_mask"][:, :-1],
-            gates=jnp.repeat(gates, queries, axis=0),
-            pool=make_pool(trained["pool"], config.generator),
-            rngs={"dropout": dropout_key},
+        nll = query_nll(
+            Decoder(edge, remat=config.remat, dropout=config.generator.dropout),
+            frozen["edge"],
+            make_pool(trained["pool"], config.generator),
+            gates,
+            micro,
+            dropout_key,
         )
-        nll, _ = cross_entropy(logits, micro["query_tokens"][:, 1:], micro["loss_mask"][:, 1:])
         cv = squared_cv(gates) / config.optimizer.accumulate
         loss = nll / targets  # over all micro-batches: their sum is the mean over the batch
         metrics = {
@@ -78,7 +78,7 @@ def make_train_step(
         return loss + config.generator.cv_weight * cv, (statistics, metrics)
 
     def train_step(state, frozen, batch):
-        targets = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1).astype(jnp.float32)
+        targets = count_targets(batch)
         step_key = jax.random.fold_in(state.key, state.step)
 
         def micro_step(carry, inputs):
@@ -127,29 +127,56 @@ def make_train_step(
     )
 
 
+def query_nll(
+    decoder: Decoder,
+    edge: dict[str, Any],
+    pool: Pool,
+    gates: Float[Array, "P L E"],
+    micro: dict[str, Any],
+    key: jax.Array,
+) -> Float[Array, ""]:
+    """Summed negative log-likelihood in nats of the targets of a micro-batch.
+
+    The edge runs once a chunk of queries, on rows of that chunk's length; each row has the gates of
+    its prompt.
+    """
+    total, done = jnp.zeros((), jnp.float32), 0
+    chunks = zip(*(micro[name] for name in QUERY_ARRAYS), strict=True)
+    prompts = gates.shape[0] // len(micro["query_tokens"])
+    for number, (tokens, mask, loss_mask) in enumerate(chunks):
+        rows = jnp.repeat(gates[done : done + prompts], tokens.shape[0] // prompts, axis=0)
+        logits = decoder.apply(
+            {"params": edge},
+            tokens[:, :-1],
+            mask[:, :-1],
+            gates=rows,
+            pool=pool,
+            rngs={"dropout": jax.random.fold_in(key, number)},
+        )
+        total += cross_entropy(logits, tokens[:, 1:], loss_mask[:, 1:])[0]
+        done += prompts
+    return total
+
+
+def count_targets(batch: dict[str, Any]) -> Float[Array, ""]:
+    """Target tokens of all micro-batches and chunks, at least 1."""
+    return jnp.maximum(sum(jnp.sum(x[..., 1:]) for x in batch["loss_mask"]), 1).astype(jnp.float32)
+
+
 def micro_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
     """Micro-batches whole, their rows over the data axes."""
     return NamedSharding(mesh, PartitionSpec(None, rules.batch))
 
 
-def device_batch(batch: dict[str, Any], accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
-    """A pipeline batch as [A, rows/A, length] arrays on the devices.
+def device_batch(
+    batch: dict[str, Any], accumulate: int, sharding: NamedSharding, names: Sequence[str] = ARRAYS
+) -> dict[str, Any]:
+    """Arrays of a pipeline batch, chunks of [rows, length], as [A, rows/A, length] on the devices.
 
-    Micro-batch a takes the a-th part of every chunk of prompts, and the rows that belong to them.
+    Micro-batch a takes the a-th part of every chunk: prompts, and the queries that belong to them.
     """
-    chunks = len(batch["prompt_tokens"])
 
     def split(x: np.ndarray) -> np.ndarray:
         return x.reshape(accumulate, -1, x.shape[-1])
 
-    def split_rows(x: np.ndarray) -> np.ndarray:
-        parts = x.reshape(chunks, accumulate, -1, x.shape[-1])
-        return split(np.ascontiguousarray(parts.swapaxes(0, 1)))
-
-    placed = {
-        name: jax.tree.map(split, batch[name])
-        if name.startswith("prompt")
-        else split_rows(batch[name])
-        for name in ARRAYS
-    }
-    return jax.device_put(placed, sharding)
+    return jax.device_put({name: jax.tree.map(split, batch[name]) for name in names}, sharding)

@@ -23,6 +23,7 @@ from lorage_jax.errors import ConfigError, OutputError, TrainingError, WeightsEr
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import forward
 from lorage_jax.train import run as train_run
+from lorage_jax.train.step import QUERY_ARRAYS
 from tests.tiny import padded_batch
 
 
@@ -65,7 +66,7 @@ def arrays(folder):
 
 def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_path, monkeypatch):
     """Also: each step sees the queries of a generator's batch; merged is as unmerged."""
-    seen, place = [], multitask_lora._place
+    seen, place = [], multitask_lora.device_batch
 
     def spy(batch, *rest):
         seen.append(batch)
@@ -73,7 +74,7 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
         assert set(placed) == {"query_tokens", "query_mask", "loss_mask"}
         return placed
 
-    monkeypatch.setattr(multitask_lora, "_place", spy)
+    monkeypatch.setattr(multitask_lora, "device_batch", spy)
     config = experiment(steps=24, optimizer={"weight_decay": 0.0}, save_every=12)
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
@@ -82,7 +83,7 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batches = iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed))
     for batch in seen[:3]:
-        np.testing.assert_array_equal(batch["query_tokens"], next(batches)["query_tokens"])
+        np.testing.assert_array_equal(batch["query_tokens"][0], next(batches)["query_tokens"][0])
 
     # Killed behind step 12, then resumed: the same losses and the same LoRA.
     again = dataclasses.replace(config, out=str(tmp_path / "again"))
@@ -125,10 +126,11 @@ def test_the_loss_is_that_of_the_edge_and_micro_batches_change_nothing(experimen
     found = train_lora(config, progress=False)
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
-    logits = forward(edge, batch["query_tokens"][:, :-1], batch["query_mask"][:, :-1])
+    ((tokens,), (mask,), (wanted,)) = (batch[name] for name in QUERY_ARRAYS)
+    logits = forward(edge, tokens[:, :-1], mask[:, :-1])
     logprobs = np.asarray(jax.nn.log_softmax(logits))
-    picked = np.take_along_axis(logprobs, batch["query_tokens"][:, 1:, None], axis=-1)[..., 0]
-    expected = -picked[batch["loss_mask"][:, 1:]].mean()
+    picked = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
+    expected = -picked[wanted[:, 1:]].mean()
     assert found.losses[0][1] == pytest.approx(expected, rel=1e-5)
     parts = experiment(
         steps=3,
@@ -181,8 +183,8 @@ def test_the_loss_is_that_of_the_saved_lora(experiment, pair, tmp_path, monkeypa
     lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, job.state.trained))
     multitask_lora._save(tmp_path / "lora", lora, config, edge)
     pool, card = read_lora(tmp_path / "lora", edge)
-    tokens, mask = batch["query_tokens"], batch["query_mask"][:, :-1]
-    targets, wanted = tokens[:, 1:, None], batch["loss_mask"][:, 1:]
+    ((tokens,), (mask,), (wanted,)) = (batch[name] for name in QUERY_ARRAYS)
+    targets, mask, wanted = tokens[:, 1:, None], mask[:, :-1], wanted[:, 1:]
     bare, ours = (
         -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets, axis=-1)[..., 0]
         for logits in (

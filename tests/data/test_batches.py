@@ -25,7 +25,7 @@ def _batch(cloud, edge, **values):
 
 def test_shapes_and_types(cloud, edge):
     batch = _batch(cloud, edge)
-    s, t = batch["prompt_tokens"][0].shape[1], batch["query_tokens"].shape[1]
+    s, t = batch["prompt_tokens"][0].shape[1], batch["query_tokens"][0].shape[1]
     expected = {
         "prompt_tokens": ((2, s), np.int32),
         "prompt_mask": ((2, s), bool),
@@ -55,7 +55,7 @@ def test_prompts_are_padded_on_the_left(cloud, edge):
 
 
 def test_chunks_sort_prompts_by_length_and_rows_follow(cloud, edge):
-    long = Group("word " * 60, (("a", "b"), ("c", "d")), 3)
+    long = Group("word " * 60, (("long " * 9, "b"), ("c", "d")), 3)
     middle = Group("word " * 20, (("e", "f"),), 4)
     alphabet, count = GROUPS
     groups = [long, alphabet, count, middle]
@@ -70,15 +70,18 @@ def test_chunks_sort_prompts_by_length_and_rows_follow(cloud, edge):
         for ids, mask in zip(tokens, masks, strict=True)
     ]
     assert systems == [cloud_prompt(g.system) for g in (count, alphabet, middle, long)]
-    first = batch["query_tokens"][9][batch["query_mask"][9]]
-    assert "User: a" in edge.decode(first)
+    queries = batch["query_tokens"][1][3][batch["query_mask"][1][3]]
+    assert edge.decode(queries).startswith("User: long")
+    rows = [tokens.shape for tokens in batch["query_tokens"]]
+    assert rows == [(6, 64), (6, 32)]
+    assert [x.shape for x in batch["loss_mask"]] == rows
 
 
 def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
     batch = _batch(cloud, edge)
     for row in range(6):
-        ids, mask = batch["query_tokens"][row], batch["query_mask"][row]
-        loss = batch["loss_mask"][row]
+        ids, mask = batch["query_tokens"][0][row], batch["query_mask"][0][row]
+        loss = batch["loss_mask"][0][row]
         assert mask.any() and (np.diff(mask.astype(int)) <= 0).all()
         assert not (loss & ~mask).any()
         queries = GROUPS[row // 3].queries
@@ -94,16 +97,16 @@ def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
 
 def test_a_small_group_is_filled_with_rows_without_loss(cloud, edge):
     batch = _batch(cloud, edge)
-    assert batch["loss_mask"].any(axis=1).tolist() == [True, True, False, True, True, True]
-    assert batch["query_mask"][2].sum() == 1
-    assert (batch["query_tokens"][2] == edge.eos_token_id).all()
+    assert batch["loss_mask"][0].any(axis=1).tolist() == [True, True, False, True, True, True]
+    assert batch["query_mask"][0][2].sum() == 1
+    assert (batch["query_tokens"][0][2] == edge.eos_token_id).all()
 
 
 def test_truncation_is_counted_and_leaves_the_targets(cloud, edge):
     batch = _batch(cloud, edge, max_prompt_tokens=10, max_query_tokens=24)
     assert batch["truncated"] == 2  # the first prompt, the last query
-    assert batch["prompt_tokens"][0].shape[1] == 10 and batch["query_tokens"].shape[1] == 24
-    assert edge.decode(batch["query_tokens"][5][batch["loss_mask"][5]][:-1]).strip() == "20"
+    assert batch["prompt_tokens"][0].shape[1] == 10 and batch["query_tokens"][0].shape[1] == 24
+    assert edge.decode(batch["query_tokens"][0][5][batch["loss_mask"][0][5]][:-1]).strip() == "20"
     text = cloud.decode(batch["prompt_tokens"][0][0], skip_special_tokens=True)
     assert len(text) > 8 and cloud_prompt(GROUPS[0].system).startswith(text)
 
@@ -117,7 +120,12 @@ def test_bucket(length, size):
 
 def test_shapes_are_few(cloud, edge):
     batch = _batch(cloud, edge)
-    assert {batch["prompt_tokens"][0].shape[1], batch["query_tokens"].shape[1]} <= {8, 16, 32, 64}
+    assert {batch["prompt_tokens"][0].shape[1], batch["query_tokens"][0].shape[1]} <= {
+        8,
+        16,
+        32,
+        64,
+    }
 
 
 def test_room_for_the_template_is_needed(cloud, edge):

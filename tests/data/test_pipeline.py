@@ -73,7 +73,7 @@ def test_resume_continues_bit_for_bit(mixed, cloud, edge):
     for batch in expected:
         _equal(next(resumed), batch)
     # The five differ among themselves, so equality above says something.
-    assert len({batch["query_tokens"].tobytes() for batch in expected}) == 5
+    assert len({batch["query_tokens"][0].tobytes() for batch in expected}) == 5
 
 
 def test_seed_decides_everything(mixed):
@@ -94,7 +94,7 @@ def test_batches_hold_the_groups_in_order(mixed, cloud, edge):
         texts = [cloud.decode(i[m][1:]) for i, m in zip(ids, mask, strict=True)]
         assert texts == [f"System: {g.system}" for g in expected]
         real = [q < len(g.queries) for g in expected for q in range(2)]
-        assert batch["loss_mask"].any(axis=1).tolist() == real
+        assert batch["loss_mask"][0].any(axis=1).tolist() == real
 
 
 def test_weights_are_proportions_of_prompts(mixed):
@@ -282,7 +282,7 @@ def test_real_alpaca_and_arc(shared, edge):
     for batch in itertools.islice(dataset, 4):
         targets = [
             edge.decode(ids[loss][:-1]).strip()
-            for ids, loss in zip(batch["query_tokens"], batch["loss_mask"], strict=True)
+            for ids, loss in zip(batch["query_tokens"][0], batch["loss_mask"][0], strict=True)
             if loss.any()
         ]
         at = {g.index: g for g in groups}

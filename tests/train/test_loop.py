@@ -222,11 +222,11 @@ def test_first_loss_is_the_base_models(experiment):
     cloud, edge = lg.load_model(config.cloud), lg.load_model(config.edge)
     batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
     model = AutoModelForCausalLM.from_pretrained(config.edge).eval()
-    tokens = torch.tensor(batch["query_tokens"], dtype=torch.long)
-    labels = tokens.masked_fill(~torch.tensor(batch["loss_mask"]), -100)
+    tokens = torch.tensor(batch["query_tokens"][0], dtype=torch.long)
+    labels = tokens.masked_fill(~torch.tensor(batch["loss_mask"][0]), -100)
     with torch.no_grad():
         expected = model(
-            tokens, attention_mask=torch.tensor(batch["query_mask"]).long(), labels=labels
+            tokens, attention_mask=torch.tensor(batch["query_mask"][0]).long(), labels=labels
         ).loss
     assert loss == pytest.approx(float(expected), rel=1e-4)
 
