@@ -27,6 +27,7 @@ from nano_goals import goals, goals_markdown
 from lorage_jax import nano
 from lorage_jax.baselines.multitask_lora import load_lora, train_lora
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.evaluate.world import (
     WorldSample,
@@ -60,19 +61,21 @@ def config(seed: int = 0) -> ExperimentConfig:
         out=str(RUNS / f"seed{seed}"),
         data=DataConfig(
             sources=(
-                Source("synthetic", "synthetic", name="words", weight=3),
-                Source("synthetic", "synthetic", name="tools", weight=1),
+                Source("synthetic", "synthetic", name="words"),
+                Source("synthetic", "synthetic", name="tools"),
             ),
             prompts_per_batch=16,
             queries_per_prompt=4,
             max_prompt_tokens=384,
-            max_query_tokens=96,
-            prompt_chunks=4,
-            min_bucket=64,  # few shapes, so few programs to compile
+            max_query_tokens=112,
+            prompt_chunks=2,  # words, then tools, which are longer
+            min_bucket=48,  # few shapes, so few programs to compile
         ),
-        generator=GeneratorConfig(top_k=4, combine="products", dropout=0.0),
+        generator=GeneratorConfig(
+            top_k=4, combine="products", router_scope="per_layer", dropout=0.0
+        ),
         optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
-        steps=1000,
+        steps=900,
         dtype="float32",
         remat="none",
         seed=seed,
@@ -106,18 +109,18 @@ def parts() -> dict[str, Callable[[Model, Sequence[WorldSample]], dict[str, Any]
     return found
 
 
-def identity(run: ExperimentConfig, **drawn: int) -> dict[str, Any]:
-    """All on which a result depends: weights, data, settings, and what was drawn to measure it."""
+def identity(run: ExperimentConfig, *, trained: bool = True, **drawn: int) -> dict[str, Any]:
+    """All on which a result depends: weights, what was drawn to measure it, how it was trained."""
+    models = {
+        "cloud": load_model(run.cloud).fingerprint,
+        "edge": load_model(run.edge).fingerprint,
+    }
     settings = to_dict(run)
     for name in ("out", "cloud", "edge"):  # where things are
         del settings[name]
-    return {
-        "cloud": load_model(run.cloud).fingerprint,
-        "edge": load_model(run.edge).fingerprint,
-        "data": data_fingerprint(run.data.sources),
-        "experiment": settings,
-        "drawn": drawn,
-    }
+    training = {"data": data_fingerprint(run.data.sources), "experiment": settings}
+    world = {"version": [synthetic.VERSION, tool_calls.VERSION]}
+    return models | (training if trained else {}) | {"drawn": drawn | world}
 
 
 def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -153,7 +156,13 @@ def main(names: Sequence[str]) -> None:
     found = {}
     for name in names or parts():
         seed = int(name[-1]) if name[-1].isdigit() else 0
-        what = identity(config(seed), prompts=PROMPTS, queries=QUERIES, seed=EVALUATION)
+        what = identity(
+            config(seed),
+            trained=name != "base",
+            prompts=PROMPTS,
+            queries=QUERIES,
+            seed=EVALUATION,
+        )
         path = RESULTS / "nano" / f"{name}.json"
         found[name] = measured(path, what, partial(parts()[name], edge, samples))
     if names:
