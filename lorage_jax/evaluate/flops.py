@@ -144,8 +144,18 @@ def _matmul_macs(jaxpr: Any) -> int:
         inner = sum(_matmul_macs(part.jaxpr) for part in _parts(equation))
         if inner and name in ("while", "cond"):
             raise ValueError(f"matrix products in a {name}: how often they run is not known")
-        total += inner * equation.params["length"] if name == "scan" else inner
+        total += inner * _times(equation)
     return total
+
+
+def _times(equation: Any) -> int:
+    """How often an operation runs the program inside it."""
+    params = equation.params
+    if equation.primitive.name == "scan":
+        return params["length"]
+    if equation.primitive.name == "shard_map":  # written for one shard
+        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    return 1
 
 
 def compiled_flops(program: ClosedJaxpr) -> float:
