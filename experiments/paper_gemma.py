@@ -1,7 +1,9 @@
-"""The paper\'s generator for Gemma-2-2B, cloud LLaMA3-8B. `paper.py` says where models and data are.
+"""The paper's Gemma-2B under LLaMA3-8B, on one host or on every host of a pod.
 
-lorage train experiments/paper_gemma.py
-lorage compile experiments/paper_gemma.py --topology v5e:2x4
+    lorage train experiments/paper_gemma.py
+    lorage compile experiments/paper_gemma.py --topology v5e:2x4
+
+`paper.py` says where models and data are.
 """
 
 from paper import recipe

@@ -1,7 +1,9 @@
-"""The paper\'s generator for TinyLlama-1.1B, cloud LLaMA3-8B. `paper.py` says where models and data are.
+"""The paper's TinyLlama-1.1B under LLaMA3-8B, on one host or on every host of a pod.
 
-lorage train experiments/paper_tinyllama.py
-lorage compile experiments/paper_tinyllama.py --topology v5e:2x4
+    lorage train experiments/paper_tinyllama.py
+    lorage compile experiments/paper_tinyllama.py --topology v5e:2x4
+
+`paper.py` says where models and data are.
 """
 
 from paper import recipe

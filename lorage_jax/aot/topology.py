@@ -32,6 +32,8 @@ class Chip:
     hbm: float
     ici: float
     dcn: float
+    axes: int  # of a slice's shape
+    pod: int  # chips of the largest
     accelerator: str  # any of this generation, for libtpu's own set-up
     config: str | None = None  # libtpu's, where its default is not one device a chip
 
@@ -39,10 +41,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32, 31.75, 1228e9, 300e9, 6.25e9, "v4-8", "megacore"),
-        Chip("v5e", 197e12, 16, 15.75, 819e9, 200e9, 3.125e9, "v5litepod-8"),
-        Chip("v5p", 459e12, 95.74, 95.74, 2765e9, 600e9, 6.25e9, "v5p-8"),
-        Chip("v6e", 918e12, 32, 31.25, 1640e9, 400e9, 12.5e9, "v6e-8"),
+        Chip("v4", 275e12, 32, 30.75, 1228e9, 300e9, 6.25e9, 3, 4096, "v4-8", "megacore"),
+        Chip("v5e", 197e12, 16, 15.75, 819e9, 200e9, 3.125e9, 2, 256, "v5litepod-8"),
+        Chip("v5p", 459e12, 95.74, 95.74, 2765e9, 600e9, 6.25e9, 3, 8960, "v5p-8"),
+        Chip("v6e", 918e12, 32, 31.25, 1640e9, 400e9, 12.5e9, 2, 256, "v6e-8"),
     )
 }
 
@@ -76,9 +78,13 @@ def parse_topology(name: str) -> Topology:
             f"generation, as in {EXAMPLES}."
         )
     shape, slices = tuple(map(int, found[2].split("x"))), int(found[3] or 1)
-    if 0 in (*shape, slices):
-        raise ConfigError(f"topology {name!r} has no chips; every number is 1 or more.")
-    return Topology(CHIPS[found[1]], shape, slices)
+    chip = CHIPS[found[1]]
+    if len(shape) != chip.axes or not 1 <= math.prod(shape) <= chip.pod or slices < 1:
+        raise ConfigError(
+            f"there is no topology {name!r}; a {chip.name} slice has {chip.axes} axes and 1 to "
+            f"{chip.pod} chips, as in {EXAMPLES}."
+        )
+    return Topology(chip, shape, slices)
 
 
 def tpu_devices(topology: Topology) -> list[Any]:

@@ -194,9 +194,7 @@ def _fusion_bytes(module: Module, computation: Computation, one: Instruction) ->
         whole = array_bytes(computation.instructions[name].shape, hbm_only=True)
         inside = called.parameter(number) if whole else None
         if inside is not None:
-            total += min(
-                whole, sum(_read(use, inside.name, whole) for use in _uses(called, inside))
-            )
+            total += min(whole, sum(_read(*use, whole) for use in _uses(called, inside)))
     result = called.result
     parts = result.operands if result.opcode == "tuple" else (called.root,)
     for name, (size, in_hbm) in zip(parts, arrays(one.shape), strict=False):
