@@ -45,3 +45,8 @@ def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed; .pip install libtpu"):
         tpu_devices(parse_topology("v5e:2x4"))
+
+
+def test_a_chip_leaves_most_of_its_memory_to_programs():
+    for chip in CHIPS.values():
+        assert 0.9 * chip.hbm_gib < chip.usable_gib <= chip.hbm_gib
