@@ -72,10 +72,11 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A whole program."""
+    """A whole program, for `chips` chips."""
 
     computations: dict[str, Computation]
     entry: str
+    chips: int
 
 
 def parse(text: str) -> Module:
@@ -96,7 +97,8 @@ def parse(text: str) -> Module:
             one = _instruction(line.strip())
             instructions[one.name] = one
             root = one.name if line.lstrip().startswith("ROOT ") else root
-    return Module(computations, entry)
+    chips = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    return Module(computations, entry, int(chips[1]) if chips else 1)
 
 
 def _instruction(line: str) -> Instruction:
@@ -187,10 +189,10 @@ def _step(one: Instruction | None, body: Computation) -> int | None:
     return next((n for n in (_constant(body.source(x)) for x in one.operands) if n), None)
 
 
-def replica_group(attributes: str) -> list[int]:
-    """The chips, by their place in the mesh, of one group of a collective.
+def replica_group(attributes: str, chips: int) -> list[int]:
+    """The chips, by their place in the mesh, of one group of a collective of a program on `chips`.
 
-    Written as lists `{{0,1},{2,3}}`, as `[4,2]<=[2,4]T(1,0)`, or as axes of a mesh.
+    Written as lists `{{0,1},{2,3}}`, as `[4,2]<=[2,4]T(1,0)`, as axes of a mesh, or not: all.
     """
     lists = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes)
     if lists:
@@ -203,7 +205,7 @@ def replica_group(attributes: str) -> list[int]:
         return ids.reshape(shape)[0].tolist()
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
     if not mesh:
-        return []
+        return list(range(chips))
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
     ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     # Of every axis: all of it, a part `:(before)size`, or one.

@@ -56,7 +56,9 @@ class Traffic:
 
 def traffic(module: Module, chips_per_slice: int) -> Traffic:
     """Of the whole program, loops as often as they run; a conditional is its largest branch."""
-    return _traffic(module, module.computations[module.entry], chips_per_slice)
+    found = _traffic(module, module.computations[module.entry], chips_per_slice)
+    sent = Counter({one: count for one, count in found.collectives.items() if one.bytes})
+    return Traffic(found.hbm, sent, found.unknown)
 
 
 def sent_bytes(collectives: Counter[Collective]) -> dict[str, int]:
@@ -114,7 +116,7 @@ def _collectives(
     `chains` has those that were counted.
     """
     if one.opcode.removesuffix("-start") in KINDS:
-        return [_collective(computation, one, chips_per_slice)]
+        return [_collective(module, computation, one, chips_per_slice)]
     name = one.called("calls") if one.opcode in ("fusion", "async-start") else None
     if name is None:
         return []
@@ -126,21 +128,23 @@ def _collectives(
         if chain and chain[1] in chains:
             continue
         chains |= {chain[1]} if chain else set()
-        found.append(_collective(called, part, chips_per_slice))
+        found.append(_collective(module, called, part, chips_per_slice))
     return found
 
 
-def _collective(computation: Computation, one: Instruction, chips_per_slice: int) -> Collective:
+def _collective(
+    module: Module, computation: Computation, one: Instruction, chips_per_slice: int
+) -> Collective:
     kind = one.opcode.removesuffix("-start")
     if computation.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # written as an all-reduce of which each chip keeps its part
-    group = replica_group(one.attributes)
+    group = replica_group(one.attributes, module.chips)
     size, count = len(group), sum(_size(computation, name) for name in one.operands)
     share = {
         "all-gather": size - 1,
-        "all-reduce": 2 * (size - 1) / max(size, 1),
+        "all-reduce": 2 * (size - 1) / size,
         "collective-permute": 1,
-    }.get(kind, (size - 1) / max(size, 1))
+    }.get(kind, (size - 1) / size)
     dcn = len({chip // chips_per_slice for chip in group}) > 1
     shape = re.sub(r"\{[^}]*\}", "", one.shape)
     return Collective(kind, shape, size, round(count * share), dcn)

@@ -6,7 +6,7 @@ a loop that asks its data when to stop.
 """
 
 MESH = "mesh['axis_0'=8,'axis_1'=1] {'axis_0'}"
-PROGRAM = f"""HloModule jit_step, is_scheduled=true
+PROGRAM = f"""HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add.1 (x.1: bf16[], y.1: bf16[]) -> bf16[] {{
   %x.1 = bf16[]{{:T(256)}} parameter(0)

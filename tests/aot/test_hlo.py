@@ -17,7 +17,7 @@ def test_arrays_of_a_shape_and_the_memory_they_are_in():
 
 def test_computations_and_instructions():
     module = parse(PROGRAM)
-    assert module.entry == "main" and len(module.computations) == 11
+    assert (module.entry, module.chips) == ("main", 8) and len(module.computations) == 11
     body = module.computations["body"]
     assert body.result.opcode == "tuple"
     reduced = body.instructions["all-reduce.2"]
@@ -54,6 +54,7 @@ def test_a_loop_that_asks_its_data():
 @pytest.mark.parametrize(
     ("written", "group"),
     [
+        ("{}", [0, 1, 2, 3, 4, 5, 6, 7]),
         ("{{0,2},{1,3}}", [0, 2]),
         ("[2,2]<=[4]", [0, 1]),
         ("[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
@@ -65,4 +66,4 @@ def test_a_loop_that_asks_its_data():
     ],
 )
 def test_the_chips_of_a_group(written, group):
-    assert replica_group(f"channel_id=3, replica_groups={written}, dimensions={{0}}") == group
+    assert replica_group(f"channel_id=3, replica_groups={written}, dimensions={{0}}", 8) == group
