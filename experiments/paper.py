@@ -28,7 +28,7 @@ TASKS = {
     "arc_easy": ("allenai/ai2_arc", 2251),
     "openbookqa": ("allenai/openbookqa", 4957),
     "boolq": ("google/boolq", 9427),
-    "social_iqa": ("allenai/social_i_qa", 33_410),
+    "social_iqa": ("lighteval/siqa", 33_410),
 }
 ALPACA = ("yahma/alpaca-cleaned", 37_658)
 
