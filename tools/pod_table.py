@@ -76,9 +76,9 @@ def line(row: dict) -> str:
         f"{peaks[0]} of {row['chip']['usable_gib']:g}",
         *peaks[1:],
         "yes" if row["fits"] else "**no**",
-        number(roof.get("step_s")),
-        roof.get("bound_by", "?"),
-        number(100 * roof["predicted_mfu"] if roof else None),
+        number(roof["step_s"]),
+        roof["bound_by"] or "?",
+        number(roof["predicted_mfu"] and 100 * roof["predicted_mfu"]),
         *sent,
     ]
     return "| " + " | ".join(map(str, cells)) + " |\n"

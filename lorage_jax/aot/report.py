@@ -108,9 +108,14 @@ def argument_bytes(program: Program) -> int:
 
 
 def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> dict[str, Any]:
-    """Of the train step's figures; `macs`: those of the model on all chips. Empty if refused."""
+    """Of the train step's figures; `macs`: those of the model on all chips.
+
+    Of a step that was refused only the arithmetic is known; the rest is None.
+    """
     if "refused" in train_step:
-        return {}
+        names = ("hbm_s", "ici_s", "dcn_s", "step_s", "bound_by", "predicted_mfu")
+        seconds = train_step["flops_per_chip"] / topology.chip.flops
+        return {"compute_s": seconds} | dict.fromkeys(names)
     dcn = train_step["dcn_bytes_per_chip"]
     return roofline(
         topology.chip,
@@ -183,8 +188,8 @@ def _collective_lines(one: dict[str, Any]) -> list[str]:
 
 
 def _roofline_lines(roof: dict[str, Any]) -> list[str]:
-    if not roof:
-        return ["No roofline: the train step was not compiled."]
+    if roof["step_s"] is None:
+        return [f"No roofline of a step that was refused; compute alone {roof['compute_s']:.4g} s."]
     return [
         f"A train step takes at least {roof['step_s']:.4g} s, bound by {roof['bound_by']}: compute "
         f"{roof['compute_s']:.4g} s, HBM {roof['hbm_s']:.4g} s, interconnect {roof['ici_s']:.4g} "

@@ -1,5 +1,6 @@
 """`lorage compile` with the real TPU compiler, in processes of their own: no TPU, no weights."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -7,7 +8,8 @@ import sys
 
 import pytest
 
-from lorage_jax.aot.report import page, refused
+from lorage_jax.aot.report import page, refused, step_roofline
+from lorage_jax.aot.topology import parse_topology
 from lorage_jax.evaluate.shapes import SHAPES, plain_decoder
 from lorage_jax.hf.config import to_hf_config
 from tests.cli.world import REPOSITORY, lorage, subprocess_lorage
@@ -168,23 +170,20 @@ def test_what_a_refusal_says(message, peak):
     one = refused(message, 15.75)
     assert one["peak_gib"] == peak and one["fits"] is False
     assert one["missing_gib"] == (None if peak is None else peak - 15.75)
-    one |= {"argument_gib": 1.0, "flops_per_chip": 1.0, "compile_seconds": 1.0}
+    one |= {"argument_gib": 1.0, "flops_per_chip": 197e12, "compile_seconds": 1.0}
+    topology = parse_topology("v5e:2x4")
+    roof = step_roofline(one, topology, macs=1)
+    assert roof["compute_s"] == 1 and roof["step_s"] is roof["predicted_mfu"] is None
     result = {
-        "topology": "v5e:2x4",
-        "chips": 8,
+        "topology": topology.name,
+        "chips": topology.chips,
         "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
-        "chip": {
-            "usable_gib": 15.75,
-            "hbm_gib": 16,
-            "flops": 1e12,
-            "hbm": 1e9,
-            "ici": 1e9,
-            "dcn": 1e9,
-        },
+        "chip": dataclasses.asdict(topology.chip),
         "programs": {"train_step": one},
-        "roofline": {},
+        "roofline": roof,
     } | dict.fromkeys(("cloud", "cloud_layers", "edge", "edge_layers"), 1)
-    assert "train_step: DOES NOT FIT into 15.75 GiB" in page(result)
+    shown = page(result)
+    assert "train_step: DOES NOT FIT into 15.75 GiB" in shown and "compute alone 1 s" in shown
 
 
 BAD_INPUT = """
