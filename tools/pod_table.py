@@ -1,6 +1,6 @@
 """The paper's recipes on TPUs that are not here, as one table: memory, time, MFU, collectives.
 
-    python tools/pod_table.py                        # all recipes, all topologies: hours
+    python tools/pod_table.py                        # all recipes, all topologies
     python tools/pod_table.py --topologies v5e:2x4   # a part; the others' rows are kept
 
 Every pair is one `lorage compile` in a process of its own. Rows go into
