@@ -243,7 +243,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 (all that are left)."""
+    """Devices along each mesh axis; one of them may be -1 (all that are left).
+
+    With all three -1, `data` is the number of TPU slices, `fsdp` as many of a slice's devices as
+    the rows of a batch divide over, `tensor` the rest.
+    """
 
     data: int = -1
     fsdp: int = 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lorage_jax.config import MeshConfig
@@ -16,26 +18,58 @@ from lorage_jax.errors import ConfigError
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (or `devices`). ConfigError when the axes do not multiply up."""
+def make_mesh(
+    config: MeshConfig, devices: Sequence[jax.Device] | None = None, rows: int | None = None
+) -> Mesh:
+    """The mesh over all devices (or `devices`), for batches of `rows` rows.
+
+    TPU slices lie along `data`. ConfigError when the axes do not multiply up.
+    """
     devices = list(jax.devices() if devices is None else devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices if _is_tpu(device)})
+    slices = max(slices, 1)
+    sizes = _mesh_sizes(config, len(devices), slices, rows)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    within = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def _is_tpu(device: jax.Device) -> bool:
+    return device.platform == "tpu"
+
+
+def _mesh_sizes(
+    config: MeshConfig, devices: int, slices: int, rows: int | None
+) -> tuple[int, int, int]:
     sizes = [config.data, config.fsdp, config.tensor]
+    if sizes == [-1, -1, -1]:
+        # Weights are gathered within a slice only, and every batch device has a row.
+        each = devices // slices
+        fsdp = each if rows is None else math.gcd(each, max(rows // slices, 1))
+        return slices, fsdp, each // fsdp
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise ConfigError(
-            f"mesh {sizes}: every axis is 1 or more, and at most one is -1 (all that are left)."
+            f"mesh {sizes}: every axis is 1 or more, and at most one is -1 (all that are left), or "
+            "all three are (chosen)."
         )
     known = 1
     for size in sizes:
         known *= size if size != -1 else 1
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    if devices % known or (-1 not in sizes and known != devices):
         raise ConfigError(
             f"a mesh of data x fsdp x tensor = {' x '.join(map(str, sizes))} does not fit "
-            f"{len(devices)} devices; their product must be the number of devices."
+            f"{devices} devices; their product must be the number of devices."
         )
-    sizes = [len(devices) // known if s == -1 else s for s in sizes]
-    return jax.make_mesh(
-        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    data, fsdp, tensor = (devices // known if s == -1 else s for s in sizes)
+    if data % slices:
+        raise ConfigError(
+            f"a mesh of data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {slices} "
+            f"slices; data, which lies across them, must be a multiple of {slices}."
+        )
+    return data, fsdp, tensor
 
 
 @dataclass(frozen=True)

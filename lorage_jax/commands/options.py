@@ -92,6 +92,31 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class Compile:
+    """Compile an experiment for TPUs that are not here: memory, collectives and time, per chip.
+
+    The train step, a specialisation, the merge and decoding, by the TPU compiler (libtpu), which
+    needs neither TPU nor weights. That something does not fit is an answer: the exit code is 0,
+    and the JSON says "fits": false.
+
+    Example: lorage compile experiments/paper_tinyllama.py --topology v5e:2x4 --layers 2
+    """
+
+    experiment: Positional[Path]
+    """Python file, or the name of one in experiments/."""
+    topology: str = "v5e:2x4"
+    """Generation and shape of a slice: v5e:2x4, v6e:4x4, v5p:2x2x1, v4:2x2x2; v5e:2x4*2 for two."""
+    layers: int | None = None
+    """At most so many of both models, for a quick look: the full depth compiles for minutes."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        from lorage_jax.commands.compile import compile_experiment
+
+        return compile_experiment(self.experiment, self.topology, self.layers)
+
+
+@dataclass(frozen=True)
 class Specialize:
     """Turn a system prompt into a card, a PEFT adapter and a merged Hugging Face checkpoint.
 
@@ -309,6 +334,15 @@ class Bench:
 
 
 Command = Annotated[
-    Quickstart | Pretrain | Train | Specialize | Generate | Eval | Inspect | Report | Bench,
+    Quickstart
+    | Pretrain
+    | Train
+    | Compile
+    | Specialize
+    | Generate
+    | Eval
+    | Inspect
+    | Report
+    | Bench,
     tyro.conf.OmitSubcommandPrefixes,
 ]

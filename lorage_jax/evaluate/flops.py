@@ -132,7 +132,8 @@ def matmul_macs(program: ClosedJaxpr) -> int:
     return _matmul_macs(program.jaxpr)
 
 
-def _matmul_macs(jaxpr: Any) -> int:
+def _matmul_macs(jaxpr: Any, kernel: bool = False) -> int:
+    """`kernel`: inside one, where a condition skips blocks: its costliest branch counts."""
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -141,11 +142,27 @@ def _matmul_macs(jaxpr: Any) -> int:
             summed = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(summed[i] for i in contracted)
             continue
-        inner = sum(_matmul_macs(part.jaxpr) for part in _parts(equation))
-        if inner and name in ("while", "cond"):
+        inside = kernel or name == "pallas_call"
+        parts = [_matmul_macs(part.jaxpr, inside) for part in _parts(equation)]
+        if any(parts) and (name == "while" or (name == "cond" and not kernel)):
             raise ValueError(f"matrix products in a {name}: how often they run is not known")
-        total += inner * equation.params["length"] if name == "scan" else inner
+        inner = max(parts, default=0) if name == "cond" else sum(parts)
+        total += inner * _times(equation) if inner else 0
     return total
+
+
+def _times(equation: Any) -> int:
+    """How often an operation runs the program inside it."""
+    params = equation.params
+    match equation.primitive.name:
+        case "scan":
+            return params["length"]
+        case "pallas_call":  # written for one block
+            return math.prod(params["grid_mapping"].grid)
+        case "shard_map":  # written for one shard
+            axes = params.get("newly_manual_axes", params.get("manual_axes"))
+            return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def compiled_flops(program: ClosedJaxpr) -> float:

@@ -131,6 +131,21 @@ SHAPES = {
 }
 
 
+# The last part of these models' names on the Hub -> their shape.
+KNOWN = {
+    "TinyLlama-1.1B-intermediate-step-1431k-3T": "tinyllama",
+    "Qwen2-1.5B": "qwen2-1.5b",
+    "gemma-2-2b": "gemma2-2b",
+    "Meta-Llama-3-8B": "llama3-8b",
+}
+
+
+def known_shape(name: str) -> ModelConfig | None:
+    """The shape of a model of the Hub, or of a folder that is called as it is there; else None."""
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    return SHAPES[KNOWN[last]] if last in KNOWN else None
+
+
 def with_layers(config: ModelConfig, layers: int) -> ModelConfig:
     """The same model cut to `layers`, or deepened by repeating its pattern of sliding layers.
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from lorage_jax.config import ExperimentConfig
+from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.pipeline import data_fingerprint, make_dataset
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import Generator, trained_leaves
 from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
@@ -59,12 +58,13 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     """
     began = time.time()
     out = Path(config.out)
-    mesh, rules = make_mesh(config.mesh), ShardingRules()
-    _check_devices(config, mesh)
+    mesh = make_mesh(config.mesh, rows=batch_rows(config))
+    rules = ShardingRules()
+    check_devices(config, mesh)
     check_run_folder(out, "generator", resume)
     cloud = load_model(config.cloud, config.dtype, mesh, rules)
     edge = load_model(config.edge, config.dtype, mesh, rules)
-    _check_models(config, cloud, edge)
+    check_models(config, cloud.config, edge.config)
     batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
 
     # A checkpoint knows its models and data by their contents: they may move, but not change.
@@ -120,9 +120,15 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     return TrainResult(out / "generator", generator.fingerprint, losses, seconds, first)
 
 
-def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
+def batch_rows(config: ExperimentConfig) -> int:
+    """Prompts that go through the cloud at once: a chunk of a micro-batch."""
     parts = config.optimizer.accumulate * config.data.prompt_chunks
-    prompts = config.data.prompts_per_batch // parts
+    return config.data.prompts_per_batch // parts
+
+
+def check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
+    """ConfigError unless the prompts of a batch divide over the devices."""
+    prompts = batch_rows(config)
     check_divides(
         prompts,
         f"a micro-batch (or its prompt chunk) of {prompts} prompts",
@@ -131,20 +137,21 @@ def _check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
     )
 
 
-def _check_models(config: ExperimentConfig, cloud: Model, edge: Model) -> None:
+def check_models(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> None:
+    """ConfigError unless the models are as deep and their contexts as long as `config` needs."""
     layer = config.generator.hidden_layer
-    if layer is not None and not 0 <= layer < cloud.config.layers:
+    if layer is not None and not 0 <= layer < cloud.layers:
         raise ConfigError(
-            f"hidden_layer is {layer}; the cloud's layers are 0 to {cloud.config.layers - 1}."
+            f"hidden_layer is {layer}; the cloud's layers are 0 to {cloud.layers - 1}."
         )
-    needed = config.data.max_prompt_tokens + edge.config.layers
-    if needed > cloud.config.max_positions:
+    needed = config.data.max_prompt_tokens + edge.layers
+    if needed > cloud.max_positions:
         raise ConfigError(
-            f"max_prompt_tokens {config.data.max_prompt_tokens} and {edge.config.layers} meta "
-            f"tokens exceed the cloud's context of {cloud.config.max_positions}."
+            f"max_prompt_tokens {config.data.max_prompt_tokens} and {edge.layers} meta "
+            f"tokens exceed the cloud's context of {cloud.max_positions}."
         )
-    if config.data.max_query_tokens > edge.config.max_positions:
+    if config.data.max_query_tokens > edge.max_positions:
         raise ConfigError(
             f"max_query_tokens {config.data.max_query_tokens} exceeds the edge's context of "
-            f"{edge.config.max_positions}."
+            f"{edge.max_positions}."
         )

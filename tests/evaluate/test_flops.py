@@ -5,7 +5,10 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import AxisType, PartitionSpec
 
 from lorage_jax.cli import main
 from lorage_jax.config import GeneratorConfig
@@ -87,6 +90,34 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="while"):
         flops.matmul_macs(jax.make_jaxpr(program)(jnp.ones((2, 2))))
+
+
+def test_what_a_shard_computes_counts_for_every_shard():
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    rows = PartitionSpec("rows")
+    product = jax.shard_map(
+        lambda x, y: x @ y, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows
+    )
+    assert (
+        flops.matmul_macs(jax.make_jaxpr(product)(np.ones((16, 3)), np.ones((3, 5)))) == 16 * 3 * 5
+    )
+
+
+def test_a_kernel_counts_every_block():
+    def kernel(x, y, out):
+        @pl.when(pl.program_id(0) >= 0)
+        def _():
+            out[...] = x[...] @ y[...]
+
+    call = pl.pallas_call(
+        kernel,
+        grid=(4,),
+        in_specs=[pl.BlockSpec((2, 3), lambda i: (i, 0)), pl.BlockSpec((3, 5), lambda i: (0, 0))],
+        out_specs=pl.BlockSpec((2, 5), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((8, 5), np.float32),
+    )
+    traced = jax.make_jaxpr(call)(np.ones((8, 3), np.float32), np.ones((3, 5), np.float32))
+    assert flops.matmul_macs(traced) == 8 * 3 * 5
 
 
 @pytest.mark.parametrize("router_scope", ["shared", "per_layer"])

@@ -1,0 +1,77 @@
+"""What the paper's recipes have in common (arXiv 2506.11638; `PAPER.md` of its facts): LLaMA3-8B as
+the cloud, 64 rows of at most 2048 tokens, four epochs of the six training sets.
+
+LORAGE_MODELS names the folder of the models' Hugging Face folders, called as on the Hub (default:
+models). LORAGE_DATA names a folder with `commonsense/<task>/train.jsonl(.gz)` and
+`alpaca/alpaca.jsonl(.gz)`; without it, the data come from the Hub.
+"""
+
+import os
+from pathlib import Path
+
+from lorage_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    GeneratorConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Source,
+)
+
+MODELS = Path(os.environ.get("LORAGE_MODELS", "models"))
+DATA = os.environ.get("LORAGE_DATA")
+CLOUD = "Meta-Llama-3-8B"
+BATCH, EPOCHS, LENGTH = 64, 4, 2048
+# Train split -> its rows, by which the sources are mixed; Alpaca's is the paper's selection.
+TASKS = {
+    "arc_challenge": ("allenai/ai2_arc", 1119),
+    "arc_easy": ("allenai/ai2_arc", 2251),
+    "openbookqa": ("allenai/openbookqa", 4957),
+    "boolq": ("google/boolq", 9427),
+    "social_iqa": ("lighteval/siqa", 33_410),
+}
+ALPACA = ("yahma/alpaca-cleaned", 37_658)
+
+
+def recipe(edge: str) -> ExperimentConfig:
+    """The paper's training of a generator for `edge`, a folder under MODELS."""
+    rows = ALPACA[1] + sum(count for _, count in TASKS.values())
+    return ExperimentConfig(
+        cloud=str(MODELS / CLOUD),
+        edge=str(MODELS / edge),
+        out=f"runs/paper_{edge}",
+        data=DataConfig(
+            sources=sources(),
+            prompts_per_batch=BATCH,  # a prompt of its own for every row, as the paper counts
+            max_prompt_tokens=LENGTH,
+            max_query_tokens=LENGTH,
+        ),
+        generator=GeneratorConfig.paper(),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-5, betas=(0.9, 0.999), weight_decay=0.1, warmup_steps=50
+        ),
+        steps=EPOCHS * rows // BATCH,
+        mesh=MeshConfig(data=-1, fsdp=-1, tensor=-1),
+        dtype="bfloat16",
+        remat="full",
+        save_every=200,
+    )
+
+
+def sources() -> tuple[Source, ...]:
+    """The five tasks with 0 to 5 samples in the prompt, and Alpaca's rows with an input, whose
+    instructions stand in for the paper's rewritten ones.
+    """
+    tasks = [
+        Source(_place(f"commonsense/{name}", hub), "choices", name, weight=float(count))
+        for name, (hub, count) in TASKS.items()
+    ]
+    hub, count = ALPACA
+    return (*tasks, Source(_place("alpaca/alpaca", hub), needs_input=True, weight=float(count)))
+
+
+def _place(local: str, hub: str) -> str:
+    if DATA is None:
+        return hub
+    found = [Path(DATA, local + ending) for ending in ("", ".jsonl", ".jsonl.gz")]
+    return str(next((path for path in found if path.exists()), found[-1]))

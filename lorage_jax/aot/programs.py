@@ -1,0 +1,217 @@
+"""The programs of a pair of models on a mesh, traced on shapes: no weights are made.
+
+`train_step` is training's own step; `specialize` reads a prompt a batch device; `merge` assembles
+one card's LoRA and adds it to the edge; `decode` makes tokens, a row a batch device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lorage_jax.buckets import bucket
+from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
+from lorage_jax.evaluate.flops import matmul_macs
+from lorage_jax.generator.generator import _specialize, trained_leaves
+from lorage_jax.generator.merge import _compiled
+from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
+from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.hf.load import DTYPES
+from lorage_jax.infer.generate import Progress, _continue
+from lorage_jax.infer.sample import Sampling
+from lorage_jax.models.decoder import Cache, Decoder
+from lorage_jax.models.leaves import model_leaves
+from lorage_jax.sharding import ShardingRules, replicated
+from lorage_jax.train.optimizer import make_optimizer
+from lorage_jax.train.state import TrainState, state_shardings
+from lorage_jax.train.step import ARRAYS, make_train_step, micro_sharding
+
+NEW_TOKENS = 64  # room for them in the cache of `decode`
+CHUNKED = ("prompt",)  # arrays of the batch that come in chunks, by the beginning of their names
+
+
+@dataclass(frozen=True)
+class Program:
+    """`traced.lower().compile()` is the program, of `arguments`: shapes with shardings.
+
+    `macs`: multiply-accumulates of one run on all chips together, as traced (of `decode`: of one
+    token a row).
+    """
+
+    name: str
+    traced: Any
+    arguments: Any
+    macs: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the programs are of."""
+
+    config: ExperimentConfig
+    cloud: ModelConfig
+    edge: ModelConfig
+    mesh: Mesh
+    rules: ShardingRules
+
+    @property
+    def rows(self) -> int:
+        """Batch devices: data x fsdp."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+
+def programs(setting: Setting) -> list[Program]:
+    """All four."""
+    made = (train_program, specialize_program, merge_program, decode_program)
+    return [make(setting) for make in made]
+
+
+def train_program(setting: Setting) -> Program:
+    """Training's step on the longest batch."""
+    config, cloud, edge = setting.config, setting.cloud, setting.edge
+    mesh, rules = setting.mesh, setting.rules
+    leaves = trained_leaves(config.generator, cloud, edge)
+    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
+    shardings = state_shardings(config.generator, cloud, edge, optimizer, mesh, rules)
+    frozen = {name: _model(setting, model) for name, model in (("cloud", cloud), ("edge", edge))}
+    trained = _arrays(setting, leaves, "float32")
+    statistics = _arrays(setting, statistics_leaves(config.generator, edge.layers), "float32")
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        trained=trained,
+        statistics=statistics,
+        optimizer=jax.eval_shape(optimizer.init, trained),
+        key=jax.ShapeDtypeStruct((2,), jnp.uint32),
+    )
+    state = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
+    )
+    placed = jax.tree.map(lambda x: x.sharding, frozen)
+    step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
+    accumulate = config.optimizer.accumulate
+    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh))
+    return _program("train_step", step.trace, state, frozen, batch)
+
+
+def model_macs(setting: Setting) -> int:
+    """Multiply-accumulates of a train step that computes no activation twice, on all chips."""
+    config = dataclasses.replace(setting.config, remat="none")
+    return train_program(dataclasses.replace(setting, config=config)).macs
+
+
+def longest_batch(data: DataConfig, accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
+    """The arrays of `train.step.device_batch` at the greatest lengths: the batch that must fit."""
+
+    def array(name: str) -> Any:
+        of_prompts = name.startswith("prompt")
+        rows = data.prompts_per_batch if of_prompts else data.rows
+        length = data.max_prompt_tokens if of_prompts else data.max_query_tokens
+        chunks = data.prompt_chunks if name.startswith(CHUNKED) else 1
+        shape = (accumulate, rows // (accumulate * chunks), length)
+        dtype = jnp.int32 if name.endswith("tokens") else jnp.bool_
+        one = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        return (one,) * chunks if name.startswith(CHUNKED) else one
+
+    return {name: array(name) for name in ARRAYS}
+
+
+def specialize_program(setting: Setting) -> Program:
+    """Prompts of the greatest length to gates."""
+    config, cloud, edge = setting.config, setting.cloud, setting.edge
+    length = bucket(config.data.max_prompt_tokens)
+    rows = NamedSharding(setting.mesh, PartitionSpec(setting.rules.batch))
+    trace = functools.partial(_specialize.trace, config.generator, cloud)
+    return _program(
+        "specialize",
+        trace,
+        _model(setting, cloud),
+        _arrays(setting, trained_leaves(config.generator, cloud, edge), "float32"),
+        _arrays(setting, statistics_leaves(config.generator, edge.layers), "float32"),
+        jax.ShapeDtypeStruct((setting.rows, length), jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct((setting.rows, length), bool, sharding=rows),
+    )
+
+
+def merge_program(setting: Setting) -> Program:
+    """A card's gates and the pool to new FFN weights in the old ones' buffers.
+
+    `generator.merge` compiles both halves apart, and for great models the second one by layer.
+    """
+    edge, generator = setting.edge, setting.config.generator
+    pool = make_pool(_arrays(setting, pool_leaves(generator, edge), "float32"), generator)
+    layers = _model(setting, edge)["layers"]
+    ffn = {name: layers[name] for name in PROJECTIONS}
+    placed = tuple((name, ffn[name].sharding) for name in PROJECTIONS)
+    rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
+
+    def merge(ffn, pool, gates):
+        return _compiled(placed, donate=False)(ffn, assemble(pool, gates, rank))
+
+    gates = jax.ShapeDtypeStruct(
+        (edge.layers, generator.experts), jnp.float32, sharding=replicated(setting.mesh)
+    )
+    jitted = jax.jit(merge, out_shardings=dict(placed), donate_argnums=0)
+    return _program("merge", jitted.trace, ffn, pool, gates)
+
+
+def decode_program(setting: Setting) -> Program:
+    """Greedy or drawn tokens of the merged edge behind the longest query, a row a batch device."""
+    edge, mesh, rules = setting.edge, setting.mesh, setting.rules
+    rows, slots = setting.rows, bucket(setting.config.data.max_query_tokens) + bucket(NEW_TOKENS)
+    heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)
+    (kv,) = rules.spec(("kv_heads",), (edge.kv_heads,), mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: Any) -> Any:
+        place = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    dtype = DTYPES[setting.config.dtype]
+    cache = Cache(
+        k=array(heads, dtype, None, rules.batch, None, kv),
+        v=array(heads, dtype, None, rules.batch, None, kv),
+        valid=array((rows, slots), bool, rules.batch),
+        length=array((), jnp.int32),
+    )
+    progress = Progress(
+        tokens=array((rows, bucket(NEW_TOKENS)), jnp.int32, rules.batch),
+        done=array((rows,), bool, rules.batch),
+        step=array((), jnp.int32),
+    )
+    sampling = {name: array((), value.dtype) for name, value in Sampling().operands().items()}
+    controls = sampling | {"eos": array((1,), jnp.int32), "pad": array((), jnp.int32)}
+    params, limit = _model(setting, edge), array((), jnp.int32)
+    arguments = (params, cache, progress, controls, None, None, limit)
+    traced = _continue.trace(edge, *arguments)
+
+    def turn(params, cache, newest):
+        return Decoder(edge).apply({"params": params}, newest, cache=cache, output="last")
+
+    newest = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
+    macs = matmul_macs(jax.make_jaxpr(turn)(params, cache, newest))
+    return Program("decode", traced, arguments, macs)
+
+
+def _program(name: str, trace: Callable[..., Any], *arguments: Any) -> Program:
+    traced = trace(*arguments)
+    return Program(name, traced, arguments, matmul_macs(traced.jaxpr))
+
+
+def _model(setting: Setting, model: ModelConfig) -> Any:
+    return _arrays(setting, model_leaves(model), setting.config.dtype)
+
+
+def _arrays(setting: Setting, leaves: Any, dtype: str) -> Any:
+    """Shapes under the shardings that the rules give them."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, DTYPES[dtype], sharding=setting.rules.sharding(leaf, setting.mesh)
+        ),
+        leaves,
+    )

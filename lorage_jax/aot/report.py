@@ -1,0 +1,198 @@
+"""Figures of compiled programs, and the tables that show them."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from lorage_jax.aot.hlo import parse
+from lorage_jax.aot.programs import Program
+from lorage_jax.aot.roofline import roofline
+from lorage_jax.aot.topology import Topology
+from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic
+
+GIB = 1 << 30
+SHOWN = 6  # collectives of a program in the table
+# The verdict is ours, from the figures: an error would say how much is missing, and nothing else.
+OPTIONS = {"xla_tpu_no_crash_on_oom": "true"}
+
+
+def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
+    """Compiles, and gives the figures of one chip: GiB, FLOPs, bytes.
+
+    A program that does not fit has `fits` false and `missing_gib`. Where the compiler gives it up
+    altogether, `refused` has its reason, and what cannot be known is None.
+    """
+    began = time.perf_counter()
+    flops = 2 * program.macs / topology.chips
+    try:
+        compiled = program.traced.lower().compile(compiler_options=OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return refused(str(error), topology.chip.usable_gib) | {
+            "argument_gib": argument_bytes(program) / GIB,
+            "flops_per_chip": flops,
+            "compile_seconds": time.perf_counter() - began,
+        }
+    sizes = compiled.memory_analysis()
+    moved = traffic(parse(compiled.as_text()), topology.chips // topology.slices)
+    peak = sizes.peak_memory_in_bytes / GIB
+    return {
+        "argument_gib": sizes.argument_size_in_bytes / GIB,
+        "temp_gib": sizes.temp_size_in_bytes / GIB,
+        "output_gib": sizes.output_size_in_bytes / GIB,
+        "shared_gib": sizes.alias_size_in_bytes / GIB,  # of outputs, in the buffers of arguments
+        "code_gib": sizes.generated_code_size_in_bytes / GIB,
+        "peak_gib": peak,
+        "fits": peak <= topology.chip.usable_gib,
+        "missing_gib": max(0.0, peak - topology.chip.usable_gib),
+        "flops_per_chip": flops,
+        **_moved(moved),
+        "compile_seconds": time.perf_counter() - began,
+    }
+
+
+def _moved(moved: Traffic) -> dict[str, Any]:
+    sent = sorted(moved.collectives.items(), key=lambda item: -item[0].bytes * item[1])
+    return {
+        "hbm_bytes_per_chip": moved.hbm,
+        "collectives": sent_bytes(moved.collectives),
+        "dcn_bytes_per_chip": sum(one.bytes * n for one, n in sent if one.dcn),
+        "collective_list": [_collective(one, count) for one, count in sent],
+        "loops_counted_once": moved.unknown,
+    }
+
+
+def _collective(one: Collective, times: int) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "shape": one.shape,
+        "chips": one.group,
+        "times": times,
+        "bytes": one.bytes * times,
+        "over_dcn": one.dcn,
+    }
+
+
+def refused(message: str, usable_gib: float) -> dict[str, Any]:
+    """What is known of a program that the compiler gave up for want of memory."""
+    units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
+    named = re.findall(r"([\d.]+)([KMGT])\b", message)
+    sizes = [float(size) * units[unit] for size, unit in named]
+    sizes += [int(size) / GIB for size in re.findall(r"size=(\d+)", message)]
+    needed = max(sizes, default=None)
+    return {
+        "refused": message.splitlines()[0][:400],
+        "temp_gib": None,
+        "peak_gib": needed,
+        "fits": False,
+        "missing_gib": None if needed is None else max(0.0, needed - usable_gib),
+        "hbm_bytes_per_chip": None,
+        "collectives": {},
+        "dcn_bytes_per_chip": None,
+        "collective_list": [],
+    }
+
+
+def argument_bytes(program: Program) -> int:
+    """Of one chip's parts of all arguments."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(program.arguments)
+    )
+
+
+def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> dict[str, Any]:
+    """Of the train step's figures; `macs`: those of the model on all chips.
+
+    Of a step that was refused only the arithmetic is known; the rest is None.
+    """
+    if "refused" in train_step:
+        names = ("hbm_s", "ici_s", "dcn_s", "step_s", "bound_by", "predicted_mfu")
+        seconds = train_step["flops_per_chip"] / topology.chip.flops
+        return {"compute_s": seconds} | dict.fromkeys(names)
+    dcn = train_step["dcn_bytes_per_chip"]
+    return roofline(
+        topology.chip,
+        flops=train_step["flops_per_chip"],
+        hbm=train_step["hbm_bytes_per_chip"],
+        ici=sum(train_step["collectives"].values()) - dcn,
+        dcn=dcn,
+        model_flops=2 * macs / topology.chips,
+    )
+
+
+# For people
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result of `lorage compile` as text."""
+    chip = result["chip"]
+    usable = chip["usable_gib"]
+    lines = [
+        f"{result['topology']}: {result['chips']} chips, mesh data x fsdp x tensor = "
+        f"{' x '.join(map(str, result['mesh'].values()))}. A chip: {chip['hbm_gib']:g} GiB of HBM "
+        f"({usable:g} for a program), {chip['flops'] / 1e12:g} TFLOP/s in bfloat16,",
+        f"HBM {chip['hbm'] / 1e9:g} GB/s, interconnect {chip['ici'] / 1e9:g} GB/s, data-centre "
+        f"network {chip['dcn'] / 1e9:g} GB/s. Cloud {result['cloud']}, {result['cloud_layers']} "
+        f"layers; edge {result['edge']}, {result['edge_layers']} layers.",
+        "",
+        f"{'per chip':12}{'arguments':>11}{'temporary':>11}{'peak GiB':>11}{'GFLOP':>12}"
+        f"{'HBM GB':>10}{'sent GB':>10}{'compiled':>10}",
+    ]
+    for name, one in result["programs"].items():
+        sent = sum(one["collectives"].values())
+        lines.append(
+            f"{name:12}{_number(one['argument_gib']):>11}{_number(one['temp_gib']):>11}"
+            f"{_number(one['peak_gib']):>11}{one['flops_per_chip'] / 1e9:>12,.1f}"
+            f"{_number(one['hbm_bytes_per_chip'], 1e9):>10}{_number(sent, 1e9):>10}"
+            f"{one['compile_seconds']:>8.0f} s"
+        )
+    for name, one in result["programs"].items():
+        lines += ["", f"{name}: {_verdict(one, usable)}", *_collective_lines(one)]
+    return "\n".join([*lines, "", *_roofline_lines(result["roofline"])])
+
+
+def _number(value: float | None, unit: float = 1.0) -> str:
+    return "?" if value is None else f"{value / unit:.3f}"
+
+
+def _verdict(one: dict[str, Any], usable: float) -> str:
+    if one["fits"]:
+        return f"fits, {usable - one['peak_gib']:.2f} GiB to spare"
+    if one["missing_gib"] is None:
+        return f"DOES NOT FIT into {usable:g} GiB ({one['refused']})"
+    given_up = f" (the compiler gave up: {one['refused']})" if "refused" in one else ""
+    return f"DOES NOT FIT into {usable:g} GiB, {one['missing_gib']:.2f} GiB are missing{given_up}"
+
+
+def _collective_lines(one: dict[str, Any]) -> list[str]:
+    if "refused" in one:
+        return []
+    if not one["collective_list"]:
+        return ["  no collectives"]
+    lines = [f"  {kind:20}{size / 1e6:>12,.2f} MB" for kind, size in one["collectives"].items()]
+    for each in one["collective_list"][:SHOWN]:
+        over = ", over the data-centre network" if each["over_dcn"] else ""
+        lines.append(
+            f"    {each['bytes'] / 1e6:>10,.2f} MB  {each['kind']} of {each['chips']} chips, "
+            f"{each['times']} x {each['shape'][:60]}{over}"
+        )
+    more = len(one["collective_list"]) - SHOWN
+    return lines + [f"    and {more} smaller ones"] * (more > 0)
+
+
+def _roofline_lines(roof: dict[str, Any]) -> list[str]:
+    if roof["step_s"] is None:
+        return [f"No roofline of a step that was refused; compute alone {roof['compute_s']:.4g} s."]
+    return [
+        f"A train step takes at least {roof['step_s']:.4g} s, bound by {roof['bound_by']}: compute "
+        f"{roof['compute_s']:.4g} s, HBM {roof['hbm_s']:.4g} s, interconnect {roof['ici_s']:.4g} "
+        f"s, data-centre network {roof['dcn_s']:.4g} s.",
+        f"Predicted MFU, at most: {100 * roof['predicted_mfu']:.1f} %.",
+    ]

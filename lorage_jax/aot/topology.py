@@ -1,0 +1,126 @@
+"""TPUs that are not here: chips by generation, slices by name, devices that can be compiled for.
+
+`libtpu` holds the TPU compiler; it runs on any x86-64 machine and needs no TPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lorage_jax.errors import ConfigError
+
+EXAMPLES = "v5e:2x4, v5e:16x16, v6e:2x4, v5p:2x2x1, v4:2x2x2, v5e:2x4*2 (two slices)"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip can do, as documented in the system architecture pages of Cloud TPU.
+
+    `flops`: bfloat16 peak a second. Bandwidths in bytes a second: `hbm`; `ici`, sent over all
+    links to the neighbours together; `dcn`, a chip's share of its slice's data-centre network.
+    """
+
+    name: str
+    flops: float
+    hbm_gib: float
+    usable_gib: float  # what the compiler leaves to a program
+    hbm: float
+    ici: float
+    dcn: float
+    axes: int  # of a slice's shape
+    pod: int  # chips of the largest
+    accelerator: str  # any of this generation, for libtpu's own set-up
+    config: str | None = None  # libtpu's, where its default is not one device a chip
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32, 30.75, 1228e9, 300e9, 6.25e9, 3, 4096, "v4-8", "megacore"),
+        Chip("v5e", 197e12, 16, 15.75, 819e9, 200e9, 3.125e9, 2, 256, "v5litepod-8"),
+        Chip("v5p", 459e12, 95.74, 95.74, 2765e9, 600e9, 6.25e9, 3, 8960, "v5p-8"),
+        Chip("v6e", 918e12, 32, 31.25, 1640e9, 400e9, 12.5e9, 2, 256, "v6e-8"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`slices` slices of `shape` chips each."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        """In all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def name(self) -> str:
+        """As `parse_topology` reads it."""
+        shape = "x".join(map(str, self.shape))
+        return f"{self.chip.name}:{shape}" + (f"*{self.slices}" if self.slices > 1 else "")
+
+
+def parse_topology(name: str) -> Topology:
+    """`v5e:2x4`, or `v5e:2x4*2` for two slices. ConfigError for anything else."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})(?:\*(\d+))?", name.strip())
+    if not found or found[1] not in CHIPS:
+        raise ConfigError(
+            f"there is no topology {name!r}; expected GENERATION:SHAPE, with {', '.join(CHIPS)} as "
+            f"generation, as in {EXAMPLES}."
+        )
+    shape, slices = tuple(map(int, found[2].split("x"))), int(found[3] or 1)
+    chip = CHIPS[found[1]]
+    if len(shape) != chip.axes or not 1 <= math.prod(shape) <= chip.pod or slices < 1:
+        raise ConfigError(
+            f"there is no topology {name!r}; a {chip.name} slice has {chip.axes} axes and 1 to "
+            f"{chip.pod} chips, as in {EXAMPLES}."
+        )
+    return Topology(chip, shape, slices)
+
+
+def tpu_devices(topology: Topology) -> list[Any]:
+    """Devices to compile for; nothing can be run on them.
+
+    This process computes on its CPU from here on, also where a TPU is at hand.
+    ConfigError: `libtpu` is not installed, or knows no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "the TPU compiler is not installed; `pip install libtpu` (or lorage_jax[tpu]) brings "
+            "it. No TPU is needed."
+        )
+    # Read by libtpu when it is loaded: ask no metadata server, be one host, share the machine.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": topology.chip.accelerator,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
+    options: dict[str, Any] = {}
+    if topology.chip.config is not None:
+        options["chip_config_name"] = topology.chip.config
+    if math.prod(topology.shape) < 4:  # a part of a host, which has four chips or more
+        options["chips_per_host_bounds"] = (*topology.shape, 1, 1)[:3]
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
+    slice_name = Topology(topology.chip, topology.shape).name
+    try:
+        return list(topologies.get_topology_desc(slice_name, "tpu", **options).devices)
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300].rstrip(". ")
+        raise ConfigError(
+            f"there is no topology {topology.name!r} ({reason}). Known to work: {EXAMPLES}."
+        ) from None

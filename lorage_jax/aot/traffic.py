@@ -1,0 +1,226 @@
+"""What one run of a compiled program moves: bytes over HBM, and between chips by collectives."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lorage_jax.aot.hlo import (
+    Computation,
+    Instruction,
+    Module,
+    array_bytes,
+    arrays,
+    replica_group,
+    trip_count,
+)
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# These name or view values, or are counted at their start.
+FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast partition-id replica-id after-all "
+    "while conditional call domain optimization-barrier".split()
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of `group` chips on arrays of `shape`.
+
+    `bytes`: what each chip sends on a ring, over `dcn` if the group spans slices.
+    """
+
+    kind: str
+    shape: str
+    group: int
+    bytes: int
+    dcn: bool
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """`unknown`: loops whose number of turns the text does not say; they are counted once."""
+
+    hbm: int = 0
+    collectives: Counter[Collective] = field(default_factory=Counter)
+    unknown: int = 0
+
+    def plus(self, other: Traffic, times: int = 1) -> Traffic:
+        """This, and `other` so many times."""
+        sent = Counter(self.collectives)
+        for one, count in other.collectives.items():
+            sent[one] += count * times
+        return Traffic(self.hbm + other.hbm * times, sent, self.unknown + other.unknown)
+
+
+def traffic(module: Module, chips_per_slice: int) -> Traffic:
+    """Of the whole program, loops as often as they run; a conditional is its largest branch."""
+    found = _traffic(module, module.computations[module.entry], chips_per_slice)
+    sent = Counter({one: count for one, count in found.collectives.items() if one.bytes})
+    return Traffic(found.hbm, sent, found.unknown)
+
+
+def sent_bytes(collectives: Counter[Collective]) -> dict[str, int]:
+    """Kind -> bytes that each chip sends in all."""
+    totals: dict[str, int] = {}
+    for one, count in collectives.items():
+        totals[one.kind] = totals.get(one.kind, 0) + one.bytes * count
+    return totals
+
+
+def _traffic(module: Module, computation: Computation, chips_per_slice: int) -> Traffic:
+    total, chains = Traffic(), set()
+
+    def inner(name: str) -> Traffic:
+        return _traffic(module, module.computations[name], chips_per_slice)
+
+    for one in computation.instructions.values():
+        if one.opcode == "while":
+            times = trip_count(module, computation, one)
+            loop = inner(one.called("body"))
+            total = total.plus(loop, 1 if times is None else times)
+            total = total.plus(Traffic(unknown=times is None))
+        elif one.opcode == "conditional":
+            branches = [inner(name) for name in _branches(one)]
+            total = total.plus(max(branches, key=lambda branch: branch.hbm))
+        elif one.opcode == "call":
+            total = total.plus(inner(one.called("to_apply")))
+        else:
+            total = total.plus(Traffic(_hbm_bytes(module, computation, one)))
+            for sent in _collectives(module, computation, one, chips_per_slice, chains):
+                total = total.plus(Traffic(0, Counter([sent])))
+    return total
+
+
+def _branches(one: Instruction) -> list[str]:
+    lists = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
+    if lists:
+        return [name.strip().lstrip("%") for name in lists[1].split(",")]
+    return [one.called("true_computation"), one.called("false_computation")]
+
+
+# Between chips
+
+
+def _collectives(
+    module: Module,
+    computation: Computation,
+    one: Instruction,
+    chips_per_slice: int,
+    chains: set[str],
+) -> list[Collective]:
+    """Those that an instruction runs, itself or inside a fusion.
+
+    An asynchronous collective stands in every fusion that it goes on beside, under one chain_id:
+    `chains` has those that were counted.
+    """
+    if one.opcode.removesuffix("-start") in KINDS:
+        return [_collective(module, computation, one, chips_per_slice)]
+    name = one.called("calls") if one.opcode in ("fusion", "async-start") else None
+    if name is None:
+        return []
+    found, called = [], module.computations[name]
+    for part in called.instructions.values():
+        if part.opcode.removesuffix("-start") not in KINDS:
+            continue
+        chain = re.search(r'chain_id="(\d+)"', part.attributes)
+        if chain and chain[1] in chains:
+            continue
+        chains |= {chain[1]} if chain else set()
+        found.append(_collective(module, called, part, chips_per_slice))
+    return found
+
+
+def _collective(
+    module: Module, computation: Computation, one: Instruction, chips_per_slice: int
+) -> Collective:
+    kind = one.opcode.removesuffix("-start")
+    if computation.name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"  # written as an all-reduce of which each chip keeps its part
+    group = replica_group(one.attributes, module.chips)
+    size, count = len(group), sum(_size(computation, name) for name in one.operands)
+    share = {
+        "all-gather": size - 1,
+        "all-reduce": 2 * (size - 1) / size,
+        "collective-permute": 1,
+    }.get(kind, (size - 1) / size)
+    dcn = len({chip // chips_per_slice for chip in group}) > 1
+    shape = re.sub(r"\{[^}]*\}", "", one.shape)
+    return Collective(kind, shape, size, round(count * share), dcn)
+
+
+def _size(computation: Computation, name: str) -> int:
+    return array_bytes(computation.instructions[name].shape)
+
+
+# Over HBM
+
+
+def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> int:
+    """What an instruction reads from and writes to HBM; of a slice, only the slice."""
+
+    def shape(name: str) -> str:
+        return computation.instructions[name].shape
+
+    def size(text: str) -> int:
+        return array_bytes(text, hbm_only=True)
+
+    def moved(text: str, whole: str) -> int:
+        """A part of size `text` of an array that lies where `whole` does."""
+        return array_bytes(text) if size(whole) else 0
+
+    opcode = one.opcode
+    if opcode in FREE or opcode.endswith(("-done", "-update")):
+        return 0
+    if 'custom_call_target="AllocateBuffer"' in one.attributes:
+        return 0
+    written = arrays(one.shape)
+    if opcode == "copy-start":  # (the copy, what is copied, its context)
+        return size(shape(one.operands[0])) + written[0][0] * written[0][1]
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return moved(one.shape, shape(one.operands[0])) + size(one.shape)
+    if opcode == "slice-start":  # (what is sliced, the slice, its context)
+        part, in_hbm = written[1]
+        return part * (bool(size(shape(one.operands[0]))) + in_hbm)
+    if opcode == "dynamic-update-slice":
+        part = shape(one.operands[1])
+        return moved(part, one.shape) + size(part)
+    if opcode == "fusion":
+        return _fusion_bytes(module, computation, one)
+    return sum(size(shape(name)) for name in one.operands) + size(one.shape)
+
+
+def _fusion_bytes(module: Module, computation: Computation, one: Instruction) -> int:
+    """Operands of which slices are read count as those; what is updated in place, as the update."""
+    called, total = module.computations[one.called("calls")], 0
+    for number, name in enumerate(one.operands):
+        whole = array_bytes(computation.instructions[name].shape, hbm_only=True)
+        inside = called.parameter(number) if whole else None
+        if inside is not None:
+            total += min(whole, sum(_read(*use, whole) for use in _uses(called, inside)))
+    result = called.result
+    parts = result.operands if result.opcode == "tuple" else (called.root,)
+    for name, (size, in_hbm) in zip(parts, arrays(one.shape), strict=False):
+        part = called.source(name)
+        updates = part is not None and part.opcode == "dynamic-update-slice"
+        total += in_hbm * (_size(called, part.operands[1]) if updates else size)
+    return total
+
+
+def _uses(called: Computation, parameter: Instruction) -> list[tuple[Instruction, bool]]:
+    """Who reads it, and whether as the first operand."""
+    names = {parameter.name} | {
+        one.name
+        for one in called.instructions.values()
+        if one.opcode == "bitcast" and parameter.name in one.operands
+    }
+    return [(use, use.operands[0] in names) for use in called.users(parameter.name)]
+
+
+def _read(one: Instruction, first: bool, whole: int) -> int:
+    if first and one.opcode in ("dynamic-slice", "slice", "gather"):
+        return array_bytes(one.shape)
+    if first and one.opcode == "dynamic-update-slice":
+        return 0
+    return whole

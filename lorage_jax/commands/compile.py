@@ -1,0 +1,82 @@
+"""`lorage compile`: an experiment's programs by the TPU compiler, for TPUs that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.aot.topology import parse_topology, tpu_devices
+from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.errors import ConfigError
+
+
+def compile_experiment(path: Path, topology_name: str, layers: int | None) -> dict[str, Any]:
+    """Compiles, prints the figures of one chip and returns them.
+
+    That a program does not fit is an answer, not an error: `fits` is false then.
+    """
+    topology, config = parse_topology(topology_name), load_experiment(path)
+    cloud = model_shape("cloud", config.cloud, layers)
+    edge = model_shape("edge", config.edge, layers)
+    devices = tpu_devices(topology)  # before anything else touches jax
+    from lorage_jax.aot.programs import Setting, model_macs, programs
+    from lorage_jax.aot.report import compile_program, page, step_roofline
+    from lorage_jax.sharding import ShardingRules, make_mesh
+    from lorage_jax.train.loop import batch_rows, check_devices, check_models
+
+    mesh = make_mesh(config.mesh, devices, batch_rows(config))
+    check_devices(config, mesh)
+    check_models(config, cloud, edge)
+    setting = Setting(config, cloud, edge, mesh, ShardingRules())
+    figures = {}
+    for program in programs(setting):
+        print(f"compiling {program.name} ...", file=sys.stderr, flush=True)
+        figures[program.name] = compile_program(program, topology)
+    result = {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "hbm_gib_per_chip": topology.chip.hbm_gib,
+        "chip": dataclasses.asdict(topology.chip),
+        "mesh": dict(mesh.shape),
+        **_about(config, cloud, edge),
+        "programs": figures,
+        "roofline": step_roofline(figures["train_step"], topology, model_macs(setting)),
+        "fits": all(one["fits"] for one in figures.values()),
+    }
+    print(page(result))
+    return result
+
+
+def _about(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> dict[str, Any]:
+    return {
+        "cloud": config.cloud,
+        "cloud_layers": cloud.layers,
+        "edge": config.edge,
+        "edge_layers": edge.layers,
+        "rows": config.data.rows,
+        "prompts": config.data.prompts_per_batch,
+        "prompt_tokens": config.data.max_prompt_tokens,
+        "query_tokens": config.data.max_query_tokens,
+        "accumulate": config.optimizer.accumulate,
+    }
+
+
+def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
+    """The model of a folder, which needs no weights, or one whose shape is known by its name.
+
+    Cut to `layers`, if it has more.
+    """
+    from lorage_jax.evaluate.shapes import KNOWN, known_shape, with_layers
+    from lorage_jax.hf.config import model_config
+
+    config = model_config(Path(name)) if Path(name).is_dir() else known_shape(name)
+    if config is None:
+        raise ConfigError(
+            f"the {role} {name!r} is no folder here, and its shape is not known by its name "
+            f"(known: {', '.join(KNOWN)}). A folder with its config.json alone is enough to "
+            "compile."
+        )
+    return config if layers is None else with_layers(config, min(layers, config.layers))

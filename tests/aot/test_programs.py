@@ -1,0 +1,109 @@
+"""The programs' arithmetic and shapes, traced on a mesh of CPU devices; nothing is compiled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lorage_jax.aot.programs import Setting, longest_batch, model_macs, programs
+from lorage_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    GeneratorConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Source,
+)
+from lorage_jax.data.batches import Encoder, TokenGroup
+from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.sharding import ShardingRules, make_mesh
+from lorage_jax.train.step import device_batch, micro_sharding
+from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
+
+DATA = DataConfig(
+    (Source("synthetic", "synthetic"),),
+    prompts_per_batch=16,
+    queries_per_prompt=2,
+    max_prompt_tokens=32,
+    max_query_tokens=48,
+)
+LLAMA = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
+S, T, P, B, R = 32, 48, 16, 32, 4
+
+
+def setting(cloud_layers=2, edge_layers=3, remat="none"):
+    config = ExperimentConfig(
+        cloud="c",
+        edge="e",
+        out="o",
+        data=DATA,
+        steps=100,
+        generator=GeneratorConfig(rank=R, cloud_rank=R, dropout=0.0),
+        remat=remat,
+    )
+    return Setting(
+        config,
+        plain_decoder("llama", layers=cloud_layers, **LLAMA),
+        plain_decoder("qwen2", layers=edge_layers, **LLAMA),
+        make_mesh(MeshConfig(1, 8, 1)),
+        ShardingRules(),
+    )
+
+
+def macs(**fields):
+    return {program.name: program.macs for program in programs(setting(**fields))}
+
+
+def test_depth_costs_what_a_layer_costs():
+    """Two depths of the cloud differ by exactly a layer's matrix products."""
+    two, three, four = (macs(cloud_layers=depth) for depth in (2, 3, 4))
+    slots = S + 3  # meta tokens behind the prompt
+    weights = 2 * 32 * (32 + 16) + 3 * 32 * 48  # q and o, k and v, FFN
+    scores = 2 * slots * 32
+    adapters = R * (2 * 32 + 32 + 16)  # q and v
+    forward = slots * (weights + scores + adapters)
+    assert three["specialize"] - two["specialize"] == 8 * forward  # a prompt a device
+    layer = three["train_step"] - two["train_step"]
+    assert four["train_step"] - three["train_step"] == layer
+    # Back through frozen weights only their inputs have a gradient: as much again as forward.
+    # Attention and adapters have two gradients; attention may compute its scores anew.
+    backward = slots * (weights + 2 * scores + 2 * adapters)
+    assert 0 <= layer - P * (forward + backward) <= P * slots * scores
+    assert three["merge"] == two["merge"] and three["decode"] == two["decode"]
+
+
+def test_decoding_counts_a_token_of_every_device():
+    three, two = macs(edge_layers=3)["decode"], macs(edge_layers=2)["decode"]
+    cache = 48 + 64  # the longest query, new tokens
+    weights = 2 * 32 * (32 + 16) + 3 * 32 * 48
+    assert three - two == 8 * (weights + 2 * cache * 32)
+
+
+def test_remat_computes_a_layer_again():
+    kept, again = setting(), setting(remat="full")
+    assert model_macs(again) == model_macs(kept)
+    assert programs(again)[0].macs > 1.2 * model_macs(again)
+
+
+@pytest.mark.parametrize(("accumulate", "chunks"), [(1, 1), (2, 4)])
+def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chunks):  # noqa: F811
+    data = dataclasses.replace(DATA, prompt_chunks=chunks)
+    groups = [TokenGroup([3] * S, [([3] * 40, [3] * 8)] * 2, i, 0) for i in range(P)]
+    batch = Encoder(data, cloud, edge).batch(groups)
+    place = micro_sharding(ShardingRules(), make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))
+    real = device_batch(batch, accumulate, place)
+    expected = longest_batch(data, accumulate, place)
+
+    def described(x):
+        return x.shape, np.dtype(x.dtype), x.sharding
+
+    assert jax.tree.map(described, real) == jax.tree.map(described, expected)
+
+
+def test_micro_batches_cost_what_the_batch_costs():
+    whole = setting()
+    config = dataclasses.replace(whole.config, optimizer=OptimizerConfig(accumulate=2))
+    parts = dataclasses.replace(whole, config=config)
+    per_batch = model_macs(whole) - model_macs(parts)
+    assert abs(per_batch) < 0.02 * model_macs(whole)

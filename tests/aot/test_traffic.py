@@ -1,0 +1,67 @@
+"""Bytes over HBM and between chips, loops as often as they run."""
+
+from collections import Counter
+
+from lorage_jax.aot.hlo import parse
+from lorage_jax.aot.traffic import Collective, sent_bytes, traffic
+from tests.aot.recorded import PROGRAM
+
+ROW = 16 * 64 * 2  # bytes of the activations
+COLLECTIVES = Counter(
+    {
+        # 7 of 8 parts come from others; once, though it stands in two fusions
+        Collective("all-gather", "bf16[64,64]", 8, 7 * 8 * 64 * 2, False): 5,
+        # in groups of four, there and back
+        Collective(
+            "all-reduce", "(bf16[16,64], f32[16])", 4, round(2 * 3 / 4 * (ROW + 16 * 4)), False
+        ): 5,
+        Collective("reduce-scatter", "bf16[16,64]", 8, ROW * 7 // 8, False): 5,
+        Collective("collective-permute", "f32[128]", 2, 512, False): 1,
+    }
+)
+
+
+def test_collectives_run_as_often_as_their_loop():
+    found = traffic(parse(PROGRAM), 8)
+    assert found.collectives == COLLECTIVES
+    assert found.unknown == 1
+    assert sent_bytes(found.collectives)["all-gather"] == 5 * 7168
+
+
+def test_which_of_them_leave_their_slice():
+    found = traffic(parse(PROGRAM), 4)  # chips 0 to 3, and 4 to 7
+    across = {one.kind for one in found.collectives if one.dcn}
+    assert across == {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+    pairs = PROGRAM.replace("[2,4]<=[4,2]T(1,0)", "[2,4]<=[8]")
+    found = traffic(parse(pairs), 4)
+    assert not any(one.dcn for one in found.collectives if one.kind == "all-reduce")
+
+
+def test_of_a_stack_only_the_layer_is_moved():
+    """In HBM: activations once; in a turn a layer's weights, a row of the stack; what is sent."""
+    turn = 8 * 64 * 2 + 16 * 4
+    assert traffic(parse(PROGRAM), 8).hbm == ROW + 5 * turn + 2 * 512
+
+
+def test_the_largest_branch_of_a_conditional_counts():
+    branches = """
+%small (x.1: f32[64]) -> f32[64] {
+  ROOT %x.1 = f32[64]{0:T(128)} parameter(0)
+}
+
+%large (x.2: f32[64]) -> f32[64] {
+  %x.2 = f32[64]{0:T(128)} parameter(0)
+  ROOT %y.2 = f32[64]{0:T(128)} negate(%x.2)
+}
+
+ENTRY %main (which.1: s32[], x.3: f32[64]) -> f32[64] {
+  %which.1 = s32[]{:T(128)S(6)} parameter(0)
+  %x.3 = f32[64]{0:T(128)} parameter(1)
+  ROOT %z.1 = f32[64]{0:T(128)} conditional(%which.1, %x.3, %x.3), CALLED
+}
+"""
+    for called in (
+        "branch_computations={%small, %large}",
+        "true_computation=%large, false_computation=%small",
+    ):
+        assert traffic(parse(branches.replace("CALLED", called)), 1).hbm == 2 * 256

@@ -1,0 +1,99 @@
+"""The paper's recipes on TPUs that are not here, as one table: memory, time, MFU, collectives.
+
+    python tools/pod_table.py                        # all recipes, all topologies
+    python tools/pod_table.py --topologies v5e:2x4   # a part; the others' rows are kept
+
+Every pair is one `lorage compile` in a process of its own. Rows go into
+`experiments/results/pod.json` as they are done, and `pod.md` is drawn from that.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+RECIPES = ("paper_tinyllama", "paper_qwen", "paper_gemma")
+TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
+INTRO = """# The paper's recipes, compiled for pods
+
+Batch 64, prompts and queries of 2048 tokens: the longest batch there can be. By the TPU compiler
+(`lorage compile`), without a TPU: no time here was measured. Memory is the compiler's, against what
+a chip leaves to a program. A step takes at least the time that is given, for its arithmetic, HBM
+and interconnect each as if it were alone; the MFU, which counts no activation twice, is at most the
+one that is given. Collectives: GB that a chip sends in a step. All figures are a chip's.
+
+| recipe | topology | chips | layers | train step, peak GiB | specialise | merge | decode | fits | step s | bound by | MFU % | collectives of the step | of the merge |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, help="experiments' names")
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--layers", type=int, help="cut both models to so many")
+    options = parser.parse_args()
+    table = RESULTS / "pod.json"
+    rows = json.loads(table.read_text())["rows"] if table.exists() else {}
+    for recipe in options.recipes:
+        for topology in options.topologies:
+            name = f"{recipe} {topology}" + (f" {options.layers}" if options.layers else "")
+            rows[name] = {"recipe": recipe, **compiled(recipe, topology, options.layers)}
+            table.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            (RESULTS / "pod.md").write_text(INTRO + "".join(line(row) for row in rows.values()))
+
+
+def compiled(recipe: str, topology: str, layers: int | None) -> dict:
+    """What `lorage compile --json` gives, without the single collectives."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "out.json"
+        command = [sys.executable, "-m", "lorage_jax.cli", "compile", f"experiments/{recipe}.py"]
+        command += ["--topology", topology, "--json", str(file)]
+        command += ["--layers", str(layers)] if layers else []
+        subprocess.run(command, cwd=ROOT, check=True)
+        result = json.loads(file.read_text())
+    for program in result["programs"].values():
+        program.pop("collective_list")
+    return result
+
+
+def line(row: dict) -> str:
+    """A row of the table."""
+    programs, roof = row["programs"], row["roofline"]
+    peaks = [
+        number(programs[n]["peak_gib"]) for n in ("train_step", "specialize", "merge", "decode")
+    ]
+    sent = [collectives(programs[n]) for n in ("train_step", "merge")]
+    cells = [
+        row["recipe"],
+        row["topology"],
+        row["chips"],
+        f"{row['cloud_layers']} + {row['edge_layers']}",
+        f"{peaks[0]} of {row['chip']['usable_gib']:g}",
+        *peaks[1:],
+        "yes" if row["fits"] else "**no**",
+        number(roof["step_s"]),
+        roof["bound_by"] or "?",
+        number(roof["predicted_mfu"] and 100 * roof["predicted_mfu"]),
+        *sent,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"
+
+
+def collectives(program: dict) -> str:
+    if "refused" in program:
+        return "?"
+    sent = program["collectives"].items()
+    return ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sent) or "none"
+
+
+if __name__ == "__main__":
+    main()
