@@ -34,7 +34,6 @@ from lorage_jax.train.state import TrainState, state_shardings
 from lorage_jax.train.step import ARRAYS, make_train_step, micro_sharding
 
 NEW_TOKENS = 64  # room for them in the cache of `decode`
-CHUNKED = ("prompt",)  # arrays of the batch that come in chunks, by the beginning of their names
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,10 @@ def longest_batch(data: DataConfig, accumulate: int, sharding: NamedSharding) ->
         of_prompts = name.startswith("prompt")
         rows = data.prompts_per_batch if of_prompts else data.rows
         length = data.max_prompt_tokens if of_prompts else data.max_query_tokens
-        chunks = data.prompt_chunks if name.startswith(CHUNKED) else 1
-        shape = (accumulate, rows // (accumulate * chunks), length)
+        shape = (accumulate, rows // (accumulate * data.prompt_chunks), length)
         dtype = jnp.int32 if name.endswith("tokens") else jnp.bool_
         one = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        return (one,) * chunks if name.startswith(CHUNKED) else one
+        return (one,) * data.prompt_chunks
 
     return {name: array(name) for name in ARRAYS}
 
