@@ -266,6 +266,7 @@ class ExperimentConfig:
     out: str  # folder of the run
     data: DataConfig
     steps: int
+    init: str = ""  # generator folder to begin from; by default trained parts are fresh
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.pipeline import data_fingerprint, make_dataset
-from lorage_jax.errors import WeightsError
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
@@ -74,6 +74,8 @@ def train_lora(
 
     Raises as `train.loop.train`. `out` must not be the folder of a generator's run.
     """
+    if config.init:
+        raise ConfigError("init names a generator, but a LoRA begins without; leave it out.")
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     count = config.data.rows // (config.optimizer.accumulate * config.data.prompt_chunks)

@@ -14,8 +14,9 @@ from lorage_jax.data.pipeline import data_fingerprint, make_dataset
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import Generator, trained_leaves
-from lorage_jax.generator.store import save_generator
+from lorage_jax.generator.store import load_generator, save_generator
 from lorage_jax.hf.load import load_model
+from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
@@ -32,8 +33,12 @@ RESUMABLE = (
     "remat",
     "cloud",  # where these are; `cloud_weights` and the like say what they are
     "edge",
+    "init",
     "data.sources",
 )
+
+# Switches that only training sees: they may differ from those of the generator in `init`.
+FREE = ("dropout", "gumbel_temperature", "cv_weight")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     """Trains a generator and writes it to `<out>/generator`.
 
     Raises TrainingError for a loss that is not finite (naming step and records) and for a
-    checkpoint of another config, ConfigError for a batch that does not fit the devices.
+    checkpoint of another config, ConfigError for a batch that does not fit the devices, or an
+    `init` of another kind.
     """
     began = time.time()
     out = Path(config.out)
@@ -75,9 +81,14 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     }
     leaves = trained_leaves(config.generator, cloud.config, edge.config)
     optimizer = make_optimizer(config.optimizer, config.steps, leaves)
-    parts = (config.generator, cloud.config, edge.config, optimizer)
-    shardings = state_shardings(*parts, mesh, rules)
+    shardings = state_shardings(config.generator, cloud.config, edge.config, optimizer, mesh, rules)
     state = new_state(config.generator, cloud, edge.config, optimizer, config.seed, shardings)
+    if config.init:
+        begun = _beginning(config, edge)
+        resolved["init_weights"] = begun.fingerprint
+        parts = {"trained": begun.trained, "statistics": begun.statistics}
+        places = {name: getattr(shardings, name) for name in parts}
+        state = state.replace(**jax.device_put(parts, places))
     frozen = {"cloud": cloud.params, "edge": edge.params}
     step_fn = make_train_step(
         config,
@@ -118,6 +129,29 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     save_generator(generator, out / "generator", overwrite=True)
     seconds = time.time() - began
     return TrainResult(out / "generator", generator.fingerprint, losses, seconds, first)
+
+
+def _beginning(config: ExperimentConfig, edge: Model) -> Generator:
+    """The generator of `init`. ConfigError unless it has this run's switches and edge."""
+    begun = load_generator(config.init, cloud=config.cloud, dtype=config.dtype)
+    if begun.edge_fingerprint != edge.fingerprint:
+        raise ConfigError(
+            f"init is {config.init}, a generator for another edge (weights "
+            f"{begun.edge_fingerprint[:19]}..., here {edge.fingerprint[:19]}...). Train on its "
+            "edge, or begin without init."
+        )
+    found, wanted = to_dict(begun.config), to_dict(config.generator)
+    other = [
+        f"{name} {found[name]}, here {wanted[name]}"
+        for name in wanted
+        if found[name] != wanted[name] and name not in FREE
+    ]
+    if other:
+        raise ConfigError(
+            f"init is {config.init}, whose generator has other switches: {'; '.join(other)}. Give "
+            "this run the same, or begin without init."
+        )
+    return begun
 
 
 def batch_rows(config: ExperimentConfig) -> int:

@@ -217,3 +217,5 @@ def test_rows_that_do_not_divide_over_devices(experiment):
     config = experiment(data={"prompts_per_batch": 3, "queries_per_prompt": 1})
     with pytest.raises(ConfigError, match="3 rows does not divide over 8 devices"):
         train_lora(config, progress=False)
+    with pytest.raises(ConfigError, match="a LoRA begins without"):
+        train_lora(experiment(init="a/generator"), progress=False)

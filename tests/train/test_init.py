@@ -1,0 +1,57 @@
+"""A run that begins from a generator: with its trained parts, and only from one of its kind."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.errors import ConfigError
+from lorage_jax.generator.store import save_generator
+from lorage_jax.train import loop
+from lorage_jax.train.loop import train
+from tests.tiny import make_generator
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def begun(pair, tmp_path):
+    """(folder, generator) with random trained parts."""
+    generator = make_generator(*pair, GeneratorConfig(rank=4, cloud_rank=4))
+    save_generator(generator, tmp_path / "begun")
+    return tmp_path / "begun", generator
+
+
+def test_a_run_begins_with_the_parts_of_init(experiment, begun, monkeypatch):
+    folder, generator = begun
+
+    def stop(job, **_):
+        raise Stop(job)
+
+    monkeypatch.setattr(loop, "run", stop)
+    with pytest.raises(Stop) as stopped:
+        train(experiment(init=str(folder), generator={"dropout": 0.2}), progress=False)
+    job = stopped.value.args[0]
+    assert job.resolved["init_weights"] == generator.fingerprint
+    assert int(job.state.step) == 0
+    for ours, theirs in (
+        (job.state.trained, generator.trained),
+        (job.state.statistics, generator.statistics),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_generator_of_another_kind_is_refused(experiment, begun, pair, tmp_path):
+    folder, generator = begun
+    with pytest.raises(ConfigError, match="other switches: top_k 2, here 4; combine factors"):
+        other = {"top_k": 4, "combine": "products"}
+        train(experiment(init=str(folder), generator=other), progress=False)
+    foreign = dataclasses.replace(generator, edge_fingerprint="sha256:" + "0" * 64)
+    save_generator(foreign, tmp_path / "foreign")
+    with pytest.raises(ConfigError, match="a generator for another edge"):
+        train(experiment(init=str(tmp_path / "foreign")), progress=False)
+    assert not (tmp_path / "run").exists()
