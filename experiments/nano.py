@@ -1,5 +1,6 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
+    lorage train experiments/nano_begin.py        # runs/nano/begin0/generator, where this goes on
     lorage train experiments/nano.py              # runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
     python experiments/nano.py seed1 lora1        # these parts of it only
@@ -22,11 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nano_begin
 from nano_goals import goals, goals_markdown
 
 from lorage_jax import nano
 from lorage_jax.baselines.multitask_lora import load_lora, train_lora
-from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+from lorage_jax.config import ExperimentConfig
 from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.evaluate.world import (
@@ -55,72 +57,85 @@ EVALUATION = 2026
 
 
 def config(seed: int = 0) -> ExperimentConfig:
-    return ExperimentConfig(
-        cloud=str(nano.CLOUD),
-        edge=str(nano.EDGE),
+    """The second part: the learning rate warms up again, by which what is still missing of the
+    tools' dialects is learned.
+    """
+    begun = nano_begin.config(seed)
+    return dataclasses.replace(
+        begun,
         out=str(RUNS / f"seed{seed}"),
-        data=DataConfig(
-            sources=(
-                Source("synthetic", "synthetic", name="words"),
-                Source("synthetic", "synthetic", name="tools"),
-            ),
-            prompts_per_batch=16,
-            queries_per_prompt=4,
-            max_prompt_tokens=384,
-            max_query_tokens=112,
-            prompt_chunks=2,  # words, then tools, which are longer
-            min_bucket=48,  # few shapes, so few programs to compile
-        ),
-        generator=GeneratorConfig(
-            top_k=4, combine="products", router_scope="per_layer", dropout=0.0
-        ),
-        optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
-        steps=900,
-        dtype="float32",
-        remat="none",
-        seed=seed,
-        save_every=250,
-        log_every=25,
+        init=str(Path(begun.out) / "generator"),
+        optimizer=dataclasses.replace(begun.optimizer, warmup_steps=20),
+        steps=300,
+        seed=seed + 10,
     )
 
 
 def generator(seed: int) -> Generator:
     """Trained, if it is not yet."""
+    train(nano_begin.config(seed), resume=True)
     return load_generator(train(config(seed), resume=True).folder)
+
+
+def lora_config(seed: int) -> ExperimentConfig:
+    """As many steps on the same data, in one go."""
+    begun = nano_begin.config(seed)
+    steps = begun.steps + config(seed).steps
+    return dataclasses.replace(begun, out=str(RUNS / f"lora{seed}"), steps=steps)
 
 
 def lora(seed: int, edge: Model) -> Model:
     """The edge with a LoRA for all tasks, trained without prompts if it is not yet."""
-    run = dataclasses.replace(config(seed), out=str(RUNS / f"lora{seed}"))
-    return load_lora(train_lora(run, resume=True).folder, edge)
+    return load_lora(train_lora(lora_config(seed), resume=True).folder, edge)
 
 
-def parts() -> dict[str, Callable[[Model, Sequence[WorldSample]], dict[str, Any]]]:
-    """Of each part, what trains and measures it."""
-    found = {
-        "base": lambda edge, samples: base_arms(edge, load_model(nano.CLOUD, "float32"), samples)
-    }
-    for seed in SEEDS:
-        found[f"seed{seed}"] = lambda edge, samples, seed=seed: generator_arms(
-            generator(seed), edge, samples, seed=seed
+Part = tuple[tuple[ExperimentConfig, ...], Callable[[Model, Sequence[WorldSample]], dict[str, Any]]]
+
+
+def parts() -> dict[str, Part]:
+    """Of each part, the runs that it needs, and what trains and measures it."""
+    found: dict[str, Part] = {
+        "base": (
+            (),
+            lambda edge, samples: base_arms(edge, load_model(nano.CLOUD, "float32"), samples),
         )
-        found[f"lora{seed}"] = lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples)
-    found["time"] = lambda edge, samples: request_seconds(edge, generator(0), samples)
+    }
+    runs = [(nano_begin.config(seed), config(seed)) for seed in SEEDS]
+    for seed in SEEDS:
+        found[f"seed{seed}"] = (
+            runs[seed],
+            lambda edge, samples, seed=seed: generator_arms(
+                generator(seed), edge, samples, seed=seed
+            ),
+        )
+        found[f"lora{seed}"] = (
+            (lora_config(seed),),
+            lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples),
+        )
+    found["time"] = runs[0], lambda edge, samples: request_seconds(edge, generator(0), samples)
     return found
 
 
-def identity(run: ExperimentConfig, *, trained: bool = True, **drawn: int) -> dict[str, Any]:
-    """All on which a result depends: weights, what was drawn to measure it, how it was trained."""
-    models = {
-        "cloud": load_model(run.cloud).fingerprint,
-        "edge": load_model(run.edge).fingerprint,
+def identity(*runs: ExperimentConfig, **drawn: int) -> dict[str, Any]:
+    """All on which a result depends: weights, what is drawn to measure it, and the runs that led
+    to it, the last one last.
+    """
+    found: dict[str, Any] = {
+        "cloud": load_model(nano.CLOUD).fingerprint,
+        "edge": load_model(nano.EDGE).fingerprint,
+        "drawn": drawn | {"version": [synthetic.VERSION, tool_calls.VERSION]},
     }
+    if runs:
+        found["data"] = [data_fingerprint(run.data.sources) for run in runs]
+        found["experiments"] = [_settings(run) for run in runs]
+    return found
+
+
+def _settings(run: ExperimentConfig) -> dict[str, Any]:
     settings = to_dict(run)
-    for name in ("out", "cloud", "edge"):  # where things are
+    for name in ("out", "cloud", "edge", "init"):  # where things are
         del settings[name]
-    training = {"data": data_fingerprint(run.data.sources), "experiment": settings}
-    world = {"version": [synthetic.VERSION, tool_calls.VERSION]}
-    return models | (training if trained else {}) | {"drawn": drawn | world}
+    return settings
 
 
 def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -150,21 +165,16 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
 
 
 def main(names: Sequence[str]) -> None:
-    if unknown := set(names) - set(parts()):
-        raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(parts())}.")
+    known = parts()
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}.")
     edge, samples = load_model(nano.EDGE, "float32"), draw_world(PROMPTS, QUERIES, EVALUATION)
     found = {}
-    for name in names or parts():
-        seed = int(name[-1]) if name[-1].isdigit() else 0
-        what = identity(
-            config(seed),
-            trained=name != "base",
-            prompts=PROMPTS,
-            queries=QUERIES,
-            seed=EVALUATION,
-        )
+    for name in names or known:
+        runs, measure = known[name]
+        what = identity(*runs, prompts=PROMPTS, queries=QUERIES, seed=EVALUATION)
         path = RESULTS / "nano" / f"{name}.json"
-        found[name] = measured(path, what, partial(parts()[name], edge, samples))
+        found[name] = measured(path, what, partial(measure, edge, samples))
     if names:
         return
     table = combine(

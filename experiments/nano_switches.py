@@ -1,4 +1,4 @@
-"""Every switch of the paper on the nano pair: one run each, all else as in `nano.config()`.
+"""Every switch of the paper on the nano pair: one run each, all else as in `nano_begin.config()`.
 
     python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
     python experiments/nano_switches.py "top_k 1"   # these rows of it only
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import nano
+import nano_begin
 
 from lorage_jax.config import ExperimentConfig
 from lorage_jax.evaluate.world import draw_world, generator_arms
@@ -28,7 +29,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
-STEPS = 400
+STEPS = 250
 PROMPTS, QUERIES, SELECTION = 60, 4, 7
 SEED = 0
 
@@ -39,7 +40,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "top_k 2": {"top_k": 2},
     "top_k 8": {"top_k": 8},
     "pool shared": {"pool_scope": "shared"},
-    "router per_layer": {"router_scope": "per_layer"},
+    "router shared": {"router_scope": "shared"},
     "experts 4": {"experts": 4},
     "experts 4, top_k 2": {"experts": 4, "top_k": 2},
     "experts 12": {"experts": 12},
@@ -57,12 +58,12 @@ COLUMNS = ("words/train", "words/paraphrase", "words/composition", "words/sample
 
 def experiment(name: str) -> ExperimentConfig:
     """The short run under one switch."""
-    base = nano.config(SEED)
+    base = nano_begin.config(SEED)
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
         out=str(nano.RUNS / "switches" / file_name(name)),
-        data=dataclasses.replace(base.data, sources=words, prompt_chunks=2),
+        data=dataclasses.replace(base.data, sources=words),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
         steps=STEPS,
     )
