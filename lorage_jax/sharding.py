@@ -129,6 +129,47 @@ class ShardingRules:
         return NamedSharding(mesh, self.spec(leaf.axes, leaf.shape, mesh))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where arrays live inside a compiled program; what it says must be asked for.
+
+    Left alone, XLA keeps the weights where they are, splits activations by width instead of rows,
+    and sends every one of them through the mesh at every product.
+    """
+
+    mesh: Mesh
+    rules: ShardingRules
+
+    @property
+    def platform(self) -> str:
+        """`tpu`, `gpu` or `cpu`: of the mesh, which need not be where the compiler runs."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def flash(self) -> bool:
+        """Whether the devices have kernels of `flash.py`."""
+        return self.platform == "tpu"
+
+    def rows(self, x: Any) -> Any:
+        """`x` with its first axis over the data axes, otherwise whole."""
+        spec = PartitionSpec(self.rules.batch)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def gathered(self, leaf: Any, x: Any) -> Any:
+        """The array of a `Leaf` as a product with rows needs it: whole but for tensor axes."""
+        rows = _as_tuple(self.rules.batch)
+        spec = [
+            tuple(axis for axis in _as_tuple(part) if axis not in rows)
+            for part in self.rules.spec(leaf.axes, leaf.shape, self.mesh)
+        ]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+    def head_axis(self, heads: int, kv_heads: int) -> str | None:
+        """The mesh axis that splits both, so that queries stay with their keys; None: whole."""
+        spec = self.rules.spec(("heads",), (heads,), self.mesh)
+        return spec[0] if spec == self.rules.spec(("kv_heads",), (kv_heads,), self.mesh) else None
+
+
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if value is None:
         return ()

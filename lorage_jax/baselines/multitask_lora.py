@@ -39,7 +39,7 @@ from lorage_jax.hf.load import load_model, load_tokenizer
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train.loop import RESUMABLE
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
@@ -134,7 +134,8 @@ def make_lora_step(
     Metrics: loss (nats), grad_norm, learning_rate, target_tokens.
     """
     schedule = learning_rate(config.optimizer, config.steps)
-    decoder = Decoder(edge, remat=config.remat, dropout=config.generator.dropout)
+    dropout, layout = config.generator.dropout, Layout(mesh, rules)
+    decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
     queries = config.data.queries_per_prompt
 
     def loss_fn(lora, frozen, micro, targets, key):

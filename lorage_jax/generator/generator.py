@@ -32,6 +32,7 @@ from lorage_jax.hf.fingerprint import fingerprint_arrays
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,7 @@ def prompt_gates(
     *,
     remat: str,
     key: jax.Array | None,
+    layout: Layout | None,
 ) -> tuple[Float[Array, "P L E"], dict[str, Any]]:
     """Left-padded prompts, in chunks [p, S] of their own lengths, to gates; a cloud pass a chunk.
 
@@ -119,6 +121,7 @@ def prompt_gates(
             *chunk,
             remat=remat,
             dropout_key=jax.random.fold_in(dropout_key, i) if drops else None,
+            layout=layout,
         )
         for i, chunk in enumerate(zip(tokens, mask, strict=True))
     ]
@@ -129,7 +132,16 @@ def prompt_gates(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _specialize(config, cloud, cloud_params, trained, statistics, tokens, mask):
     return prompt_gates(
-        config, cloud, cloud_params, trained, statistics, [tokens], [mask], remat="none", key=None
+        config,
+        cloud,
+        cloud_params,
+        trained,
+        statistics,
+        [tokens],
+        [mask],
+        remat="none",
+        key=None,
+        layout=None,
     )[0]
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.models.decoder import head_logits
+
+CHUNK = 64  # slots of every row whose logits are in memory at a time
 
 
 def cross_entropy(
@@ -20,6 +28,62 @@ def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Floa
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def frozen_head_nll(
+    config: ModelConfig,
+    params: dict[str, Any],
+    hidden: Float[Array, "B N D"],
+    targets: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+) -> Float[Array, ""]:
+    """`cross_entropy` of the head's logits, which are never all in memory. Summed, in nats.
+
+    `params` hold the head, as `models.decoder.head_logits` reads it; no gradient flows to it.
+    Chunks of slots in which no row has a target cost nothing: best have targets in front.
+    """
+    return _chunked(config, params, hidden, targets, mask, lambda nll: nll)
+
+
+def _frozen_forward(config, params, hidden, targets, mask):
+    # A chunk's gradient together with its loss: the backward pass needs no logits then.
+    return _chunked(config, params, hidden, targets, mask, jax.value_and_grad)
+
+
+def _frozen_backward(config, slope, scale):
+    return None, (slope * scale).astype(slope.dtype), None, None
+
+
+frozen_head_nll.defvjp(_frozen_forward, _frozen_backward)
+
+
+def _chunked(config, params, hidden, targets, mask, transform):
+    """The sum over chunks of `transform`(loss of a chunk's states), gradients side by side."""
+    rows, slots = mask.shape
+    count = -(-slots // CHUNK)
+    size = min(slots, CHUNK)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, count * size - slots)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def chunk(inputs):
+        hidden, targets, mask = inputs
+
+        def nll(hidden):
+            return cross_entropy(head_logits(config, params, hidden), targets, mask)[0]
+
+        run = transform(nll)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, hidden))
+        return jax.lax.cond(jnp.any(mask), run, lambda _: zeros, hidden)
+
+    out = jax.lax.map(chunk, tuple(split(x) for x in (hidden, targets, mask)))
+    if not isinstance(out, tuple):
+        return jnp.sum(out)
+    nll, slope = out
+    slope = slope.swapaxes(0, 1).reshape(rows, count * size, -1)[:, :slots]
+    return jnp.sum(nll), slope
 
 
 def squared_cv(gates: Float[Array, "P L E"]) -> Float[Array, ""]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import Leaf
+from lorage_jax.sharding import Layout
 
 
 def meta_leaf(cloud: ModelConfig, edge: ModelConfig) -> Leaf:
@@ -46,13 +47,15 @@ def read_prompts(
     *,
     remat: str,
     dropout_key: jax.Array | None,
+    layout: Layout | None,
 ) -> Float[Array, "P L C"]:
     """Hidden states at the meta positions of left-padded prompts.
 
     Taken after the cloud's final norm, or at the output of layer `config.hidden_layer`.
     `dropout_key` is given in training only.
     """
-    decoder = Decoder(cloud, remat=remat, dropout=config.dropout if dropout_key is not None else 0)
+    dropout = config.dropout if dropout_key is not None else 0
+    decoder = Decoder(cloud, remat=remat, dropout=dropout, layout=layout)
     layers = meta.shape[0]
     collect = 0 if config.hidden_layer is None else layers
     out = decoder.apply(

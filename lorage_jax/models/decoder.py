@@ -17,8 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
+from lorage_jax.flash import flash_attention
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import layer_leaves, model_leaves
+from lorage_jax.sharding import Layout
 
 
 @flax.struct.dataclass
@@ -53,6 +55,7 @@ class Context:
 
     cos: Float[Array, "B T half"]
     sin: Float[Array, "B T half"]
+    valid: Bool[Array, "B S"]
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
     slot: Int[Array, ""] | None  # where the new keys go in the cache
@@ -69,6 +72,8 @@ class Layer(nn.Module):
     adapter_scale: float  # of the q/v adapters
     dropout: float  # on the inputs of low-rank updates; 0 outside training
     collect: int  # how many last positions' outputs the scan gathers
+    layout: Layout | None
+    flash: bool  # attention by `flash.py`
 
     @nn.compact
     def __call__(self, carry, context: Context, inputs: dict[str, Any]):
@@ -78,6 +83,10 @@ class Layer(nn.Module):
             for name, leaf in layer_leaves(config).items()
         }
         x, cache = carry
+        if self.layout is not None:
+            leaves = layer_leaves(config)
+            w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
+            x = self.layout.rows(x)
 
         def norm(name, x):
             return ops.rms_norm(x, w[name], config.norm_eps, family.norm_offset)
@@ -109,12 +118,25 @@ class Layer(nn.Module):
             )
             k = jax.lax.dynamic_index_in_dim(cache.k, inputs["index"], keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, inputs["index"], keepdims=False)
-        mask = context.mask
-        if context.window_mask is not None:
-            mask = jnp.where(inputs["sliding"], context.window_mask, mask)
-        y = ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+        y = self._attend(q, k, v, context, inputs["sliding"])
         y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
         return (y + w["o_bias"] if config.out_bias else y), cache
+
+    def _attend(self, q, k, v, context, sliding):
+        config = self.config
+        if not self.flash:
+            mask = context.mask
+            if context.window_mask is not None:
+                mask = jnp.where(sliding, context.window_mask, mask)
+            return ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+
+        def flash(window):
+            kind = (window, config.query_scale, config.attn_softcap, self.layout)
+            return lambda q, k, v: flash_attention(q, k, v, context.valid, *kind)
+
+        if not any(config.sliding) or config.window >= q.shape[1]:
+            return flash(None)(q, k, v)
+        return jax.lax.cond(sliding, flash(config.window), flash(None), q, k, v)
 
     def _ffn(self, w, x, context, inputs):
         config = self.config
@@ -147,6 +169,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of fresh parameters
     remat: str = "none"  # full: activations of a layer are computed again in the backward pass
     dropout: float = 0.0
+    layout: Layout | None = None  # of the program that this is part of; None: as XLA likes
 
     @nn.compact
     def __call__(
@@ -189,9 +212,13 @@ class Decoder(nn.Module):
             behind = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
             x = jnp.concatenate([x, behind], axis=1)
             mask = jnp.concatenate([mask, jnp.ones((rows, count), bool)], axis=1)
+        if self.layout is not None:
+            x, mask = self.layout.rows(x), self.layout.rows(mask)
 
         context, cache = self._context(x, mask, pool, cache, branches)
         shared = pool is not None and pool.scope == "shared"
+        # The kernels know the masks of plain texts only.
+        flash = self.layout is not None and self.layout.flash and cache is None and branches is None
         inputs = {
             "index": jnp.arange(config.layers),
             "sliding": jnp.asarray(config.sliding),
@@ -214,6 +241,8 @@ class Decoder(nn.Module):
             adapter_scale=adapter_scale,
             dropout=self.dropout,
             collect=collect,
+            layout=self.layout,
+            flash=flash,
             name="layers",
         )
         (x, cache), collected = layers((x, cache), context, inputs)
@@ -254,6 +283,7 @@ class Decoder(nn.Module):
         context = Context(
             cos=cos,
             sin=sin,
+            valid=valid,
             mask=seen(None),
             window_mask=seen(config.window) if any(config.sliding) else None,
             slot=None if cache is None else jnp.asarray(start, jnp.int32),

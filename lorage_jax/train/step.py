@@ -19,10 +19,11 @@ from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.generator.generator import prompt_gates
-from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
+from lorage_jax.generator.losses import expert_usage, frozen_head_nll, squared_cv
 from lorage_jax.generator.pool import Pool, make_pool
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.sharding import ShardingRules, replicated
+from lorage_jax.models.leaves import model_leaves
+from lorage_jax.sharding import Layout, ShardingRules, replicated
 from lorage_jax.train.optimizer import learning_rate
 from lorage_jax.train.state import TrainState
 
@@ -45,7 +46,9 @@ def make_train_step(
     `frozen`: {"cloud": params, "edge": params}. Metrics: loss and cv (nats, before weighting),
     grad_norm, learning_rate, usage [L, E], target_tokens.
     """
-    schedule = learning_rate(config.optimizer, config.steps)
+    schedule, layout = learning_rate(config.optimizer, config.steps), Layout(mesh, rules)
+    dropout = config.generator.dropout
+    decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
 
     def loss_fn(trained, statistics, frozen, micro, targets, key):
         gate_key, dropout_key = jax.random.split(key)
@@ -59,9 +62,10 @@ def make_train_step(
             micro["prompt_mask"],
             remat=config.remat,
             key=gate_key,
+            layout=layout,
         )
         nll = query_nll(
-            Decoder(edge, remat=config.remat, dropout=config.generator.dropout),
+            decoder,
             frozen["edge"],
             make_pool(trained["pool"], config.generator),
             gates,
@@ -138,22 +142,29 @@ def query_nll(
     """Summed negative log-likelihood in nats of the targets of a micro-batch.
 
     The edge runs once a chunk of queries, on rows of that chunk's length; each row has the gates of
-    its prompt.
+    its prompt. `decoder` has a layout.
     """
     total, done = jnp.zeros((), jnp.float32), 0
+    name = "embed" if decoder.config.tied_head else "head"
+    head = decoder.layout.gathered(model_leaves(decoder.config)[name], edge[name])
     chunks = zip(*(micro[name] for name in QUERY_ARRAYS), strict=True)
     prompts = gates.shape[0] // len(micro["query_tokens"])
     for number, (tokens, mask, loss_mask) in enumerate(chunks):
         rows = jnp.repeat(gates[done : done + prompts], tokens.shape[0] // prompts, axis=0)
-        logits = decoder.apply(
+        targets, wanted = tokens[:, 1:], loss_mask[:, 1:]
+        front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
+        hidden = decoder.apply(
             {"params": edge},
             tokens[:, :-1],
             mask[:, :-1],
             gates=rows,
             pool=pool,
+            output="hidden",
+            at=front,
             rngs={"dropout": jax.random.fold_in(key, number)},
         )
-        total += cross_entropy(logits, tokens[:, 1:], loss_mask[:, 1:])[0]
+        targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
+        total += frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
         done += prompts
     return total
 

@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
+from lorage_jax.evaluate.shapes import SHAPES, plain_decoder
+from lorage_jax.generator import losses
 from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
+from lorage_jax.models.decoder import head_logits
 
 
 def test_cross_entropy_against_torch():
@@ -73,3 +77,58 @@ def test_expert_usage():
     gates = jnp.asarray([[[0.7, 0.3, 0.0]], [[0.0, 0.5, 0.5]]])
     np.testing.assert_allclose(expert_usage(gates), [[0.5, 1.0, 0.5]])
     assert float(expert_usage(gates).sum()) == 2.0
+
+
+@pytest.mark.parametrize(("tied", "cap"), [(False, None), (True, 3.0)])
+def test_frozen_head_nll(monkeypatch, tied, cap):
+    """In chunks of 3 slots, the last one part empty, as from all logits at once."""
+    monkeypatch.setattr(losses, "CHUNK", 3)
+    config = plain_decoder(
+        "llama",
+        vocab_size=13,
+        width=6,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        ffn_width=8,
+        tied_head=tied,
+        final_softcap=cap,
+    )
+    rng = np.random.default_rng(0)
+    shape = (13, 6) if tied else (6, 13)
+    head = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    params = {"embed" if tied else "head": head}
+    hidden = jnp.asarray(3 * rng.standard_normal((4, 10, 6)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 13, (4, 10)), jnp.int32)
+    mask = rng.random((4, 10)) < 0.6
+    mask[:, 3:6] = False  # a chunk without targets
+    mask = jnp.asarray(mask)
+
+    def chunked(hidden):
+        return 0.7 * losses.frozen_head_nll(config, params, hidden, targets, mask)
+
+    def plain(hidden):
+        return 0.7 * cross_entropy(head_logits(config, params, hidden), targets, mask)[0]
+
+    (found, slope), (wanted, other) = (
+        jax.jit(jax.value_and_grad(f))(hidden) for f in (chunked, plain)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(chunked(hidden), wanted, rtol=1e-6)
+    assert np.abs(other).max() > 0.1
+    np.testing.assert_allclose(slope, other, atol=1e-6)
+
+
+def test_frozen_head_nll_in_bfloat16():
+    """Gradients have the dtype of the states."""
+    config = SHAPES["tinyllama"]
+    shape = (config.width, config.vocab_size)
+    params = {"head": jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
+    hidden = jax.ShapeDtypeStruct((2, 100, config.width), jnp.bfloat16)
+    targets = jax.ShapeDtypeStruct((2, 100), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2, 100), jnp.bool_)
+    jaxpr = jax.make_jaxpr(
+        lambda *arrays: jax.value_and_grad(losses.frozen_head_nll, argnums=2)(config, *arrays)
+    )(params, hidden, targets, mask)
+    assert [x.dtype for x in jaxpr.out_avals] == [jnp.float32, jnp.bfloat16]
+    assert f"{100},{config.vocab_size}]" not in str(jaxpr)  # no logits of all slots

@@ -138,8 +138,9 @@ def test_accumulation_is_the_same_step(experiment, tmp_path):
         found.append(train(config, progress=False))
     np.testing.assert_allclose(*[[loss for _, loss in f.losses] for f in found], rtol=1e-5)
     first, second = map(tensors, found)
+    # Adam divides by a gradient's size: where there is next to none, rounding moves 3 % of a step.
     for name, value in first.items():
-        np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(value, second[name], atol=1e-4, err_msg=name)
 
 
 def test_chunks_of_prompts_are_the_same_step(experiment, tmp_path):

@@ -1,0 +1,90 @@
+"""Attention over whole texts, block by block, on TPUs: scores of [T, T] are never in memory.
+
+The kernels are `jax.experimental.pallas.ops.tpu.splash_attention`; each device runs them on its own
+rows and heads. `ops.attention` is the same arithmetic for every other device and mask.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from lorage_jax.sharding import Layout
+
+LANES = 128  # blocks are a multiple of this
+BLOCK = 512  # slots of a block, at most
+
+
+def flash_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    valid: Bool[Array, "B T"],
+    window: int | None,
+    scale: float,
+    cap: float | None,
+    layout: Layout,
+) -> Float[Array, "B T N H"]:
+    """`ops.attention` under the mask of `ops.attention_mask`, for slots that are `valid`.
+
+    Padding sees padding, so that no query is without a key; what it gives is of no meaning. On a
+    CPU the kernels are interpreted, slowly.
+    """
+    size, padded = block_size(q.shape[1])
+    rows, heads = layout.rules.batch, layout.head_axis(q.shape[2], k.shape[2])
+
+    def attend(q, k, v, valid):
+        kernel = _kernel(q.shape[2], size, padded, window, cap, layout.platform == "cpu")
+        # The kernels take no scale. In float32: bfloat16 would round the scale itself.
+        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+        q, k, v = (_pad(x, padded).swapaxes(1, 2) for x in (q, k, v))
+        segments = _pad(valid, padded).astype(jnp.int32)
+        y = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
+        return y.swapaxes(1, 2)[:, : valid.shape[1]]
+
+    by_head = PartitionSpec(rows, None, heads)
+    return jax.shard_map(
+        attend,
+        mesh=layout.mesh,
+        in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
+        out_specs=by_head,
+        check_vma=False,
+    )(q, k, v, valid)
+
+
+def block_size(length: int) -> tuple[int, int]:
+    """Slots of a block and of all blocks that hold `length`: as few blocks as can be, all alike."""
+    count = -(-length // BLOCK)
+    size = -(-length // (count * LANES)) * LANES
+    return size, count * size
+
+
+def _kernel(heads, size, padded, window, cap, interpret):
+    shape = (padded, padded)
+    if window is None:
+        mask = masks.CausalMask(shape)
+    else:
+        mask = masks.LocalMask(shape, (window - 1, 0), 0)
+    return splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_q_dq=size,
+            block_kv_dq=size,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
+    )
+
+
+def _pad(x: Array, length: int) -> Array:
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

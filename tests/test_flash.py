@@ -1,0 +1,92 @@
+"""The kernels, interpreted, against `ops.attention`; sharded over rows and heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lorage_jax import flash, ops
+from lorage_jax.config import MeshConfig
+from lorage_jax.hf.load import load_model
+from lorage_jax.models.decoder import Decoder
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from tests.tiny import padded_batch
+
+LENGTH = 150  # no multiple of 128: two blocks of 128 with 106 slots of padding
+
+
+def layout(*sizes):
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    return Layout(mesh, ShardingRules())
+
+
+def case(heads, kv_heads, size):
+    """Two rows, one padded on the left and one on the right; weights are zero on padding."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, LENGTH, n, size) for n in (heads, kv_heads, kv_heads, heads)]
+    q, k, v, weights = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    valid = np.ones((2, LENGTH), bool)
+    valid[0, :20] = valid[1, -30:] = False
+    return (2 * q, k, v), jnp.asarray(valid), weights * valid[:, :, None, None]
+
+
+@pytest.mark.parametrize(
+    ("heads", "size", "window", "cap", "mesh"),
+    [
+        ((4, 2), 64, None, None, (1, 2, 2)),
+        ((2, 1), 16, 40, 3.0, (2, 1, 2)),  # one kv head does not split: heads stay together
+    ],
+)
+def test_flash_attention(monkeypatch, heads, size, window, cap, mesh):
+    monkeypatch.setattr(flash, "BLOCK", 128)
+    assert flash.block_size(LENGTH) == (128, 256)
+    arguments, valid, weights = case(*heads, size)
+    where = layout(*mesh)
+
+    def blocks(q, k, v):
+        return flash.flash_attention(q, k, v, valid, window, 0.3, cap, where)
+
+    def whole(q, k, v):
+        mask = ops.attention_mask(valid, jnp.arange(LENGTH), window)
+        return ops.attention(q, k, v, mask, 0.3, cap)
+
+    def run(function):
+        def loss(arguments):
+            y = function(*arguments)
+            return jnp.sum(y * weights), jnp.where(valid[:, :, None, None], y, 0)
+
+        (_, y), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
+        return y, *slopes
+
+    for name, one, other in zip(("y", "q", "k", "v"), run(blocks), run(whole), strict=True):
+        assert np.abs(other).max() > 1, name
+        np.testing.assert_allclose(one, other, atol=1e-4, err_msg=name)
+
+
+def test_block_sizes():
+    """As few blocks as hold the text, and little padding."""
+    assert flash.block_size(1) == (128, 128)
+    assert flash.block_size(1024) == (512, 1024)
+    assert flash.block_size(1046) == (384, 1152)  # 1024 tokens and 22 meta tokens
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2"])
+def test_decoder_with_kernels(tiny, monkeypatch, variant):
+    """gemma2's layers slide by turns; meta tokens follow, rows are padded on either side."""
+    where = layout(1, 1, 2)
+    model = load_model(tiny(variant)[0], mesh=where.mesh)
+    tokens, mask = padded_batch()
+    suffix = model.params["embed"][:3]
+
+    def run(layout):
+        decoder = Decoder(model.config, layout=layout)
+        apply = jax.jit(lambda params: decoder.apply({"params": params}, tokens, mask, **more))
+        return np.asarray(apply(model.params))
+
+    more = {"suffix": suffix, "output": "hidden"}
+    wanted = run(where)
+    monkeypatch.setattr(Layout, "flash", True)
+    found = run(where)
+    real = np.pad(mask, ((0, 0), (0, 3)), constant_values=True)
+    assert (found != wanted)[real].any()  # another arithmetic
+    np.testing.assert_allclose(found[real], wanted[real], atol=2e-4)
