@@ -128,12 +128,13 @@ def merge_programs(generator: GeneratorConfig, edge: ModelConfig, dtype: str) ->
 
 
 def matmul_macs(program: ClosedJaxpr) -> int:
-    """Multiply-accumulates of all matrix products: a loop's body as often as it runs."""
+    """Multiply-accumulates of all matrix products: a loop's body as often as it runs, and of a
+    condition's branches (layers that slide or not, chunks without a target) the costliest.
+    """
     return _matmul_macs(program.jaxpr)
 
 
-def _matmul_macs(jaxpr: Any, kernel: bool = False) -> int:
-    """`kernel`: inside one, where a condition skips blocks: its costliest branch counts."""
+def _matmul_macs(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -142,10 +143,9 @@ def _matmul_macs(jaxpr: Any, kernel: bool = False) -> int:
             summed = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(summed[i] for i in contracted)
             continue
-        inside = kernel or name == "pallas_call"
-        parts = [_matmul_macs(part.jaxpr, inside) for part in _parts(equation)]
-        if any(parts) and (name == "while" or (name == "cond" and not kernel)):
-            raise ValueError(f"matrix products in a {name}: how often they run is not known")
+        parts = [_matmul_macs(part.jaxpr) for part in _parts(equation)]
+        if any(parts) and name == "while":
+            raise ValueError("matrix products in a while: how often they run is not known")
         inner = max(parts, default=0) if name == "cond" else sum(parts)
         total += inner * _times(equation) if inner else 0
     return total

@@ -92,6 +92,14 @@ def test_a_loop_of_unknown_length_is_refused():
         flops.matmul_macs(jax.make_jaxpr(program)(jnp.ones((2, 2))))
 
 
+def test_the_costliest_branch_counts():
+    def program(x, y):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ y, lambda: (x @ x) @ y)
+
+    traced = jax.make_jaxpr(program)(np.ones((2, 2)), np.ones((2, 5)))
+    assert flops.matmul_macs(traced) == 2 * 2 * 2 + 2 * 2 * 5
+
+
 def test_what_a_shard_computes_counts_for_every_shard():
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     rows = PartitionSpec("rows")
