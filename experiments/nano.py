@@ -1,6 +1,5 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
-    lorage train experiments/nano_begin.py        # runs/nano/begin0/generator, where this goes on
     lorage train experiments/nano.py              # runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
     python experiments/nano.py seed1 lora1        # these parts of it only
@@ -23,12 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nano_begin
 from nano_goals import goals, goals_markdown
 
 from lorage_jax import nano
 from lorage_jax.baselines.multitask_lora import load_lora, train_lora
-from lorage_jax.config import ExperimentConfig
+from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
 from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.evaluate.world import (
@@ -57,31 +55,45 @@ EVALUATION = 2026
 
 
 def config(seed: int = 0) -> ExperimentConfig:
-    """The second part: the learning rate warms up again, by which what is still missing of the
-    tools' dialects is learned.
-    """
-    begun = nano_begin.config(seed)
-    return dataclasses.replace(
-        begun,
+    return ExperimentConfig(
+        cloud=str(nano.CLOUD),
+        edge=str(nano.EDGE),
         out=str(RUNS / f"seed{seed}"),
-        init=str(Path(begun.out) / "generator"),
-        optimizer=dataclasses.replace(begun.optimizer, warmup_steps=20),
-        steps=300,
-        seed=seed + 10,
+        data=DataConfig(
+            sources=(
+                Source("synthetic", "synthetic", name="words"),
+                Source("synthetic", "synthetic", name="tools"),
+            ),
+            prompts_per_batch=16,
+            queries_per_prompt=4,
+            max_prompt_tokens=384,
+            max_query_tokens=112,
+            prompt_chunks=2,  # words, then tools, which are longer
+            min_bucket=48,  # few shapes, so few programs to compile
+        ),
+        # One router for all layers normalises over words and tools together: the dialects, small
+        # beside that difference, are not told apart.
+        generator=GeneratorConfig(
+            top_k=4, combine="products", router_scope="per_layer", dropout=0.0
+        ),
+        optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
+        steps=900,
+        dtype="float32",
+        remat="none",
+        seed=seed,
+        save_every=250,
+        log_every=25,
     )
 
 
 def generator(seed: int) -> Generator:
     """Trained, if it is not yet."""
-    train(nano_begin.config(seed), resume=True)
     return load_generator(train(config(seed), resume=True).folder)
 
 
 def lora_config(seed: int) -> ExperimentConfig:
-    """As many steps on the same data, in one go."""
-    begun = nano_begin.config(seed)
-    steps = begun.steps + config(seed).steps
-    return dataclasses.replace(begun, out=str(RUNS / f"lora{seed}"), steps=steps)
+    """As many steps on the same data."""
+    return dataclasses.replace(config(seed), out=str(RUNS / f"lora{seed}"))
 
 
 def lora(seed: int, edge: Model) -> Model:
@@ -100,10 +112,9 @@ def parts() -> dict[str, Part]:
             lambda edge, samples: base_arms(edge, load_model(nano.CLOUD, "float32"), samples),
         )
     }
-    runs = [(nano_begin.config(seed), config(seed)) for seed in SEEDS]
     for seed in SEEDS:
         found[f"seed{seed}"] = (
-            runs[seed],
+            (config(seed),),
             lambda edge, samples, seed=seed: generator_arms(
                 generator(seed), edge, samples, seed=seed
             ),
@@ -112,7 +123,7 @@ def parts() -> dict[str, Part]:
             (lora_config(seed),),
             lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples),
         )
-    found["time"] = runs[0], lambda edge, samples: request_seconds(edge, generator(0), samples)
+    found["time"] = (config(0),), lambda edge, samples: request_seconds(edge, generator(0), samples)
     return found
 
 

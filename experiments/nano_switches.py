@@ -1,4 +1,4 @@
-"""Every switch of the paper on the nano pair: one run each, all else as in `nano_begin.config()`.
+"""Every switch of the paper on the nano pair: one run each, all else as in `nano.config()`.
 
     python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
     python experiments/nano_switches.py "top_k 1"   # these rows of it only
@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import nano
-import nano_begin
 
 from lorage_jax.config import ExperimentConfig
 from lorage_jax.evaluate.world import draw_world, generator_arms
@@ -58,7 +57,7 @@ COLUMNS = ("words/train", "words/paraphrase", "words/composition", "words/sample
 
 def experiment(name: str) -> ExperimentConfig:
     """The short run under one switch."""
-    base = nano_begin.config(SEED)
+    base = nano.config(SEED)
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,

@@ -219,7 +219,7 @@ def test_the_recipe_says_what_the_experiments_do():
         pytest.skip("the recipe is tested in a checkout, where experiments/ is")
     text = (nano.FOLDER / "README.md").read_text("utf-8")
     steps = re.findall(r"lorage (pretrain|train) (experiments/\w+\.py) .*?(\d+) steps", text)
-    assert len(steps) == 8
+    assert len(steps) == 7
     made = set()
     for command, path, count in steps:
         kind = PretrainConfig if command == "pretrain" else ExperimentConfig
