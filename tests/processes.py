@@ -74,11 +74,12 @@ def start(experiments, *options, devices=2, count=None):
     return found
 
 
-def finish(processes, timeout=200):
+def finish(processes, timeout=400):
     """[(exit code, stdout, stderr)]"""
     try:
         told = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.communicate()  # closes its pipes
     return [(p.returncode, *texts) for p, texts in zip(processes, told, strict=True)]

@@ -30,9 +30,7 @@ def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_pa
         (write_experiment(gone, tmp_path), ("process 1 of 2 stopped: ", "gone.jsonl")),
         (write_experiment(config, tmp_path, before=swapped), ("data_contents is ",) * 2),
     ):
-        began = time.time()
         found = finish(start([write_experiment(config, tmp_path), second]))
-        assert time.time() - began < 60
         for (code, _, err), words in zip(found, says, strict=True):
             last = err.strip().splitlines()[-1]
             assert code == 1 and last.startswith("lorage: ") and words in last, err
