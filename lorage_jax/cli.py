@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import tyro
 
 from lorage_jax.commands.options import Command, Eval
-from lorage_jax.errors import LorageError
+from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.hf.folder import check_file, write_file
 from lorage_jax.provenance import provenance
 
@@ -31,14 +31,15 @@ def main(args: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a substitute
             stream.reconfigure(errors="backslashreplace")
-    command = tyro.cli(Command, args=args, prog="lorage", description=DESCRIPTION)
+    words = sys.argv[1:] if args is None else args
+    command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
     try:
         with _cleaning_up_on_sigterm():
             if command.json is not None:
                 check_file(command.json, overwrite=True)  # before the long work
             result = command.run()
-            if command.json is not None:
-                origin = provenance(["lorage", *(sys.argv[1:] if args is None else args)])
+            if command.json is not None and result is not None:  # None: another process has it
+                origin = provenance(["lorage", *words])
                 text = json_module.dumps(result | {"provenance": origin}, indent=1) + "\n"
                 write_file(command.json, text, overwrite=True)
                 if isinstance(command, Eval):
@@ -47,6 +48,8 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # `lorage ... | head`: nobody reads on, so nothing more is written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Preempted as error:
+        return _failed(str(error), code=128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _failed("interrupted.", code=130)
     except Exception as error:
@@ -55,6 +58,15 @@ def main(args: list[str] | None = None) -> int:
             raise  # a defect of ours: the traceback is what a report needs
         return _failed(message)
     return 0
+
+
+def _plain(args: list[str]) -> list[str]:
+    """`--resume auto`, as other trainers call it, is our --resume: begin when there is none."""
+    return [
+        word
+        for before, word in zip(["", *args], args, strict=False)
+        if (before, word) != ("--resume", "auto")
+    ]
 
 
 def _failed(message: str, code: int = 1) -> int:
@@ -69,6 +81,9 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         first = (str(error).splitlines() or ["no details"])[0]
         return f"not enough memory ({first[:200]}). Use smaller models or batches, or bfloat16."
+    if "Gloo" in str(error) or "oordination service" in str(error):
+        reason = str(error).splitlines()[0][:200].rstrip(".")
+        return f"the other processes are gone ({reason}). See their messages; then --resume."
     if isinstance(error, OSError):
         at = f"{error.filename}: " if error.filename else ""
         return f"{at}{error.strerror or error}."

@@ -25,5 +25,11 @@ class OutputError(LorageError):
     """A place that cannot be written, or must not be."""
 
 
+class Preempted(LorageError):
+    """A run that a signal stopped; its state is saved. Exit code 143, as of a process that SIGTERM
+    ended: launchers start such a run again.
+    """
+
+
 class TrainingError(LorageError):
     """A run that cannot go on: a loss that is not finite, a checkpoint of another config."""

@@ -84,7 +84,7 @@ class ShardingRules:
     kv_heads: str | None = "tensor"
     head_dim: str | None = None
     ffn: str | None = "tensor"
-    cloud: str | None = None  # cloud width, in the router and the meta tokens
+    cloud: str | None = "fsdp"  # cloud width, in the router and the meta tokens
     hidden: str | None = None  # router's inner width
     experts: str | None = None  # whole on every device: the merge then needs no collective
     rank: str | None = None

@@ -51,6 +51,10 @@ class Quickstart:
 class Train:
     """Train a generator from an experiment file, which defines config() -> ExperimentConfig.
 
+    On several hosts, start the same command on every one. TPU pods, SLURM and Open MPI tell which
+    process this is; elsewhere the last three options do, or JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
     Example: lorage train experiments/real_smoke.py --out runs/real_smoke
     """
 
@@ -59,13 +63,23 @@ class Train:
     out: Path | None = None
     """Folder of the run, instead of the experiment's own."""
     resume: bool = False
-    """Go on from the run's last checkpoint; begin when there is none."""
+    """Go on from the run's last checkpoint; begin when there is none (also: --resume auto)."""
+    checkpoints: str | None = None
+    """Folder or bucket (gs://...) for checkpoints, instead of <out>/checkpoints."""
+    profile: str | None = None
+    """START:STOP, steps to trace into <out>/profile, for TensorBoard's profiler."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, any free port, reachable from every host."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
     json: Json = None
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any] | None:
         from lorage_jax.commands.train import train_experiment
 
-        return train_experiment(self.experiment, self.out, self.resume)
+        return train_experiment(self)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Pretrain:
     out: Path | None = None
     """Folder of the run, instead of the experiment's own."""
     resume: bool = False
-    """Go on from the run's last checkpoint; begin when there is none."""
+    """Go on from the run's last checkpoint; begin when there is none (also: --resume auto)."""
     json: Json = None
 
     def run(self) -> dict[str, Any]:

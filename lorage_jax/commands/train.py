@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
+from lorage_jax import distributed
 from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.commands.options import Train
 
 
-def train_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:
-    """Trains, prints where the generator is, and returns the run's figures."""
+def train_experiment(options: Train) -> dict[str, Any] | None:
+    """Trains, prints where the generator is, and returns the run's figures.
+
+    Of several processes only the main one prints and returns them.
+    """
     from lorage_jax.train.loop import train
+    from lorage_jax.train.profile import parse_steps
 
-    config = load_experiment(path)
-    if out is not None:
-        config = dataclasses.replace(config, out=str(out))
-    result = train(config, resume=resume)
+    distributed.initialise(options.coordinator, options.num_processes, options.process_id)
+    with distributed.together():
+        config = load_experiment(options.experiment)
+        profile = parse_steps(options.profile) if options.profile is not None else None
+    if options.out is not None:
+        config = dataclasses.replace(config, out=str(options.out))
+    result = train(config, resume=options.resume, profile=profile, checkpoints=options.checkpoints)
+    if not distributed.is_main():
+        return None
     steps = config.steps - result.first_step
     print(
         f"Trained {steps} steps in {result.seconds:.0f} s"

@@ -28,6 +28,7 @@ from lorage_jax.hf.fingerprint import fingerprint
 from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import DTYPES, load_model
 from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.model import Model
 from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import ShardingRules
 
@@ -134,26 +135,28 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     )
 
 
-def check_identity(source: Path, values: dict[str, Any], role: str) -> None:
-    """Raises WeightsError unless `source` holds the weights of the generator's cloud or edge."""
-    found, expected = fingerprint(source), values[role]["fingerprint"]
+def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> None:
+    """Raises WeightsError unless `source` has the weights of the generator's cloud or edge."""
+    expected = values[role]["fingerprint"]
+    found = source.fingerprint if isinstance(source, Model) else fingerprint(source)
     if found != expected:
+        where = source.source if isinstance(source, Model) else source
         raise WeightsError(
-            f"{source} is not the {role} this generator was trained with (weights "
+            f"{where} is not the {role} this generator was trained with (weights "
             f"{found[:19]}..., expected {expected[:19]}...)."
         )
 
 
 def load_generator(
     folder: str | Path,
-    cloud: str | Path | None = None,
+    cloud: str | Path | Model | None = None,
     dtype: str | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
 ) -> Generator:
     """A generator with its cloud model; `nano` is the bundled one's name.
 
-    `cloud`: its folder, when it has moved. `dtype`: of the cloud's weights; as trained by default.
+    `cloud`: its folder, when it has moved, or the model, when it is loaded already. `dtype`: of the cloud's weights; as trained by default.
     `mesh`, `rules`: spread the cloud over devices, as `load_model` does.
     Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
     """
@@ -169,9 +172,12 @@ def load_generator(
         edge = from_dict(ModelConfig, values["edge"]["config"])
     except ConfigError as error:
         raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
-    source = Path(cloud) if cloud is not None else recorded_path(values, "cloud", folder)
+    source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
+    source = source if isinstance(source, Model) else Path(source)
     check_identity(source, values, "cloud")
-    model = load_model(source, dtype or values["dtype"], mesh, rules)
+    model = source
+    if isinstance(source, Path):
+        model = load_model(source, dtype or values["dtype"], mesh, rules)
     leaves = {
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),

@@ -44,7 +44,9 @@ def load_model(
 
     def place(leaf: Leaf, row: tables.Row) -> jax.Array:
         sharding = (
-            SingleDeviceSharding(jax.devices()[0]) if mesh is None else rules.sharding(leaf, mesh)
+            SingleDeviceSharding(jax.local_devices()[0])
+            if mesh is None
+            else rules.sharding(leaf, mesh)
         )
         return jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: read_leaf(checkpoint, leaf, row, index, dtype)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath  # comes with orbax, which takes buckets by it
 from orbax.checkpoint import v1 as ocp
 
 from lorage_jax.errors import TrainingError
@@ -39,7 +40,9 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints under `folder`; saving keeps the last `keep`. On a pod, all processes call.
+    """The checkpoints under `folder`; saving keeps the last `keep` and the one of the lowest loss.
+
+    `folder`: a path, or a bucket's gs://... On a pod, all processes call.
 
     Saving is asynchronous: `save` returns when the arrays are copied off the devices (they may be
     donated at once); the next `save`, `latest`, `restore`, `wait` and `close` wait for the disk
@@ -49,7 +52,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int):
         if keep < 1:
             raise TrainingError(f"keep is {keep}; expected 1 or more checkpoints.")
-        self.folder = Path(folder).absolute()
+        self.folder = epath.Path(folder) if is_url(folder) else Path(folder).absolute()
         self.keep = keep
         self._orbax: ocp.training.Checkpointer | None = None
         self._writing = False
@@ -66,10 +69,12 @@ class Checkpoints:
         state: Any,
         config: dict[str, Any],
         data_state: dict[str, Any] | bytes | None,
+        loss: float | None = None,
     ) -> None:
         """Starts saving `step`. `state`: a pytree of arrays; `config`: the resolved config.
 
         `data_state`: the data iterator's (JSON values or bytes), the same on every process.
+        `loss`: what `best` goes by; without one, a step is not kept for its loss.
         TrainingError: the step is not later than those there, or an earlier save failed.
         """
         self.wait()
@@ -94,7 +99,9 @@ class Checkpoints:
             f"The checkpoint of step {step} could not be written",
             DISK,
             # force: when to save is the training loop's decision
-            lambda: self._orbax.save_checkpointables_async(step, parts, force=True),
+            lambda: self._orbax.save_checkpointables_async(
+                step, parts, force=True, metrics=None if loss is None else {"loss": loss}
+            ),
         )
 
     def wait(self) -> None:
@@ -114,7 +121,9 @@ class Checkpoints:
         self.wait()
         if self._orbax is None:
             # Looking must not create the folder. On a pod all processes must go the same way.
-            if jax.process_count() == 1 and not self.folder.is_dir():
+            if jax.process_count() == 1 and not self._attempt(
+                "The folder cannot be read", DISK, self.folder.is_dir
+            ):
                 return []
             self._orbax = self._open(cleanup=False)
         else:
@@ -126,6 +135,16 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last complete step, or None."""
         return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The complete step that was saved with the lowest loss, or None."""
+        complete = self.steps()
+        found = [
+            (checkpoint.metrics["loss"], checkpoint.step)
+            for checkpoint in (self._orbax.checkpoints if complete else ())
+            if checkpoint.step in complete and checkpoint.metrics
+        ]
+        return min(found)[1] if found else None
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The config saved with `step` (default: the latest). TrainingError if there is none."""
@@ -170,13 +189,22 @@ class Checkpoints:
             registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
         context = ocp.Context()
         context.checkpointables_options.registry = registry
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
         return self._attempt(
             "The folder cannot be used for checkpoints",
             DISK,
             lambda: ocp.training.Checkpointer(
                 self.folder,
                 context=context,
-                preservation_policy=ocp.training.preservation_policies.LatestN(self.keep),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(self.keep), best]
+                ),
                 cleanup_tmp_directories=cleanup,
             ),
         )
@@ -252,6 +280,11 @@ class Checkpoints:
         with _hushed():
             gc.collect()
         raise TrainingError(f"{what} ({self.folder}): {reason}. {advice}")
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether it names a bucket. Such a name must not become a Path, which makes one / of two."""
+    return "://" in str(folder)
 
 
 def _root(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from lorage_jax import distributed
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.pipeline import data_fingerprint, make_dataset
 from lorage_jax.errors import ConfigError
@@ -18,7 +19,9 @@ from lorage_jax.generator.store import load_generator, save_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
+from lorage_jax.train.arithmetic import step_flops
 from lorage_jax.train.optimizer import make_optimizer
+from lorage_jax.train.placement import check_spread
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import new_state, state_shardings
 from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
@@ -55,8 +58,18 @@ class TrainResult:
     first_step: int
 
 
-def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = True) -> TrainResult:
+def train(
+    config: ExperimentConfig,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    profile: tuple[int, int] | None = None,
+    checkpoints: str | None = None,
+) -> TrainResult:
     """Trains a generator and writes it to `<out>/generator`.
+
+    `profile`: first and last step to trace. `checkpoints`: folder or gs://... that all hosts share,
+    instead of `<out>/checkpoints`.
 
     Raises TrainingError for a loss that is not finite (naming step and records) and for a
     checkpoint of another config, ConfigError for a batch that does not fit the devices, or an
@@ -64,27 +77,27 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
     """
     began = time.time()
     out = Path(config.out)
-    mesh = make_mesh(config.mesh, rows=batch_rows(config))
-    rules = ShardingRules()
-    check_devices(config, mesh)
-    check_run_folder(out, "generator", resume)
-    cloud = load_model(config.cloud, config.dtype, mesh, rules)
-    edge = load_model(config.edge, config.dtype, mesh, rules)
-    check_models(config, cloud.config, edge.config)
-    batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
-
-    # A checkpoint knows its models and data by their contents: they may move, but not change.
-    resolved = to_dict(config) | {
-        "cloud_weights": cloud.fingerprint,
-        "edge_weights": edge.fingerprint,
-        "data_contents": data_fingerprint(config.data.sources),
-    }
+    with distributed.together():
+        mesh, rules = make_mesh(config.mesh, rows=batch_rows(config)), ShardingRules()
+        check_devices(config, mesh)
+        check_run_folder(out, "generator", resume)
+        cloud = load_model(config.cloud, config.dtype, mesh, rules)
+        edge = load_model(config.edge, config.dtype, mesh, rules)
+        check_models(config, cloud.config, edge.config)
+        begun = _beginning(config, cloud, edge) if config.init else None
+        batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
+        # A checkpoint knows its models and data by their contents: they may move, but not change.
+        resolved = to_dict(config) | {
+            "cloud_weights": cloud.fingerprint,
+            "edge_weights": edge.fingerprint,
+            "data_contents": data_fingerprint(config.data.sources),
+        }
     leaves = trained_leaves(config.generator, cloud.config, edge.config)
     optimizer = make_optimizer(config.optimizer, config.steps, leaves)
-    shardings = state_shardings(config.generator, cloud.config, edge.config, optimizer, mesh, rules)
+    models = (config.generator, cloud.config, edge.config)
+    shardings = state_shardings(*models, optimizer, mesh, rules)
     state = new_state(config.generator, cloud, edge.config, optimizer, config.seed, shardings)
-    if config.init:
-        begun = _beginning(config, edge)
+    if begun is not None:
         resolved["init_weights"] = begun.fingerprint
         parts = {"trained": begun.trained, "statistics": begun.statistics}
         places = {name: getattr(shardings, name) for name in parts}
@@ -114,26 +127,31 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Tr
             "query_tokens": ("edge", edge.config.vocab_size),
         },
         place=lambda batch: device_batch(batch, config.optimizer.accumulate, rows),
+        checkpoints=checkpoints,
+        flops=lambda batch: step_flops(*models, batch),
+        note=check_spread({"state": state, **frozen}, mesh),
     )
-    state, losses, first = run(job, resume=resume, progress=progress)
+    state, losses, first = run(job, resume=resume, progress=progress, profile=profile)
     generator = Generator(
         config=config.generator,
         cloud=cloud,
         edge=edge.config,
         edge_fingerprint=edge.fingerprint,
-        trained=state.trained,
-        statistics=state.statistics,
+        trained=distributed.to_host(state.trained),
+        statistics=distributed.to_host(state.statistics),
         edge_source=edge.source,
         about={"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
     )
-    save_generator(generator, out / "generator", overwrite=True)
+    with distributed.together():
+        if distributed.is_main():
+            save_generator(generator, out / "generator", overwrite=True)
     seconds = time.time() - began
     return TrainResult(out / "generator", generator.fingerprint, losses, seconds, first)
 
 
-def _beginning(config: ExperimentConfig, edge: Model) -> Generator:
+def _beginning(config: ExperimentConfig, cloud: Model, edge: Model) -> Generator:
     """The generator of `init`. ConfigError unless it has this run's switches and edge."""
-    begun = load_generator(config.init, cloud=config.cloud, dtype=config.dtype)
+    begun = load_generator(config.init, cloud)
     if begun.edge_fingerprint != edge.fingerprint:
         raise ConfigError(
             f"init is {config.init}, a generator for another edge (weights "

@@ -16,9 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lorage_jax.config import ExperimentConfig, PretrainConfig
-from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
+from lorage_jax.distributed import check_same, check_shared, is_main
+from lorage_jax.errors import ConfigError, DataError, OutputError, Preempted, TrainingError
 from lorage_jax.hf.folder import check_file, check_target, write_file
-from lorage_jax.train.checkpoint import Checkpoints
+from lorage_jax.train.checkpoint import Checkpoints, is_url
+from lorage_jax.train.preemption import Preemption
+from lorage_jax.train.profile import Profile
 from lorage_jax.train.watch import Watch
 
 Batch = dict[str, Any]  # arrays, or tuples of them
@@ -43,29 +46,47 @@ class Job:
     describe: Callable[[int], str]
     vocabularies: dict[str, tuple[str, int]]
     place: Callable[[Batch], Any]
+    checkpoints: str | None = None  # folder or gs://...; None: in `out`
+    flops: Callable[[Batch], int] | None = None  # of a step, for the MFU
+    note: str | None = None  # what a user should know before the first step
 
 
-def run(job: Job, *, resume: bool, progress: bool) -> tuple[Any, list[tuple[int, float]], int]:
-    """(state, (step, loss) of every step of this process, the step it began at).
+def run(
+    job: Job, *, resume: bool, progress: bool, profile: tuple[int, int] | None = None
+) -> tuple[Any, list[tuple[int, float]], int]:
+    """(state, (step, loss) of every step of this run, the step it began at); all processes call.
 
     Raises TrainingError for a loss that is not finite (naming step and records) and for a
-    checkpoint of another config.
+    checkpoint of another config, Preempted after SIGTERM.
     """
     config, out = job.config, Path(job.config.out)
+    if profile is not None and profile[1] > config.steps:
+        raise ConfigError(f"steps {profile[0]} to {profile[1]} of a run of {config.steps}.")
     state, stream, first = job.state, iter(job.batches), 0
+    check_same(job.resolved, "All processes need the same models, data and experiment.")
+    folder = job.checkpoints or out / "checkpoints"
+    if not is_url(folder):
+        check_shared(Path(folder))
     with (
-        Checkpoints(out / "checkpoints", config.keep) as checkpoints,
-        Watch(out / "logs", config.steps, config.log_every, progress) as watch,
+        Checkpoints(folder, config.keep) as checkpoints,
+        Watch(
+            out / "logs", config.steps, config.log_every, progress, is_main(), job.flops
+        ) as watch,
+        Preemption() as preemption,
+        Profile(out / "profile", profile if is_main() else None) as tracing,
     ):
         if resume and checkpoints.latest() is not None:
             state, position, first = checkpoints.restore(
                 _abstract(state), job.resolved, ignore=job.resumable
             )
             stream.set_state(position)
-        text = json.dumps(job.resolved, indent=1) + "\n"
-        write_file(out / "config.json", text, overwrite=True)
+        if is_main():
+            text = json.dumps(job.resolved, indent=1) + "\n"
+            write_file(out / "config.json", text, overwrite=True)
         watch.start(first)
-        state = _steps(job, state, stream, checkpoints, watch)
+        if job.note:
+            watch.warn(first, job.note)
+        state = _steps(job, state, stream, checkpoints, watch, preemption, tracing)
     return state, watch.losses, first
 
 
@@ -98,9 +119,17 @@ def check_divides(count: int, what: str, mesh: Mesh, advice: str) -> None:
         )
 
 
-def _steps(job: Job, state: Any, stream: Any, checkpoints: Checkpoints, watch: Watch) -> Any:
+def _steps(
+    job: Job,
+    state: Any,
+    stream: Any,
+    checkpoints: Checkpoints,
+    watch: Watch,
+    preemption: Preemption,
+    tracing: Profile,
+) -> Any:
     """Steps until the last. Metrics are read one step late, while the next one runs."""
-    config = job.config
+    config, saved = job.config, 0  # losses that are in a checkpoint
     pending: tuple[int, dict[str, Any], Batch] | None = None
 
     def settle() -> None:
@@ -117,12 +146,23 @@ def _steps(job: Job, state: Any, stream: Any, checkpoints: Checkpoints, watch: W
     for number in range(int(state.step) + 1, config.steps + 1):
         batch = next(stream)
         _check_ids(batch, job.vocabularies)
+        tracing.before(number)
         state, metrics = job.step(state, job.place(batch))
+        tracing.after(number, metrics)
         settle()
         pending = (number, metrics, batch)
-        if number % config.save_every == 0 or number == config.steps:
+        last, stop = number == config.steps, preemption.reached(number)
+        if number % config.save_every == 0 or last or stop:
             settle()  # only a state whose loss was seen to be finite is saved
-            checkpoints.save(number, state, job.resolved, stream.get_state())
+            loss = float(np.mean([loss for _, loss in watch.losses[saved:]]))
+            checkpoints.save(number, state, job.resolved, stream.get_state(), loss)
+            saved = len(watch.losses)
+        if stop and not last:
+            checkpoints.wait()
+            raise Preempted(
+                f"stopped by SIGTERM after step {number} of {config.steps}, which is saved. "
+                "Go on with --resume."
+            )
     settle()
     return state
 

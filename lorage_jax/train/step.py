@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.distributed import spread
 from lorage_jax.generator.generator import prompt_gates
 from lorage_jax.generator.losses import expert_usage, frozen_head_nll, squared_cv
 from lorage_jax.generator.pool import Pool, make_pool
@@ -44,7 +45,7 @@ def make_train_step(
     """The compiled `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
     `frozen`: {"cloud": params, "edge": params}. Metrics: loss and cv (nats, before weighting),
-    grad_norm, learning_rate, usage [L, E], target_tokens.
+    grad_norm, learning_rate, usage and mean gates (gate_mass) [L, E], target_tokens.
     """
     schedule, layout = learning_rate(config.optimizer, config.steps), Layout(mesh, rules)
     dropout = config.generator.dropout
@@ -78,6 +79,7 @@ def make_train_step(
             "loss": loss,
             "cv": cv,
             "usage": expert_usage(gates) / config.optimizer.accumulate,
+            "gate_mass": jnp.mean(gates, axis=0) / config.optimizer.accumulate,
         }
         return loss + config.generator.cv_weight * cv, (statistics, metrics)
 
@@ -93,6 +95,7 @@ def make_train_step(
             grads, (statistics, metrics) = grad(
                 state.trained, statistics, frozen, micro, targets, key
             )
+            grads = jax.lax.with_sharding_constraint(grads, shardings.trained)
             return (statistics, jax.tree.map(jnp.add, total, (grads, metrics))), None
 
         first = jax.tree.map(lambda x: x[0], batch)
@@ -185,9 +188,10 @@ def device_batch(
     """Arrays of a pipeline batch, chunks of [rows, length], as [A, rows/A, length] on the devices.
 
     Micro-batch a takes the a-th part of every chunk: prompts, and the queries that belong to them.
+    Every process has the whole batch and feeds its own devices' rows.
     """
 
     def split(x: np.ndarray) -> np.ndarray:
         return x.reshape(accumulate, -1, x.shape[-1])
 
-    return jax.device_put({name: jax.tree.map(split, batch[name]) for name in names}, sharding)
+    return {name: jax.tree.map(lambda x: spread(split(x), sharding), batch[name]) for name in names}

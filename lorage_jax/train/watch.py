@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,35 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lorage_jax.train.arithmetic import peak_flops
+
 TOKENS = ("prompt_mask", "query_mask", "mask")  # a batch's arrays that mark real tokens
+COLLAPSED = 0.9  # mean gate of one expert in a layer, above which its router chooses no more
+GIB = 1 << 30
 
 
 class Watch:
     """Records the metrics of every step; every `every` steps writes and prints their means.
 
     Means, as the batches of a mixture differ: a curve of every n-th batch could show one source.
+    Only the `main` process writes and prints. `flops`: of a step on a batch.
     """
 
-    def __init__(self, folder: Path, steps: int, every: int, progress: bool):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        every: int,
+        progress: bool,
+        main: bool,
+        flops: Callable[[dict[str, Any]], int] | None = None,
+    ):
         from tensorboardX import SummaryWriter
 
-        self.steps, self.every = steps, every
+        self.steps, self.every, self.main, self.flops = steps, every, main, flops
         self.losses: list[tuple[int, float]] = []
         self.console = Console(stderr=True)
+        progress &= main
         # A bar needs a terminal; a log file gets a line now and then.
         self.lines = progress and not self.console.is_terminal
         self.bar = Progress(
@@ -38,10 +53,10 @@ class Watch:
             console=self.console,
             disable=not progress or self.lines,
         )
-        self.writer = SummaryWriter(str(folder), write_to_disk=True)
-        self._tokens = self._truncated = 0
-        self._window: list[dict[str, Any]] = []  # metrics of the steps that are not written yet
-        self._since = time.time()
+        self.writer = SummaryWriter(str(folder), write_to_disk=main)
+        self._truncated = 0
+        self._collapsed: set[int] = set()  # layers that a warning was given of
+        self._begin_window()
 
     def __enter__(self) -> Watch:
         self.bar.start()
@@ -62,44 +77,84 @@ class Watch:
         """One finished step. Tokens are real ones, without padding."""
         loss = float(metrics["loss"])
         self.losses.append((step, loss))
-        self._tokens += sum(
-            int(x.sum()) for name in TOKENS for x in jax.tree.leaves(batch.get(name))
-        )
+        masks = [x for name in TOKENS for x in jax.tree.leaves(batch.get(name))]
+        self._tokens += sum(int(x.sum()) for x in masks)
+        self._slots += sum(x.size for x in masks)
+        self._flops += self.flops(batch) if self.flops else 0
         self._truncated += int(batch["truncated"])
         self._window.append(metrics)
         self.bar.update(self._task, completed=step, loss=loss)
         if step % self.every and step != self.steps:
             return
-        now = time.time()
-        speed = self._tokens / max(now - self._since, 1e-9)
-        self._tokens, self._since = 0, now
-        scalars = {
-            name: float(np.mean([one[name] for one in self._window]))
-            for name, x in metrics.items()
-            if np.ndim(x) == 0
-        } | {
+        means = {name: np.mean([one[name] for one in self._window], 0) for name in metrics}
+        scalars = {name: float(x) for name, x in means.items() if np.ndim(x) == 0}
+        scalars |= {
             "learning_rate": float(metrics["learning_rate"]),  # of this step
-            "tokens_per_second": speed,
             "truncated": self._truncated,  # since the start
+            **self._costs(),
         }
-        usage = np.mean([one["usage"] for one in self._window], 0) if "usage" in metrics else ()
-        self._window = []
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
-        for layer, row in enumerate(usage):
-            for expert, share in enumerate(row):
-                self.writer.add_scalar(f"usage/layer{layer:02d}/expert{expert}", share, step)
+        for name, table in (("usage", "usage"), ("gates", "gate_mass")):
+            for layer, row in enumerate(means.get(table, ())):
+                for expert, share in enumerate(row):
+                    self.writer.add_scalar(f"{name}/layer{layer:02d}/expert{expert}", share, step)
+        self._check_router(step, means.get("gate_mass", ()))
+        self._begin_window()
         self.writer.flush()
         if self.lines:
-            done = step - self._first
-            left = (now - self._began) / max(done, 1) * (self.steps - step)
-            cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
-            self.console.print(
-                f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
-                f"grad {scalars['grad_norm']:.3f}  {speed:,.0f} tokens/s  {left:,.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._print(step, scalars)
+
+    def warn(self, step: int, message: str) -> None:
+        """On the console and in the curves' folder."""
+        self.writer.add_text("warnings", message, step)
+        if self.main:
+            self.console.print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
+
+    def _begin_window(self) -> None:
+        self._tokens = self._slots = self._flops = 0  # since the last line
+        self._window: list[dict[str, Any]] = []  # metrics of the steps that are not written yet
+        self._since = time.time()
+
+    def _costs(self) -> dict[str, float]:
+        """Time, padding and memory of the steps since the last line."""
+        seconds = max(time.time() - self._since, 1e-9)
+        costs = {
+            "tokens_per_second": self._tokens / seconds,
+            "tokens_per_second_per_device": self._tokens / seconds / jax.device_count(),
+            "padding_share": 1 - self._tokens / self._slots,
+            "step_seconds": seconds / len(self._window),
+        }
+        if self._flops and (peak := peak_flops()):
+            costs["mfu"] = self._flops / seconds / peak
+        memory = [device.memory_stats() for device in jax.local_devices()]
+        if all(memory):  # a CPU tells nothing
+            costs["memory_gib"] = max(one["bytes_in_use"] for one in memory) / GIB
+            costs["memory_peak_gib"] = max(one["peak_bytes_in_use"] for one in memory) / GIB
+        return costs
+
+    def _check_router(self, step: int, gates: Any) -> None:
+        for layer, row in enumerate(gates):
+            if np.max(row) > COLLAPSED and layer not in self._collapsed:
+                self._collapsed.add(layer)
+                self.warn(
+                    step,
+                    f"step {step}: in layer {layer}, expert {np.argmax(row)} has "
+                    f"{np.max(row):.0%} of the gates: its router has collapsed. A larger "
+                    "cv_weight or a smaller learning rate spreads them.",
+                )
+
+    def _print(self, step: int, scalars: dict[str, float]) -> None:
+        left = (time.time() - self._began) / max(step - self._first, 1) * (self.steps - step)
+        cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
+        mfu = f"  mfu {scalars['mfu']:.1%}" if "mfu" in scalars else ""
+        self.console.print(
+            f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
+            f"grad {scalars['grad_norm']:.3f}  {scalars['tokens_per_second']:,.0f} tokens/s{mfu}  "
+            f"{left:,.0f} s left",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -116,5 +171,7 @@ def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
             event = Event.FromString(data[at + 12 : at + 12 + length])
             at += 16 + length
             for value in event.summary.value:
+                if not value.HasField("simple_value"):
+                    continue  # a warning's text
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
     return {tag: sorted(points.items()) for tag, points in found.items()}

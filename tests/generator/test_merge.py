@@ -105,16 +105,33 @@ def test_one_cast(world):
     assert 0 < report.unmoved < 0.1
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
-@pytest.mark.parametrize("combine", ["factors", "products"])
-def test_no_collective_on_any_mesh(world, cloud_dir, mesh, combine):
+FFN_ONLY = ShardingRules(embed=None, ffn=("fsdp", "tensor"))
+INPUTS = ShardingRules(embed=("fsdp", "tensor"), heads=None, kv_heads=None, ffn=None, vocab=None)
+TURNED = ShardingRules(embed="tensor", heads="fsdp", kv_heads="fsdp", ffn="fsdp", vocab="fsdp")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "combine", "rules"),
+    [
+        ((8, 1, 1), "factors", ShardingRules()),
+        ((8, 1, 1), "products", ShardingRules()),
+        ((2, 2, 2), "factors", ShardingRules()),
+        ((2, 2, 2), "products", ShardingRules()),
+        ((1, 4, 2), "factors", ShardingRules()),
+        ((1, 4, 2), "products", ShardingRules()),
+        ((2, 2, 2), "factors", FFN_ONLY),
+        ((2, 2, 2), "products", INPUTS),
+        ((1, 2, 4), "factors", TURNED),
+    ],
+)
+def test_no_collective_on_any_mesh(world, cloud_dir, mesh, combine, rules):
     folder, _, _ = world
     gen = make_generator(cloud_dir, folder, GeneratorConfig(rank=4, cloud_rank=0, combine=combine))
     card = random_card(gen)
     mesh = make_mesh(MeshConfig(*mesh))
-    edge = load_model(folder, mesh=mesh)
+    edge = load_model(folder, mesh=mesh, rules=rules)
     leaves = pool_leaves(gen.config, gen.edge)
-    shardings = tree_shardings(leaves, ShardingRules(), mesh)
+    shardings = tree_shardings(leaves, rules, mesh)
     pool = gen.pool.replace(experts=jax.device_put(gen.pool.experts, shardings))
     weights = {name: edge.params["layers"][name] for name in PROJECTIONS}
     gates, rank = jnp.asarray(card.gates), assembled_rank(pool, card.gates)

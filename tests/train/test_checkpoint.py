@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import os
 import signal
@@ -124,6 +125,21 @@ def test_keeps_the_last(tmp_path):
     assert sorted(p.name for p in (tmp_path / "ck").iterdir()) == ["30", "4000"]
     with pytest.raises(TrainingError, match="keep is 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_keeps_the_best_too(tmp_path):
+    losses = {1: 3.0, 2: 1.5, 3: 2.0, 4: 2.5, 5: 1.75}
+    with Checkpoints(tmp_path / "ck", keep=2) as checkpoints:
+        assert checkpoints.best() is None
+        for step, loss in losses.items():
+            checkpoints.save(step, {"w": jnp.full(3, step)}, {}, None, loss)
+        assert checkpoints.steps() == [2, 4, 5] and checkpoints.best() == 2
+    with Checkpoints(tmp_path / "ck", keep=2) as checkpoints:
+        assert checkpoints.best() == 2 and checkpoints.latest() == 5
+        assert (checkpoints.restore({"w": jnp.zeros(3, int)}, {}, step=2)[0]["w"] == 2).all()
+        checkpoints.save(6, {"w": jnp.full(3, 6)}, {}, None)  # without a loss: no candidate
+        checkpoints.save(7, {"w": jnp.full(3, 7)}, {}, None, 1.0)
+        assert checkpoints.steps() == [6, 7] and checkpoints.best() == 7
 
 
 def test_steps_only_grow(saved):
@@ -291,6 +307,15 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(TrainingError, match="cannot be used for checkpoints"):
         Checkpoints(tmp_path / "file" / "ck", keep=1).save(1, {"w": jnp.ones(2)}, {}, None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="would ask the network")
+def test_a_bucket_keeps_its_name(tmp_path, monkeypatch):
+    """Without what reads buckets: told in one line, and no folder gs: appears here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=r"\(gs://bucket/run\).*gcsfs") as caught:
+        Checkpoints("gs://bucket/run", keep=1).latest()
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_orbax_is_quiet(tmp_path, caplog, capfd):

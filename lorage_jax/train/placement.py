@@ -1,0 +1,39 @@
+"""What a start-up looks for before any step: big arrays that every device holds whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lorage_jax.errors import ConfigError
+
+TOLERANCE = 64 << 20  # bytes of one array that may be whole on every device
+MIB = 1 << 20
+
+
+def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE) -> str | None:
+    """ConfigError naming every array above `tolerance` bytes that is whole on every device of a
+    mesh that has an axis to spread it; where the mesh has none, the same as a note.
+    """
+    pairs = jax.tree_util.tree_leaves_with_path(arrays)
+    found = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='.')} {list(x.shape)} "
+        f"({x.nbytes / MIB:,.0f} MiB)"
+        for path, x in pairs
+        if x.nbytes > tolerance and x.sharding.is_fully_replicated
+    ]
+    if not found or mesh.size == 1:
+        return None
+    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return (
+            f"every one of the {mesh.size} devices holds {shown} whole: the mesh is {axes}. "
+            "MeshConfig(fsdp=...) would spread them."
+        )
+    raise ConfigError(
+        f"on a mesh of {axes}, every device holds {shown} whole, since no axis divides them. "
+        "Choose fsdp and tensor that divide the models' widths and heads, such as powers of two."
+    )
