@@ -156,8 +156,9 @@ def load_generator(
 ) -> Generator:
     """A generator with its cloud model; `nano` is the bundled one's name.
 
-    `cloud`: its folder, when it has moved, or the model, when it is loaded already. `dtype`: of the cloud's weights; as trained by default.
-    `mesh`, `rules`: spread the cloud over devices, as `load_model` does.
+    `cloud`: its folder, when it has moved, or the model, when it is loaded already. `dtype`: of the
+    cloud's weights; as trained by default. `mesh`, `rules`: spread the cloud over devices, as
+    `load_model` does.
     Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
     """
     folder = generator_folder(Path(folder))
