@@ -39,9 +39,14 @@ def main() -> None:
         if points := curve(Path("runs") / run):
             curves[run] = [[step, round(loss, 4)] for step, loss in points]
     CURVES.write_text(json.dumps(curves) + "\n", "utf-8")
-    figure, panels = pyplot.subplots(1, len(RUNS), figsize=(14, 3.2), layout="constrained")
-    for panel, (title, runs) in zip(panels, RUNS.items(), strict=True):
-        for run in (run for run in runs if run in curves):
+    shown = {
+        title: known for title, runs in RUNS.items() if (known := sorted(curves.keys() & runs))
+    }
+    figure, panels = pyplot.subplots(
+        1, len(shown), figsize=(3.5 * len(shown), 3.2), layout="constrained", squeeze=False
+    )
+    for panel, (title, runs) in zip(panels[0], shown.items(), strict=True):
+        for run in runs:
             steps, losses = zip(*curves[run], strict=True)
             panel.plot(steps, losses, label=run, linewidth=0.8)
         panel.set(title=title, xlabel="step", ylabel="nats per answer token", ylim=(0, None))
