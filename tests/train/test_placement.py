@@ -27,7 +27,7 @@ def arrays(mesh):
 
 def test_big_whole_arrays_are_named():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    assert check_spread(arrays(mesh), mesh) is None  # none is above 64 MiB
+    assert check_spread(arrays(mesh), mesh) is None  # none is above TOLERANCE
     with pytest.raises(ConfigError) as caught:
         check_spread(arrays(mesh), mesh, tolerance=1000)
     message = str(caught.value)

@@ -43,6 +43,7 @@ def test_sigterm_saves_the_step_it_is_at(experiment, monkeypatch, tmp_path):
         np.testing.assert_array_equal(value, again[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(experiment, tmp_path):
     """And what two processes saved, one goes on with, on another mesh."""
     settings = {"steps": 12, "save_every": 100, "generator": {"dropout": 0.0}}
