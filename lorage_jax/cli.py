@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import tyro
 
+from lorage_jax import libtpu
 from lorage_jax.commands.options import Command, Eval
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.hf.folder import check_file, write_file
@@ -31,6 +32,7 @@ def main(args: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a substitute
             stream.reconfigure(errors="backslashreplace")
+    libtpu.keep_quiet()
     words = sys.argv[1:] if args is None else args
     command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
     try:

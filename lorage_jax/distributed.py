@@ -104,9 +104,9 @@ def _may_be_cluster() -> bool:
     for name in LAUNCHED:
         if name in env:
             return env[name] not in ("0", "1")
-    return "KUBERNETES_SERVICE_HOST" not in env or any(
-        name in env for name in ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES")
-    )
+    hosts = env.get("TPU_WORKER_HOSTNAMES", "localhost")
+    alone = "JOB_COMPLETION_INDEX" not in env and hosts == "localhost"
+    return "KUBERNETES_SERVICE_HOST" not in env or not alone
 
 
 def is_main() -> bool:

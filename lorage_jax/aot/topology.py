@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from lorage_jax import libtpu
 from lorage_jax.errors import ConfigError
 
 EXAMPLES = "v5e:2x4, v5e:16x16, v6e:2x4, v5p:2x2x1, v4:2x2x2, v5e:2x4*2 (two slices)"
@@ -93,18 +93,13 @@ def tpu_devices(topology: Topology) -> list[Any]:
     This process computes on its CPU from here on, also where a TPU is at hand.
     ConfigError: `libtpu` is not installed, or knows no such slice.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    if not libtpu.installed():
         raise ConfigError(
             "the TPU compiler is not installed; `pip install libtpu` (or lorage_jax[tpu]) brings "
             "it. No TPU is needed."
         )
-    # Read by libtpu when it is loaded: ask no metadata server, be one host, share the machine.
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": topology.chip.accelerator,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
+    os.environ |= libtpu.settings(topology.chip.accelerator)
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # others of this machine may compile, too
     import jax
     from jax.experimental import topologies
 

@@ -104,7 +104,7 @@ def test_ffn(tiny, variant):
     x = normal((2, 5, 48), 1)
     with torch.no_grad():
         want = base.model.layers[1].mlp(torch.tensor(x)).numpy()
-    layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0)
+    layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0, layout=None, flash=False)
     weights = {name: w[1] for name, w in model.params["layers"].items()}
     got = layer._ffn(weights, jnp.asarray(x), None, {"gates": None})
     np.testing.assert_allclose(got, want, atol=2e-4)
