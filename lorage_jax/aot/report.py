@@ -155,6 +155,11 @@ def page(result: dict[str, Any]) -> str:
         )
     for name, one in result["programs"].items():
         lines += ["", f"{name}: {_verdict(one, usable)}", *_collective_lines(one)]
+        if count := one.get("loops_counted_once"):
+            lines.append(
+                f"  {count} loops whose turns the program does not tell count once: HBM and sent "
+                "bytes above are too low" + (", and below, too" if name == "train_step" else "")
+            )
     return "\n".join([*lines, "", *_roofline_lines(result["roofline"])])
 
 

@@ -184,6 +184,9 @@ def test_what_a_refusal_says(message, peak):
     } | dict.fromkeys(("cloud", "cloud_layers", "edge", "edge_layers"), 1)
     shown = page(result)
     assert "train_step: DOES NOT FIT into 15.75 GiB" in shown and "compute alone 1 s" in shown
+    assert "count once" not in shown
+    one["loops_counted_once"] = 2
+    assert "2 loops whose turns the program does not tell count once" in page(result)
 
 
 BAD_INPUT = """
