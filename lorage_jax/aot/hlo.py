@@ -90,7 +90,7 @@ def parse(text: str) -> Module:
             if found:
                 name, root, instructions = found[2], "", {}
                 entry = name if found[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # an attribute of a kernel may go over lines that begin so
             computations[name] = Computation(name, instructions, root)
             name = None
         elif " = " in line:

@@ -47,6 +47,16 @@ def test_how_often_a_loop_runs(was, now, expected):
     assert turns(PROGRAM.replace(was, now)) == expected
 
 
+def test_a_kernel_may_say_much():
+    """Attributes of kernels go over several lines, which may begin as a computation ends."""
+    kernel = """  %k.1 = f32[8]{0} custom-call(%y.1), frontend_attributes={about={
+"blocks": "128"
+}}, metadata={op_name="attention"}
+"""
+    text = PROGRAM.replace("  %one.1 =", kernel + "  %one.1 =")
+    assert text != PROGRAM and turns(text) == 5
+
+
 def test_a_loop_that_asks_its_data():
     assert turns(PROGRAM, "while.2") is None
 
