@@ -161,18 +161,22 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
             )
         return found["result"]
     began, result = time.time(), make()
-    origin = provenance(["python", *sys.argv])
     text = json.dumps(
         {
             "identity": what,
             "result": result,
             "seconds": time.time() - began,
-            "provenance": origin,
+            "provenance": origin(),
         }
     )
     path.parent.mkdir(exist_ok=True)
     write_file(path, text + "\n", overwrite=True)
     return result
+
+
+def origin() -> dict[str, Any]:
+    """Of the script that runs, as it is called from the checkout's root, wherever that is."""
+    return provenance(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def main(names: Sequence[str]) -> None:
@@ -194,7 +198,7 @@ def main(names: Sequence[str]) -> None:
         [found[f"lora{seed}"] for seed in SEEDS],
         found["time"],
     )
-    table |= {"goals": goals(table), "provenance": provenance(["python", *sys.argv])}
+    table |= {"goals": goals(table), "provenance": origin()}
     text = to_markdown(table, "The nano pair") + goals_markdown(table["goals"])
     write_file(RESULTS / "nano.json", json.dumps(table, indent=1) + "\n", overwrite=True)
     write_file(RESULTS / "nano.md", text, overwrite=True)

@@ -25,7 +25,6 @@ from lorage_jax.evaluate.world import draw_world, generator_arms
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import write_file
 from lorage_jax.hf.load import load_model
-from lorage_jax.provenance import provenance
 from lorage_jax.train.loop import train
 
 STEPS = 250
@@ -115,7 +114,7 @@ def main(names: Sequence[str]) -> None:
         path = nano.RESULTS / "nano_switches" / f"{file_name(name)}.json"
         rows[name] = nano.measured(path, what, partial(measure, run))
     if not names:
-        table = {"rows": rows, "provenance": provenance(["python", *sys.argv])}
+        table = {"rows": rows, "provenance": nano.origin()}
         path = nano.RESULTS / "nano_switches.json"
         write_file(path, json.dumps(table, indent=1) + "\n", overwrite=True)
         write_file(path.with_suffix(".md"), markdown(rows), overwrite=True)
