@@ -1,6 +1,7 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
-    lorage train experiments/nano.py              # runs/nano/seed0/generator
+    lorage train experiments/nano_begin.py        # runs/nano/begin0/generator
+    lorage train experiments/nano.py              # goes on from there: runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
     python experiments/nano.py seed1 lora1        # these parts of it only
 
@@ -22,11 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nano_begin
 from nano_goals import goals, goals_markdown
 
 from lorage_jax import nano
 from lorage_jax.baselines.multitask_lora import load_lora, train_lora
-from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+from lorage_jax.config import ExperimentConfig, Source
 from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint
 from lorage_jax.evaluate.world import (
@@ -55,45 +57,28 @@ EVALUATION = 2026
 
 
 def config(seed: int = 0) -> ExperimentConfig:
-    return ExperimentConfig(
-        cloud=str(nano.CLOUD),
-        edge=str(nano.EDGE),
+    """Words and tools by halves, from the generator of `nano_begin`, which knows tools alone."""
+    begin = nano_begin.config(seed)
+    words = Source("synthetic", "synthetic", name="words")
+    return dataclasses.replace(
+        begin,
+        init=str(Path(begin.out) / "generator"),
         out=str(RUNS / f"seed{seed}"),
-        data=DataConfig(
-            sources=(
-                Source("synthetic", "synthetic", name="words"),
-                Source("synthetic", "synthetic", name="tools"),
-            ),
-            prompts_per_batch=16,
-            queries_per_prompt=4,
-            max_prompt_tokens=384,
-            max_query_tokens=112,
-            prompt_chunks=2,  # words, then tools, which are longer
-            min_bucket=48,  # few shapes, so few programs to compile
-        ),
-        # One router for all layers normalises over words and tools together: the dialects, small
-        # beside that difference, are not told apart.
-        generator=GeneratorConfig(
-            top_k=4, combine="products", router_scope="per_layer", dropout=0.0
-        ),
-        optimizer=OptimizerConfig(4e-3, "muon", betas=(0.9, 0.95), warmup_steps=50),
-        steps=900,
-        dtype="float32",
-        remat="none",
-        seed=seed,
-        save_every=250,
-        log_every=25,
+        data=dataclasses.replace(begin.data, sources=(words, nano_begin.TOOLS)),
+        optimizer=dataclasses.replace(begin.optimizer, learning_rate=3e-3, warmup_steps=20),
+        steps=1000,
     )
 
 
 def generator(seed: int) -> Generator:
-    """Trained, if it is not yet."""
+    """Both parts of its training, as far as they are not done yet."""
+    train(nano_begin.config(seed), resume=True)
     return load_generator(train(config(seed), resume=True).folder)
 
 
 def lora_config(seed: int) -> ExperimentConfig:
-    """As many steps on the same data."""
-    return dataclasses.replace(config(seed), out=str(RUNS / f"lora{seed}"))
+    """As many steps on the same data as the generator's second part."""
+    return dataclasses.replace(config(seed), out=str(RUNS / f"lora{seed}"), init="")
 
 
 def lora(seed: int, edge: Model) -> Model:
@@ -114,7 +99,7 @@ def parts() -> dict[str, Part]:
     }
     for seed in SEEDS:
         found[f"seed{seed}"] = (
-            (config(seed),),
+            (nano_begin.config(seed), config(seed)),
             lambda edge, samples, seed=seed: generator_arms(
                 generator(seed), edge, samples, seed=seed
             ),
@@ -123,7 +108,10 @@ def parts() -> dict[str, Part]:
             (lora_config(seed),),
             lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples),
         )
-    found["time"] = (config(0),), lambda edge, samples: request_seconds(edge, generator(0), samples)
+    found["time"] = (
+        (nano_begin.config(0), config(0)),
+        lambda edge, samples: request_seconds(edge, generator(0), samples),
+    )
     return found
 
 

@@ -60,6 +60,7 @@ def experiment(name: str) -> ExperimentConfig:
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
+        init="",
         out=str(nano.RUNS / "switches" / file_name(name)),
         data=dataclasses.replace(base.data, sources=words),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
