@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorage_jax.aot.topology import Chip
+from lorage_jax.chips import Chip
 
 
 def roofline(

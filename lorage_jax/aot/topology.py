@@ -1,4 +1,4 @@
-"""TPUs that are not here: chips by generation, slices by name, devices that can be compiled for.
+"""TPUs that are not here: slices by name, and devices that can be compiled for.
 
 `libtpu` holds the TPU compiler; it runs on any x86-64 machine and needs no TPU.
 """
@@ -12,41 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorage_jax import libtpu
+from lorage_jax.chips import CHIPS, Chip
 from lorage_jax.errors import ConfigError
 
 EXAMPLES = "v5e:2x4, v5e:16x16, v6e:2x4, v5p:2x2x1, v4:2x2x2, v5e:2x4*2 (two slices)"
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What one chip can do, as documented in the system architecture pages of Cloud TPU.
-
-    `flops`: bfloat16 peak a second. Bandwidths in bytes a second: `hbm`; `ici`, sent over all
-    links to the neighbours together; `dcn`, a chip's share of its slice's data-centre network.
-    """
-
-    name: str
-    flops: float
-    hbm_gib: float
-    usable_gib: float  # what the compiler leaves to a program
-    hbm: float
-    ici: float
-    dcn: float
-    axes: int  # of a slice's shape
-    pod: int  # chips of the largest
-    accelerator: str  # any of this generation, for libtpu's own set-up
-    config: str | None = None  # libtpu's, where its default is not one device a chip
-
-
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, 32, 30.75, 1228e9, 300e9, 6.25e9, 3, 4096, "v4-8", "megacore"),
-        Chip("v5e", 197e12, 16, 15.75, 819e9, 200e9, 3.125e9, 2, 256, "v5litepod-8"),
-        Chip("v5p", 459e12, 95.74, 95.74, 2765e9, 600e9, 6.25e9, 3, 8960, "v5p-8"),
-        Chip("v6e", 918e12, 32, 31.25, 1640e9, 400e9, 12.5e9, 2, 256, "v6e-8"),
-    )
-}
 
 
 @dataclass(frozen=True)

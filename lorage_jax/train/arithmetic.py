@@ -12,22 +12,11 @@ from typing import Any
 
 import jax
 
+from lorage_jax.chips import PEAK_FLOPS
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.models.leaves import model_leaves
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-
-# Dense bfloat16 FLOP/s of one device, as the vendors' data sheets give them, by `device_kind`.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def peak_flops() -> float | None:

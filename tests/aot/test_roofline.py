@@ -3,7 +3,7 @@
 import pytest
 
 from lorage_jax.aot.roofline import roofline
-from lorage_jax.aot.topology import CHIPS
+from lorage_jax.chips import CHIPS
 
 V5E = CHIPS["v5e"]
 

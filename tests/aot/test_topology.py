@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from lorage_jax.aot.topology import CHIPS, parse_topology, tpu_devices
+from lorage_jax.aot.topology import parse_topology, tpu_devices
+from lorage_jax.chips import CHIPS
 from lorage_jax.errors import ConfigError
 
 

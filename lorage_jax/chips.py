@@ -1,0 +1,50 @@
+"""What accelerators can do, as their vendors' data sheets give it: dense bfloat16, nothing sparse.
+
+PEAK_FLOPS: of one device, by JAX's `device_kind`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip can do, as documented in the system architecture pages of Cloud TPU.
+
+    `flops`: bfloat16 peak a second. Bandwidths in bytes a second: `hbm`; `ici`, sent over all
+    links to the neighbours together; `dcn`, a chip's share of its slice's data-centre network.
+    """
+
+    name: str
+    flops: float
+    hbm_gib: float
+    usable_gib: float  # what the compiler leaves to a program
+    hbm: float
+    ici: float
+    dcn: float
+    axes: int  # of a slice's shape
+    pod: int  # chips of the largest
+    accelerator: str  # any of this generation, for libtpu's own set-up
+    kind: str  # JAX's name of it
+    config: str | None = None  # libtpu's, where its default is not one device a chip
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32, 30.75, 1228e9, 300e9, 6.25e9, 3, 4096, "v4-8", "TPU v4", "megacore"),
+        Chip("v5e", 197e12, 16, 15.75, 819e9, 200e9, 3.125e9, 2, 256, "v5litepod-8", "TPU v5 lite"),
+        Chip("v5p", 459e12, 95.74, 95.74, 2765e9, 600e9, 6.25e9, 3, 8960, "v5p-8", "TPU v5"),
+        Chip("v6e", 918e12, 32, 31.25, 1640e9, 400e9, 12.5e9, 2, 256, "v6e-8", "TPU v6 lite"),
+    )
+}
+
+GPU_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+PEAK_FLOPS = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
