@@ -150,8 +150,26 @@ def test_the_control_is_another_task():
     task = synthetic.find(KNOWN)
     for seed in range(40):
         questions = quickstart._questions(task, seed)
-        other = quickstart._other(questions, seed)
+        other = quickstart._other(task, questions, seed)
         assert all(other.answer(user) != target for user, target in questions)
+
+
+def test_a_prompt_of_tools(tmp_path, capsys):
+    """Its calls are in the prompt's dialect alone, and the control's in another."""
+    report = run(tmp_path / "tools", "--family", "tools", "--seed", "2")
+    task, shown = synthetic.find(report["prompt"]), capsys.readouterr().out
+    assert (task.family, task.task) == ("tools", report["task"])
+    other = synthetic.find(report["control"]["prompt"])
+    assert all(other.parts[kind] != task.parts[kind] for kind in ("word", "pattern", "input"))
+    calls = [a for a in report["answers"] if "Action:" in a["expected"]]
+    assert len(calls) > len(report["answers"]) / 2
+    for way, most in {"specialized": 1.0, "without_prompt": 0.1}.items():
+        right = np.mean([a[way] == a["expected"] for a in calls])
+        assert most - 0.1 <= right <= most, way
+    assert report["blind_ceiling"] == synthetic.blind_ceiling("paraphrase", "tools")
+    assert "best guess without the prompt                          9.3" in shown
+    again = run(tmp_path / "again", "--prompt", report["prompt"])
+    assert again["task"] == report["task"] and again["exact_match"]["specialized"] > 0.6
 
 
 def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
@@ -179,6 +197,7 @@ def test_training_anew(tmp_path, monkeypatch):
     [
         ((), "--overwrite"),
         (("--prompt", " "), "--prompt is empty"),
+        (("--family", "tools", "--train", "--overwrite"), "--train is too short for tool calls"),
         (("--prompt", "kind " * 3000, "--overwrite"), "Shorten the prompt"),
     ],
 )
@@ -219,7 +238,7 @@ def test_the_recipe_says_what_the_experiments_do():
         pytest.skip("the recipe is tested in a checkout, where experiments/ is")
     text = (nano.FOLDER / "README.md").read_text("utf-8")
     steps = re.findall(r"lorage (pretrain|train) (experiments/\w+\.py) .*?(\d+) steps", text)
-    assert len(steps) == 7
+    assert len(steps) == 8
     made = set()
     for command, path, count in steps:
         kind = PretrainConfig if command == "pretrain" else ExperimentConfig

@@ -20,6 +20,7 @@ from lorage_jax.train.watch import read_logs
 RUNS = {
     "edge": ("nano_edge", "nano_edge_tools"),
     "cloud": ("nano_cloud", "nano_cloud_tools", "nano_cloud_tools2", "nano_cloud_tools3"),
+    "generator, tools first": ("nano/begin0", "nano/begin1", "nano/begin2"),
     "generator": ("nano/seed0", "nano/seed1", "nano/seed2"),
     "multitask LoRA": ("nano/lora0", "nano/lora1", "nano/lora2"),
 }

@@ -34,6 +34,8 @@ class Quickstart:
     """Folder for everything that is made."""
     prompt: str | None = None
     """Another system prompt, as in --prompt "Reverse the words. Put commas between words."."""
+    family: Literal["words", "tools"] = "words"
+    """Of the built-in tasks from which the prompt is drawn if none is given."""
     train: bool = False
     """First train a generator anew on the bundled models, for a short while."""
     seed: int = 0
@@ -44,7 +46,7 @@ class Quickstart:
     def run(self) -> dict[str, Any]:
         from lorage_jax.commands.quickstart import quickstart
 
-        return quickstart(self.out, self.seed, self.overwrite, self.prompt, self.train)
+        return quickstart(self.out, self.seed, self.overwrite, self.prompt, self.family, self.train)
 
 
 @dataclass(frozen=True)
@@ -313,13 +315,24 @@ class Report:
 @dataclass(frozen=True)
 class Bench:
     """Measure: merge, decode, export | flops, latency, memory with and without the prompt |
-    score against lm-eval's hf model, specialize many prompts at once.
+    score against lm-eval's hf model, specialize many prompts at once, train with 1 to 8 queries
+    a prompt.
 
     Example: lorage bench flops --shape qwen2-1.5b
     """
 
     what: Positional[
-        Literal["merge", "decode", "export", "flops", "latency", "memory", "score", "specialize"]
+        Literal[
+            "merge",
+            "decode",
+            "export",
+            "flops",
+            "latency",
+            "memory",
+            "score",
+            "specialize",
+            "train",
+        ]
     ]
     shape: Literal["tinyllama", "qwen2-1.5b", "gemma2-2b"] = "tinyllama"
     """Of the edge, with random weights: time does not depend on their values."""
@@ -330,13 +343,15 @@ class Bench:
     model: Path | None = None
     """Folder of a real model (score)."""
     layers: int | None = None
-    """A shallower or deeper edge."""
+    """A shallower or deeper edge (train: both models)."""
     input_tokens: int = 100
     """Of a request, without the system prompt."""
     instruction_tokens: int = 200
     """Of the system prompt."""
     new_tokens: int = 32
     """To be generated (latency)."""
+    rows: int | None = None
+    """Queries in a training batch, a multiple of 8 (train): 64, on a CPU 8."""
     repeats: int = 3
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     json: Json = None

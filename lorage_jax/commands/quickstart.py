@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from textwrap import indent
 from typing import Any
 
 import jax
@@ -45,21 +46,32 @@ from lorage_jax.models.model import Model
 from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve
 
 QUESTIONS = 24  # on which the ways to answer are compared
-LONGEST = 32  # tokens of an answer at most
+LONGEST = 48  # tokens of an answer at most
 REPEATS = 3  # of the timing
 TRAIN_STEPS = 60  # of `--train`
 WAYS = ("without_prompt", "with_prompt", "specialized", "control")
 
 
 def quickstart(
-    out: Path, seed: int, overwrite: bool, prompt: str | None = None, train: bool = False
+    out: Path,
+    seed: int,
+    overwrite: bool,
+    prompt: str | None = None,
+    family: str = "words",
+    train: bool = False,
 ) -> dict[str, Any]:
     """Writes everything under `out`, prints what happened, returns what `report.json` holds.
 
-    `prompt`: instead of a drawn one. `train`: first trains a generator anew, for a short while.
+    `prompt`: instead of one drawn from `family`. `train`: first trains a generator anew, for a
+    short while.
     """
     began, say = time.time(), Console(stderr=True, highlight=False).print
-    task = _task(seed, prompt)
+    task = _task(seed, prompt, family)
+    if train and task.family != "words":
+        raise DataError(
+            "--train is too short for tool calls, it trains on words alone. Leave it out, or take "
+            "a prompt of the words."
+        )
     check_target(out, overwrite)
     records = _questions(task, seed)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -83,7 +95,9 @@ def quickstart(
         card = load_card(folder / "card.json")
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
-        report |= _ask(folder, records, generator, _other(records, seed).system)
+        report |= _ask(folder, records, generator, _other(task, records, seed).system)
+        blind = synthetic.blind_ceiling("paraphrase", task.family) if task.task else None
+        report["blind_ceiling"] = blind
         report |= {"questions": len(records), "seconds": time.time() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         write_manifest(folder, {"format": "lorage-quickstart/1"})
@@ -92,28 +106,34 @@ def quickstart(
     return report
 
 
-def _task(seed: int, prompt: str | None) -> synthetic.Prompt:
+def _task(seed: int, prompt: str | None, family: str) -> synthetic.Prompt:
     """A prompt in unseen wordings, or the user's own with the task that it asks for, if known."""
     if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty; expected a system prompt.")
     if prompt is not None and (known := synthetic.find(prompt)) is not None:
         return known
-    drawn = synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), "words")
+    drawn = synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), family)
     if prompt is None:
         return drawn
 
     def draw(rng: Random) -> tuple[str, str]:  # what is asked is of the world, the answer unknown
         return drawn.draw(rng)[0], ""
 
-    return synthetic.Prompt(prompt.strip(), "", "words", draw)
+    return synthetic.Prompt(prompt.strip(), "", family, draw)
 
 
-def _other(questions: Sequence[tuple[str, str]], seed: int) -> synthetic.Prompt:
-    """A prompt by which every answer would be another."""
+def _other(
+    task: synthetic.Prompt, questions: Sequence[tuple[str, str]], seed: int
+) -> synthetic.Prompt:
+    """A prompt by which every answer would be another; of tools, every call."""
     rng = Random(f"other/{seed}")
     while True:
-        other = synthetic.draw_prompt("paraphrase", rng, "words")
-        if all(other.answer(user) != target for user, target in questions):
+        other = synthetic.draw_prompt("paraphrase", rng, task.family)
+        if other.answer is None:
+            dialect = ("word", "pattern", "input")
+            if not task.parts or all(other.parts[kind] != task.parts[kind] for kind in dialect):
+                return other
+        elif all(other.answer(user) != target for user, target in questions):
             return other
 
 
@@ -122,7 +142,7 @@ def _questions(task: synthetic.Prompt, seed: int) -> list[tuple[str, str]]:
     rng, found = Random(f"questions/{seed}"), {}
     while len(found) < QUESTIONS:
         user, target = task.draw(rng)
-        found[user] = target
+        found[user] = target.strip()
     return list(found.items())
 
 
@@ -231,7 +251,8 @@ def _seconds(asked: dict[str, tuple[Model, Sequence[str]]], new: int) -> dict[st
 def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     """What the terminal shows."""
     tokens, seconds = report["tokens_per_request"], report["seconds_per_request"]
-    lines = [describe(report, out), f"\n{title}: {report['prompt']}"]
+    gap = "\n\n" if "\n" in report["prompt"].strip() else " "
+    lines = [describe(report, out), f"\n{title}:{gap}{report['prompt'].strip()}"]
     if "generator_loss" in report:
         loss = report["generator_loss"]
         lines.append(f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per token")
@@ -250,15 +271,23 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     if report["exact_match"] is not None:
         right = report["control"]["exact_match"] * report["questions"]
         lines.append(f"{'control: card of another prompt':34}{right:>24.0f}")
+        blind = report["blind_ceiling"] * report["questions"]
+        lines.append(f"{'best guess without the prompt':34}{blind:>24.1f}")
     else:
         lines.append("No task of the built-in world in its words: answers are not scored.")
+    shown = {
+        "user": "user",
+        "expected": "expected",
+        "without_prompt": "no prompt",
+        "with_prompt": "in context",
+        "specialized": "specialised",
+    }
     for example in report["answers"][:3]:
+        lines.append("")
         lines += [
-            f"\n  user         {example['user']}",
-            *([f"  expected     {example['expected']}"] if example["expected"] else []),
-            f"  no prompt    {example['without_prompt']}",
-            f"  in context   {example['with_prompt']}",
-            f"  specialised  {example['specialized']}",
+            indent(example[key].strip(), " " * 15).replace(" " * 15, f"  {name:13}", 1)
+            for key, name in shown.items()
+            if example[key]
         ]
     lines += [
         f"\n{gates}",

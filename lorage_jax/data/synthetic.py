@@ -93,7 +93,10 @@ _TOOL_SPLITS = {"train": "train", "paraphrase": "paraphrase", "tools": "unseen"}
 
 
 def _draw_tools(split: str, rng: Random) -> Prompt:
-    prompt = tool_calls.draw_prompt(_TOOL_SPLITS[split], rng)
+    return _tools(tool_calls.draw_prompt(_TOOL_SPLITS[split], rng))
+
+
+def _tools(prompt: tool_calls.ToolPrompt) -> Prompt:
     dialect = prompt.dialect
     parts = {
         "word": (str(dialect.word),),
@@ -220,9 +223,13 @@ def blind_ceiling(split: str, family: str) -> float:
 
 
 def find(system: str) -> Prompt | None:
-    """The prompt of `words` that a text is, seen or unseen, so that answers to it are known.
+    """The prompt of `words` or `tools` that a text is, seen or unseen, so that right answers are
+    known.
 
-    Order of the sentences, capitals and spaces do not matter. None for any other text.
+    Order of the sentences, capitals and spaces do not matter in `words`; of `tools` the list is
+    read. None for any other text.
     """
-    prompt = text_tasks.find(system)
-    return _words(prompt) if prompt else None
+    if words := text_tasks.find(system):
+        return _words(words)
+    tools = tool_calls.find(system)
+    return _tools(tools) if tools else None

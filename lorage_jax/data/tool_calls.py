@@ -13,6 +13,7 @@ and an object that are both seen in others, in seen wordings.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -137,14 +138,37 @@ def draw_prompt(split: str, rng: Random) -> ToolPrompt:
     """A prompt of the split: its dialect, tools, wordings, and what users miss in it."""
     dialect = rng.choice(DIALECTS)
     tools, lacking = _tools(split, rng)
+    return _prompt(_system(split, dialect, tools, rng), dialect, tools, lacking)
 
+
+def find(system: str) -> ToolPrompt | None:
+    """The prompt that a text is, in any wordings: it lists tools of the library in one dialect.
+
+    What users of it ask for in vain is drawn anew. None for any other text.
+    """
+    listed = dict(re.findall(r"^> (.+?): (.+)$", system, re.MULTILINE))
+    every = [tool for split in ("train", "unseen") for tool in library(split)]
+    for dialect in DIALECTS:
+        named = {dialect.name(tool): tool for tool in every}
+        if not 2 <= len(listed) <= 5 or not listed.keys() <= named.keys():
+            continue
+        tools = [named[name] for name in listed]
+        forms = [dialect.given("name.png", tool.verb.extra) for tool in tools]
+        if all(form in told for form, told in zip(forms, listed.values(), strict=True)):
+            rng = Random(f"lacking {VERSION}/{system}")
+            rest = [tool for tool in every if tool not in tools]
+            return _prompt(system, dialect, tools, rng.sample(rest, LACKING))
+    return None
+
+
+def _prompt(system: str, dialect: Dialect, tools: list[Tool], lacking: list[Tool]) -> ToolPrompt:
     def draw(rng: Random) -> tuple[str, str]:
         (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
         served = rng.random() < SERVED
         turn = _turn(kind, served, tools, lacking, rng)
         return turn.user(dialect), turn.target(dialect, served)
 
-    return ToolPrompt(_system(split, dialect, tools, rng), dialect, tuple(tools), draw)
+    return ToolPrompt(system, dialect, tuple(tools), draw)
 
 
 def draw(split: str, n: int, seed: int) -> list[Row]:
