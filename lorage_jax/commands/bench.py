@@ -30,13 +30,16 @@ READS = {
     "memory": (*EDGE, *PROMPT, "new_tokens", "dtype"),
     "score": ("model", "repeats", "dtype"),
     "specialize": (*EDGE, "cloud_config", "instruction_tokens", "repeats", "dtype"),
+    "train": (*EDGE, "cloud_config", *PROMPT, "rows", "repeats", "dtype"),
 }
-COUNTS = (*PROMPT, "layers", "new_tokens", "repeats")  # 1 or more
+COUNTS = (*PROMPT, "layers", "new_tokens", "repeats", "rows")  # 1 or more
 CPU_LAYERS = 4  # of a latency on a CPU, where the true depth takes minutes a request
 # The cloud of `specialize` on a CPU.
 SMALL_CLOUD = plain_decoder(
     "llama", vocab_size=32_000, width=512, layers=4, heads=8, kv_heads=2, ffn_width=1792
 )
+# What `train` takes on a CPU: the true widths, but few layers of both models and few rows.
+TRAIN_LAYERS, TRAIN_ROWS = 2, 8
 WIDENED = (
     "a CPU widens all bfloat16 weights to float32 in every call: that time and memory hides what "
     "the prompt costs; see --dtype float32"
@@ -53,7 +56,8 @@ def bench(options: Bench) -> dict[str, Any]:
     """Measures, prints and returns the figures."""
     _check(options)
     result = {"bench": options.what, **_run(options)}
-    hidden = options.what in ("latency", "memory", "specialize") and options.dtype == "bfloat16"
+    widened = ("latency", "memory", "specialize", "train")
+    hidden = options.what in widened and options.dtype == "bfloat16"
     if hidden and jax.default_backend() == "cpu":
         result["note"] = WIDENED
     shown = result | machine()
@@ -104,6 +108,8 @@ def _run(options: Bench) -> dict[str, Any]:
             return name | _memory(options, edge)
         case "specialize":
             return name | _specialize(options, edge)
+        case "train":
+            return name | _train(options, full)
     # Imported when asked for, as every benchmark is: an import of all of them takes seconds.
     from lorage_jax.evaluate.efficiency import bench_decode, bench_merge
     from lorage_jax.evaluate.export_memory import bench_export
@@ -158,6 +164,29 @@ def _specialize(options: Bench, edge: ModelConfig) -> dict[str, Any]:
         cloud,
         GeneratorConfig(),
         instruction_tokens=options.instruction_tokens,
+        repeats=options.repeats,
+        dtype=options.dtype,
+    )
+
+
+def _train(options: Bench, edge: ModelConfig) -> dict[str, Any]:
+    from lorage_jax.evaluate.train_bench import QUERIES, bench_train
+
+    cpu, cloud = jax.default_backend() == "cpu", _cloud(options.cloud_config)
+    rows = options.rows or (TRAIN_ROWS if cpu else 64)
+    if rows % max(QUERIES):
+        raise ConfigError(f"--rows is {rows}; expected a multiple of {max(QUERIES)}.")
+    if layers := options.layers or (TRAIN_LAYERS if cpu else None):
+        edge, cloud = (with_layers(model, min(layers, model.layers)) for model in (edge, cloud))
+    tokens = _tokens(options, edge, cloud)
+    told = {"cloud": shape_name(cloud) or str(options.cloud_config or "llama3-8b, shallower")}
+    return told | bench_train(
+        edge,
+        cloud,
+        GeneratorConfig(),
+        rows=rows,
+        prompt_tokens=tokens["instruction_tokens"],
+        query_tokens=tokens["input_tokens"],
         repeats=options.repeats,
         dtype=options.dtype,
     )

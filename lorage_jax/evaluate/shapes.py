@@ -6,6 +6,7 @@ Costs depend on a model's shape, not on the values of its weights: benchmarks ne
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -188,12 +189,15 @@ def structs(leaves: Any, dtype: str) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, DTYPES[dtype]), leaves)
 
 
-def random_model(config: ModelConfig, dtype: str) -> Model:
-    """A model of this shape with random weights (key 0), that no eos stops."""
+def random_model(config: ModelConfig, dtype: str, shardings: Any = None) -> Model:
+    """A model of this shape with random weights (key 0), that no eos stops.
+
+    `shardings`: of the tree of weights; by default all are on the first device.
+    """
     config = dataclasses.replace(config, eos_ids=())
     leaves, tree = jax.tree.flatten(model_leaves(config))
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=shardings)
     def draw(key):
         keys = jax.random.split(key, len(leaves))
         return tree.unflatten(

@@ -29,6 +29,13 @@ def step_flops(
     config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: dict[str, Any]
 ) -> int:
     """FLOPs of one step on a pipeline batch: chunks of prompts [p, S] and of queries [b, T]."""
+    return cloud_flops(config, cloud, edge, batch) + edge_flops(config, edge, batch)
+
+
+def cloud_flops(
+    config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: dict[str, Any]
+) -> int:
+    """Of the prompts, each with a meta token for every layer of the edge behind it."""
     macs = 0
     adapter = config.cloud_rank * (
         2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
@@ -37,6 +44,12 @@ def step_flops(
         rows, length = prompts.shape
         length += edge.layers  # the meta tokens
         macs += rows * length * cloud.layers * (_token_macs(cloud, length) + 3 * adapter)
+    return 2 * macs
+
+
+def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: dict[str, Any]) -> int:
+    """Of the queries, the pool's LoRAs and the head included."""
+    macs = 0
     lora = 3 * config.rank * (edge.width + edge.ffn_width)  # gate, up and down
     for queries in batch["query_tokens"]:
         rows, length = queries.shape

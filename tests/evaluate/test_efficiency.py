@@ -9,7 +9,7 @@ import pytest
 import lorage_jax as lg
 from lorage_jax.cli import main
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.evaluate import efficiency, export_memory, memory
+from lorage_jax.evaluate import efficiency, export_memory, memory, train_bench
 from lorage_jax.evaluate.shapes import plain_decoder, with_layers
 from lorage_jax.hf.config import to_hf_config
 
@@ -74,7 +74,7 @@ def test_many_prompts_are_specialised_in_one_call_and_one_by_one(monkeypatch):
     assert result["ratio_batch_to_single"] == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("what", ["merge", "decode", "export", "memory", "specialize"])
+@pytest.mark.parametrize("what", ["merge", "decode", "export", "memory", "specialize", "train"])
 def test_the_command_takes_any_shape(tmp_path, monkeypatch, what):
     """A folder with a config.json, cut to one layer."""
     seen = []
@@ -83,7 +83,8 @@ def test_the_command_takes_any_shape(tmp_path, monkeypatch, what):
         seen.append(config)
         return {}
 
-    module = {"export": export_memory, "memory": memory}.get(what, efficiency)
+    modules = {"export": export_memory, "memory": memory, "train": train_bench}
+    module = modules.get(what, efficiency)
     monkeypatch.setattr(module, f"bench_{what}", fake)
     fields = to_hf_config(CONFIG, "float32")
     (tmp_path / "config.json").write_text(json.dumps(fields))
@@ -93,3 +94,46 @@ def test_the_command_takes_any_shape(tmp_path, monkeypatch, what):
     assert seen == [with_layers(CONFIG, 1)]
     result = json.loads(file.read_text())
     assert (result["bench"], result["shape"]) == (what, str(tmp_path))
+
+
+def test_training_steps_are_of_the_same_rows(monkeypatch):
+    """Whatever Q is: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
+    seen, make = [], train_bench.make_train_step
+
+    def watched(*args):
+        step = make(*args)
+
+        def run(state, frozen, batch):
+            state, metrics = step(state, frozen, batch)
+            prompts, queries = batch["prompt_tokens"][0], batch["query_tokens"][0]
+            seen.append((prompts.shape, queries.shape, int(state.step), float(metrics["loss"])))
+            return state, metrics
+
+        return run
+
+    monkeypatch.setattr(train_bench, "make_train_step", watched)
+    cloud = plain_decoder("llama", layers=3, **SIZES)
+    result = train_bench.bench_train(
+        CONFIG,
+        cloud,
+        GeneratorConfig(),
+        rows=64,  # a row for each of the test's devices also at Q = 8
+        prompt_tokens=24,
+        query_tokens=16,
+        repeats=1,
+        dtype="float32",
+    )
+    assert [prompts[1] for prompts, *_ in seen] == [64, 32, 16, 8] * 2
+    assert {queries for _, queries, *_ in seen} == {(1, 64, 16)}
+    assert [step for *_, step, _ in seen] == list(range(1, 9))
+    assert all(np.log(SIZES["vocab_size"]) * 0.5 < loss < 20 for *_, loss in seen)
+    shares = [result[f"q{q}_cloud_share_of_arithmetic"] for q in (1, 2, 4, 8)]
+    work = [share / (1 - share) for share in shares]  # beside the edge's
+    np.testing.assert_allclose(work, [work[0] / q for q in (1, 2, 4, 8)], rtol=1e-6)
+    rates = [result[f"q{q}_edge_tokens_per_second"] for q in (8, 1)]
+    assert result["ratio_q8_to_q1"] == pytest.approx(rates[0] / rates[1])
+
+
+def test_training_rows_must_divide(capsys):
+    assert main(["bench", "train", "--rows", "12"]) == 1
+    assert "--rows is 12; expected a multiple of 8" in capsys.readouterr().err
