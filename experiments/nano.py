@@ -141,8 +141,9 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
     """What the file says of `what`; if there is none, what `make` returns, and now it says so."""
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
-        if found["identity"] != what:
-            other = [key for key in what if found["identity"].get(key) != what[key]]
+        known, asked = _set(found["identity"]), _set(what)
+        if known != asked:
+            other = [key for key in asked if known.get(key) != asked[key]]
             raise SystemExit(
                 f"{path} was measured with another {', '.join(other)}. Move it away to measure "
                 "again, or go back to what it was measured with."
@@ -160,6 +161,15 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
     path.parent.mkdir(exist_ok=True)
     write_file(path, text + "\n", overwrite=True)
     return result
+
+
+def _set(value: Any) -> Any:
+    """Without settings that are None: an older file does not have all of today's."""
+    if isinstance(value, list):
+        return [_set(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _set(one) for key, one in value.items() if one is not None}
 
 
 def origin() -> dict[str, Any]:

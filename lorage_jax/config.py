@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lorage_jax.data.config import DataConfig, Source
 from lorage_jax.fields import check_types, require, require_choice
 
 SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
@@ -175,73 +176,6 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One data set. `path` is a local .json/.jsonl(.gz) file, a `datasets` name, or `synthetic`.
-
-    `kind`: `instruction` rows are {instruction, input, output} or {system, user, target};
-    `choices` rows are {question, choices, label} of one task, whose description and randomly
-    drawn samples become the system prompt; `synthetic` is the built-in data, whose `name` picks a
-    family (`words`, `tools`; empty: all that have the split); `text` rows are {text}, prose for
-    `lorage pretrain`.
-    """
-
-    path: str
-    kind: Literal["instruction", "choices", "synthetic", "text"] = "instruction"
-    name: str = ""  # the task (for `choices`), the family (`synthetic`), or a configuration
-    split: str = "train"
-    shots: tuple[int, int] = (0, 5)  # fewest and most samples in the prompt, for `choices`
-    needs_input: bool = False  # drop instruction rows whose input is empty
-    limit: int | None = None
-    weight: float = 1.0
-
-    def __post_init__(self):
-        check_types(self)
-        require_choice("kind", self.kind, ("instruction", "choices", "synthetic", "text"))
-        require(
-            0 <= self.shots[0] <= self.shots[1],
-            f"shots is {self.shots}; expected (fewest, most) with 0 <= fewest <= most.",
-        )
-        require(self.weight > 0, f"weight is {self.weight}; expected more than 0.")
-        require(
-            self.limit is None or self.limit >= 1,
-            f"limit is {self.limit}; expected 1 or more, or None for all rows.",
-        )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """A batch is P prompts with Q queries each; the cloud runs P times, the edge on P x Q rows."""
-
-    sources: tuple[Source, ...]
-    prompts_per_batch: int = 64  # P
-    queries_per_prompt: int = 1  # Q
-    max_prompt_tokens: int = 1024  # S at most, in cloud tokens
-    max_query_tokens: int = 1024  # T at most, in edge tokens: input and target
-    min_bucket: int = 32  # shapes are padded to min_bucket times a power of two (or the maximum)
-    prompt_chunks: int = 1  # prompts of a batch, sorted by length, are padded in so many parts
-
-    def __post_init__(self):
-        check_types(self)
-        require(len(self.sources) > 0, "data.sources is empty; name at least one Source.")
-        for source in self.sources:
-            require(
-                source.kind != "text",
-                f"the source {source.path} is of kind text: prose has no system prompts to learn "
-                "from. Use it in a Corpus of `lorage pretrain`, or give rows with prompts here.",
-            )
-        require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
-        require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
-        for name in ("max_prompt_tokens", "max_query_tokens", "min_bucket", "prompt_chunks"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}; expected 1 or more.")
-
-    @property
-    def rows(self) -> int:
-        """B = P x Q."""
-        return self.prompts_per_batch * self.queries_per_prompt
-
-
-@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1 (all that are left).
 
@@ -298,6 +232,11 @@ class ExperimentConfig:
             self.data.prompts_per_batch % (accumulate * self.data.prompt_chunks) == 0,
             f"{self.data.prompts_per_batch // accumulate} prompts of a micro-batch do not divide "
             f"into prompt_chunks = {self.data.prompt_chunks}.",
+        )
+        require(
+            self.data.packed_rows is None or accumulate == 1,
+            f"packed_rows and accumulate = {accumulate} do not go together: prompts of one "
+            "micro-batch may have their queries in another one's rows. Leave one of them out.",
         )
         # BatchNorm needs variance: a per-layer router sees one number per prompt and expert.
         prompts = self.data.prompts_per_batch // accumulate

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from lorage_jax.sharding import Layout
 
@@ -23,28 +23,29 @@ def flash_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    valid: Bool[Array, "B T"],
+    segments: Int[Array, "B T"],
     window: int | None,
     scale: float,
     cap: float | None,
     layout: Layout,
 ) -> Float[Array, "B T N H"]:
-    """`ops.attention` under the mask of `ops.attention_mask`, for slots that are `valid`.
+    """`ops.attention` under the mask of `ops.attention_mask`, or of `ops.branch_mask` for texts.
 
-    Padding sees padding, so that no query is without a key; what it gives is of no meaning. On a
-    CPU the kernels are interpreted, slowly.
+    `segments`: 0 for padding, else which of the row's texts a slot belongs to; a window counts
+    slots. Padding sees padding, so that no query is without a key; what it gives is of no meaning.
+    On a CPU the kernels are interpreted, slowly.
     """
     size, padded = block_size(q.shape[1])
     rows, heads = layout.rules.batch, layout.head_axis(q.shape[2], k.shape[2])
 
-    def attend(q, k, v, valid):
+    def attend(q, k, v, segments):
         kernel = _kernel(q.shape[2], size, padded, window, cap, layout.platform == "cpu")
         # The kernels take no scale. In float32: bfloat16 would round the scale itself.
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         q, k, v = (_pad(x, padded).swapaxes(1, 2) for x in (q, k, v))
-        segments = _pad(valid, padded).astype(jnp.int32)
+        length, segments = segments.shape[1], _pad(segments, padded)
         y = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
-        return y.swapaxes(1, 2)[:, : valid.shape[1]]
+        return y.swapaxes(1, 2)[:, :length]
 
     by_head = PartitionSpec(rows, None, heads)
     return jax.shard_map(
@@ -53,7 +54,7 @@ def flash_attention(
         in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
         out_specs=by_head,
         check_vma=False,
-    )(q, k, v, valid)
+    )(q, k, v, segments.astype(jnp.int32))
 
 
 def block_size(length: int) -> tuple[int, int]:

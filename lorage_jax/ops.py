@@ -101,19 +101,20 @@ def attention_mask(
 def branch_mask(
     valid: Bool[Array, "B T"],
     positions: Int[Array, "B T"],
-    branches: Int[Array, "B T"],
+    branches: Int[Array, "B T"] | None,
     window: int | None,
     texts: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T T"]:
     """The same for rows that hold texts, each with several continuations side by side.
 
-    `branches`: 0 for the text, k for its k-th continuation, which sees the text and itself. The
-    window counts positions, as slots of other continuations lie in between. `texts`: numbers the
-    texts of a row, if there are several.
+    `branches`: 0 for the text, k for its k-th continuation, which sees the text and itself; None:
+    there are no continuations. The window counts positions, as slots of other continuations lie in
+    between. `texts`: numbers the texts of a row, if there are several.
     """
     slots = jnp.arange(valid.shape[1])
     seen = (slots[None, :] <= slots[:, None])[None] & valid[:, None, :]
-    seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    if branches is not None:
+        seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     if texts is not None:
         seen &= texts[:, None, :] == texts[:, :, None]
     if window is not None:
@@ -219,25 +220,24 @@ def gated_low_rank(
     x: Float[Array, "B T I"],
     a: Float[Array, "E I R"],
     b: Float[Array, "E R O"],
-    gates: Float[Array, "B E"],
+    gates: Float[Array, "B *T E"],
     combine: str,
     scale: float,
 ) -> Float[Array, "B T O"]:
-    """The unmerged update of Eq. 8, each row with its own gates; no per-row weights are built.
+    """The unmerged update of Eq. 8, each row or token with its own gates; none has own weights.
 
     `products`: sum_e g_e x a_e b_e. `factors`: x (sum_e g_e a_e) (sum_e g_e b_e).
     """
     # Gates weigh in float32, as in the merge, whatever the weights' dtype.
     gates = gates.astype(jnp.float32)
-    if combine == "factors" and x.shape[1] >= a.shape[0]:
+    if combine == "factors" and gates.ndim == 2 and x.shape[1] >= a.shape[0]:
         # E times less arithmetic: every row's two factors are summed once, then used T times.
         a = einsum("be,eir->bir", gates, a.astype(jnp.float32)).astype(x.dtype)
         b = einsum("be,ero->bro", gates, b.astype(jnp.float32)).astype(x.dtype)
         return einsum("btr,bro->bto", einsum("bti,bir->btr", x, a), b) * scale
+    gates = (gates[:, None] if gates.ndim == 2 else gates)[..., None]
     inner = einsum("bti,eir->bter", x, a.astype(x.dtype), out=jnp.float32)
-    if combine == "products":
-        mixed = inner * gates[:, None, :, None]
-    else:
-        shared = einsum("bter,be->btr", inner, gates)
-        mixed = shared[:, :, None, :] * gates[:, None, :, None]
+    mixed = inner * gates
+    if combine == "factors":
+        mixed = jnp.sum(mixed, axis=2, keepdims=True) * gates
     return einsum("bter,ero->bto", mixed.astype(x.dtype), b.astype(x.dtype)) * scale

@@ -63,6 +63,24 @@ def test_flash_attention(monkeypatch, heads, size, window, cap, mesh):
         np.testing.assert_allclose(one, other, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_texts_do_not_see_each_other(monkeypatch, window):
+    """Rows of several texts: the second one's begins in the middle of a block."""
+    monkeypatch.setattr(flash, "BLOCK", 128)
+    arguments, valid, _ = case(2, 1, 16)
+    q, k, v = map(jnp.asarray, arguments)
+    text = jnp.asarray(np.arange(LENGTH) // 60 + np.zeros((2, 1), int))
+    positions = jnp.arange(LENGTH) % 60 + jnp.zeros((2, 1), int)
+    segments = jnp.where(valid, text + 1, 0)
+    found = flash.flash_attention(q, k, v, segments, window, 0.3, None, layout(1, 1, 1))
+    mask = ops.branch_mask(valid, positions, None, window, text)
+    wanted = ops.attention(q, k, v, mask, 0.3, None)
+    real = np.asarray(valid)
+    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-4)
+    alone = ops.attention_mask(valid, jnp.arange(LENGTH), window)
+    assert np.abs(ops.attention(q, k, v, alone, 0.3, None) - wanted)[real].max() > 0.1
+
+
 def test_block_sizes():
     """As few blocks as hold the text, and little padding."""
     assert flash.block_size(1) == (128, 128)

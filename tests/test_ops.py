@@ -150,6 +150,18 @@ def test_gated_low_rank_on_both_its_roads(combine, length):
         np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("combine", ["factors", "products"])
+def test_every_token_may_have_gates_of_its_own(combine):
+    x, a, b, gates = normal(4, (2, 3, 6), (4, 6, 2), (4, 2, 5), (2, 3, 4))
+    found = ops.gated_low_rank(x, a, b, gates, combine, 0.5)
+    for row in range(2):
+        for slot in range(3):
+            one = ops.gated_low_rank(
+                x[row : row + 1, slot : slot + 1], a, b, gates[row : row + 1, slot], combine, 0.5
+            )
+            np.testing.assert_allclose(found[row, slot], one[0, 0], atol=2e-5)
+
+
 # Masks
 
 

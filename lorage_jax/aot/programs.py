@@ -31,7 +31,7 @@ from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import ShardingRules, replicated
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.state import TrainState, state_shardings
-from lorage_jax.train.step import ARRAYS, make_train_step, micro_sharding
+from lorage_jax.train.step import ARRAYS, PACKED_ARRAYS, make_train_step, micro_sharding
 
 NEW_TOKENS = 64  # room for them in the cache of `decode`
 
@@ -107,6 +107,9 @@ def model_macs(setting: Setting) -> int:
 
 def longest_batch(data: DataConfig, accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
     """The arrays of `train.step.device_batch` at the greatest lengths: the batch that must fit."""
+    if data.packed_rows is not None:
+        return _longest_packed(data, data.packed_rows, sharding)
+    names = [name for name in ARRAYS if name not in PACKED_ARRAYS]
 
     def array(name: str) -> Any:
         of_prompts = name.startswith("prompt")
@@ -116,6 +119,19 @@ def longest_batch(data: DataConfig, accumulate: int, sharding: NamedSharding) ->
         dtype = jnp.int32 if name.endswith("tokens") else jnp.bool_
         one = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         return (one,) * data.prompt_chunks
+
+    return {name: array(name) for name in names}
+
+
+def _longest_packed(data: DataConfig, rows: int, sharding: NamedSharding) -> dict[str, Any]:
+    prompts, queries = data.prompts_per_batch // rows, data.rows // rows  # of a row
+
+    def array(name: str) -> Any:
+        length = prompts * data.max_prompt_tokens
+        if not name.startswith("prompt"):
+            length = queries * (1 if name == "query_prompt" else data.max_query_tokens)
+        dtype = jnp.bool_ if name.endswith("mask") else jnp.int32
+        return (jax.ShapeDtypeStruct((1, rows, length), dtype, sharding=sharding),)
 
     return {name: array(name) for name in ARRAYS}
 

@@ -46,6 +46,7 @@ from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import TrainState, moment_shardings
 from lorage_jax.train.step import (
     QUERY_ARRAYS,
+    QUERY_PLACES,
     count_targets,
     device_batch,
     micro_sharding,
@@ -53,6 +54,7 @@ from lorage_jax.train.step import (
 )
 
 FORMAT = "lorage-lora/1"
+ARRAYS = (*QUERY_ARRAYS, *QUERY_PLACES)  # of a batch
 TENSORS = "lora.safetensors"
 FIELDS = {"rank": int, "alpha": int | float, "edge": str}
 
@@ -79,11 +81,13 @@ def train_lora(
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     count = config.data.rows // (config.optimizer.accumulate * config.data.prompt_chunks)
+    if config.data.packed_rows is not None:
+        count = config.data.packed_rows
     check_divides(
         count,
         f"a micro-batch (or its prompt chunk) of {count} rows",
         mesh,
-        "prompts_per_batch x queries_per_prompt / (accumulate x prompt_chunks)",
+        "prompts_per_batch x queries_per_prompt / (accumulate x prompt_chunks), or packed_rows,",
     )
     check_run_folder(out, "lora", resume)
     edge = load_model(config.edge, config.dtype, mesh, rules)
@@ -112,7 +116,7 @@ def train_lora(
         batches=batches,
         describe=batches.describe,
         vocabularies={"query_tokens": ("edge", edge.config.vocab_size)},
-        place=lambda batch: device_batch(batch, config.optimizer.accumulate, rows, QUERY_ARRAYS),
+        place=lambda batch: device_batch(batch, config.optimizer.accumulate, rows, ARRAYS),
     )
     state, losses, first = run(job, resume=resume, progress=progress)
     _save(out / "lora", state.trained, config, edge)
@@ -136,11 +140,10 @@ def make_lora_step(
     schedule = learning_rate(config.optimizer, config.steps)
     dropout, layout = config.generator.dropout, Layout(mesh, rules)
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
-    queries = config.data.queries_per_prompt
+    prompts = config.data.prompts_per_batch // config.optimizer.accumulate
 
     def loss_fn(lora, frozen, micro, targets, key):
         # One expert, open in every layer of every row.
-        prompts = sum(tokens.shape[0] for tokens in micro["query_tokens"]) // queries
         gates = jnp.ones((prompts, edge.layers, 1), jnp.float32)
         pool = _pool(lora, config.generator.scale)
         nll = query_nll(decoder, frozen, pool, gates, micro, key)

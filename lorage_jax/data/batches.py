@@ -13,6 +13,7 @@ import numpy as np
 
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
+from lorage_jax.data.packing import pack
 from lorage_jax.data.prompts import edge_prompt, encode, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
 
@@ -77,7 +78,14 @@ class Encoder:
         truncated []: how many texts were cut. loss_mask is True on target tokens and their eos. A
         group with fewer than Q queries is filled with rows without loss. With several chunks,
         groups are sorted by the length of their prompts.
+
+        Packed, it is one chunk of R rows, prompts in the order in which they stand there, and of
+        both prompts and queries there are also the arrays of `Branches`, prompt_text and
+        prompt_positions [R, S], query_text and query_positions [R, T]; query_prompt [R, B / R]:
+        which prompt each of a row's queries belongs to.
         """
+        if self.config.packed_rows is not None:
+            return self._packed(groups, self.config.packed_rows)
         chunks = self._chunks(groups)
         prompts = [self._prompts(chunk) for chunk in chunks]
         queries = [self._queries(chunk) for chunk in chunks]
@@ -85,9 +93,40 @@ class Encoder:
         return {
             **_columns(("prompt_tokens", "prompt_mask"), prompts),
             **_columns(("query_tokens", "query_mask", "loss_mask"), queries),
-            "group_ids": np.array([g.index for g in groups], np.int64),
-            "truncated": np.array(sum(g.truncated for g in groups), np.int64),
+            **_told(groups),
         }
+
+    def _packed(self, groups: Sequence[TokenGroup], rows: int) -> Batch:
+        config, pads = self.config, (pad_id(self.cloud), pad_id(self.edge))
+        each = config.prompts_per_batch // rows
+        order, prompts = pack(
+            [g.prompt for g in groups],
+            rows,
+            config.min_bucket,
+            each * config.max_prompt_tokens,
+            pads[0],
+        )
+        groups, texts, begins, owners = [groups[i] for i in order.flat], [], [], []
+        for number, group in enumerate(groups):
+            # A filler is a padding token that has no answer.
+            missing = [([pads[1]], [])] * (config.queries_per_prompt - len(group.queries))
+            for asked, answer in (*group.queries, *missing):
+                texts.append(asked + answer)
+                begins.append(len(asked))
+                owners.append(number)
+        order, queries = pack(
+            texts,
+            rows,
+            config.min_bucket,
+            each * config.queries_per_prompt * config.max_query_tokens,
+            pads[1],
+        )
+        begin = np.take_along_axis(np.array(begins)[order], queries["text"], axis=1)
+        answers = {"loss_mask": queries["mask"] & (queries["positions"] >= begin)}
+        named = {f"prompt_{name}": x for name, x in prompts.items()}
+        named |= {f"query_{name}": x for name, x in queries.items()}
+        named |= answers | {"query_prompt": np.array(owners, np.int32)[order]}
+        return {name: (x,) for name, x in named.items()} | _told(groups)
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
         """Prompts of about the same length together: a long one, and its queries, pad their own."""
@@ -125,6 +164,13 @@ class Encoder:
                 mask[row, :end] = True
                 loss[row, len(asked) : end] = True
         return tokens, mask, loss
+
+
+def _told(groups: Sequence[TokenGroup]) -> Batch:
+    return {
+        "group_ids": np.array([g.index for g in groups], np.int64),
+        "truncated": np.array(sum(g.truncated for g in groups), np.int64),
+    }
 
 
 def _columns(names: Sequence[str], chunks: Sequence[tuple[np.ndarray, ...]]) -> Batch:

@@ -29,6 +29,7 @@ from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_pro
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.hf.fingerprint import fingerprint_arrays
+from lorage_jax.models.decoder import Branches
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
@@ -103,8 +104,12 @@ def prompt_gates(
     remat: str,
     key: jax.Array | None,
     layout: Layout | None,
+    texts: Branches | None = None,
+    each: int = 1,
 ) -> tuple[Float[Array, "P L E"], dict[str, Any]]:
     """Left-padded prompts, in chunks [p, S] of their own lengths, to gates; a cloud pass a chunk.
+
+    Or with `texts`, one chunk whose rows hold `each` prompts one behind the other.
 
     A `key` means training: dropout, batch statistics, Gumbel noise; also returned are the running
     statistics after this batch, all chunks together.
@@ -122,6 +127,8 @@ def prompt_gates(
             remat=remat,
             dropout_key=jax.random.fold_in(dropout_key, i) if drops else None,
             layout=layout,
+            texts=texts,
+            each=each,
         )
         for i, chunk in enumerate(zip(tokens, mask, strict=True))
     ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.sharding import Layout
 
@@ -42,32 +42,52 @@ def read_prompts(
     cloud_params: dict[str, Any],
     meta: Float[Array, "L C"],
     adapters: dict[str, Any],
-    tokens: Int[Array, "P S"],
-    mask: Bool[Array, "P S"],
+    tokens: Int[Array, "R S"],
+    mask: Bool[Array, "R S"],
     *,
     remat: str,
     dropout_key: jax.Array | None,
     layout: Layout | None,
+    texts: Branches | None = None,
+    each: int = 1,
 ) -> Float[Array, "P L C"]:
     """Hidden states at the meta positions of left-padded prompts.
+
+    With `texts`, every row of `tokens` holds `each` prompts, one behind the other; the meta tokens
+    of all of them stand at its end.
 
     Taken after the cloud's final norm, or at the output of layer `config.hidden_layer`.
     `dropout_key` is given in training only.
     """
     dropout = config.dropout if dropout_key is not None else 0
     decoder = Decoder(cloud, remat=remat, dropout=dropout, layout=layout)
-    layers = meta.shape[0]
-    collect = 0 if config.hidden_layer is None else layers
+    count = each * meta.shape[0]
+    collect = 0 if config.hidden_layer is None else count
     out = decoder.apply(
         {"params": cloud_params},
         tokens,
         mask,
         adapters=adapters or None,
         adapter_scale=config.cloud_alpha / config.cloud_rank if adapters else 0.0,
-        suffix=meta,
+        suffix=jnp.tile(meta, (each, 1)),
+        branches=None if texts is None else _with_meta(texts, mask, each, meta.shape[0]),
         output="hidden",
         collect=collect,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
     )
-    hidden = out[config.hidden_layer] if collect else out[:, -layers:]
-    return hidden.astype(jnp.float32)
+    hidden = out[config.hidden_layer] if collect else out[:, -count:]
+    return hidden.astype(jnp.float32).reshape(-1, *meta.shape)
+
+
+def _with_meta(texts: Branches, mask: Bool[Array, "R S"], each: int, layers: int) -> Branches:
+    """The same rows with `layers` more slots behind them for every text, which go on from it."""
+    number = jnp.arange(each)
+    owned = mask[:, None] & (texts.text[:, None] == number[:, None])  # [R, each, S]
+    positions = jnp.sum(owned, axis=-1)[..., None] + jnp.arange(layers)
+    rows = mask.shape[0]
+    text = jnp.broadcast_to(jnp.repeat(number, layers), (rows, each * layers))
+    return Branches(
+        None,
+        jnp.concatenate([texts.positions, positions.reshape(rows, -1)], axis=1),
+        jnp.concatenate([texts.text, text], axis=1),
+    )

@@ -40,11 +40,12 @@ class Cache:
 class Branches:
     """Rows that hold texts and several continuations of each, side by side.
 
-    `index`: 0 in a text, k in its k-th continuation. `positions` count within one's own branch.
-    `text`: which of the row's texts a slot belongs to; without, a row holds one.
+    `index`: 0 in a text, k in its k-th continuation; None: there are texts only. `positions` count
+    within one's own branch. `text`: which of the row's texts a slot belongs to; without, a row
+    holds one.
     """
 
-    index: Int[Array, "B T"]
+    index: Int[Array, "B T"] | None
     positions: Int[Array, "B T"]
     text: Int[Array, "B T"] | None = None
 
@@ -55,7 +56,7 @@ class Context:
 
     cos: Float[Array, "B T half"]
     sin: Float[Array, "B T half"]
-    valid: Bool[Array, "B S"]
+    segments: Int[Array, "B S"]  # 0: padding; else a number of the text
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
     slot: Int[Array, ""] | None  # where the new keys go in the cache
@@ -132,7 +133,7 @@ class Layer(nn.Module):
 
         def flash(window):
             kind = (window, config.query_scale, config.attn_softcap, self.layout)
-            return lambda q, k, v: flash_attention(q, k, v, context.valid, *kind)
+            return lambda q, k, v: flash_attention(q, k, v, context.segments, *kind)
 
         if not any(config.sliding) or config.window >= q.shape[1]:
             return flash(None)(q, k, v)
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         tokens: Int[Array, "B T"] | None,
         mask: Bool[Array, "B T"] | None = None,
         *,
-        gates: Float[Array, "B L E"] | None = None,
+        gates: Float[Array, "B *T L E"] | None = None,
         pool: Any = None,
         adapters: Any = None,
         adapter_scale: float = 0.0,
@@ -190,7 +191,8 @@ class Decoder(nn.Module):
     ):
         """Logits [B, T, V] in float32, with a cache `(logits, cache)`.
 
-        `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens).
+        `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens), of
+        which `branches` tell too. `gates` are a row's, or with an axis more a token's.
         `output`: `logits`, `last` (logits [B, V] of the last slot), or `hidden` (after the final
         norm, [B, T + M, D]); `at` leaves only these slots, [B, N, ...]. With `collect` = n,
         instead, the output of every layer at the last n slots, [L, B, n, D].
@@ -217,12 +219,15 @@ class Decoder(nn.Module):
 
         context, cache = self._context(x, mask, pool, cache, branches)
         shared = pool is not None and pool.scope == "shared"
-        # The kernels know the masks of plain texts only.
-        flash = self.layout is not None and self.layout.flash and cache is None and branches is None
+        flash = self.layout is not None and self.layout.flash and cache is None
+        if branches is not None:
+            # The kernels know texts, but no continuations; a window of theirs counts slots, and
+            # what is appended stands apart from its text.
+            flash &= branches.index is None and not (suffix is not None and any(config.sliding))
         inputs = {
             "index": jnp.arange(config.layers),
             "sliding": jnp.asarray(config.sliding),
-            "gates": None if gates is None else gates.swapaxes(0, 1),
+            "gates": None if gates is None else jnp.moveaxis(gates, -2, 0),
             "experts": None if pool is None or shared else pool.experts,
             "adapters": adapters,
         }
@@ -283,13 +288,19 @@ class Decoder(nn.Module):
         context = Context(
             cos=cos,
             sin=sin,
-            valid=valid,
+            segments=_segments(valid, branches),
             mask=seen(None),
             window_mask=seen(config.window) if any(config.sliding) else None,
             slot=None if cache is None else jnp.asarray(start, jnp.int32),
             experts=pool.experts if pool is not None and pool.scope == "shared" else None,
         )
         return context, cache
+
+
+def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array, "B S"]:
+    if branches is None or branches.text is None:
+        return valid.astype(jnp.int32)
+    return jnp.where(valid, branches.text + 1, 0)
 
 
 def head_logits(

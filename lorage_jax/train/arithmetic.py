@@ -8,9 +8,11 @@ input; a trained one, and attention, whose two sides are both activations, three
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from lorage_jax.chips import PEAK_FLOPS
 from lorage_jax.config import GeneratorConfig, ModelConfig
@@ -40,10 +42,10 @@ def cloud_flops(
     adapter = config.cloud_rank * (
         2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
     )
-    for prompts in batch["prompt_tokens"]:
-        rows, length = prompts.shape
-        length += edge.layers  # the meta tokens
-        macs += rows * length * cloud.layers * (_token_macs(cloud, length) + 3 * adapter)
+    for prompts, lengths in _chunks(batch, "prompt"):
+        texts = lengths + edge.layers  # the meta tokens
+        tokens = prompts.size + edge.layers * len(lengths)
+        macs += cloud.layers * (_model_macs(cloud, tokens, texts) + 3 * tokens * adapter)
     return 2 * macs
 
 
@@ -51,22 +53,34 @@ def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: dict[str, Any]
     """Of the queries, the pool's LoRAs and the head included."""
     macs = 0
     lora = 3 * config.rank * (edge.width + edge.ffn_width)  # gate, up and down
-    for queries in batch["query_tokens"]:
+    for queries, lengths in _chunks(batch, "query"):
         rows, length = queries.shape
-        length -= 1  # the last token is only a target
-        # `factors` sum the experts once a row, `products` apply every expert to every token.
-        if config.combine == "factors":
-            loras = rows * (config.experts + length)
+        tokens = rows * (length - 1)  # the last one is only a target
+        # `factors` sum the experts once a row, else every expert is applied to every token.
+        if config.combine == "factors" and "query_text" not in batch:
+            loras = rows * config.experts + tokens
         else:
-            loras = rows * config.experts * length
-        macs += rows * length * edge.layers * _token_macs(edge, length)
-        macs += rows * length * 2 * edge.vocab_size * edge.width  # the head
+            loras = config.experts * tokens
+        macs += edge.layers * _model_macs(edge, tokens, lengths - 1)
+        macs += tokens * 2 * edge.vocab_size * edge.width  # the head
         macs += 3 * edge.layers * loras * lora
     return 2 * macs
 
 
-def _token_macs(model: ModelConfig, length: int) -> int:
-    """Of one token in one layer, forward and backward; attention over all pairs."""
+def _chunks(batch: dict[str, Any], whose: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(token ids [rows, length], slots of every text) of each chunk; packed rows hold several."""
+    for number, tokens in enumerate(batch[f"{whose}_tokens"]):
+        if f"{whose}_text" not in batch:
+            yield tokens, np.full(tokens.shape[0], tokens.shape[1])
+            continue
+        text, mask = batch[f"{whose}_text"][number], batch[f"{whose}_mask"][number]
+        each = [np.bincount(row[real]) for row, real in zip(text, mask, strict=True)]
+        yield tokens, np.concatenate(each)
+
+
+def _model_macs(model: ModelConfig, tokens: int, texts: np.ndarray) -> int:
+    """Of a layer, forward and backward; attention over all pairs of slots of one text."""
     leaves = model_leaves(model)["layers"]
     matrices = sum(math.prod(leaves[name].shape[1:]) for name in MATRICES)
-    return 2 * matrices + 3 * 2 * model.heads * model.head_dim * length
+    pairs = int(np.sum(np.square(texts, dtype=np.int64)))
+    return 2 * matrices * tokens + 3 * 2 * model.heads * model.head_dim * pairs

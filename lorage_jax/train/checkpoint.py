@@ -32,6 +32,7 @@ from lorage_jax.errors import TrainingError
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 ABSENT = "(absent)"
+NONE = "null"
 COMMITTED = "_CHECKPOINT_METADATA"
 DISK = "Check the disk and its permissions."
 OTHER = "Restore an earlier step, or move this one away."
@@ -236,7 +237,8 @@ class Checkpoints:
         lines = [
             f"  - {name}: saved {saved.get(name, ABSENT)}, now {given.get(name, ABSENT)}"
             for name in sorted(saved.keys() | given.keys())
-            if saved.get(name, ABSENT) != given.get(name, ABSENT)
+            # A setting that a version did not have yet is None, by which nothing changes.
+            if saved.get(name, NONE) != given.get(name, NONE)
             and not any(name == field or name.startswith(field + ".") for field in ignored)
         ]
         if lines:

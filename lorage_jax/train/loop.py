@@ -173,17 +173,21 @@ def _beginning(config: ExperimentConfig, cloud: Model, edge: Model) -> Generator
 
 
 def batch_rows(config: ExperimentConfig) -> int:
-    """Prompts that go through the cloud at once: a chunk of a micro-batch."""
+    """Rows that go through the cloud at once: a chunk of a micro-batch, or packed rows."""
+    if config.data.packed_rows is not None:
+        return config.data.packed_rows
     parts = config.optimizer.accumulate * config.data.prompt_chunks
     return config.data.prompts_per_batch // parts
 
 
 def check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
     """ConfigError unless the prompts of a batch divide over the devices."""
-    prompts = batch_rows(config)
+    rows = batch_rows(config)
+    if config.data.packed_rows is not None:
+        check_divides(rows, f"a batch of {rows} packed rows", mesh, "packed_rows")
     check_divides(
-        prompts,
-        f"a micro-batch (or its prompt chunk) of {prompts} prompts",
+        rows,
+        f"a micro-batch (or its prompt chunk) of {rows} prompts",
         mesh,
         "prompts_per_batch / (accumulate x prompt_chunks)",
     )

@@ -22,14 +22,18 @@ from lorage_jax.distributed import spread
 from lorage_jax.generator.generator import prompt_gates
 from lorage_jax.generator.losses import expert_usage, frozen_head_nll, squared_cv
 from lorage_jax.generator.pool import Pool, make_pool
-from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout, ShardingRules, replicated
 from lorage_jax.train.optimizer import learning_rate
 from lorage_jax.train.state import TrainState
 
 QUERY_ARRAYS = ("query_tokens", "query_mask", "loss_mask")
-ARRAYS = ("prompt_tokens", "prompt_mask", *QUERY_ARRAYS)
+# What a packed batch has besides.
+QUERY_PLACES = ("query_text", "query_positions", "query_prompt")
+PROMPT_PLACES = ("prompt_text", "prompt_positions")
+PACKED_ARRAYS = (*PROMPT_PLACES, *QUERY_PLACES)
+ARRAYS = ("prompt_tokens", "prompt_mask", *QUERY_ARRAYS, *PACKED_ARRAYS)
 
 
 def make_train_step(
@@ -48,7 +52,8 @@ def make_train_step(
     grad_norm, learning_rate, usage and mean gates (gate_mass) [L, E], target_tokens.
     """
     schedule, layout = learning_rate(config.optimizer, config.steps), Layout(mesh, rules)
-    dropout = config.generator.dropout
+    dropout, data = config.generator.dropout, config.data
+    each = data.prompts_per_batch // data.packed_rows if data.packed_rows else 1
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
 
     def loss_fn(trained, statistics, frozen, micro, targets, key):
@@ -64,6 +69,8 @@ def make_train_step(
             remat=config.remat,
             key=gate_key,
             layout=layout,
+            texts=_texts(micro, "prompt"),
+            each=each,
         )
         nll = query_nll(
             decoder,
@@ -145,15 +152,21 @@ def query_nll(
     """Summed negative log-likelihood in nats of the targets of a micro-batch.
 
     The edge runs once a chunk of queries, on rows of that chunk's length; each row has the gates of
-    its prompt. `decoder` has a layout.
+    its prompt; in packed rows, each token. `decoder` has a layout.
     """
     total, done = jnp.zeros((), jnp.float32), 0
     name = "embed" if decoder.config.tied_head else "head"
     head = decoder.layout.gathered(model_leaves(decoder.config)[name], edge[name])
     chunks = zip(*(micro[name] for name in QUERY_ARRAYS), strict=True)
     prompts = gates.shape[0] // len(micro["query_tokens"])
+    texts = _texts(micro, "query")
     for number, (tokens, mask, loss_mask) in enumerate(chunks):
-        rows = jnp.repeat(gates[done : done + prompts], tokens.shape[0] // prompts, axis=0)
+        if texts is None:
+            rows = jnp.repeat(gates[done : done + prompts], tokens.shape[0] // prompts, axis=0)
+        else:
+            (owners,) = micro["query_prompt"]
+            rows = jnp.take_along_axis(gates[owners], texts.text[..., None, None], axis=1)
+            rows, texts = jax.tree.map(lambda x: x[:, :-1], (rows, texts))
         targets, wanted = tokens[:, 1:], loss_mask[:, 1:]
         front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
         hidden = decoder.apply(
@@ -162,6 +175,7 @@ def query_nll(
             mask[:, :-1],
             gates=rows,
             pool=pool,
+            branches=texts,
             output="hidden",
             at=front,
             rngs={"dropout": jax.random.fold_in(key, number)},
@@ -170,6 +184,14 @@ def query_nll(
         total += frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
         done += prompts
     return total
+
+
+def _texts(micro: dict[str, Any], whose: str) -> Branches | None:
+    """Which text every slot of packed prompts or queries belongs to, and where in it that is."""
+    if f"{whose}_text" not in micro:
+        return None
+    (text,), (positions,) = micro[f"{whose}_text"], micro[f"{whose}_positions"]
+    return Branches(None, positions, text)
 
 
 def count_targets(batch: dict[str, Any]) -> Float[Array, ""]:
@@ -194,4 +216,8 @@ def device_batch(
     def split(x: np.ndarray) -> np.ndarray:
         return x.reshape(accumulate, -1, x.shape[-1])
 
-    return {name: jax.tree.map(lambda x: spread(split(x), sharding), batch[name]) for name in names}
+    return {
+        name: jax.tree.map(lambda x: spread(split(x), sharding), batch[name])
+        for name in names
+        if name in batch
+    }

@@ -151,7 +151,7 @@ class Watch:
         self.console.print(
             f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
             f"grad {scalars['grad_norm']:.3f}  {scalars['tokens_per_second']:,.0f} tokens/s{mfu}  "
-            f"{left:,.0f} s left",
+            f"padding {scalars['padding_share']:.0%}  {left:,.0f} s left",
             highlight=False,
             soft_wrap=True,
         )

@@ -86,9 +86,9 @@ def test_remat_computes_a_layer_again():
     assert programs(again)[0].macs > 1.2 * model_macs(again)
 
 
-@pytest.mark.parametrize(("accumulate", "chunks"), [(1, 1), (2, 4)])
-def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chunks):  # noqa: F811
-    data = dataclasses.replace(DATA, prompt_chunks=chunks)
+@pytest.mark.parametrize(("accumulate", "chunks", "rows"), [(1, 1, None), (2, 4, None), (1, 1, 4)])
+def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chunks, rows):  # noqa: F811
+    data = dataclasses.replace(DATA, prompt_chunks=chunks, packed_rows=rows)
     groups = [TokenGroup([3] * S, [([3] * 40, [3] * 8)] * 2, i, 0) for i in range(P)]
     batch = Encoder(data, cloud, edge).batch(groups)
     place = micro_sharding(ShardingRules(), make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))

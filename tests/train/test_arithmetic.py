@@ -32,6 +32,32 @@ def test_step_flops(edge, combine):
     assert 0.995 < counted / walked < 1.0
 
 
+def test_packed_rows_pay_for_their_own_pairs():
+    """A text sees itself only; two texts a row cost less than one of twice the length."""
+    cloud, edge = with_layers(SHAPES["llama3-8b"], 2), with_layers(SHAPES["tinyllama"], 2)
+    generator = GeneratorConfig(combine="products")
+
+    def flops(texts, packed):
+        size, batch = 120 // texts, {}
+        for whose, slots in (("prompt", 120), ("query", 120 + 1)):
+            text = np.minimum(np.arange(slots) // size, texts - 1)
+            whole = {"tokens": text, "text": text, "mask": text >= 0}
+            arrays = {f"{whose}_{name}": (np.stack([x, x]),) for name, x in whole.items()}
+            batch |= arrays if packed else {f"{whose}_tokens": arrays[f"{whose}_tokens"]}
+        return arithmetic.step_flops(generator, cloud, edge, batch)
+
+    assert flops(1, packed=True) == flops(1, packed=False)
+    # One more text a row: its meta tokens and half the pairs.
+    layer = {"cloud": (cloud, 122**2 - 2 * 62**2), "edge": (edge, 120**2 - 60**2 - 59**2)}
+    pairs = sum(m.layers * 3 * 2 * m.heads * m.head_dim * n for m, n in layer.values())
+    meta = edge.layers * arithmetic._model_macs(cloud, 1, np.array([0])) * cloud.layers
+    adapter = generator.cloud_rank * (
+        2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
+    )
+    meta += 3 * edge.layers * adapter * cloud.layers
+    assert flops(2, packed=True) - flops(1, packed=True) == 2 * 2 * (meta - pairs)
+
+
 def test_peak_of_all_devices(monkeypatch):
     assert arithmetic.peak_flops() is None  # of a CPU
     kind = jax.devices()[0].device_kind

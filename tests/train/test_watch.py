@@ -47,9 +47,9 @@ def test_curves_and_lines(tmp_path, monkeypatch, capfd):
         "usage/layer00/expert1": [(2, 1.5), (4, 3.5), (5, 5.0)],
     }
     assert capfd.readouterr().err.splitlines() == [
-        "step 2/5  loss 0.1875  grad 8.500  9 tokens/s  2 s left",
-        "step 4/5  loss 0.4375  grad 10.500  21 tokens/s  0 s left",
-        "step 5/5  loss 0.6250  grad 12.000  30 tokens/s  0 s left",
+        "step 2/5  loss 0.1875  grad 8.500  9 tokens/s  padding 81%  2 s left",
+        "step 4/5  loss 0.4375  grad 10.500  21 tokens/s  padding 56%  0 s left",
+        "step 5/5  loss 0.6250  grad 12.000  30 tokens/s  padding 38%  0 s left",
     ]
 
 
@@ -68,7 +68,7 @@ def test_flops_over_what_the_devices_could_do(tmp_path, monkeypatch, capfd):
     found = read_logs(tmp_path)
     assert found["train/mfu"] == [(2, pytest.approx(0.24))]
     assert found["train/memory_gib"] == [(2, 1.0)] and found["train/memory_peak_gib"] == [(2, 1.5)]
-    assert "18 tokens/s  mfu 24.0%  0 s left" in capfd.readouterr().err
+    assert "18 tokens/s  mfu 24.0%  padding 81%  0 s left" in capfd.readouterr().err
 
 
 def test_a_collapsed_router_is_told_once_a_layer(tmp_path, capfd):

@@ -1,0 +1,50 @@
+"""What the cloud makes of a prompt does not depend on what stands beside it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lorage_jax.buckets import left_pad
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.data.packing import pack
+from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.generator.meta_tokens import adapter_leaves, read_prompts
+from lorage_jax.models.decoder import Branches
+from lorage_jax.models.leaves import initialise, model_leaves
+
+SIZES = {"vocab_size": 97, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
+EDGE_LAYERS = 3
+
+
+@pytest.mark.parametrize("hidden_layer", [None, 0])
+@pytest.mark.parametrize("window", [None, 8])
+def test_packed_prompts_are_read_as_alone(hidden_layer, window):
+    """Also past a window of 8 tokens, though meta tokens stand apart from their prompts."""
+    cloud = plain_decoder("llama", **SIZES)
+    if window:
+        cloud = dataclasses.replace(cloud, window=window, sliding=(True, False))
+    config = GeneratorConfig(hidden_layer=hidden_layer, dropout=0.0)
+    rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(0), 2)
+    params = jax.tree.map(
+        lambda x: x + jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype),
+        initialise(model_leaves(cloud), keys[0]),
+    )
+    adapters = initialise(adapter_leaves(config, cloud), keys[1])
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+    meta = jnp.asarray(rng.standard_normal((EDGE_LAYERS, 32)), jnp.float32)
+    prompts = [rng.integers(0, 97, n).tolist() for n in (21, 3, 14, 9, 30, 1)]
+
+    def read(tokens, mask, **texts):
+        rest = {"remat": "none", "dropout_key": None, "layout": None, **texts}
+        arrays = (jnp.asarray(tokens), jnp.asarray(mask))
+        return read_prompts(config, cloud, params, meta, adapters, *arrays, **rest)
+
+    alone = read(*left_pad(prompts, 32))
+    order, arrays = pack(prompts, 2, smallest=16, largest=200, pad=0)
+    texts = Branches(None, jnp.asarray(arrays["positions"]), jnp.asarray(arrays["text"]))
+    packed = read(arrays["tokens"], arrays["mask"], texts=texts, each=3)
+    assert packed.shape == (6, EDGE_LAYERS, 32) and np.abs(packed).max() > 0.5
+    np.testing.assert_allclose(packed, alone[order.ravel()], atol=2e-5)
