@@ -1,5 +1,6 @@
 """The paper's recipes: its hyper-parameters, models and data (PAPER's fixed values)."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import pytest
 from lorage_jax.commands.compile import model_shape
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import GeneratorConfig
+from lorage_jax.data.pipeline import make_dataset
 from lorage_jax.evaluate.shapes import SHAPES
+from lorage_jax.hf.load import load_tokenizer
 from lorage_jax.train.loop import check_models
+from tests.data.conftest import shared  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]
 EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b"}
@@ -47,3 +51,22 @@ def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
     paths = [source.path for source in config.data.sources]
     assert str(tmp_path / "commonsense" / "boolq") in paths
     assert paths[-1] == f"{tmp_path}/alpaca/alpaca.jsonl.gz"
+
+
+def test_little_of_a_batch_is_padding(shared, monkeypatch):  # noqa: F811
+    """On Alpaca and the reasoning tasks, as the recipe mixes them: packed, and not."""
+    monkeypatch.setenv("LORAGE_DATA", str(shared / "data"))
+    packed = load_experiment(ROOT / "experiments" / "paper_tinyllama.py").data
+    tokenizer = load_tokenizer(shared / "models" / "stories260K")
+    shares, shapes = {}, set()
+    for rows in (packed.packed_rows, None):
+        data = dataclasses.replace(packed, packed_rows=rows)
+        batches = iter(make_dataset(data, tokenizer, tokenizer, seed=0))
+        masks = []
+        for _ in range(16):
+            batch = next(batches)
+            masks += [*batch["prompt_mask"], *batch["query_mask"]]
+            shapes |= {(rows, masks[-2].shape, masks[-1].shape)} if rows else set()
+        shares[rows] = 1 - sum(x.sum() for x in masks) / sum(x.size for x in masks)
+    assert shares[8] < 0.15 and shares[None] > 0.8
+    assert len(shapes) <= 8  # so many programs

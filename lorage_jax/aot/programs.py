@@ -59,6 +59,7 @@ class Setting:
     edge: ModelConfig
     mesh: Mesh
     rules: ShardingRules
+    row_tokens: int | None = None  # slots of a row in the train step's batch; None: the most
 
     @property
     def rows(self) -> int:
@@ -73,7 +74,7 @@ def programs(setting: Setting) -> list[Program]:
 
 
 def train_program(setting: Setting) -> Program:
-    """Training's step on the longest batch."""
+    """Training's step on the longest batch, or on one of `row_tokens`."""
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     mesh, rules = setting.mesh, setting.rules
     leaves = trained_leaves(config.generator, cloud, edge)
@@ -95,7 +96,7 @@ def train_program(setting: Setting) -> Program:
     placed = jax.tree.map(lambda x: x.sharding, frozen)
     step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
     accumulate = config.optimizer.accumulate
-    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh))
+    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh), setting.row_tokens)
     return _program("train_step", step.trace, state, frozen, batch)
 
 
@@ -105,35 +106,30 @@ def model_macs(setting: Setting) -> int:
     return train_program(dataclasses.replace(setting, config=config)).macs
 
 
-def longest_batch(data: DataConfig, accumulate: int, sharding: NamedSharding) -> dict[str, Any]:
-    """The arrays of `train.step.device_batch` at the greatest lengths: the batch that must fit."""
-    if data.packed_rows is not None:
-        return _longest_packed(data, data.packed_rows, sharding)
-    names = [name for name in ARRAYS if name not in PACKED_ARRAYS]
+def longest_batch(
+    data: DataConfig, accumulate: int, sharding: NamedSharding, row_tokens: int | None = None
+) -> dict[str, Any]:
+    """The arrays of `train.step.device_batch` at the greatest lengths: the batch that must fit.
+
+    `row_tokens`: slots of a row, where the greatest are more.
+    """
+    packed = data.packed_rows is not None
+    # Rows of a chunk, and texts of a row.
+    rows = data.packed_rows or data.prompts_per_batch // (accumulate * data.prompt_chunks)
+    each = data.prompts_per_batch // data.packed_rows if packed else 1
 
     def array(name: str) -> Any:
         of_prompts = name.startswith("prompt")
-        rows = data.prompts_per_batch if of_prompts else data.rows
-        length = data.max_prompt_tokens if of_prompts else data.max_query_tokens
-        shape = (accumulate, rows // (accumulate * data.prompt_chunks), length)
-        dtype = jnp.int32 if name.endswith("tokens") else jnp.bool_
-        one = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        count, texts = (rows, each) if of_prompts else (rows, each * data.queries_per_prompt)
+        if not packed:
+            count, texts = count * texts, 1
+        length = texts * (data.max_prompt_tokens if of_prompts else data.max_query_tokens)
+        length = texts if name == "query_prompt" else min(length, row_tokens or length)
+        dtype = jnp.bool_ if name.endswith("mask") else jnp.int32
+        one = jax.ShapeDtypeStruct((accumulate, count, length), dtype, sharding=sharding)
         return (one,) * data.prompt_chunks
 
-    return {name: array(name) for name in names}
-
-
-def _longest_packed(data: DataConfig, rows: int, sharding: NamedSharding) -> dict[str, Any]:
-    prompts, queries = data.prompts_per_batch // rows, data.rows // rows  # of a row
-
-    def array(name: str) -> Any:
-        length = prompts * data.max_prompt_tokens
-        if not name.startswith("prompt"):
-            length = queries * (1 if name == "query_prompt" else data.max_query_tokens)
-        dtype = jnp.bool_ if name.endswith("mask") else jnp.int32
-        return (jax.ShapeDtypeStruct((1, rows, length), dtype, sharding=sharding),)
-
-    return {name: array(name) for name in ARRAYS}
+    return {name: array(name) for name in ARRAYS if packed or name not in PACKED_ARRAYS}
 
 
 def specialize_program(setting: Setting) -> Program:

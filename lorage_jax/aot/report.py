@@ -140,7 +140,7 @@ def page(result: dict[str, Any]) -> str:
         f"({usable:g} for a program), {chip['flops'] / 1e12:g} TFLOP/s in bfloat16,",
         f"HBM {chip['hbm'] / 1e9:g} GB/s, interconnect {chip['ici'] / 1e9:g} GB/s, data-centre "
         f"network {chip['dcn'] / 1e9:g} GB/s. Cloud {result['cloud']}, {result['cloud_layers']} "
-        f"layers; edge {result['edge']}, {result['edge_layers']} layers.",
+        f"layers; edge {result['edge']}, {result['edge_layers']} layers. {_batch(result)}",
         "",
         f"{'per chip':12}{'arguments':>11}{'temporary':>11}{'peak GiB':>11}{'GFLOP':>12}"
         f"{'HBM GB':>10}{'sent GB':>10}{'compiled':>10}",
@@ -161,6 +161,21 @@ def page(result: dict[str, Any]) -> str:
                 "bytes above are too low" + (", and below, too" if name == "train_step" else "")
             )
     return "\n".join([*lines, "", *_roofline_lines(result["roofline"])])
+
+
+def _batch(result: dict[str, Any]) -> str:
+    """What the train step is given."""
+    prompts, queries, rows = result["prompts"], result["rows"], result["packed_rows"]
+    lengths = [result["prompt_tokens"], result["query_tokens"]]
+    if rows is not None:
+        lengths = [prompts // rows * lengths[0], queries // rows * lengths[1]]
+    if most := result["row_tokens"]:
+        lengths = [min(length, most) for length in lengths]
+    where = "rows of their own" if rows is None else f"{rows} rows"
+    return (
+        f"A step's batch: {prompts} prompts and {queries} queries in {where}, of {lengths[0]} and "
+        f"{lengths[1]} slots."
+    )
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:

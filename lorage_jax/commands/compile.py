@@ -13,12 +13,17 @@ from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError
 
 
-def compile_experiment(path: Path, topology_name: str, layers: int | None) -> dict[str, Any]:
+def compile_experiment(
+    path: Path, topology_name: str, layers: int | None, row_tokens: int | None = None
+) -> dict[str, Any]:
     """Compiles, prints the figures of one chip and returns them.
 
     That a program does not fit is an answer, not an error: `fits` is false then.
     """
     topology, config = parse_topology(topology_name), load_experiment(path)
+    for name, value in (("--layers", layers), ("--row-tokens", row_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; expected 1 or more.")
     cloud = model_shape("cloud", config.cloud, layers)
     edge = model_shape("edge", config.edge, layers)
     devices = tpu_devices(topology)  # before anything else touches jax
@@ -30,7 +35,7 @@ def compile_experiment(path: Path, topology_name: str, layers: int | None) -> di
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
     check_devices(config, mesh)
     check_models(config, cloud, edge)
-    setting = Setting(config, cloud, edge, mesh, ShardingRules())
+    setting = Setting(config, cloud, edge, mesh, ShardingRules(), row_tokens)
     figures = {}
     for program in programs(setting):
         print(f"compiling {program.name} ...", file=sys.stderr, flush=True)
@@ -42,6 +47,7 @@ def compile_experiment(path: Path, topology_name: str, layers: int | None) -> di
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
         **_about(config, cloud, edge),
+        "row_tokens": row_tokens,
         "programs": figures,
         "roofline": step_roofline(figures["train_step"], topology, model_macs(setting)),
         "fits": all(one["fits"] for one in figures.values()),
@@ -61,6 +67,7 @@ def _about(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> d
         "prompt_tokens": config.data.max_prompt_tokens,
         "query_tokens": config.data.max_query_tokens,
         "accumulate": config.optimizer.accumulate,
+        "packed_rows": config.data.packed_rows,
     }
 
 

@@ -124,12 +124,14 @@ class Compile:
     """Generation and shape of a slice: v5e:2x4, v6e:4x4, v5p:2x2x1, v4:2x2x2; v5e:2x4*2 for two."""
     layers: int | None = None
     """At most so many of both models, for a quick look: the full depth compiles for minutes."""
+    row_tokens: int | None = None
+    """Slots of a row in the step's batch, instead of the longest one's: what a usual step takes."""
     json: Json = None
 
     def run(self) -> dict[str, Any]:
         from lorage_jax.commands.compile import compile_experiment
 
-        return compile_experiment(self.experiment, self.topology, self.layers)
+        return compile_experiment(self.experiment, self.topology, self.layers, self.row_tokens)
 
 
 @dataclass(frozen=True)

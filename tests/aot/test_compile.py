@@ -99,6 +99,28 @@ def test_other_topologies(tmp_path, topology, chips, mesh):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_packed_rows(tmp_path):
+    """The flash kernels know where a text ends; a usual step takes less than the longest one."""
+    figures = []
+    for number, more in enumerate(((), ("--row-tokens", 256))):
+        root = tmp_path / str(number)
+        root.mkdir()
+        path = experiment(root)
+        path.write_text(path.read_text().replace("steps=100,", "steps=100, remat='none',"))
+        path.write_text(path.read_text().replace("max_query", "packed_rows=8, max_query"))
+        path.write_text(path.read_text().replace("tokens=32", "tokens=512"))
+        done = subprocess_lorage("compile", path, "--json", root / "out.json", *more)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((root / "out.json").read_text())
+        check(result)
+        figures.append(result["programs"])
+    longest, usual = figures
+    assert usual["train_step"]["flops_per_chip"] < 0.5 * longest["train_step"]["flops_per_chip"]
+    assert usual["specialize"]["flops_per_chip"] == longest["specialize"]["flops_per_chip"]
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_what_a_loop_sends_grows_with_its_turns(tmp_path):
     """All that the layers send is in their loops: two depths differ by a layer, whatever it is."""
     sent = []
@@ -181,9 +203,18 @@ def test_what_a_refusal_says(message, peak):
         "chip": dataclasses.asdict(topology.chip),
         "programs": {"train_step": one},
         "roofline": roof,
+        "prompts": 16,
+        "rows": 32,
+        "prompt_tokens": 100,
+        "query_tokens": 40,
+        "packed_rows": None,
+        "row_tokens": None,
     } | dict.fromkeys(("cloud", "cloud_layers", "edge", "edge_layers"), 1)
     shown = page(result)
     assert "train_step: DOES NOT FIT into 15.75 GiB" in shown and "compute alone 1 s" in shown
+    assert "16 prompts and 32 queries in rows of their own, of 100 and 40 slots." in shown
+    packed = page(result | {"packed_rows": 4, "row_tokens": 330})
+    assert "16 prompts and 32 queries in 4 rows, of 330 and 320 slots." in packed
     assert "count once" not in shown
     one["loops_counted_once"] = 2
     assert "2 loops whose turns the program does not tell count once" in page(result)
