@@ -27,6 +27,8 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num-processes", "--process-id")
 # How many processes a launcher started. One is no cluster: JAX would hide all devices but the first
 LAUNCHED = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# The same of what this process is part of, not of what the user may yet start.
+STARTED = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def initialise(
@@ -65,6 +67,22 @@ def initialise(
             f"{where} could not join the others: {reason}. Start all processes with the same "
             f"address, reachable from every host, within {JOINING} s, and before anything uses JAX."
         ) from None
+
+
+def alone(command: str) -> None:
+    """ConfigError where a launcher started several processes of a command that runs in one.
+
+    Each would do all of it, and write into the others' folder.
+    """
+    env = os.environ
+    counts = {name: env.get(name, "1") for name in STARTED}
+    counts["TPU_WORKER_HOSTNAMES"] = str(env.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1)
+    for name, count in counts.items():
+        if count not in ("", "0", "1"):
+            raise ConfigError(
+                f"{command} runs in one process, but {count} were started, by {name}. Start it "
+                "once; it drives all devices of its machine. Only `lorage train` runs in several."
+            )
 
 
 def _given(*flags: Any) -> tuple[str, int, int] | None:

@@ -9,7 +9,8 @@ from lorage_jax.errors import ConfigError
 @pytest.fixture
 def alone(monkeypatch):
     """No launcher's variables; tells whether JAX was asked to join."""
-    for name in (*distributed.VARIABLES, *distributed.LAUNCHED, "KUBERNETES_SERVICE_HOST"):
+    launchers = (*distributed.LAUNCHED, *distributed.STARTED, "TPU_WORKER_HOSTNAMES")
+    for name in (*distributed.VARIABLES, *launchers, "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     asked = []
     monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
@@ -17,6 +18,23 @@ def alone(monkeypatch):
         distributed.jax.distributed, "initialize", lambda *args, **_: asked.append(args)
     )
     return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_NUM_PROCESSES", "2"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+        ("TPU_WORKER_HOSTNAMES", "host-0,host-1"),
+    ],
+)
+def test_what_runs_in_one_process_refuses_several(alone, monkeypatch, name, value):
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, in which nothing was started
+    distributed.alone("lorage pretrain")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"but 2 were started, by {name}"):
+        distributed.alone("lorage pretrain")
 
 
 @pytest.mark.parametrize(

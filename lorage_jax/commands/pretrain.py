@@ -8,6 +8,7 @@ from typing import Any
 
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import PretrainConfig
+from lorage_jax.distributed import alone
 from lorage_jax.errors import OutputError
 from lorage_jax.hf.folder import check_file
 
@@ -19,6 +20,7 @@ def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str,
     from lorage_jax.train.run import check_run_folder
     from lorage_jax.train.watch import read_logs
 
+    alone("lorage pretrain")
     config = load_experiment(path, PretrainConfig)
     if out is not None:
         config = dataclasses.replace(config, out=str(out))

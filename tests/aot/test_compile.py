@@ -106,7 +106,6 @@ def test_packed_rows(tmp_path):
         root = tmp_path / str(number)
         root.mkdir()
         path = experiment(root)
-        path.write_text(path.read_text().replace("steps=100,", "steps=100, remat='none',"))
         path.write_text(path.read_text().replace("max_query", "packed_rows=8, max_query"))
         path.write_text(path.read_text().replace("tokens=32", "tokens=512"))
         done = subprocess_lorage("compile", path, "--json", root / "out.json", *more)

@@ -32,13 +32,14 @@ def test_train_leaves_a_generator_and_its_figures(world):
     assert not (world.root / "unused").exists()
 
 
-def test_train_resumes(world, tmp_path, capfd):
+@pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
+def test_train_resumes(world, tmp_path, capfd, resume):
     run, figures = tmp_path / "run", tmp_path / "figures.json"
     shutil.copytree(world.root / "run", run)
     shutil.rmtree(run / "checkpoints" / "6")
     shutil.rmtree(run / "generator")
     args = ("train", world.root / "exp.py", "--out", run, "--json", figures)
-    assert lorage(*args, "--resume") == 0
+    assert lorage(*args, *resume) == 0
     assert json.loads(figures.read_text())["first_step"] == 4
     first, again = (
         load_file(r / "generator" / "generator.safetensors") for r in (world.root / "run", run)
