@@ -8,7 +8,7 @@ import pytest
 from lorage_jax import flash, ops
 from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 from tests.tiny import padded_batch
 
@@ -88,23 +88,33 @@ def test_block_sizes():
     assert flash.block_size(1046) == (384, 1152)  # 1024 tokens and 22 meta tokens
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])
-def test_decoder_with_kernels(tiny, monkeypatch, variant):
-    """gemma2's layers slide by turns; meta tokens follow, rows are padded on either side."""
+def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
+    """gemma2's layers slide by turns; meta tokens follow, rows are padded on either side. Packed
+    rows hold two texts and no meta tokens.
+    """
     where = layout(1, 1, 2)
     model = load_model(tiny(variant)[0], mesh=where.mesh)
     tokens, mask = padded_batch()
-    suffix = model.params["embed"][:3]
+    suffix, tail = model.params["embed"][:3], 3
+    more = {"output": "hidden"}
+    if packed:
+        tail, half = 0, tokens.shape[1] // 2
+        text = jnp.broadcast_to(jnp.arange(tokens.shape[1]) // half, tokens.shape)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]) % half, tokens.shape)
+        more |= {"branches": Branches(None, positions, text)}
+    else:
+        more |= {"suffix": suffix}
 
     def run(layout):
         decoder = Decoder(model.config, layout=layout)
         apply = jax.jit(lambda params: decoder.apply({"params": params}, tokens, mask, **more))
         return np.asarray(apply(model.params))
 
-    more = {"suffix": suffix, "output": "hidden"}
     wanted = run(where)
     monkeypatch.setattr(Layout, "flash", True)
     found = run(where)
-    real = np.pad(mask, ((0, 0), (0, 3)), constant_values=True)
+    real = np.pad(mask, ((0, 0), (0, tail)), constant_values=True)
     assert (found != wanted)[real].any()  # another arithmetic
     np.testing.assert_allclose(found[real], wanted[real], atol=2e-4)
