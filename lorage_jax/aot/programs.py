@@ -1,7 +1,8 @@
 """The programs of a pair of models on a mesh, traced on shapes: no weights are made.
 
-`train_step` is training's own step; `specialize` reads a prompt a batch device; `merge` assembles
-one card's LoRA and adds it to the edge; `decode` makes tokens, a row a batch device.
+`train_step` is training's own step, `usual_step` the same on a shorter batch; `specialize` reads a
+prompt a batch device; `merge` assembles one card's LoRA and adds it to the edge; `decode` makes
+tokens, a row a batch device.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Setting:
     edge: ModelConfig
     mesh: Mesh
     rules: ShardingRules
-    row_tokens: int | None = None  # slots of a row in the train step's batch; None: the most
+    row_tokens: int | None = None  # slots of a row in the batch of `usual_step`; None: no such
 
     @property
     def rows(self) -> int:
@@ -68,13 +69,18 @@ class Setting:
 
 
 def programs(setting: Setting) -> list[Program]:
-    """All four."""
-    made = (train_program, specialize_program, merge_program, decode_program)
-    return [make(setting) for make in made]
+    """All four, and `usual_step` if `row_tokens` say what is usual."""
+    steps = [train_program(setting)]
+    if setting.row_tokens is not None:
+        steps.append(train_program(setting, setting.row_tokens))
+    return [
+        *steps,
+        *(make(setting) for make in (specialize_program, merge_program, decode_program)),
+    ]
 
 
-def train_program(setting: Setting) -> Program:
-    """Training's step on the longest batch, or on one of `row_tokens`."""
+def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
+    """Training's step on the longest batch, or on one of so many slots a row."""
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     mesh, rules = setting.mesh, setting.rules
     leaves = trained_leaves(config.generator, cloud, edge)
@@ -96,14 +102,15 @@ def train_program(setting: Setting) -> Program:
     placed = jax.tree.map(lambda x: x.sharding, frozen)
     step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
     accumulate = config.optimizer.accumulate
-    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh), setting.row_tokens)
-    return _program("train_step", step.trace, state, frozen, batch)
+    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh), row_tokens)
+    name = "train_step" if row_tokens is None else "usual_step"
+    return _program(name, step.trace, state, frozen, batch)
 
 
-def model_macs(setting: Setting) -> int:
+def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
     """Multiply-accumulates of a train step that computes no activation twice, on all chips."""
     config = dataclasses.replace(setting.config, remat="none")
-    return train_program(dataclasses.replace(setting, config=config)).macs
+    return train_program(dataclasses.replace(setting, config=config), row_tokens).macs
 
 
 def longest_batch(

@@ -160,7 +160,10 @@ def page(result: dict[str, Any]) -> str:
                 f"  {count} loops whose turns the program does not tell count once: HBM and sent "
                 "bytes above are too low" + (", and below, too" if name == "train_step" else "")
             )
-    return "\n".join([*lines, "", *_roofline_lines(result["roofline"])])
+    lines += ["", *_roofline_lines(result["roofline"], "train step")]
+    if "usual_roofline" in result:
+        lines += ["", *_roofline_lines(result["usual_roofline"], "usual step")]
+    return "\n".join(lines)
 
 
 def _batch(result: dict[str, Any]) -> str:
@@ -169,12 +172,11 @@ def _batch(result: dict[str, Any]) -> str:
     lengths = [result["prompt_tokens"], result["query_tokens"]]
     if rows is not None:
         lengths = [prompts // rows * lengths[0], queries // rows * lengths[1]]
-    if most := result["row_tokens"]:
-        lengths = [min(length, most) for length in lengths]
     where = "rows of their own" if rows is None else f"{rows} rows"
+    usual = f" (usual_step: {result['row_tokens']})" if "row_tokens" in result else ""
     return (
-        f"A step's batch: {prompts} prompts and {queries} queries in {where}, of {lengths[0]} and "
-        f"{lengths[1]} slots."
+        f"A step's batch: {prompts} prompts and {queries} queries in {where}, of at most "
+        f"{lengths[0]} and {lengths[1]} slots{usual}."
     )
 
 
@@ -207,11 +209,11 @@ def _collective_lines(one: dict[str, Any]) -> list[str]:
     return lines + [f"    and {more} smaller ones"] * (more > 0)
 
 
-def _roofline_lines(roof: dict[str, Any]) -> list[str]:
+def _roofline_lines(roof: dict[str, Any], what: str) -> list[str]:
     if roof["step_s"] is None:
         return [f"No roofline of a step that was refused; compute alone {roof['compute_s']:.4g} s."]
     return [
-        f"A train step takes at least {roof['step_s']:.4g} s, bound by {roof['bound_by']}: compute "
+        f"A {what} takes at least {roof['step_s']:.4g} s, bound by {roof['bound_by']}: compute "
         f"{roof['compute_s']:.4g} s, HBM {roof['hbm_s']:.4g} s, interconnect {roof['ici_s']:.4g} "
         f"s, data-centre network {roof['dcn_s']:.4g} s.",
         f"Predicted MFU, at most: {100 * roof['predicted_mfu']:.1f} %.",

@@ -47,11 +47,14 @@ def compile_experiment(
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
         **_about(config, cloud, edge),
-        "row_tokens": row_tokens,
         "programs": figures,
         "roofline": step_roofline(figures["train_step"], topology, model_macs(setting)),
         "fits": all(one["fits"] for one in figures.values()),
     }
+    if row_tokens is not None:
+        usual, macs = figures["usual_step"], model_macs(setting, row_tokens)
+        roof = step_roofline(usual, topology, macs)
+        result |= {"row_tokens": row_tokens, "usual_roofline": roof}
     print(page(result))
     return result
 

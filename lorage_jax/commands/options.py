@@ -125,7 +125,7 @@ class Compile:
     layers: int | None = None
     """At most so many of both models, for a quick look: the full depth compiles for minutes."""
     row_tokens: int | None = None
-    """Slots of a row in the step's batch, instead of the longest one's: what a usual step takes."""
+    """Compile the step for a batch with rows of so many slots, too: what a usual step takes."""
     json: Json = None
 
     def run(self) -> dict[str, Any]:
