@@ -38,7 +38,7 @@ def config() -> ExperimentConfig:
             max_query_tokens=256,
             min_bucket=64,
         ),
-        generator=GeneratorConfig(),
+        generator=GeneratorConfig.paper(),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
         steps=200,
         dtype="float32",

@@ -36,7 +36,9 @@ def load_torch(folder):
 def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     folder, base = tiny(family)
     edge = load_model(folder)
-    config = GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4, combine=combine, pool_scope=scope)
+    config = GeneratorConfig(
+        top_k=2, rank=4, alpha=8.0, cloud_rank=4, combine=combine, pool_scope=scope
+    )
     gen = make_generator(cloud_dir, folder, config)
     cards = specialize(gen, PROMPTS)
     # Gates that are open by halves, else factors and products are the same thing.

@@ -145,7 +145,7 @@ def make_generator(
 
     `strength`: the std of the experts' b.
     """
-    config = config or GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4)
+    config = config or GeneratorConfig(top_k=2, rank=4, alpha=8.0, cloud_rank=4)
     cloud, edge = load_model(cloud_dir, dtype), load_model(edge_dir, dtype)
     rng = np.random.default_rng(seed)
     sizes = {"meta": 1.0, "adapters": 0.1, "router": 0.4, "pool": strength}

@@ -39,7 +39,9 @@ def assert_close(left, right, atol=1e-6):
 @pytest.mark.parametrize("combine", ["factors", "products"])
 def test_assemble_against_numpy(tiny, cloud_dir, combine, scope):
     """Eq. 8 spelled out: expert by expert, layer by layer, in float64."""
-    config = GeneratorConfig(rank=3, alpha=6.0, experts=5, combine=combine, pool_scope=scope)
+    config = GeneratorConfig(
+        rank=3, alpha=6.0, experts=5, top_k=2, combine=combine, pool_scope=scope
+    )
     gen = make_generator(cloud_dir, tiny("llama")[0], config)
     gates = random_card(gen).gates
     rank = assembled_rank(gen.pool, gates)

@@ -196,7 +196,7 @@ def test_overwriting(saved, home):
 )
 def test_every_switch_survives(saved, tmp_path, fields):
     home, _, _ = saved
-    config = GeneratorConfig(rank=2, experts=3, **fields)
+    config = GeneratorConfig(rank=2, experts=3, top_k=2, **fields)
     gen = make_generator(home / "cloud", home / "edge", config)
     save_generator(gen, tmp_path / "gen")
     back = load_generator(tmp_path / "gen")

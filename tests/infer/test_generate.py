@@ -243,7 +243,7 @@ def test_trained_model_continues_its_story(stories):
 
 @pytest.mark.parametrize("combine", ["factors", "products"])
 def test_rows_with_gates_of_their_own(model, combine):
-    config = GeneratorConfig(experts=4, rank=3, combine=combine)
+    config = GeneratorConfig(experts=4, top_k=2, rank=3, combine=combine)
     rng = np.random.default_rng(0)
     experts = jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32),

@@ -47,8 +47,8 @@ def test_a_run_begins_with_the_parts_of_init(experiment, begun, monkeypatch):
 
 def test_a_generator_of_another_kind_is_refused(experiment, begun, pair, tmp_path):
     folder, generator = begun
-    with pytest.raises(ConfigError, match="other switches: top_k 2, here 4; combine factors"):
-        other = {"top_k": 4, "combine": "products"}
+    with pytest.raises(ConfigError, match="other switches: top_k 4, here 2; combine factors"):
+        other = {"top_k": 2, "combine": "products"}
         train(experiment(init=str(folder), generator=other), progress=False)
     foreign = dataclasses.replace(generator, edge_fingerprint="sha256:" + "0" * 64)
     save_generator(foreign, tmp_path / "foreign")
