@@ -120,8 +120,10 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     assert np.abs(np.asarray(merged - forward(edge, tokens, mask)))[mask].max() > 0.1
 
 
-def test_the_loss_is_that_of_the_edge_and_micro_batches_change_nothing(experiment, pair, tmp_path):
-    """A fresh LoRA changes nothing, so the first loss is the bare edge's; b moves first."""
+def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pair, tmp_path):
+    """Nor do micro-batches or packed rows. A fresh LoRA changes nothing, so the first loss is the
+    bare edge's; b moves first.
+    """
     config = experiment(steps=3, generator={"dropout": 0.0})
     found = train_lora(config, progress=False)
     edge, cloud = load_model(pair[1]), load_model(pair[0])
@@ -132,16 +134,15 @@ def test_the_loss_is_that_of_the_edge_and_micro_batches_change_nothing(experimen
     picked = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     expected = -picked[wanted[:, 1:]].mean()
     assert found.losses[0][1] == pytest.approx(expected, rel=1e-5)
-    parts = experiment(
-        steps=3,
-        generator={"dropout": 0.0},
-        optimizer={"accumulate": 2},
-        out=str(tmp_path / "parts"),
-    )
-    again = train_lora(parts, progress=False)
-    np.testing.assert_allclose(again.losses, found.losses, rtol=1e-4)
-    for name, array in arrays(found.folder).items():
-        np.testing.assert_allclose(array, arrays(again.folder)[name], atol=2e-4, err_msg=name)
+    for name, changes in {
+        "parts": {"optimizer": {"accumulate": 2}},
+        "packed": {"data": {"packed_rows": 8, "min_bucket": 16}},
+    }.items():
+        other = experiment(steps=3, generator={"dropout": 0.0}, out=str(tmp_path / name), **changes)
+        again = train_lora(other, progress=False)
+        np.testing.assert_allclose(again.losses, found.losses, rtol=1e-4)
+        for leaf, array in arrays(found.folder).items():
+            np.testing.assert_allclose(array, arrays(again.folder)[leaf], atol=2e-4, err_msg=leaf)
     with pytest.raises(TrainingError):  # another rank is another run
         train_lora(experiment(steps=3, generator={"rank": 8}), resume=True, progress=False)
     with pytest.raises(WeightsError, match="Load the edge it was trained on"):

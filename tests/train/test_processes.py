@@ -38,10 +38,11 @@ def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_train_as_one(experiment, tmp_path, count):
+@pytest.mark.parametrize(("count", "packed"), [(2, 8), (4, None)])
+def test_processes_train_as_one(experiment, tmp_path, count, packed):
     """Losses of one process; stopped, resumed on another count and mesh; then specialised."""
     settings = {"steps": 10, "save_every": 3, "generator": {"dropout": 0.0}}
+    settings["data"] = {"packed_rows": packed}
     whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)
     config = experiment(mesh=MeshConfig(data=2, fsdp=count), **settings)
     stop = "if step == 4: raise KeyboardInterrupt"
