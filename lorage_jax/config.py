@@ -86,8 +86,8 @@ class ModelConfig:
 class GeneratorConfig:
     """The trained parts and the paper's switches.
 
-    Defaults are the paper's values but for `top_k`: on the nano pair 4 experts beat the paper's 2 by
-    far (`experiments/results/nano_switches.md`).
+    Defaults are the paper's values but for `top_k`: on the nano pair 4 experts beat the paper's 2
+    by far (`experiments/results/nano_switches.md`).
     """
 
     experts: int = 8  # E (paper: n)
