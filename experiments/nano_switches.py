@@ -88,10 +88,17 @@ def measure(run: ExperimentConfig) -> dict[str, Any]:
 
 
 def markdown(rows: dict[str, Any]) -> str:
+    base = nano.config(SEED).generator
+    names = ("experts", "top_k", "combine", "pool_scope", "router_scope", "routing", "batch_norm")
+    names += ("cloud_rank", "rank", "cv_weight")
+    settings = ", ".join(f"{name} {getattr(base, name)}" for name in names)
     lines = [
         f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} a split, seed {SEED})",
         "",
-        "Exact match of the specialised edge without prompt ± standard error over prompts.",
+        "Exact match of the specialised edge without prompt ± standard error over prompts. One seed a "
+        "row: what two seeds of one setting differ by is not in these errors.",
+        "",
+        f"`default` is the nano pair's generator: {settings}.",
         "",
         "| switch | " + " | ".join(COLUMNS) + " | shuffled, composition |",
         "|---|" + "---:|" * (len(COLUMNS) + 1),
