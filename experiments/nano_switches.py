@@ -95,8 +95,8 @@ def markdown(rows: dict[str, Any]) -> str:
     lines = [
         f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} a split, seed {SEED})",
         "",
-        "Exact match of the specialised edge without prompt ± standard error over prompts. One seed a "
-        "row: what two seeds of one setting differ by is not in these errors.",
+        "Exact match of the specialised edge without prompt ± standard error over prompts. One "
+        "seed a row: what two seeds of one setting differ by is not in these errors.",
         "",
         f"`default` is the nano pair's generator: {settings}.",
         "",
