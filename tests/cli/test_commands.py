@@ -178,7 +178,7 @@ def test_inspect(world, tmp_path, capfd):
     png, result = tmp_path / "gates.png", tmp_path / "card.json"
     assert lorage("inspect", world.special / "card.json", "--png", png, "--json", result) == 0
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert json.loads(result.read_text())["open_gates_per_layer"] == [2, 2, 2]
+    assert json.loads(result.read_text())["open_gates_per_layer"] == [4, 4, 4]
     shown = capfd.readouterr().out
     assert "layer" in shown and "cloud_tokens" in shown
     for folder in (world.special, world.special / "merged", world.special / "adapter"):

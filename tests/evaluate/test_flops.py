@@ -143,7 +143,8 @@ def test_the_cloud_pass_against_the_formula(router_scope):
 
 @pytest.mark.parametrize("combine", ["factors", "products"])
 def test_the_merge_against_the_formula(combine):
-    edge, config = tiny("llama", 3), GeneratorConfig(experts=4, rank=2, combine=combine)
+    edge = tiny("llama", 3)
+    config = GeneratorConfig(experts=4, top_k=2, rank=2, combine=combine)
     macs = sum(map(flops.matmul_macs, flops.merge_programs(config, edge, "float32")))
     matrix = edge.width * edge.ffn_width
     if combine == "factors":

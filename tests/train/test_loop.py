@@ -304,4 +304,4 @@ def test_curves_are_written(experiment):
     assert [loss for _, loss in found["train/loss"]] == pytest.approx(means, rel=1e-6)
     assert found["train/learning_rate"][-1][1] < found["train/learning_rate"][0][1]
     usage = [values[-1][1] for name, values in found.items() if name.startswith("usage/layer00")]
-    assert len(usage) == 8 and sum(usage) == pytest.approx(2.0)
+    assert len(usage) == 8 and sum(usage) == pytest.approx(4.0)
