@@ -17,6 +17,9 @@ from lorage_jax.aot.hlo import (
 )
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Between slices, hosts carry it: chips send and receive, and attributes say what for.
+TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
 # These name or view values, or are counted at their start.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast partition-id replica-id after-all "
@@ -117,6 +120,8 @@ def _collectives(
     """
     if one.opcode.removesuffix("-start") in KINDS:
         return [_collective(module, computation, one, chips_per_slice)]
+    if one.opcode == "send" and (kind := TRANSFER.search(one.attributes)):
+        return [_between_slices(computation, one, kind[1].lower().replace("_", "-"))]
     name = one.called("calls") if one.opcode in ("fusion", "async-start") else None
     if name is None:
         return []
@@ -132,6 +137,26 @@ def _collectives(
     return found
 
 
+def _between_slices(computation: Computation, one: Instruction, kind: str) -> Collective:
+    """A collective of chips that have the same place in their slices, which their hosts run."""
+    shape = computation.instructions[one.operands[0]].shape
+    slices = SLICES.search(one.attributes)[1]
+    first, _, last = slices.partition(":")
+    group = int(last) - int(first) + 1 if last else slices.count(",") + 1
+    sent = round(array_bytes(shape) * _share(kind, group))
+    return Collective(kind, re.sub(r"\{[^}]*\}", "", shape), group, sent, dcn=True)
+
+
+def _share(kind: str, size: int) -> float:
+    """Of its operands, what each of `size` chips sends on a ring."""
+    shares = {
+        "all-gather": size - 1,
+        "all-reduce": 2 * (size - 1) / size,
+        "collective-permute": 1,
+    }
+    return shares.get(kind, (size - 1) / size)
+
+
 def _collective(
     module: Module, computation: Computation, one: Instruction, chips_per_slice: int
 ) -> Collective:
@@ -140,14 +165,9 @@ def _collective(
         kind = "reduce-scatter"  # written as an all-reduce of which each chip keeps its part
     group = replica_group(one.attributes, module.chips)
     size, count = len(group), sum(_size(computation, name) for name in one.operands)
-    share = {
-        "all-gather": size - 1,
-        "all-reduce": 2 * (size - 1) / size,
-        "collective-permute": 1,
-    }.get(kind, (size - 1) / size)
     dcn = len({chip // chips_per_slice for chip in group}) > 1
     shape = re.sub(r"\{[^}]*\}", "", one.shape)
-    return Collective(kind, shape, size, round(count * share), dcn)
+    return Collective(kind, shape, size, round(count * _share(kind, size)), dcn)
 
 
 def _size(computation: Computation, name: str) -> int:

@@ -65,3 +65,22 @@ ENTRY %main (which.1: s32[], x.3: f32[64]) -> f32[64] {
         "true_computation=%large, false_computation=%small",
     ):
         assert traffic(parse(branches.replace("CALLED", called)), 1).hbm == 2 * 256
+
+
+def test_what_hosts_carry_between_slices():
+    """As the compiler writes it for two slices: an all-reduce within each, then a send."""
+    program = """
+ENTRY %main (x.1: f32[4,128]) -> f32[4,128] {
+  %x.1 = f32[4,128]{1,0:T(4,128)} parameter(0)
+  %after-all.1 = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="a.1_0"}
+  %send.1 = (f32[4,128]{1,0:T(4,128)}, u32[], token[]) send(%x.1, %after-all.1), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="TARGET",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=2, is_host_transfer=true
+  ROOT %y.1 = f32[4,128]{1,0:T(4,128)} negate(%x.1)
+}
+"""  # noqa: E501
+    for target, slices in (("{1,2}x{0:7}", 2), ("{1:4}x{0:7}", 4)):
+        found = traffic(parse(program.replace("TARGET", target)), 8).collectives
+        sent = round(4 * 128 * 4 * 2 * (slices - 1) / slices)
+        assert found == {Collective("all-reduce", "f32[4,128]", slices, sent, True): 1}
+    there = program.replace("_xla_megascale_", "_other_")
+    assert not traffic(parse(there), 8).collectives
