@@ -13,6 +13,8 @@ import numpy as np
 
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# Of a computation; an attribute of a kernel may go over lines that begin like it.
+END = re.compile(r'\}(, execution_thread="\w+")?')
 NAME = re.compile(r"%([\w.\-]+)")
 ONE_BYTE = ("pred", "s8", "u8")
 
@@ -90,7 +92,7 @@ def parse(text: str) -> Module:
             if found:
                 name, root, instructions = found[2], "", {}
                 entry = name if found[1] else entry
-        elif line.rstrip() == "}":  # an attribute of a kernel may go over lines that begin so
+        elif END.fullmatch(line.rstrip()):
             computations[name] = Computation(name, instructions, root)
             name = None
         elif " = " in line:

@@ -57,6 +57,12 @@ def test_a_kernel_may_say_much():
     assert text != PROGRAM and turns(text) == 5
 
 
+def test_a_computation_may_run_elsewhere():
+    """As those of v6e that its sparse cores run; the next one begins behind it."""
+    text = PROGRAM.replace("}\n\n", '}, execution_thread="sparsecore"\n\n', 1)
+    assert text != PROGRAM and parse(text).computations.keys() == parse(PROGRAM).computations.keys()
+
+
 def test_a_loop_that_asks_its_data():
     assert turns(PROGRAM, "while.2") is None
 
