@@ -61,6 +61,8 @@ def compiled(recipe: str, topology: str, layers: int | None) -> dict:
         result = json.loads(file.read_text())
     for program in result["programs"].values():
         program.pop("collective_list")
+    origin = result["provenance"]  # the file is gone by then
+    origin["command"] = origin["command"].replace(f" --json {file}", "")
     return result
 
 
