@@ -141,7 +141,7 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
     """What the file says of `what`; if there is none, what `make` returns, and now it says so."""
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
-        known, asked = _set(found["identity"]), _set(what)
+        known, asked = _without_none(found["identity"]), _without_none(what)
         if known != asked:
             other = [key for key in asked if known.get(key) != asked[key]]
             raise SystemExit(
@@ -163,13 +163,13 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
     return result
 
 
-def _set(value: Any) -> Any:
+def _without_none(value: Any) -> Any:
     """Without settings that are None: an older file does not have all of today's."""
     if isinstance(value, list):
-        return [_set(one) for one in value]
+        return [_without_none(one) for one in value]
     if not isinstance(value, dict):
         return value
-    return {key: _set(one) for key, one in value.items() if one is not None}
+    return {key: _without_none(one) for key, one in value.items() if one is not None}
 
 
 def origin() -> dict[str, Any]:

@@ -70,13 +70,12 @@ class Setting:
 
 def programs(setting: Setting) -> list[Program]:
     """All four, and `usual_step` if `row_tokens` say what is usual."""
-    steps = [train_program(setting)]
-    if setting.row_tokens is not None:
-        steps.append(train_program(setting, setting.row_tokens))
-    return [
-        *steps,
-        *(make(setting) for make in (specialize_program, merge_program, decode_program)),
+    made = [
+        make(setting) for make in (train_program, specialize_program, merge_program, decode_program)
     ]
+    if setting.row_tokens is not None:
+        made.insert(1, train_program(setting, setting.row_tokens))
+    return made
 
 
 def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
@@ -120,16 +119,15 @@ def longest_batch(
 
     `row_tokens`: slots of a row, where the greatest are more.
     """
-    packed = data.packed_rows is not None
-    # Rows of a chunk, and texts of a row.
-    rows = data.packed_rows or data.prompts_per_batch // (accumulate * data.prompt_chunks)
-    each = data.prompts_per_batch // data.packed_rows if packed else 1
+    packed, queries = data.packed_rows is not None, data.queries_per_prompt
+    parts = accumulate * data.prompt_chunks
+    rows = data.prompts_per_batch // data.prompts_per_row // parts  # of a chunk
 
     def array(name: str) -> Any:
         of_prompts = name.startswith("prompt")
-        count, texts = (rows, each) if of_prompts else (rows, each * data.queries_per_prompt)
-        if not packed:
-            count, texts = count * texts, 1
+        # Queries have rows of their own, or stand in as many rows as the prompts.
+        count = rows if of_prompts or packed else rows * queries
+        texts = data.prompts_per_row * (queries if packed and not of_prompts else 1)
         length = texts * (data.max_prompt_tokens if of_prompts else data.max_query_tokens)
         length = texts if name == "query_prompt" else min(length, row_tokens or length)
         dtype = jnp.bool_ if name.endswith("mask") else jnp.int32

@@ -158,7 +158,7 @@ def page(result: dict[str, Any]) -> str:
         if count := one.get("loops_counted_once"):
             lines.append(
                 f"  {count} loops whose turns the program does not tell count once: HBM and sent "
-                "bytes above are too low" + (", and below, too" if name == "train_step" else "")
+                "bytes above are too low" + (", and below, too" if name.endswith("_step") else "")
             )
     lines += ["", *_roofline_lines(result["roofline"], "train step")]
     if "usual_roofline" in result:

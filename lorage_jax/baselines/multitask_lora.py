@@ -80,14 +80,15 @@ def train_lora(
         raise ConfigError("init names a generator, but a LoRA begins without; leave it out.")
     began, out = time.time(), Path(config.out)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
-    count = config.data.rows // (config.optimizer.accumulate * config.data.prompt_chunks)
-    if config.data.packed_rows is not None:
-        count = config.data.packed_rows
+    packed = config.data.packed_rows
+    count = packed or config.data.rows // (config.optimizer.accumulate * config.data.prompt_chunks)
     check_divides(
         count,
         f"a micro-batch (or its prompt chunk) of {count} rows",
         mesh,
-        "prompts_per_batch x queries_per_prompt / (accumulate x prompt_chunks), or packed_rows,",
+        "packed_rows"
+        if packed
+        else "prompts_per_batch x queries_per_prompt / (accumulate x prompt_chunks)",
     )
     check_run_folder(out, "lora", resume)
     edge = load_model(config.edge, config.dtype, mesh, rules)

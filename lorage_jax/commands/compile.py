@@ -21,9 +21,8 @@ def compile_experiment(
     That a program does not fit is an answer, not an error: `fits` is false then.
     """
     topology, config = parse_topology(topology_name), load_experiment(path)
-    for name, value in (("--layers", layers), ("--row-tokens", row_tokens)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; expected 1 or more.")
+    if row_tokens is not None and row_tokens < 1:
+        raise ConfigError(f"--row-tokens is {row_tokens}; expected 1 or more.")
     cloud = model_shape("cloud", config.cloud, layers)
     edge = model_shape("edge", config.edge, layers)
     devices = tpu_devices(topology)  # before anything else touches jax

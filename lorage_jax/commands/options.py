@@ -35,7 +35,7 @@ class Quickstart:
     prompt: str | None = None
     """Another system prompt, as in --prompt "Reverse the words. Put commas between words."."""
     family: Literal["words", "tools"] = "words"
-    """Of the built-in tasks from which the prompt is drawn if none is given."""
+    """Of built-in tasks: where a prompt is drawn from, or the questions for one that is none."""
     train: bool = False
     """First train a generator anew on the bundled models, for a short while."""
     seed: int = 0

@@ -285,7 +285,7 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     for example in report["answers"][:3]:
         lines.append("")
         lines += [
-            indent(example[key].strip(), " " * 15).replace(" " * 15, f"  {name:13}", 1)
+            f"  {name:13}" + indent(example[key].strip(), " " * 15).lstrip()
             for key, name in shown.items()
             if example[key]
         ]

@@ -93,40 +93,31 @@ class Encoder:
         return {
             **_columns(("prompt_tokens", "prompt_mask"), prompts),
             **_columns(("query_tokens", "query_mask", "loss_mask"), queries),
-            **_told(groups),
+            **_origin(groups),
         }
 
     def _packed(self, groups: Sequence[TokenGroup], rows: int) -> Batch:
-        config, pads = self.config, (pad_id(self.cloud), pad_id(self.edge))
-        each = config.prompts_per_batch // rows
+        config, each = self.config, self.config.prompts_per_row
+        longest = each * config.max_prompt_tokens
         order, prompts = pack(
-            [g.prompt for g in groups],
-            rows,
-            config.min_bucket,
-            each * config.max_prompt_tokens,
-            pads[0],
+            [g.prompt for g in groups], rows, config.min_bucket, longest, pad_id(self.cloud)
         )
         groups, texts, begins, owners = [groups[i] for i in order.flat], [], [], []
+        filler = ([pad_id(self.edge)], [])  # without an answer
         for number, group in enumerate(groups):
-            # A filler is a padding token that has no answer.
-            missing = [([pads[1]], [])] * (config.queries_per_prompt - len(group.queries))
-            for asked, answer in (*group.queries, *missing):
+            missing = config.queries_per_prompt - len(group.queries)
+            for asked, answer in (*group.queries, *([filler] * missing)):
                 texts.append(asked + answer)
                 begins.append(len(asked))
                 owners.append(number)
-        order, queries = pack(
-            texts,
-            rows,
-            config.min_bucket,
-            each * config.queries_per_prompt * config.max_query_tokens,
-            pads[1],
-        )
+        longest = each * config.queries_per_prompt * config.max_query_tokens
+        order, queries = pack(texts, rows, config.min_bucket, longest, pad_id(self.edge))
         begin = np.take_along_axis(np.array(begins)[order], queries["text"], axis=1)
         answers = {"loss_mask": queries["mask"] & (queries["positions"] >= begin)}
         named = {f"prompt_{name}": x for name, x in prompts.items()}
         named |= {f"query_{name}": x for name, x in queries.items()}
         named |= answers | {"query_prompt": np.array(owners, np.int32)[order]}
-        return {name: (x,) for name, x in named.items()} | _told(groups)
+        return {name: (x,) for name, x in named.items()} | _origin(groups)
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
         """Prompts of about the same length together: a long one, and its queries, pad their own."""
@@ -166,7 +157,8 @@ class Encoder:
         return tokens, mask, loss
 
 
-def _told(groups: Sequence[TokenGroup]) -> Batch:
+def _origin(groups: Sequence[TokenGroup]) -> Batch:
+    """Which groups they are, and how many of their texts were cut."""
     return {
         "group_ids": np.array([g.index for g in groups], np.int64),
         "truncated": np.array(sum(g.truncated for g in groups), np.int64),

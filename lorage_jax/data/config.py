@@ -51,7 +51,9 @@ class DataConfig:
     queries_per_prompt: int = 1  # Q
     max_prompt_tokens: int = 1024  # S at most, in cloud tokens
     max_query_tokens: int = 1024  # T at most, in edge tokens: input and target
-    min_bucket: int = 32  # shapes are padded to min_bucket times a power of two (or the maximum)
+    # Lengths are padded to min_bucket times a power of two (packed: four sizes to a doubling), or
+    # to the maximum.
+    min_bucket: int = 32
     prompt_chunks: int = 1  # prompts of a batch, sorted by length, are padded in so many parts
     # Or in so many rows, of P / packed_rows prompts each, one behind the other; queries as well.
     packed_rows: int | None = None
@@ -80,6 +82,11 @@ class DataConfig:
                 self.prompt_chunks == 1,
                 "prompt_chunks and packed_rows are two ways to pad less; set one of them.",
             )
+
+    @property
+    def prompts_per_row(self) -> int:
+        """Of the cloud's rows: 1, unless they are packed."""
+        return 1 if self.packed_rows is None else self.prompts_per_batch // self.packed_rows
 
     @property
     def rows(self) -> int:

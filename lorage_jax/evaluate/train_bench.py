@@ -57,6 +57,7 @@ def bench_train(
         )
         for queries in QUERIES
     }
+    batches = {queries: random_batch(one, cloud, edge) for queries, one in data.items()}
     fewest = rows // max(QUERIES)  # prompts, which must divide over the devices
     mesh, rules = make_mesh(MeshConfig(-1, -1, -1), rows=fewest), ShardingRules()
     optimizer = make_optimizer(
@@ -80,9 +81,7 @@ def bench_train(
             dtype=dtype,
         )
         step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
-        batch = device_batch(
-            random_batch(data[queries], cloud, edge), 1, micro_sharding(rules, mesh)
-        )
+        batch = device_batch(batches[queries], 1, micro_sharding(rules, mesh))
 
         def run() -> Any:
             nonlocal state
@@ -100,11 +99,9 @@ def bench_train(
         "edge_layers": edge.layers,
         "dtype": dtype,
     }
-    for queries in QUERIES:
-        batch = random_batch(data[queries], cloud, edge)
-        share = cloud_flops(generator, cloud, edge, batch) / step_flops(
-            generator, cloud, edge, batch
-        )
+    for queries, batch in batches.items():
+        models = (generator, cloud, edge)
+        share = cloud_flops(*models, batch) / step_flops(*models, batch)
         seconds = statistics.median(times[f"q{queries}"])
         result |= {
             f"q{queries}_step_seconds": seconds,

@@ -174,10 +174,8 @@ def _beginning(config: ExperimentConfig, cloud: Model, edge: Model) -> Generator
 
 def batch_rows(config: ExperimentConfig) -> int:
     """Rows that go through the cloud at once: a chunk of a micro-batch, or packed rows."""
-    if config.data.packed_rows is not None:
-        return config.data.packed_rows
     parts = config.optimizer.accumulate * config.data.prompt_chunks
-    return config.data.prompts_per_batch // parts
+    return config.data.prompts_per_batch // config.data.prompts_per_row // parts
 
 
 def check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
@@ -185,6 +183,7 @@ def check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
     rows = batch_rows(config)
     if config.data.packed_rows is not None:
         check_divides(rows, f"a batch of {rows} packed rows", mesh, "packed_rows")
+        return
     check_divides(
         rows,
         f"a micro-batch (or its prompt chunk) of {rows} prompts",

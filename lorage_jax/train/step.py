@@ -52,8 +52,7 @@ def make_train_step(
     grad_norm, learning_rate, usage and mean gates (gate_mass) [L, E], target_tokens.
     """
     schedule, layout = learning_rate(config.optimizer, config.steps), Layout(mesh, rules)
-    dropout, data = config.generator.dropout, config.data
-    each = data.prompts_per_batch // data.packed_rows if data.packed_rows else 1
+    dropout = config.generator.dropout
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
 
     def loss_fn(trained, statistics, frozen, micro, targets, key):
@@ -70,7 +69,7 @@ def make_train_step(
             key=gate_key,
             layout=layout,
             texts=_texts(micro, "prompt"),
-            each=each,
+            each=config.data.prompts_per_row,
         )
         nll = query_nll(
             decoder,
@@ -163,10 +162,11 @@ def query_nll(
     for number, (tokens, mask, loss_mask) in enumerate(chunks):
         if texts is None:
             rows = jnp.repeat(gates[done : done + prompts], tokens.shape[0] // prompts, axis=0)
+            branches = None
         else:
             (owners,) = micro["query_prompt"]
             rows = jnp.take_along_axis(gates[owners], texts.text[..., None, None], axis=1)
-            rows, texts = jax.tree.map(lambda x: x[:, :-1], (rows, texts))
+            rows, branches = jax.tree.map(lambda x: x[:, :-1], (rows, texts))
         targets, wanted = tokens[:, 1:], loss_mask[:, 1:]
         front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
         hidden = decoder.apply(
@@ -175,7 +175,7 @@ def query_nll(
             mask[:, :-1],
             gates=rows,
             pool=pool,
-            branches=texts,
+            branches=branches,
             output="hidden",
             at=front,
             rngs={"dropout": jax.random.fold_in(key, number)},
