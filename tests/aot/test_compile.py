@@ -209,6 +209,7 @@ def test_what_a_refusal_says(message, peak):
     assert "16 prompts and 32 queries in rows of their own, of at most 100 and 40 slots." in shown
     packed = page(result | {"packed_rows": 4, "row_tokens": 330, "usual_roofline": roof})
     assert "in 4 rows, of at most 400 and 320 slots (usual_step: 330)." in packed
+    assert (shown + packed).count("No roofline of a step that was refused") == 3
     assert "count once" not in shown
     one["loops_counted_once"] = 2
     assert "2 loops whose turns the program does not tell count once" in page(result)

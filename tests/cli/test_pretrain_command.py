@@ -68,6 +68,13 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     assert (run / "loss.png").read_bytes() == picture
 
 
+def test_several_processes_are_refused(refuse, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    refuse(
+        "pretrain", experiment, "--out", tmp_path / "run", says="one process, but 4 were started"
+    )
+
+
 def test_mistakes_are_one_message(refuse, experiment, world, tmp_path):
     out = ("--out", tmp_path / "run")
     refuse("pretrain", world.root / "exp.py", *out, says="exp.py is for `lorage train`")

@@ -8,21 +8,28 @@ import numpy as np
 import pytest
 
 from lorage_jax.buckets import left_pad
-from lorage_jax.config import GeneratorConfig
+from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.data.packing import pack
 from lorage_jax.evaluate.shapes import plain_decoder
 from lorage_jax.generator.meta_tokens import adapter_leaves, read_prompts
 from lorage_jax.models.decoder import Branches
 from lorage_jax.models.leaves import initialise, model_leaves
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 
 SIZES = {"vocab_size": 97, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 EDGE_LAYERS = 3
 
 
-@pytest.mark.parametrize("hidden_layer", [None, 0])
-@pytest.mark.parametrize("window", [None, 8])
-def test_packed_prompts_are_read_as_alone(hidden_layer, window):
-    """Also past a window of 8 tokens, though meta tokens stand apart from their prompts."""
+@pytest.mark.parametrize(
+    ("hidden_layer", "window", "kernels"),
+    [(None, None, False), (0, None, False), (None, 8, False), (None, None, True), (None, 8, True)],
+)
+def test_packed_prompts_are_read_as_alone(monkeypatch, hidden_layer, window, kernels):
+    """Also past a window of 8 tokens, though meta tokens stand apart from their prompts; and by a
+    TPU's kernels, where they can.
+    """
+    monkeypatch.setattr(Layout, "flash", kernels)
+    layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]), ShardingRules())
     cloud = plain_decoder("llama", **SIZES)
     if window:
         cloud = dataclasses.replace(cloud, window=window, sliding=(True, False))
@@ -38,7 +45,7 @@ def test_packed_prompts_are_read_as_alone(hidden_layer, window):
     prompts = [rng.integers(0, 97, n).tolist() for n in (21, 3, 14, 9, 30, 1)]
 
     def read(tokens, mask, **texts):
-        rest = {"remat": "none", "dropout_key": None, "layout": None, **texts}
+        rest = {"remat": "none", "dropout_key": None, "layout": layout, **texts}
         arrays = (jnp.asarray(tokens), jnp.asarray(mask))
         return read_prompts(config, cloud, params, meta, adapters, *arrays, **rest)
 

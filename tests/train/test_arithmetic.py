@@ -56,6 +56,9 @@ def test_packed_rows_pay_for_their_own_pairs():
     )
     meta += 3 * edge.layers * adapter * cloud.layers
     assert flops(2, packed=True) - flops(1, packed=True) == 2 * 2 * (meta - pairs)
+    # No factors are summed where each token has gates of its own.
+    products, generator = flops(2, packed=True), GeneratorConfig(combine="factors")
+    assert flops(2, packed=True) == products and flops(1, packed=False) < flops(1, packed=True)
 
 
 def test_peak_of_all_devices(monkeypatch):

@@ -161,6 +161,14 @@ def test_looking_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_setting_that_is_new_and_none_is_no_other_config(saved):
+    """Checkpoints outlive versions: what these did not have yet changes nothing while unset."""
+    config = saved.config()
+    assert saved.restore(abstract(make_state()), config | {"new": None})[2] == 10
+    with pytest.raises(TrainingError, match=r"new: saved \(absent\), now 3"):
+        saved.restore(abstract(make_state()), config | {"new": 3})
+
+
 def test_another_config_is_refused_by_field(saved):
     other = {"out": "runs/b", "seed": 1, "optimizer": {}, "sources": [{"p": "x"}, {"p": "y"}]}
     with pytest.raises(TrainingError) as caught:

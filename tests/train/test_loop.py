@@ -280,6 +280,10 @@ def test_batch_must_divide_over_devices(experiment):
     assert jax.device_count() == 8
     with pytest.raises(ConfigError, match="6 prompts does not divide over 8 devices"):
         train(experiment(data={"prompts_per_batch": 6}), progress=False)
+    with pytest.raises(ConfigError, match="4 packed rows does not divide.*Make packed_rows a mult"):
+        train(experiment(data={"packed_rows": 4}), progress=False)
+    with pytest.raises(ConfigError, match="packed_rows and accumulate = 2 do not go together"):
+        experiment(data={"packed_rows": 4}, optimizer={"accumulate": 2})
 
 
 def test_mesh_must_fit_the_devices(experiment):
