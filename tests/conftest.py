@@ -1,8 +1,9 @@
 """For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
 
+import hashlib
 import json
 import os
-import tempfile
+import platform
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,10 +12,26 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+
+def _compilation_cache() -> Path:
+    """The folder that keeps compiled programs between runs, one per JAX version and processor.
+
+    A program compiled for one processor may not run on another. Delete the folder at any time;
+    LORAGE_TEST_CACHE names another one.
+    """
+    root = os.environ.get("LORAGE_TEST_CACHE", Path.home() / ".cache" / "lorage_jax" / "tests")
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    digest = hashlib.sha256(processor.encode()).hexdigest()[:8]
+    return Path(root) / f"jax-{jax.__version__}-{platform.machine()}-{digest}"
+
+
 jax.config.update("jax_num_cpu_devices", 8)
-# Many tests compile the same small programs: within a session each is compiled once.
-_cache = tempfile.TemporaryDirectory(prefix="lorage-test-programs-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
+jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # bytes; the oldest go first
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # Before the first import of these: the annotations of their functions become checks.
 install_import_hook(["lorage_jax.ops", "lorage_jax.generator"], "beartype.beartype")
