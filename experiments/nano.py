@@ -47,7 +47,7 @@ from lorage_jax.hf.folder import write_file
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 from lorage_jax.provenance import provenance
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/nano")

@@ -25,7 +25,7 @@ from lorage_jax.evaluate.world import draw_world, generator_arms
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.folder import write_file
 from lorage_jax.hf.load import load_model
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 
 STEPS = 250
 PROMPTS, QUERIES, SELECTION = 60, 4, 7

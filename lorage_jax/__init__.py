@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lorage_jax.infer.generate import generate as generate
     from lorage_jax.models.model import Model as Model
     from lorage_jax.models.model import forward as forward
-    from lorage_jax.train.loop import train as train
+    from lorage_jax.train.generator import train as train
 
 _HOMES = {
     "LorageError": "errors",
@@ -42,7 +42,7 @@ _HOMES = {
     "load_card": "generator.card",
     "merge": "generator.merge",
     "generate": "infer.generate",
-    "train": "train.loop",
+    "train": "train.generator",
 }
 __all__ = sorted(_HOMES)
 

@@ -11,7 +11,7 @@ from lorage_jax.config import GeneratorConfig
 from lorage_jax.data.pipeline import make_dataset
 from lorage_jax.evaluate.shapes import SHAPES
 from lorage_jax.hf.load import load_tokenizer
-from lorage_jax.train.loop import check_models
+from lorage_jax.train.generator import check_models
 from tests.data.conftest import shared  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]

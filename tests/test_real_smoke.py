@@ -10,7 +10,7 @@ import lorage_jax as lg
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.specialize import specialize_folder
 from lorage_jax.config import MeshConfig
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

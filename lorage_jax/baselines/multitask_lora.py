@@ -40,7 +40,7 @@ from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh, replicated, tree_shardings
-from lorage_jax.train.loop import RESUMABLE
+from lorage_jax.train.generator import RESUMABLE
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import TrainState, moment_shardings

@@ -15,7 +15,7 @@ def train_experiment(options: Train) -> dict[str, Any] | None:
 
     Of several processes only the main one prints and returns them.
     """
-    from lorage_jax.train.loop import train
+    from lorage_jax.train.generator import train
     from lorage_jax.train.profile import parse_steps
 
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)

@@ -10,7 +10,7 @@ from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.store import save_generator
 from lorage_jax.train import loop
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 from tests.tiny import make_generator
 
 

@@ -15,7 +15,7 @@ from lorage_jax.config import MeshConfig
 from lorage_jax.errors import Preempted
 from lorage_jax.hf.files import read_tensors
 from lorage_jax.train.checkpoint import Checkpoints
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 from lorage_jax.train.watch import Watch
 from tests.processes import finish, start, write_experiment
 

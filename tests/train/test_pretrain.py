@@ -25,7 +25,7 @@ from lorage_jax.train.pretrain import pretrain
 from lorage_jax.train.tokenizer import train_tokenizer
 from lorage_jax.train.watch import read_logs
 from tests.tiny import FAMILIES, hf_config, torch_logits
-from tests.train.test_loop import interrupt_at
+from tests.train.test_generator import interrupt_at
 
 SHAPE = {"vocab_size": 320, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 TEXT = "It rained, and nobody came. The old house was dark, and the wind went through the trees. "

@@ -6,7 +6,7 @@ import pytest
 from lorage_jax.config import MeshConfig
 from lorage_jax.errors import ConfigError, DataError, OutputError
 from lorage_jax.sharding import make_mesh
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 from lorage_jax.train.run import _check_ids, check_divides, check_run_folder
 
 

@@ -11,7 +11,7 @@ import lorage_jax as lg
 from lorage_jax.config import MeshConfig, Source
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.hf.files import read_tensors
-from lorage_jax.train.loop import train
+from lorage_jax.train.generator import train
 from lorage_jax.train.watch import Watch, read_logs
 from tests.tiny import make_generator, make_tiny
 
