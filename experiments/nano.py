@@ -27,11 +27,21 @@ import nano_begin
 from nano_goals import goals, goals_markdown
 
 from lorage_jax import nano
-from lorage_jax.baselines.multitask_lora import load_lora, train_lora
 from lorage_jax.config import ExperimentConfig, Source
-from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.pipeline import data_fingerprint
-from lorage_jax.evaluate.world import (
+from lorage_jax.fields import to_dict
+from lorage_jax.files.outputs import write_file
+from lorage_jax.generator.generator import Generator
+from lorage_jax.generator.store import load_generator
+from lorage_jax.hf.load import load_model
+from lorage_jax.methods.lora import load_lora, train_lora
+from lorage_jax.models.model import Model
+from lorage_jax.provenance import provenance
+from lorage_jax.report.world import combine, to_markdown
+from lorage_jax.train.generator import train
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world import tools as world_tools
+from lorage_jax.world.scores import (
     WorldSample,
     base_arms,
     draw_world,
@@ -39,15 +49,6 @@ from lorage_jax.evaluate.world import (
     lora_arm,
     request_seconds,
 )
-from lorage_jax.evaluate.world_table import combine, to_markdown
-from lorage_jax.fields import to_dict
-from lorage_jax.generator.generator import Generator
-from lorage_jax.generator.store import load_generator
-from lorage_jax.hf.folder import write_file
-from lorage_jax.hf.load import load_model
-from lorage_jax.models.model import Model
-from lorage_jax.provenance import provenance
-from lorage_jax.train.generator import train
 
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/nano")
@@ -122,7 +123,7 @@ def identity(*runs: ExperimentConfig, **drawn: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "cloud": load_model(nano.CLOUD).fingerprint,
         "edge": load_model(nano.EDGE).fingerprint,
-        "drawn": drawn | {"version": [synthetic.VERSION, tool_calls.VERSION]},
+        "drawn": drawn | {"version": [world_prompts.VERSION, world_tools.VERSION]},
     }
     if runs:
         found["data"] = [data_fingerprint(run.data.sources) for run in runs]

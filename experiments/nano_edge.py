@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
-from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.models.presets import plain_decoder
 
 SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -18,7 +18,7 @@ import tyro
 from lorage_jax import libtpu
 from lorage_jax.commands.options import Command, Eval
 from lorage_jax.errors import LorageError, Preempted
-from lorage_jax.hf.folder import check_file, write_file
+from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.provenance import provenance
 
 DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).

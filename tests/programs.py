@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from lorage_jax.config import DataConfig, ExperimentConfig, Source
-from lorage_jax.evaluate.shapes import structs
 from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.leaves import model_leaves
+from lorage_jax.models.presets import structs
 from lorage_jax.sharding import ShardingRules, tree_shardings
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.state import TrainState, state_shardings

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from lorage_jax import nano
-from lorage_jax.data import synthetic
+from lorage_jax.files.outputs import new_folder
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.store import load_generator, save_generator
-from lorage_jax.hf.folder import new_folder
 from lorage_jax.hf.load import load_model
+from lorage_jax.world import prompts as world_prompts
 
 LIMIT = 40 << 20  # bytes
 CARDS = 16  # compared with those of the original
@@ -56,7 +56,7 @@ def report(original: Generator, folder: Path) -> str:
     if sum(sizes.values()) > LIMIT:
         raise SystemExit(f"the bundle has {sizes} bytes; expected at most {LIMIT}.")
     bundled = load_generator(folder)
-    prompts = [r.system for r in synthetic.draw("paraphrase", CARDS, seed=0, family="words")]
+    prompts = [r.system for r in world_prompts.draw("paraphrase", CARDS, seed=0, family="words")]
     pairs = zip(specialize(original, prompts), specialize(bundled, prompts), strict=True)
     worst = max(float(np.abs(a.gates - b.gates).max()) for a, b in pairs)
     lines = [f"{name:10} {size / 1e6:6.2f} MB" for name, size in sizes.items()]

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lorage_jax.bench.flops import matmul_macs
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
-from lorage_jax.evaluate.flops import matmul_macs
 from lorage_jax.generator.generator import _specialize, trained_leaves
 from lorage_jax.generator.merge import _compiled
 from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves

@@ -10,10 +10,10 @@ import jax
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate import paper
-from lorage_jax.evaluate.shapes import SHAPES, plain_decoder, shape_name, with_layers
 from lorage_jax.hf.config import model_config
+from lorage_jax.models.presets import SHAPES, plain_decoder, shape_name, with_layers
 from lorage_jax.provenance import machine
+from lorage_jax.report import paper
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Bench
@@ -111,21 +111,21 @@ def _run(options: Bench) -> dict[str, Any]:
         case "train":
             return name | _train(options, full)
     # Imported when asked for, as every benchmark is: an import of all of them takes seconds.
-    from lorage_jax.evaluate.efficiency import bench_decode, bench_merge
-    from lorage_jax.evaluate.export_memory import bench_export
+    from lorage_jax.bench.efficiency import bench_decode, bench_merge
+    from lorage_jax.bench.export import bench_export
 
     run = {"merge": bench_merge, "decode": bench_decode, "export": bench_export}[options.what]
     return name | run(edge, options.repeats, options.dtype)
 
 
 def _score(options: Bench) -> dict[str, Any]:
-    from lorage_jax.evaluate.score_bench import bench_score
+    from lorage_jax.bench.score import bench_score
 
     return bench_score(options.model, options.repeats, options.dtype)
 
 
 def _flops(options: Bench, edge: ModelConfig) -> dict[str, Any]:
-    from lorage_jax.evaluate.flops import bench_flops
+    from lorage_jax.bench.flops import bench_flops
 
     cloud = _cloud(options.cloud_config)
     tokens = _tokens(options, edge, cloud)
@@ -135,7 +135,7 @@ def _flops(options: Bench, edge: ModelConfig) -> dict[str, Any]:
 
 
 def _latency(options: Bench, edge: ModelConfig, full: ModelConfig) -> dict[str, Any]:
-    from lorage_jax.evaluate.latency import bench_latency
+    from lorage_jax.bench.latency import bench_latency
 
     if options.layers is None and jax.default_backend() == "cpu":
         edge = with_layers(full, min(CPU_LAYERS, full.layers))
@@ -146,14 +146,14 @@ def _latency(options: Bench, edge: ModelConfig, full: ModelConfig) -> dict[str, 
 
 
 def _memory(options: Bench, edge: ModelConfig) -> dict[str, Any]:
-    from lorage_jax.evaluate.memory import bench_memory
+    from lorage_jax.bench.memory import bench_memory
 
     tokens = _tokens(options, edge) | {"new_tokens": options.new_tokens}
     return bench_memory(edge, **tokens, dtype=options.dtype)
 
 
 def _specialize(options: Bench, edge: ModelConfig) -> dict[str, Any]:
-    from lorage_jax.evaluate.efficiency import bench_specialize
+    from lorage_jax.bench.efficiency import bench_specialize
 
     small = options.cloud_config is None and jax.default_backend() == "cpu"
     cloud = SMALL_CLOUD if small else _cloud(options.cloud_config)
@@ -170,7 +170,7 @@ def _specialize(options: Bench, edge: ModelConfig) -> dict[str, Any]:
 
 
 def _train(options: Bench, edge: ModelConfig) -> dict[str, Any]:
-    from lorage_jax.evaluate.train_bench import QUERIES, bench_train
+    from lorage_jax.bench.train import QUERIES, bench_train
 
     cpu, cloud = jax.default_backend() == "cpu", _cloud(options.cloud_config)
     rows = options.rows or (TRAIN_ROWS if cpu else 64)

@@ -78,8 +78,8 @@ def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
 
     Cut to `layers`, if it has more.
     """
-    from lorage_jax.evaluate.shapes import KNOWN, known_shape, with_layers
     from lorage_jax.hf.config import model_config
+    from lorage_jax.models.presets import KNOWN, known_shape, with_layers
 
     config = model_config(Path(name)) if Path(name).is_dir() else known_shape(name)
     if config is None:

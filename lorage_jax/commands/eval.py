@@ -12,16 +12,16 @@ import jax
 
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
-from lorage_jax.data.tool_calls import draw
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.agent import evaluate_agent, room_for_input
 from lorage_jax.evaluate.local_tasks import TaskData, check_names
+from lorage_jax.files.journal import Journal
+from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import check_identity, load_generator, read_values, recorded_path
-from lorage_jax.hf.folder import check_file, write_file
 from lorage_jax.hf.load import load_model
-from lorage_jax.infer.journal import Journal
 from lorage_jax.models.model import Model
+from lorage_jax.world.tools import draw
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Eval

@@ -6,8 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.data.records import read_text
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
 from lorage_jax.hf.load import load_model

@@ -10,14 +10,14 @@ import numpy as np
 
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate.explain import explain
-from lorage_jax.evaluate.explain_text import to_text
+from lorage_jax.files.outputs import check_file
+from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.store import FORMAT, TENSORS, load_generator, read_values
-from lorage_jax.hf.files import read_tensors
-from lorage_jax.hf.folder import check_file
 from lorage_jax.nano import generator_folder
-from lorage_jax.pictures import expert_heatmap, gate_heatmap, gate_text
+from lorage_jax.report.explain import to_text
+from lorage_jax.report.pictures import expert_heatmap, gate_heatmap, gate_text
+from lorage_jax.world.explain import explain
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Inspect

@@ -10,14 +10,14 @@ from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import PretrainConfig
 from lorage_jax.distributed import alone
 from lorage_jax.errors import OutputError
-from lorage_jax.hf.folder import check_file
+from lorage_jax.files.outputs import check_file
 
 
 def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:
     """Trains, draws `loss.png`, prints what was made, and returns the run's figures."""
-    from lorage_jax.pictures import loss_curve
+    from lorage_jax.report.pictures import loss_curve
+    from lorage_jax.train.loop import check_run_folder
     from lorage_jax.train.pretrain import pretrain
-    from lorage_jax.train.run import check_run_folder
     from lorage_jax.train.watch import read_logs
 
     alone("lorage pretrain")

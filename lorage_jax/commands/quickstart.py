@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from lorage_jax import nano
+from lorage_jax.bench.timing import in_turn
 from lorage_jax.commands.specialize import describe, specialize_into
 from lorage_jax.config import (
     DataConfig,
@@ -30,20 +31,19 @@ from lorage_jax.config import (
     OptimizerConfig,
     Source,
 )
-from lorage_jax.data import synthetic
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode, encode_target
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import DataError
-from lorage_jax.evaluate.timing import in_turn
-from lorage_jax.evaluate.world_time import endless
+from lorage_jax.files.outputs import check_target, new_folder, write_manifest
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator
-from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
 from lorage_jax.models.model import Model
-from lorage_jax.pictures import gate_heatmap, gate_text, loss_curve
+from lorage_jax.report.pictures import gate_heatmap, gate_text, loss_curve
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world.seconds import endless
 
 QUESTIONS = 24  # on which the ways to answer are compared
 LONGEST = 48  # tokens of an answer at most
@@ -96,7 +96,7 @@ def quickstart(
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
         report |= _ask(folder, records, generator, _other(task, records, seed).system)
-        blind = synthetic.blind_ceiling("paraphrase", task.family) if task.task else None
+        blind = world_prompts.blind_ceiling("paraphrase", task.family) if task.task else None
         report["blind_ceiling"] = blind
         report |= {"questions": len(records), "seconds": time.time() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
@@ -106,29 +106,29 @@ def quickstart(
     return report
 
 
-def _task(seed: int, prompt: str | None, family: str) -> synthetic.Prompt:
+def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:
     """A prompt in unseen wordings, or the user's own with the task that it asks for, if known."""
     if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty; expected a system prompt.")
-    if prompt is not None and (known := synthetic.find(prompt)) is not None:
+    if prompt is not None and (known := world_prompts.find(prompt)) is not None:
         return known
-    drawn = synthetic.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), family)
+    drawn = world_prompts.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), family)
     if prompt is None:
         return drawn
 
     def draw(rng: Random) -> tuple[str, str]:  # what is asked is of the world, the answer unknown
         return drawn.draw(rng)[0], ""
 
-    return synthetic.Prompt(prompt.strip(), "", family, draw)
+    return world_prompts.Prompt(prompt.strip(), "", family, draw)
 
 
 def _other(
-    task: synthetic.Prompt, questions: Sequence[tuple[str, str]], seed: int
-) -> synthetic.Prompt:
+    task: world_prompts.Prompt, questions: Sequence[tuple[str, str]], seed: int
+) -> world_prompts.Prompt:
     """A prompt by which every answer would be another; of tools, every call."""
     rng = Random(f"other/{seed}")
     while True:
-        other = synthetic.draw_prompt("paraphrase", rng, task.family)
+        other = world_prompts.draw_prompt("paraphrase", rng, task.family)
         if other.answer is None:
             dialect = ("word", "pattern", "input")
             if not task.parts or all(other.parts[kind] != task.parts[kind] for kind in dialect):
@@ -137,7 +137,7 @@ def _other(
             return other
 
 
-def _questions(task: synthetic.Prompt, seed: int) -> list[tuple[str, str]]:
+def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
     """(user, right answer) pairs without repetition; the answer is empty where nobody knows it."""
     rng, found = Random(f"questions/{seed}"), {}
     while len(found) < QUESTIONS:

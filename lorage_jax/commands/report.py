@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.evaluate.report.build import build
-from lorage_jax.evaluate.report.inputs import read_inputs
-from lorage_jax.evaluate.report.render import to_html, to_markdown
-from lorage_jax.hf.folder import check_target, new_folder, write_manifest
+from lorage_jax.files.outputs import check_target, new_folder, write_manifest
+from lorage_jax.report.build import build
+from lorage_jax.report.inputs import read_inputs
+from lorage_jax.report.render import to_html, to_markdown
 
 HTML, MARKDOWN = "report.html", "report.md"
 

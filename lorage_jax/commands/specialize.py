@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.data.records import read_text
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.outputs import check_target, new_folder, write_manifest
+from lorage_jax.generator.adapter import export_adapter, load_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge_with_report
@@ -24,9 +26,7 @@ from lorage_jax.generator.store import (
     read_values,
     recorded_path,
 )
-from lorage_jax.hf.adapter import export_adapter, load_adapter
 from lorage_jax.hf.export import export_merged
-from lorage_jax.hf.folder import check_target, new_folder, write_manifest
 from lorage_jax.hf.load import load_model, stored_dtype
 from lorage_jax.models.model import Model, forward
 

@@ -14,7 +14,7 @@ import numpy as np
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
 from lorage_jax.data.packing import pack
-from lorage_jax.data.prompts import edge_prompt, encode, fit_prompt, fit_query
+from lorage_jax.data.templates import edge_prompt, encode, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
 
 Batch = dict[str, Any]

@@ -21,14 +21,14 @@ import numpy as np
 from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Group, pad_id
 from lorage_jax.data.pipeline import load_source, source_rows
-from lorage_jax.data.prompts import (
+from lorage_jax.data.records import require_text
+from lorage_jax.data.templates import (
     edge_prompt,
     edge_prompt_with_system,
     edge_target,
     encode,
     encode_target,
 )
-from lorage_jax.data.records import require_text
 from lorage_jax.errors import ConfigError, DataError
 
 Rows = dict[str, np.ndarray]

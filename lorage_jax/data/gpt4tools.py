@@ -107,7 +107,7 @@ def read_tool_records(path: str | Path) -> list[ToolRecord]:
 
 
 def to_tool_records(rows: Iterable[Row]) -> list[ToolRecord]:
-    """The same for rows in memory, as `data.tool_calls.draw` makes them."""
+    """The same for rows in memory, as `world.tools.draw` makes them."""
     return [_to_tool_record(row, f"record {i}", str(i)) for i, row in enumerate(rows, start=1)]
 
 

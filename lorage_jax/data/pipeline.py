@@ -20,13 +20,14 @@ import grain
 import numpy as np
 
 from lorage_jax.config import DataConfig, Source
-from lorage_jax.data import synthetic, tool_calls
 from lorage_jax.data.batches import Batch, Encoder, Group
-from lorage_jax.data.prompts import TEMPLATE_VERSION
 from lorage_jax.data.records import Record, Row, read_bytes, read_rows, to_record
 from lorage_jax.data.tasks import get_task, sample_bank, task_prompt
+from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import DataError
 from lorage_jax.fields import to_dict
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world import tools as world_tools
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -160,12 +161,12 @@ def _choices(source: Source, rows: list[tuple[str, Row]], queries: int) -> Loade
 
 def _synthetic(source: Source, queries: int) -> LoadedSource:
     """`limit` fixed prompts, or without a limit a new prompt for every index and epoch."""
-    synthetic.draw_prompt(source.split, Random(0), source.name)  # a wrong name fails here
+    world_prompts.draw_prompt(source.split, Random(0), source.name)  # a wrong name fails here
     count = source.limit or SYNTHETIC_EPOCH
 
     def group(index: int, generator: np.random.Generator) -> Group:
         rng = Random(index if source.limit else int(generator.integers(1 << 62)))
-        records = synthetic.draw_group(source.split, queries, rng, source.name)
+        records = world_prompts.draw_group(source.split, queries, rng, source.name)
         pairs = tuple((record.user, record.target) for record in records)
         return Group(records[0].system, pairs, index)
 
@@ -217,6 +218,6 @@ def data_fingerprint(sources: Sequence[Source]) -> str:
         path = None if source.kind == "synthetic" else local_file(source)
         if path:
             values["path"] = hashlib.sha256(read_bytes(path)).hexdigest()
-    versions = [TEMPLATE_VERSION, synthetic.VERSION, tool_calls.VERSION]
+    versions = [TEMPLATE_VERSION, world_prompts.VERSION, world_tools.VERSION]
     text = json.dumps([described, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from lorage_jax.data.prompts import few_shot_prompt
 from lorage_jax.data.records import Row, require_text
+from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.errors import DataError
 
 

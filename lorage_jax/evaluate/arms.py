@@ -18,8 +18,8 @@ from lorage_jax.errors import DataError
 from lorage_jax.evaluate.controls import read_prompts
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.evaluate.paired import harmonic_mean, is_significant, paired_gap
 from lorage_jax.evaluate.protocol import SystemPrompt, described, edge_text, system_prompt
-from lorage_jax.evaluate.statistics import harmonic_mean, is_significant, paired_gap
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.merge import merge

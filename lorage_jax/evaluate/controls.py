@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax.data.prompts import cloud_prompt, encode
 from lorage_jax.data.tasks import TASKS
+from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.evaluate.protocol import SystemPrompt
+from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.infer.journal import Journal, request_key
-from lorage_jax.infer.progress import progress
+from lorage_jax.progress import progress
 
 # Tasks whose prompts say nearly the same: one is no control of another.
 KINDS = dict.fromkeys(("arc_challenge", "arc_easy", "openbookqa"), "science questions")

@@ -43,7 +43,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lorage_jax.errors import DataError
-from lorage_jax.evaluate.statistics import mean_stderr
+from lorage_jax.evaluate.paired import mean_stderr
 
 Mode = Literal["official", "strict"]
 Scores = dict[str, float]

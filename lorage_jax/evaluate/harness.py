@@ -22,14 +22,14 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lorage_jax.buckets import bucket
-from lorage_jax.data.prompts import encode, encode_target
+from lorage_jax.data.templates import encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import eos_ids, generate_tokens
-from lorage_jax.infer.journal import Journal, request_key
-from lorage_jax.infer.progress import progress
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
 from lorage_jax.models.model import Model
+from lorage_jax.progress import progress
 
 # Ours: what a text becomes in training. The harness's: as its `hf` model does it.
 ENCODINGS = ("harness", "trained")

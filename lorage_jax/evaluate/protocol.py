@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lorage_jax.data.prompts import (
+from lorage_jax.data.records import Row
+from lorage_jax.data.tasks import TASKS, Example, Task
+from lorage_jax.data.templates import (
     cloud_prompt,
     edge_prompt,
     edge_prompt_with_system,
     encode,
     few_shot_prompt,
 )
-from lorage_jax.data.records import Row
-from lorage_jax.data.tasks import TASKS, Example, Task
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
 

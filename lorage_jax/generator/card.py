@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import OutputError, WeightsError
-from lorage_jax.hf.folder import write_file
+from lorage_jax.files.outputs import write_file
 
 FORMAT = "lorage-card/1"
 FIELDS = {

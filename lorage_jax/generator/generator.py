@@ -21,14 +21,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.data.prompts import cloud_prompt, encode
+from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
+from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
 from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
-from lorage_jax.hf.fingerprint import fingerprint_arrays
 from lorage_jax.models.decoder import Branches
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise

@@ -18,14 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.data.prompts import TEMPLATE_VERSION
+from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, LorageError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
+from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.outputs import new_folder, write_manifest
+from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.hf.files import read_tensors, save
-from lorage_jax.hf.fingerprint import fingerprint
-from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.hf.load import DTYPES, load_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model

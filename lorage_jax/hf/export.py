@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.prompts import TEMPLATE_VERSION
+from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.outputs import MANIFEST, check_target, new_folder, write_manifest
+from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
-from lorage_jax.hf.files import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
-from lorage_jax.hf.fingerprint import fingerprint
-from lorage_jax.hf.folder import MANIFEST, check_target, new_folder, write_manifest
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-merged/1"

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError
+from lorage_jax.files.safetensors import FLOATS, Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
-from lorage_jax.hf.files import FLOATS, Checkpoint
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lorage_jax.files.outputs import new_folder, write_manifest
+from lorage_jax.files.safetensors import INDEX, SINGLE, save
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import to_hf_config
-from lorage_jax.hf.files import INDEX, SINGLE, save
-from lorage_jax.hf.folder import new_folder, write_manifest
 from lorage_jax.models.model import Model
 
 SHARD_BYTES = 5 << 30  # most bytes in one file

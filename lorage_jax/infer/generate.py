@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.prompts import encode
+from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings

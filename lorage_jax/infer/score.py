@@ -21,10 +21,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lorage_jax.buckets import bucket
 from lorage_jax.config import MeshConfig, ModelConfig
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.infer.journal import Journal, request_key
-from lorage_jax.infer.progress import progress
+from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
 from lorage_jax.models.model import Model, row_gates
+from lorage_jax.progress import progress
 from lorage_jax.sharding import MESH_AXES, ShardingRules, make_mesh
 
 BATCH_TOKENS = 8192

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.hf.fingerprint import fingerprint, fingerprint_arrays
+from lorage_jax.files.fingerprint import fingerprint, fingerprint_arrays
 from lorage_jax.models.decoder import Decoder
 
 

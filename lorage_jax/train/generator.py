@@ -20,9 +20,9 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh
 from lorage_jax.train.arithmetic import step_flops
+from lorage_jax.train.loop import Job, check_divides, check_run_folder, run
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.placement import check_spread
-from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import new_state, state_shardings
 from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
 

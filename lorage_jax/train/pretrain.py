@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from lorage_jax.config import ModelConfig, PretrainConfig
 from lorage_jax.data.documents import Documents
 from lorage_jax.data.pipeline import data_fingerprint
+from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.losses import token_nll
@@ -38,10 +39,9 @@ from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
+from lorage_jax.train.loop import Job, check_divides, check_run_folder, run
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
-from lorage_jax.train.run import Job, check_divides, check_run_folder, run
 from lorage_jax.train.state import moment_shardings
-from lorage_jax.train.tokenizer import train_tokenizer
 
 # What may differ between a checkpoint and the run that resumes it.
 RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "remat", "saved_dtype")

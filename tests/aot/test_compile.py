@@ -10,9 +10,9 @@ import pytest
 
 from lorage_jax.aot.report import page, refused, step_roofline
 from lorage_jax.aot.topology import parse_topology
-from lorage_jax.evaluate.shapes import SHAPES, plain_decoder
 from lorage_jax.hf.config import to_hf_config
-from tests.cli.world import REPOSITORY, lorage, subprocess_lorage
+from lorage_jax.models.presets import SHAPES, plain_decoder
+from tests.commands.world import REPOSITORY, lorage, subprocess_lorage
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler"
@@ -260,7 +260,7 @@ def test_models_without_a_shape(tmp_path, capfd):
 
 
 def test_known_names_have_their_shape():
-    from lorage_jax.evaluate.shapes import KNOWN, known_shape
+    from lorage_jax.models.presets import KNOWN, known_shape
 
     assert known_shape("meta-llama/Meta-Llama-3-8B") == SHAPES["llama3-8b"]
     assert known_shape("models/gemma-2-2b/") == SHAPES["gemma2-2b"]

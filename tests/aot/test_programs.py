@@ -16,7 +16,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.batches import Encoder, TokenGroup
-from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import ShardingRules, make_mesh
 from lorage_jax.train.step import device_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorage_jax.data import synthetic
-from lorage_jax.data.prompts import edge_prompt_with_system, edge_target
+from lorage_jax.data.templates import edge_prompt_with_system, edge_target
+from lorage_jax.world import prompts as world_prompts
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -20,7 +20,7 @@ def shared() -> Path:
 
 
 def _texts() -> list[str]:
-    records = synthetic.draw("train", 300, seed=9, family="words")
+    records = world_prompts.draw("train", 300, seed=9, family="words")
     texts = [edge_prompt_with_system(r.system, r.user) + edge_target(r.target) for r in records]
     return [*texts, "Zebras? Quick; vexing: jumps, 0123456789!"]
 

@@ -11,7 +11,7 @@ import pytest
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 from lorage_jax.data.documents import Document, Documents, rows
 from lorage_jax.data.pipeline import SYNTHETIC_EPOCH
-from lorage_jax.data.prompts import (
+from lorage_jax.data.templates import (
     cloud_prompt,
     edge_prompt,
     edge_prompt_with_system,
@@ -19,9 +19,9 @@ from lorage_jax.data.prompts import (
     encode,
     encode_target,
 )
+from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.shapes import plain_decoder
-from lorage_jax.train.tokenizer import train_tokenizer
+from lorage_jax.models.presets import plain_decoder
 
 WORDS = Source("synthetic", "synthetic", name="words")
 GROUP = ("Write the last word.", (("bird cat tree", "tree"), ("a b", "b"), ("red sun", "sun")))

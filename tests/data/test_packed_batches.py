@@ -6,7 +6,7 @@ import pytest
 from lorage_jax.config import DataConfig, Source
 from lorage_jax.data.batches import Encoder, Group
 from lorage_jax.data.packing import balanced, pack
-from lorage_jax.data.prompts import cloud_prompt, edge_prompt, edge_target
+from lorage_jax.data.templates import cloud_prompt, edge_prompt, edge_target
 from lorage_jax.errors import ConfigError
 
 SOURCE = Source("synthetic", "synthetic")

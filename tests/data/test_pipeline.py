@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from lorage_jax.config import DataConfig, Source
-from lorage_jax.data import pipeline, synthetic, text_tasks, tool_calls
+from lorage_jax.data import pipeline
 from lorage_jax.data.pipeline import data_fingerprint, load_groups, make_dataset
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world import tools as world_tools
+from lorage_jax.world import words as world_words
 
 
 @pytest.fixture
@@ -139,11 +142,11 @@ def test_synthetic_is_endless_and_keeps_to_its_split_and_family():
     source = Source(path="synthetic", kind="synthetic", name="words", split="composition")
     groups = load_groups(_config(source, queries=3), seed=0)
     taken = _take(groups, 400)
-    held = {task.name for task in text_tasks.tasks("composition")}
-    assert {synthetic.find(g.system).task for g in taken} <= held
+    held = {task.name for task in world_words.tasks("composition")}
+    assert {world_prompts.find(g.system).task for g in taken} <= held
     assert len({g.system for g in taken}) > 350
     assert all(len({user for user, _ in g.queries}) == 3 for g in taken)
-    assert all(synthetic.find(g.system).answer(u) == t for g in taken for u, t in g.queries)
+    assert all(world_prompts.find(g.system).answer(u) == t for g in taken for u, t in g.queries)
     size = 1 << 16
     assert _take(groups, 10) != _take(groups, 10, size)
     few = Source(path="synthetic", kind="synthetic", limit=6)
@@ -240,7 +243,7 @@ def test_fingerprint_follows_bytes_and_settings(write):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(pipeline, "TEMPLATE_VERSION"), (synthetic, "VERSION"), (tool_calls, "VERSION")],
+    [(pipeline, "TEMPLATE_VERSION"), (world_prompts, "VERSION"), (world_tools, "VERSION")],
 )
 def test_fingerprint_follows_versions(monkeypatch, module, name):
     sources = [Source("synthetic", "synthetic")]

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_records
-from lorage_jax.data.prompts import cloud_prompt, edge_prompt, encode
-from lorage_jax.data.tool_calls import draw
+from lorage_jax.data.templates import cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate import agent, controls
 from lorage_jax.evaluate.agent import ARMS, CONTROLS, evaluate_agent, other_tools
 from lorage_jax.evaluate.controls import fit_cloud, random_prompt
 from lorage_jax.evaluate.gpt4tools import score
-from lorage_jax.evaluate.statistics import FEWEST
+from lorage_jax.evaluate.paired import FEWEST
+from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
-from lorage_jax.infer.journal import Journal, request_key
+from lorage_jax.world.tools import draw
 from tests.tiny import byte_tokenizer, make_generator, make_tiny
 
 TOKENIZERS = Path(__file__).parents[3] / "shared" / "tokenizers"

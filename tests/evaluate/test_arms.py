@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.data.tasks import TASKS as DESCRIBED
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import (
     BASELINES,

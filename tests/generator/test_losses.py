@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lorage_jax.evaluate.shapes import SHAPES, plain_decoder
 from lorage_jax.generator import losses
 from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
 from lorage_jax.models.decoder import head_logits
+from lorage_jax.models.presets import SHAPES, plain_decoder
 
 
 def test_cross_entropy_against_torch():

@@ -10,10 +10,10 @@ import pytest
 from lorage_jax.buckets import left_pad
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.data.packing import pack
-from lorage_jax.evaluate.shapes import plain_decoder
 from lorage_jax.generator.meta_tokens import adapter_leaves, read_prompts
 from lorage_jax.models.decoder import Branches
 from lorage_jax.models.leaves import initialise, model_leaves
+from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 
 SIZES = {"vocab_size": 97, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}

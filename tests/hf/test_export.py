@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.generator.adapter import export_adapter, load_adapter
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
-from lorage_jax.hf.adapter import export_adapter, load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import forward

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lorage_jax.data.prompts import encode
+from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.text import GrowingTexts, continuation, cut, may_be_stop, stop_strings
 from tests.tiny import byte_tokenizer

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from lorage_jax.bench.flops import matmul_macs
 from lorage_jax.config import GeneratorConfig, MeshConfig
-from lorage_jax.evaluate.flops import matmul_macs
-from lorage_jax.evaluate.shapes import SHAPES, with_layers
+from lorage_jax.models.presets import SHAPES, with_layers
 from lorage_jax.sharding import make_mesh
 from lorage_jax.train import arithmetic
 from tests.programs import step_program

@@ -10,7 +10,7 @@ import pytest
 import lorage_jax as lg
 from lorage_jax.config import MeshConfig, Source
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
-from lorage_jax.hf.files import read_tensors
+from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.train.generator import train
 from lorage_jax.train.watch import Watch, read_logs
 from tests.tiny import make_generator, make_tiny
@@ -280,7 +280,7 @@ def test_batch_must_divide_over_devices(experiment):
     assert jax.device_count() == 8
     with pytest.raises(ConfigError, match="6 prompts does not divide over 8 devices"):
         train(experiment(data={"prompts_per_batch": 6}), progress=False)
-    with pytest.raises(ConfigError, match="4 packed rows does not divide.*Make packed_rows a mult"):
+    with pytest.raises(ConfigError, match=r"4 packed rows does not divide.*Make packed_rows a"):
         train(experiment(data={"packed_rows": 4}), progress=False)
     with pytest.raises(ConfigError, match="packed_rows and accumulate = 2 do not go together"):
         experiment(data={"packed_rows": 4}, optimizer={"accumulate": 2})

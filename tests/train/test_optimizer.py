@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
-from lorage_jax.evaluate.shapes import plain_decoder
 from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.models.leaves import Leaf, initialise, model_leaves
+from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train import pretrain
 from lorage_jax.train.optimizer import learning_rate, make_optimizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.data.documents import Document, rows
-from lorage_jax.data.prompts import edge_prompt, edge_prompt_with_system, encode, encode_target
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.train.pretrain import ARRAYS, packed_loss

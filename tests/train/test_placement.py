@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate.shapes import plain_decoder
+from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import make_mesh
 from lorage_jax.train.placement import check_spread
 from tests.programs import step_program

@@ -16,13 +16,13 @@ from lorage_jax.config import (
     PretrainConfig,
     Source,
 )
-from lorage_jax.data.prompts import encode
+from lorage_jax.data.templates import encode
+from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
-from lorage_jax.evaluate.shapes import plain_decoder
-from lorage_jax.hf.files import read_tensors
+from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.hf.load import load_tokenizer
+from lorage_jax.models.presets import plain_decoder
 from lorage_jax.train.pretrain import pretrain
-from lorage_jax.train.tokenizer import train_tokenizer
 from lorage_jax.train.watch import read_logs
 from tests.tiny import FAMILIES, hf_config, torch_logits
 from tests.train.test_generator import interrupt_at

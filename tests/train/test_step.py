@@ -13,10 +13,10 @@ from lorage_jax.config import (
     OptimizerConfig,
     Source,
 )
-from lorage_jax.evaluate.shapes import plain_decoder, structs
 from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.leaves import model_leaves
+from lorage_jax.models.presets import plain_decoder, structs
 from lorage_jax.sharding import ShardingRules, make_mesh, tree_shardings
 from lorage_jax.train.optimizer import make_optimizer
 from lorage_jax.train.state import TrainState, state_shardings

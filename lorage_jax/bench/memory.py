@@ -1,0 +1,95 @@
+"""Device memory of a request with and without the system prompt (Table 13).
+
+Read from the compiled programs at full depth and true shapes; no weights are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorage_jax.buckets import bucket
+from lorage_jax.config import ModelConfig
+from lorage_jax.hf.load import DTYPES
+from lorage_jax.infer.generate import _continue, _start
+from lorage_jax.infer.sample import Sampling
+from lorage_jax.models.leaves import model_leaves
+from lorage_jax.models.presets import parameter_count, structs
+
+GIB = 1 << 30
+
+
+def bench_memory(
+    config: ModelConfig,
+    *,
+    input_tokens: int,
+    instruction_tokens: int,
+    new_tokens: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """GiB of one row in `generate`'s programs: weights and cache by formula, then by the compiler.
+
+    `request`: prefill and all tokens, in one program. `decode`: tokens behind a prefill, in the
+    donated cache. Each is arguments (weights and cache among them) + temporary + output, less what
+    output shares with arguments.
+    """
+    result: dict[str, Any] = {
+        "layers": config.layers,
+        "dtype": dtype,
+        "new_tokens": new_tokens,
+        "parameters": parameter_count(config),
+        "weights_gib": parameter_count(config) * DTYPES[dtype].dtype.itemsize / GIB,
+    }
+    lengths = {"with_prompt": instruction_tokens + input_tokens, "specialized": input_tokens}
+    for way, tokens in lengths.items():
+        result[f"tokens_{way}"] = tokens
+        result[f"cache_slots_{way}"] = bucket(tokens) + bucket(new_tokens)
+        result[f"cache_gib_{way}"] = cache_bytes(config, bucket(tokens) + bucket(new_tokens), dtype)
+        result[f"cache_gib_{way}"] /= GIB
+        for part, program in _programs(config, bucket(tokens), bucket(new_tokens), dtype).items():
+            for kind, size in _sizes(program).items():
+                result[f"{part}_{kind}_gib_{way}"] = size / GIB
+    for part in ("request", "decode"):
+        result[f"ratio_{part}_beyond_weights"] = _beyond(result, part, "with_prompt") / _beyond(
+            result, part, "specialized"
+        )
+    return result
+
+
+def cache_bytes(config: ModelConfig, slots: int, dtype: str) -> int:
+    """2 L K H slots numbers a row: keys and values of every layer."""
+    numbers = 2 * config.layers * config.kv_heads * config.head_dim * slots
+    return numbers * DTYPES[dtype].dtype.itemsize
+
+
+def _beyond(result: dict[str, Any], part: str, way: str) -> float:
+    return result[f"{part}_total_gib_{way}"] - result["weights_gib"]
+
+
+def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[str, Any]:
+    """The two compiled programs of `generate` for one row of `length` and `size` new tokens."""
+    params = structs(model_leaves(config), dtype)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, length), bool)
+    controls = Sampling().operands() | {"eos": np.zeros(0, np.int32), "pad": np.int32(0)}
+    limit = np.int32(size)
+    start = _start.lower(config, size, params, tokens, mask, controls, None, None, limit)
+    cache, progress = start.out_info
+    more = _continue.lower(config, params, cache, progress, controls, None, None, limit)
+    return {"request": start.compile(), "decode": more.compile()}
+
+
+def _sizes(program: Any) -> dict[str, int]:
+    """Bytes by the compiler's analysis."""
+    sizes = program.memory_analysis()
+    argument, output = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    temporary, shared = sizes.temp_size_in_bytes, sizes.alias_size_in_bytes
+    return {
+        "argument": argument,
+        "temporary": temporary,
+        "output": output,
+        "total": argument + temporary + output - shared,
+    }

@@ -1,0 +1,293 @@
+"""Safetensors by byte ranges: what is in a folder, reading parts of it, and rewriting a file.
+
+Parts are views of a mapped file, so that only the bytes asked for are read. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.files.header import DTYPES, NAMES, Header, Tensor, all_strings, read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+CHUNK = 16 << 20  # bytes copied or cast at a time
+UNPICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+Index = tuple[slice | int | EllipsisType, ...] | EllipsisType | slice | int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Every tensor of a folder or file. Made by `open` or `open_file`."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]  # of the first file
+    _maps: dict[Path, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Checkpoint:
+        """A Hugging Face folder: `model.safetensors`, or shards with an index.
+
+        With both, the single file counts, as in transformers. WeightsError lists all problems.
+        """
+        folder, problems = Path(folder), []
+        if not folder.is_dir():
+            raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
+        if not (folder / "config.json").is_file():
+            problems.append("config.json is missing")
+        if os.path.lexists(folder / SINGLE):
+            files, weight_map = [SINGLE], None
+        elif os.path.lexists(folder / INDEX):
+            weight_map = _read_index(folder, problems)
+            files = sorted(set(weight_map.values()))
+        else:
+            files, weight_map = [], None
+            problems.append(_what_else(folder))
+        return cls._of_files(folder, [folder / name for name in files], weight_map, problems)
+
+    @classmethod
+    def open_file(cls, path: str | Path) -> Checkpoint:
+        """One safetensors file. WeightsError lists all problems."""
+        return cls._of_files(Path(path), [Path(path)], None, [])
+
+    @classmethod
+    def _of_files(cls, path, files, weight_map, problems) -> Checkpoint:
+        tensors: dict[str, Tensor] = {}
+        metadata, faulty = {}, set()
+        for number, file in enumerate(files):
+            header, found = read_header(file)
+            problems += [f"{file.name}: {problem}" for problem in found]
+            if header is None or found:
+                faulty.add(file.name)
+            if header is None:
+                continue
+            if number == 0:
+                metadata = header.metadata or {}
+            for name, tensor in header.tensors.items():
+                if name in tensors:
+                    problems.append(
+                        f"{name} is a duplicate tensor: in {tensors[name].file.name} and in "
+                        f"{file.name}"
+                    )
+                tensors[name] = tensor
+        for name, shard in sorted((weight_map or {}).items()):
+            if shard not in faulty and (name not in tensors or tensors[name].file.name != shard):
+                problems.append(f"{name} is in the index but not in {shard}")
+        if problems:
+            raise WeightsError(_message(path, problems))
+        return cls(path, tensors, metadata)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """As the file spells it, e.g. `BF16`."""
+        return self.tensors[name].dtype
+
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    def raw(self, name: str) -> np.ndarray:
+        """The tensor's bytes, uint8, mapped: pages are read when they are touched."""
+        tensor = self.tensors[name]
+        if tensor.file not in self._maps:  # one map per file: each holds a file descriptor
+            self._maps[tensor.file] = _map(tensor.file)
+        if self._maps[tensor.file].size < tensor.stop:
+            raise WeightsError(f"{tensor.file} became shorter since it was opened; open it again.")
+        return self._maps[tensor.file][tensor.start : tensor.stop]
+
+    def read(self, name: str, index: Index = ...) -> np.ndarray:
+        """The part `index` (numpy basic indexing) of a tensor, in the file's dtype.
+
+        A read-only view of the file: only the bytes of the part are read, when they are used.
+        """
+        tensor = self.tensors[name]
+        return self.raw(name).view(DTYPES[tensor.dtype]).reshape(tensor.shape)[index]
+
+
+def _read_index(folder: Path, problems: list[str]) -> dict[str, str]:
+    """The index's weight map: tensor name -> file name. Appends to `problems`."""
+    try:
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        problems.append(f"{INDEX} is corrupt: expected JSON with weight_map ({reason})")
+        return {}
+    if not isinstance(weight_map, dict) or not weight_map or not all_strings(weight_map):
+        problems.append(f"{INDEX} is corrupt: weight_map is not tensor name -> file name")
+        return {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            problems.append(f"{INDEX} names {file!r}; expected a .safetensors file of this folder")
+    return {name: file for name, file in weight_map.items() if Path(file).name == file}
+
+
+def _what_else(folder: Path) -> str:
+    """No weights: what is there instead decides the advice."""
+    loose = sorted(path.name for path in folder.glob("*.safetensors"))
+    pickles = sorted(path.name for kind in UNPICKLED for path in folder.glob(kind))
+    problem = f"no {SINGLE} and no {INDEX}"
+    if loose:
+        problem += f"; {', '.join(loose[:5])} cannot be used without the index"
+    if pickles:
+        problem += (
+            f"; {', '.join(pickles[:5])} is a pickle, which is never opened (it can run code). "
+            "Convert it with transformers: save_pretrained(folder, safe_serialization=True)"
+        )
+    return problem
+
+
+def _message(path: Path, problems: list[str]) -> str:
+    shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+    count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
+    lines = "\n".join(f"  - {problem}" for problem in shown)
+    return f"{path}: the weights cannot be used ({count}):\n{lines}\nFetch or convert them again."
+
+
+def _map(file: Path) -> np.ndarray:
+    return np.asarray(np.memmap(file, np.uint8, mode="r"))
+
+
+def rewrite(
+    src_file: Path,
+    dst_file: Path,
+    replace: Mapping[str, Callable[[], np.ndarray]],
+    dtype: str | None,
+) -> None:
+    """Streams one file into a new one; about one tensor is in memory at a time.
+
+    `replace[name]()` gives a tensor's new values (same shape; cast to its dtype); all others are
+    copied bit for bit. `dtype` (a key of FLOATS, or None to keep) casts every float tensor.
+    Order and `__metadata__` stay; the header's bytes, too, when no dtype changes.
+    Raises WeightsError (source, names, shapes, overflow) and ConfigError (dtype).
+    """
+    if dtype is not None and dtype not in FLOATS:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(FLOATS)}.")
+    source = Checkpoint.open_file(src_file)
+    header, _ = read_header(Path(src_file))
+    unknown = sorted(set(replace) - set(source.tensors))
+    if unknown:
+        raise WeightsError(f"{src_file} holds no tensor {', '.join(unknown)} to replace.")
+    targets = {
+        name: FLOATS[dtype] if dtype and tensor.dtype in FLOATS.values() else tensor.dtype
+        for name, tensor in source.tensors.items()
+    }
+    changed = any(targets[name] != tensor.dtype for name, tensor in source.tensors.items())
+    with Path(dst_file).open("xb") as out:
+        try:
+            out.write(_new_header(header, targets) if changed else header.raw)
+            for name, target in targets.items():
+                if name in replace:
+                    values = np.asarray(replace[name]())
+                    if values.shape != source.shape(name):
+                        raise WeightsError(
+                            f"{name}: expected shape {source.shape(name)}, got {values.shape}."
+                        )
+                else:
+                    values = source.read(name)
+                _write(out, name, values, DTYPES[target])
+        except BaseException:
+            Path(dst_file).unlink(missing_ok=True)
+            raise
+
+
+def _new_header(header: Header, targets: dict[str, str]) -> bytes:
+    content: dict[str, Any] = {}
+    if header.metadata is not None:
+        content["__metadata__"] = header.metadata
+    offset = 0
+    for name, tensor in header.tensors.items():
+        stop = offset + math.prod(tensor.shape) * DTYPES[targets[name]].itemsize
+        entry = {"dtype": targets[name], "shape": list(tensor.shape)}
+        content[name] = entry | {"data_offsets": [offset, stop]}
+        offset = stop
+    raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # so that the data start aligned
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _write(out: Any, name: str, values: np.ndarray, dtype: np.dtype) -> None:
+    """Casts and writes in chunks. A finite number that the dtype cannot hold is an error."""
+    flat = np.ascontiguousarray(values).reshape(-1)  # a strided view would be written wrong
+    step = max(1, CHUNK // flat.itemsize)
+    for start in range(0, flat.size, step):
+        part = flat[start : start + step]
+        if part.dtype != dtype:
+            with np.errstate(over="ignore", invalid="ignore"):
+                cast = part.astype(dtype)
+                lost = np.any(np.isfinite(part) & ~np.isfinite(cast))
+            if lost:
+                raise WeightsError(f"{name}: a value does not fit {dtype}. Choose a wider dtype.")
+            part = cast
+        out.write(part.view(np.uint8).data)
+
+
+def save(
+    path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes numpy or jax arrays as one safetensors file; give a path inside a `new_folder`.
+
+    Raises WeightsError (a dtype that safetensors lacks) and OutputError.
+    """
+    path = Path(path)
+    # order="C" and not ascontiguousarray, which turns a scalar into a vector. Without either, a
+    # transposed view is written wrong without an error.
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype not in NAMES:
+            raise WeightsError(f"{name}: dtype {array.dtype} cannot be saved as safetensors.")
+    try:
+        path.touch()  # the library makes its file unreadable for others: keep the umask's mode
+        mode = path.stat().st_mode & 0o777
+        safetensors.numpy.save_file(arrays, path, dict(metadata) if metadata else None)
+        path.chmod(mode)
+    except (safetensors.SafetensorError, OSError) as error:
+        if path.is_file() and path.stat().st_size == 0:
+            path.unlink()
+        raise OutputError(f"Cannot write {path}: {error}. Free space or choose another.") from error
+
+
+def read_tensors(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file, in memory. WeightsError lists all problems.
+
+    `shapes`: the tensors that must be in it, and no others.
+    """
+    checkpoint = Checkpoint.open_file(path)
+    found = {name: np.array(checkpoint.read(name)) for name in checkpoint.names()}
+    if shapes is None:
+        return found
+    problems = [f"{n} is missing; expected {s}" for n, s in shapes.items() if n not in found]
+    problems += [f"{n} is not known" for n in found if n not in shapes]
+    problems += [
+        f"{n} has shape {found[n].shape}; expected {shape}"
+        for n, shape in shapes.items()
+        if n in found and found[n].shape != shape
+    ]
+    if problems:
+        raise WeightsError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
+    return found

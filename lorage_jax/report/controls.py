@@ -1,0 +1,89 @@
+"""Does the prompt make a difference? The gaps between the specialised model and its controls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorage_jax.report.inputs import Inputs
+from lorage_jax.report.page import (
+    DASH,
+    Block,
+    Bullets,
+    Cell,
+    Paragraph,
+    Section,
+    Table,
+    number,
+    percent,
+    row,
+)
+from lorage_jax.report.scores import SHORT, arm_name, main_arm, subject, task_names
+
+MARK = " *"
+NOTE = (
+    f"Paired record by record;{MARK} marks what the evaluation calls significant: two-sided 5 % "
+    "level for one comparison, not corrected for many."
+)
+
+
+def controls(inputs: Inputs) -> Section | None:
+    """By how much the specialised model beats each control, paired record by record."""
+    blocks: list[Block] = []
+    for result in inputs.kind("eval"):
+        main, gaps = main_arm(result), result.part("gaps")
+        if not gaps:
+            continue
+        labels = SHORT | {"ave": mean_name(gaps)}
+        rows = [
+            row(labels.get(name, name), *(gap_cell(gap, name) for gap in gaps.values()))
+            for name in (*task_names(result), "ave")
+        ]
+        blocks.append(
+            Table(
+                f"{arm_name(main)} minus each other arm, in percentage points ± standard error: "
+                f"{subject(result)}",
+                ("", *map(arm_name, gaps)),
+                tuple(rows),
+                (NOTE,),
+            )
+        )
+        blocks.append(Bullets(tuple(verdict(main, arm, gap) for arm, gap in gaps.items())))
+    if not blocks:
+        return None
+    why = (
+        "A score alone does not show that the prompt got through: a generator that ignores it can "
+        "score as well. Only the gaps to the controls can show that."
+    )
+    return Section("Controls", (Paragraph(why), *blocks))
+
+
+def mean_name(gaps: dict[str, dict[str, Any]]) -> str:
+    """What the mean gap is a mean of: AVE only if of the paper's eight tasks."""
+    tasks = {name for gap in gaps.values() for name in gap if name != "ave"}
+    return "AVE" if tasks == set(SHORT) else f"mean of {len(tasks)} task{'s' * (len(tasks) != 1)}"
+
+
+def gap_cell(gaps: dict[str, Any], name: str) -> Cell:
+    """The gap on one task, in points, with its error and the mark."""
+    gap = gaps.get(name, {})
+    mark = MARK if gap.get("significant") is True else ""
+    return percent(gap.get("gap"), gap.get("stderr"), signed=True, mark=mark)
+
+
+def verdict(main: str, arm: str, gaps: dict[str, Any]) -> str:
+    """One sentence on the gaps between two arms."""
+    names = f"{arm_name(main)} against {arm_name(arm)}"
+    cell, whole = gap_cell(gaps, "ave"), gaps.get("ave", {})
+    if cell.text == DASH:
+        tasks = [gap for gap in gaps.values() if number(gap.get("gap")) is not None]
+        clear = [gap["gap"] for gap in tasks if gap.get("significant") is True]
+        better, worse = sum(gap > 0 for gap in clear), sum(gap < 0 for gap in clear)
+        return (
+            f"{names}: significantly better on {better} and worse on {worse} of {len(tasks)} "
+            "tasks (no mean was computed)."
+        )
+    figure = " ".join((cell.text, cell.note.removesuffix(MARK)))
+    points = f"{names}: {figure} points ({mean_name({arm: gaps})}), "
+    if whole.get("significant") is True:
+        return points + ("significantly better." if whole["gap"] > 0 else "significantly worse.")
+    return points + "not significant: this run shows no difference between the two."

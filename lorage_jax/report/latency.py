@@ -1,0 +1,80 @@
+"""Accuracy against latency: the paper's Fig. 1 with our points."""
+
+from __future__ import annotations
+
+from lorage_jax.models.presets import SHAPES, parameter_count, with_layers
+from lorage_jax.report.inputs import Inputs, Result
+from lorage_jax.report.page import Picture, Section, number
+from lorage_jax.report.paper import BASE, OURS, SOURCE, TABLE_2
+from lorage_jax.report.pictures import Point, accuracy_against_latency
+from lorage_jax.report.render import plain
+from lorage_jax.report.scores import arm_name, subject
+
+WITH_PROMPT = ("model", "in_context", "few_shot")  # arms whose every request carries the prompt
+# Arms in the picture, and the paper's method that each stands for: its marker.
+DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "specialized": OURS}
+
+
+def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
+    """(result's name, arm) -> ms of a prefill, where a latency of a model as large was given.
+
+    A latency is measured on random weights of a shape; the number of parameters tells the shape.
+    """
+    found = {}
+    for latency in inputs.kind("bench", "latency"):
+        size = _parameters(latency)
+        for result in inputs.kind("eval"):
+            if size is None or result.part("model").get("parameters") != size:
+                continue
+            for arm in result.part("arms"):
+                way = "with_prompt" if _reads_prompt(result, arm) else "specialized"
+                time = number(latency.values.get(f"prefill_ms_{way}"))
+                if time is not None and time > 0:
+                    found[result.name, arm] = time
+    return found
+
+
+def _reads_prompt(result: Result, arm: str) -> bool:
+    """Whether a prompt stands in the edge's context: without samples lm-eval's has none."""
+    tasks = result.part("arms", arm, "tasks").values()
+    bare = arm != "in_context" and all(task.get("shots") == 0 for task in tasks)
+    return arm in WITH_PROMPT and not bare
+
+
+def _parameters(latency: Result) -> int | None:
+    shape, layers = latency.values.get("shape"), latency.values.get("layers")
+    if not isinstance(shape, str) or shape not in SHAPES or not isinstance(layers, int):
+        return None
+    return parameter_count(with_layers(SHAPES[shape], layers)) if layers > 0 else None
+
+
+def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
+    """Fig. 1: the paper's points, and ours where both an AVE and a latency are known."""
+    points = [
+        Point(f"{p.model.split('-')[0]} {p.method}", p.model, p.method, p.milliseconds, p.average)
+        for p in TABLE_2
+    ]
+    ours: list[Point] = []
+    for result in inputs.kind("eval"):
+        for arm in result.part("arms"):
+            average = number(result.part("arms", arm, "summary").get("ave"))
+            if arm not in DRAWN or average is None or (result.name, arm) not in times:
+                continue
+            label = plain(f"ours: {arm_name(arm)}")
+            name, time = f"Ours: {subject(result)}", times[result.name, arm]
+            ours.append(Point(label, name, DRAWN[arm], time, 100 * average))
+    png = accuracy_against_latency(points + ours, {point.group for point in ours})
+    said = (
+        f"Filled: {len(ours)} of our own, on our device."
+        if ours
+        else "None of ours: that takes an evaluation of all eight tasks and a latency of a model "
+        "with as many parameters."
+    )
+    caption = (
+        "Accuracy against latency, as the paper's Fig. 1. Hollow: the paper's, on the authors' "
+        f"device ({SOURCE}, Table 2). {said} Latencies of different devices do not compare."
+    )
+    alt = "Scatter of average accuracy against latency; the figures are those of Table 2"
+    return Section(
+        "Accuracy against latency (Fig. 1)", (Picture("accuracy-latency", png, caption, alt),)
+    )

@@ -1,0 +1,237 @@
+"""Built-in data whose tasks are defined by the system prompt alone, in two families.
+
+`words`: tasks on a few words, described, shown by samples or both (`text_tasks`). `tools`: the
+prompt lists tools, the user wants something done (`tool_calls`). Without the prompt the answer
+cannot be known; `blind_ceiling` says how often it can be guessed.
+
+| split         | holds                                                          | families     |
+|---------------|----------------------------------------------------------------|--------------|
+| `train`       | seen tasks and tools, in seen wordings                         | words, tools |
+| `paraphrase`  | seen tasks and tools, in unseen wordings                       | words, tools |
+| `composition` | unseen pairs of an operation and a format, in seen wordings    | words        |
+| `samples`     | seen tasks, shown by samples alone that no training prompt has | words        |
+| `tools`       | unseen tools                                                   | tools        |
+
+    >>> from lorage_jax.world import prompts
+    >>> [record] = prompts.draw("paraphrase", 1, seed=0, family="words")
+    >>> record.system, record.user, record.target
+    ('End with stop. Remove the first word.', 'cat home leaf star key', 'home leaf star key stop')
+    >>> prompts.find(record.system).answer("sun cat oil")
+    'cat oil stop'
+
+Two more families are drawn by their names only, to pretrain small models: `easy`, a few of the
+operations of `words`, on which they learn to copy; `objects`, the same on the objects of the tools,
+which in tool calls alone they learn to tell apart late.
+
+There are too many prompts to list: they are drawn, and equal seeds draw equal ones. A draw holds
+no prompt twice, and a longer draw begins with the shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from lorage_jax.data.records import Record
+from lorage_jax.errors import DataError
+from lorage_jax.world import tools as world_tools
+from lorage_jax.world import tools_texts
+from lorage_jax.world import words as world_words
+
+SPLITS = ("train", "paraphrase", "composition", "samples", "tools")
+
+# Raise it when drawn data change: a resumed run must see the same examples.
+VERSION = 2
+
+TRIES = 10_000  # draws in a row without anything new, after which there is nothing new
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A system prompt, the name of its task, and `draw(rng)` for (user, target) under it.
+
+    Of `tools` the dialect counts as the task: calls in one are wrong in every other.
+    `answer`: the right answer to any user text, where the family knows it (`words` does).
+    `parts`: what the prompt is made of, by kind. `words`: one operation, style and format; `tools`:
+    one word (which of a verb's three), pattern and input of its dialect, and the verbs, by the
+    first of their words, and objects of the tools in its list.
+    """
+
+    system: str
+    task: str
+    family: str
+    draw: Callable[[Random], tuple[str, str]]
+    answer: Callable[[str], str] | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks of one kind: `draw_prompt(split, rng)`, and the blind ceiling of a split."""
+
+    splits: tuple[str, ...]
+    draw_prompt: Callable[[str, Random], Prompt]
+    blind: Callable[[str], float]
+    weight: float
+
+
+def _words(prompt: world_words.TextPrompt) -> Prompt:
+    task = prompt.task
+    parts = {
+        "operation": (task.operation.name,),
+        "style": (task.style.name,),
+        "format": (task.format.name,),
+    }
+    return Prompt(prompt.system, task.name, "words", prompt.draw, task.answer, parts)
+
+
+def _draw_words(split: str, rng: Random) -> Prompt:
+    return _words(world_words.draw_prompt(split, rng))
+
+
+# The splits of `tools`, and what `tool_calls` calls them.
+_TOOL_SPLITS = {"train": "train", "paraphrase": "paraphrase", "tools": "unseen"}
+
+
+def _draw_tools(split: str, rng: Random) -> Prompt:
+    return _tools(world_tools.draw_prompt(_TOOL_SPLITS[split], rng))
+
+
+def _tools(prompt: world_tools.ToolPrompt) -> Prompt:
+    dialect = prompt.dialect
+    parts = {
+        "word": (str(dialect.word),),
+        "pattern": (dialect.pattern,),
+        "input": (dialect.input,),
+        "verb": tuple(dict.fromkeys(tool.verb.words[0] for tool in prompt.tools)),
+        "object": tuple(dict.fromkeys(tool.object for tool in prompt.tools)),
+    }
+    task = "/".join((str(dialect.word), dialect.pattern, dialect.input))
+    return Prompt(prompt.system, task, "tools", prompt.draw, parts=parts)
+
+
+def _blind_tools(split: str) -> float:
+    return world_tools.blind_ceiling(_TOOL_SPLITS[split])
+
+
+def _draw_easy(split: str, rng: Random) -> Prompt:
+    return _words(world_words.draw_easy_prompt(split, rng))
+
+
+def _draw_objects(split: str, rng: Random) -> Prompt:
+    prompt = world_words.draw_easy_prompt(split, rng, tools_texts.OBJECTS)
+    return replace(_words(prompt), family="objects")
+
+
+EASY_SPLITS = ("train", "paraphrase")
+
+# A weight of 0: drawn by its name only.
+FAMILIES = {
+    "words": Family(world_words.SPLITS, _draw_words, world_words.blind_ceiling, weight=3),
+    "tools": Family(tuple(_TOOL_SPLITS), _draw_tools, _blind_tools, weight=1),
+    "easy": Family(EASY_SPLITS, _draw_easy, world_words.easy_blind_ceiling, weight=0),
+    "objects": Family(EASY_SPLITS, _draw_objects, world_words.easy_blind_ceiling, weight=0),
+}
+
+
+def families(split: str) -> tuple[str, ...]:
+    """The families that a split is drawn from. DataError for an unknown split."""
+    if split not in SPLITS:
+        raise DataError(f"synthetic data has no split {split!r}; expected {', '.join(SPLITS)}.")
+    return tuple(name for name, f in FAMILIES.items() if split in f.splits and f.weight > 0)
+
+
+def _check(split: str, family: str) -> None:
+    families(split)
+    if family not in FAMILIES:
+        raise DataError(f"synthetic data has no family {family!r}; expected {', '.join(FAMILIES)}.")
+    if split not in FAMILIES[family].splits:
+        raise DataError(
+            f"the family {family!r} has no split {split!r}; it has "
+            f"{', '.join(FAMILIES[family].splits)}."
+        )
+
+
+def draw_prompt(split: str, rng: Random, family: str = "") -> Prompt:
+    """A prompt of the split; without `family`, of its families in proportion to their weights.
+
+    DataError for an unknown split or family, and for a family without this split.
+    """
+    if not family:
+        names = families(split)
+        family = rng.choices(names, [FAMILIES[name].weight for name in names])[0]
+    _check(split, family)
+    return FAMILIES[family].draw_prompt(split, rng)
+
+
+def draw_group(split: str, queries: int, rng: Random, family: str = "") -> list[Record]:
+    """One prompt with `queries` different user texts."""
+    return _group(draw_prompt(split, rng, family), queries, rng)
+
+
+def draw_groups(
+    split: str, n: int, queries: int, seed: int, family: str = ""
+) -> list[list[Record]]:
+    """`n` different prompts with `queries` different user texts each.
+
+    The prompts do not depend on `queries`. DataError if the split has not as many.
+    """
+    prompts = _different_prompts(split, n, seed, family)
+    return [_group(prompt, queries, rng) for prompt, rng in prompts]
+
+
+def draw_prompts(split: str, n: int, seed: int, family: str = "") -> list[Prompt]:
+    """The prompts of `draw_groups`, with what is known of them instead of user texts."""
+    return [prompt for prompt, _ in _different_prompts(split, n, seed, family)]
+
+
+def _different_prompts(
+    split: str, n: int, seed: int, family: str
+) -> Iterator[tuple[Prompt, Random]]:
+    """Each with the generator that drew it, which may draw on."""
+    seen: set[str] = set()
+    for number in range(n):
+        rng = Random(f"synthetic {VERSION}/{split}/{family}/{seed}/{number}")
+        for _ in range(TRIES):
+            prompt = draw_prompt(split, rng, family)
+            if prompt.system not in seen:
+                break
+        else:
+            raise DataError(f"{n} different prompts of {split!r} are too many; found {number}.")
+        seen.add(prompt.system)
+        yield prompt, rng
+
+
+def draw(split: str, n: int, seed: int, family: str = "") -> list[Record]:
+    """`n` records, each under another prompt."""
+    return [record for group in draw_groups(split, n, 1, seed, family) for record in group]
+
+
+def _group(prompt: Prompt, queries: int, rng: Random) -> list[Record]:
+    records: dict[str, Record] = {}
+    for _ in range(TRIES + queries):
+        if len(records) >= queries:
+            return list(records.values())
+        user, target = prompt.draw(rng)
+        records.setdefault(user, Record(prompt.system, user, target))
+    raise DataError(f"{queries} different user texts are too many for the task {prompt.task!r}.")
+
+
+def blind_ceiling(split: str, family: str) -> float:
+    """Expected exact match of the best answerer that sees the user text, but not the prompt."""
+    _check(split, family)
+    return FAMILIES[family].blind(split)
+
+
+def find(system: str) -> Prompt | None:
+    """The prompt of `words` or `tools` that a text is, seen or unseen, so that right answers are
+    known.
+
+    Order of the sentences, capitals and spaces do not matter in `words`; of `tools` the list is
+    read. None for any other text.
+    """
+    if words := world_words.find(system):
+        return _words(words)
+    tools = world_tools.find(system)
+    return _tools(tools) if tools else None

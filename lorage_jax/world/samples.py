@@ -1,0 +1,119 @@
+"""Samples of the built-in world: drawn prompts with their requests, and what is read for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from lorage_jax.data.records import Record
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
+from lorage_jax.errors import ConfigError
+from lorage_jax.models.model import Model
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world import words as world_words
+
+
+@dataclass(frozen=True)
+class WorldSample:
+    """Records of one family and split, those of one prompt in one group.
+
+    `tasks`: of every group, the name that `synthetic` gives its task, where it was drawn there.
+    """
+
+    family: str
+    split: str
+    groups: list[list[Record]]
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}/{self.split}"
+
+    @property
+    def prompts(self) -> list[str]:
+        """The system prompt of every group."""
+        return [group[0].system for group in self.groups]
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all groups, one behind the other."""
+        return [record for group in self.groups for record in group]
+
+    def by_group(self, values: Sequence[Any]) -> list[list[Any]]:
+        """Values of the records, those of a group together."""
+        rest = iter(values)
+        return [[next(rest) for _ in group] for group in self.groups]
+
+
+def draw_world(
+    prompts: int, queries: int, seed: int, *, families: Sequence[str] = ("words", "tools")
+) -> list[WorldSample]:
+    """Every split of the families, `train` included: seen wordings, but prompts drawn anew.
+
+    `prompts` different prompts a split, with `queries` different user texts each.
+    """
+    return [
+        WorldSample(
+            family,
+            split,
+            world_prompts.draw_groups(split, prompts, queries, seed, family),
+            tuple(
+                prompt.task for prompt in world_prompts.draw_prompts(split, prompts, seed, family)
+            ),
+        )
+        for family in families
+        for split in world_prompts.SPLITS
+        if family in world_prompts.families(split)
+    ]
+
+
+def inputs(sample: WorldSample, shown: bool) -> list[str]:
+    """What the answering model reads for every record; `shown`: with the prompt in its context."""
+    if shown:
+        return [edge_prompt_with_system(record.system, record.user) for record in sample.records]
+    return [edge_prompt(record.user) for record in sample.records]
+
+
+def tokens(model: Model, text: str) -> list[int]:
+    """As `generate` reads it."""
+    return encode(model.tokenizer, text, bos=True)
+
+
+def other_tasks(sample: WorldSample, seed: int) -> list[int]:
+    """For each group the index of a random other one whose task is another for certain.
+
+    In `words` no task may answer all requests of both groups: wordings differ, tasks count. In
+    `tools` the dialect must be another, by which every call is another.
+    """
+    rng = Random(f"shuffled/{sample.name}/{seed}")
+    count, could = len(sample.groups), [_could_be(sample, i) for i in range(len(sample.groups))]
+    donors = []
+    for i, group in enumerate(sample.groups):
+        order = rng.sample(range(count), count)
+        differ = [
+            j
+            for j in order
+            if sample.groups[j][0].system != group[0].system and not could[i] & could[j]
+        ]
+        if not differ:
+            raise ConfigError(
+                f"the arm shuffled needs prompts of other tasks, but of the {count} prompts of "
+                f"{sample.name} none is surely another task than {group[0].system[:60]!r}. Draw "
+                "more prompts, or leave the arm out."
+            )
+        donors.append(differ[0])
+    return donors
+
+
+def _could_be(sample: WorldSample, i: int) -> set[str]:
+    """The tasks by which all targets of the group are right."""
+    if sample.family != "words":
+        return {sample.tasks[i]} if sample.tasks else set()
+    return {
+        task.name
+        for split in ("train", "composition")
+        for task in world_words.tasks(split)
+        if all(task.answer(record.user) == record.target for record in sample.groups[i])
+    }

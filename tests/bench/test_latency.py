@@ -1,0 +1,111 @@
+"""What the latency and memory benchmarks run and report. No timing is asserted."""
+
+import itertools
+import json
+
+import pytest
+
+from lorage_jax.bench import latency, timing
+from lorage_jax.bench.memory import bench_memory, cache_bytes
+from lorage_jax.cli import main
+from lorage_jax.commands import bench
+from lorage_jax.models.decoder import new_cache
+from lorage_jax.models.presets import parameter_count, plain_decoder
+
+COUNTS = {"input_tokens": 20, "instruction_tokens": 30, "new_tokens": 5}
+
+
+@pytest.fixture
+def config():
+    sizes = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
+    return plain_decoder("qwen2", layers=3, **sizes, eos_ids=(7,))
+
+
+def test_in_turn_warms_every_action_and_alternates():
+    calls = []
+    actions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    times = timing.in_turn(actions, 3)
+    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
+    assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
+    """A clock that gives 1 s a prompt token and 10 s a new one: the report must find both."""
+    asked = []
+
+    def generate_tokens(model, rows, *, max_new_tokens):
+        asked.append((model.config.eos_ids, len(rows), len(rows[0]), max_new_tokens))
+
+    def in_turn(actions, repeats):
+        for action in actions.values():
+            action()
+        cost = [length + 10 * new for _, _, length, new in asked]
+        return {name: [c] * repeats for name, c in zip(actions, cost, strict=True)}
+
+    monkeypatch.setattr(latency, "generate_tokens", generate_tokens)
+    monkeypatch.setattr(latency, "in_turn", in_turn)
+    result = latency.bench_latency(config, **COUNTS, repeats=3, dtype="float32")
+    assert asked == [((), 1, length, new) for length in (50, 20) for new in (1, 5)]
+    assert (result["padded_with_prompt"], result["padded_specialized"]) == (64, 24)
+    assert result["prefill_ms_with_prompt"] == 60_000
+    assert result["prefill_ms_specialized"] == 30_000
+    assert result["decode_per_token_ms_specialized"] == 10_000
+    assert result["request_ms_with_prompt"] == 100_000
+    assert result["tokens_per_second_specialized"] == pytest.approx(5 / 70)
+    assert result["ratio_prefill"] == 2
+    assert result["ratio_decode_per_token"] == 1
+    assert result["ratio_request"] == pytest.approx(100 / 70)
+
+
+def test_latency_runs(config):
+    result = latency.bench_latency(config, **COUNTS, repeats=2, dtype="bfloat16")
+    assert result["layers"] == 3
+    assert result["prefill_ms_with_prompt"] > 0 and result["prefill_ms_specialized"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "depth"),
+    [((), 4, "4 of 22 layers"), (("--layers", "2"), 2, "2 of 22 layers")],
+)
+def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options, layers, depth):
+    seen = []
+
+    def fake(config, **counts):
+        seen.append((config.layers, counts))
+        return {"layers": config.layers}
+
+    monkeypatch.setattr(latency, "bench_latency", fake)
+    file = tmp_path / "out.json"
+    assert main(["bench", "latency", *options, "--json", str(file)]) == 0
+    counts = {"input_tokens": 100, "instruction_tokens": 200, "new_tokens": 32, "repeats": 3}
+    assert seen == [(layers, counts | {"dtype": "bfloat16"})]
+    result = json.loads(file.read_text())
+    assert (result["bench"], result["shape"]) == ("latency", "tinyllama")
+    assert result["depth"] == depth
+    assert (result["paper_ms_with_prompt"], result["paper_ms_specialized"]) == (44.5, 21.2)
+    assert result["paper_ratio"] == pytest.approx(2.1, abs=0.01)
+    assert result["note"] == bench.WIDENED
+
+
+def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config):
+    result = bench_memory(config, **COUNTS, dtype="float32")
+    gib = 1 << 30
+    weights = 4 * parameter_count(config)
+    assert result["weights_gib"] * gib == weights
+    slots = {"with_prompt": 64 + 16, "specialized": 24 + 16}
+    for way, each in slots.items():
+        assert result[f"cache_slots_{way}"] == each
+        cache = cache_bytes(config, each, "float32")
+        real = new_cache(config, 1, each, "float32")
+        assert cache == real.k.nbytes + real.v.nbytes == result[f"cache_gib_{way}"] * gib
+        request = result[f"request_argument_gib_{way}"] * gib
+        assert weights <= request < weights + 4096  # tokens, mask and scalars beside them
+        decode = result[f"decode_argument_gib_{way}"] * gib
+        assert weights + cache <= decode < weights + cache + 4096
+        assert cache <= result[f"request_output_gib_{way}"] * gib < cache + 4096
+        for part in ("request", "decode"):
+            total = result[f"{part}_total_gib_{way}"] * gib
+            assert total >= weights + cache
+    for part, kind in itertools.product(("request", "decode"), ("argument", "total")):
+        one, other = (result[f"{part}_{kind}_gib_{way}"] for way in slots)
+        assert one > other

@@ -1,0 +1,210 @@
+"""`lorage eval`: the contract of its files, going on after a kill, and mistakes."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
+
+from lorage_jax.infer import score as scoring
+from lorage_jax.world.tools import draw
+from tests.commands.world import contents, lorage
+from tests.evaluate.local_data import write_tasks
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"), records=5)
+
+
+def model_args(world, folder, tmp_path, tasks="arc_challenge,boolq", **options):
+    options = {
+        "model": world.root / "edge",
+        "tasks": tasks,
+        "shots": 0,
+        "data": folder,
+        "json": tmp_path / "scores.json",
+    } | options
+    return ["eval", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def test_scores_and_samples_are_written(world, data, tmp_path, capsys):
+    args = model_args(world, data, tmp_path, samples=tmp_path / "samples.jsonl", limit=4)
+    assert lorage(*args) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    scores = result["results"]["arc_challenge"]
+    assert scores["n"] == 4 and {"acc", "acc_norm", "acc_stderr"} <= set(scores)
+    assert "acc_norm" not in result["results"]["boolq"]
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    arc = [row for row in rows if row["task"] == "arc_challenge"]
+    assert [row["doc_id"] for row in arc] == [0, 1, 2, 3]
+    assert all(len(row["loglikelihoods"]) == 4 for row in arc)
+    for row in rows:
+        best = max(range(len(row["loglikelihoods"])), key=row["loglikelihoods"].__getitem__)
+        assert row["prediction"] == best
+    right = [row["prediction"] == row["label"] for row in arc]
+    assert scores["acc"] == sum(right) / 4
+    assert result["provenance"]["command"].startswith("lorage eval --model")
+    assert result["model"]["tokenizer"] and result["seeds"] == {"seed": 1234}
+    assert result["data"]["arc_challenge"]["test"].startswith("sha256:")
+    assert "arc_challenge  acc" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.jsonl", "scores.json"]
+
+
+def test_a_generator_is_scored_with_controls_and_told_in_words(world, data, tmp_path, capsys):
+    args = ["eval", "--generator", world.generator, "--tasks", "piqa", "--shots", "1"]
+    args += ["--data", data, "--json", tmp_path / "scores.json"]
+    assert lorage(*args) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["main"] == "specialized"
+    assert set(result["arms"]) == {
+        *("specialized", "in_context", "few_shot", "shuffled", "random", "mean_gates"),
+        "no_adapter",
+    }
+    assert set(result["gaps"]) == {"shuffled", "random", "mean_gates", "no_adapter"}
+    assert result["results"] == result["arms"]["specialized"]["tasks"]
+    assert result["cards"]["piqa"]["layers"] == 3
+    out = capsys.readouterr().out
+    assert "to the cloud" in out and "The prompt" in out and "tokenizer" in out
+    assert lorage(*args, "--no-controls", "--no-baseline") == 0
+    assert set(json.loads((tmp_path / "scores.json").read_text())["arms"]) == {"specialized"}
+
+
+def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
+    """The byte tokenizer's 256 positions hold little: everything is cut, nothing fails."""
+    made = ["--json", tmp_path / "scores.json", "--limit", "2", "--max-new-tokens", "8"]
+    asked = ["eval", "--generator", world.generator, "--tasks", "gpt4tools", "--no-controls"]
+    assert lorage(*asked, *made, "--samples", tmp_path / "samples.jsonl") == 0
+    sets = json.loads((tmp_path / "scores.json").read_text())["gpt4tools"]["sets"]
+    assert list(sets) == ["generated_seen", "generated_unseen"]
+    result = sets["generated_unseen"]
+    assert "2 generated records with unseen tools" in result["source"]
+    assert {"specialized", "in_context", "no_tools", "specialized_tools"} == set(result["arms"])
+    arm = result["arms"]["in_context"]
+    assert arm["truncated"] == arm["n"] == 2 and set(arm["official"]) > {"iou", "average"}
+    rows = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(row)["task"] for row in rows] == ["gpt4tools"] * 4
+
+    (tmp_path / "data" / "gpt4tools").mkdir(parents=True)
+    for name in ("test_seen.json", "gpt4tools_71k.json", "test_seen.json.bak"):
+        path = tmp_path / "data" / "gpt4tools" / name
+        path.write_text(json.dumps(draw("train", 3, seed=1)))
+    assert lorage(*asked, *made, "--data", tmp_path / "data") == 0
+    assert "Left out, as it is for training: gpt4tools_71k.json." in capsys.readouterr().out
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert list(result["gpt4tools"]["sets"]) == ["test_seen"]
+    assert result["gpt4tools"]["sets"]["test_seen"]["source"] == "3 records of test_seen.json"
+    assert result["data"]["gpt4tools/test_seen"]["records"].startswith("sha256:")
+
+
+def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, capsys):
+    args = model_args(world, data, tmp_path)
+    assert lorage(*args) == 0
+    whole = json.loads((tmp_path / "scores.json").read_text())["results"]
+    (tmp_path / "scores.json").unlink()
+    asked, run = [], scoring._Runner.__call__
+
+    def counts(self, batch):
+        asked.extend(row for row in batch)
+        return run(self, batch)
+
+    def stops(self, batch):
+        if asked:  # the first task is done, the second has begun
+            raise KeyboardInterrupt
+        return counts(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring._Runner, "__call__", stops)
+        assert lorage(*args) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json.progress"]
+    assert len(asked) == 5  # questions of arc_challenge
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring._Runner, "__call__", counts)
+        assert lorage(*args) == 0
+    assert len(asked) == 5  # those of boolq alone
+    assert "20 finished requests were found" in capsys.readouterr().out
+    found = json.loads((tmp_path / "scores.json").read_text())["results"]
+    for scores in (*whole.values(), *found.values()):
+        del scores["seconds"]
+    assert found == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tasks": "arc_chalenge"}, r"there is no task 'arc_chalenge'; did you mean arc_challenge"),
+        ({"tasks": ","}, r"--tasks names no task"),
+        ({"data": "nowhere"}, r"--data nowhere: no such folder"),
+        ({"shots": "many"}, r"--shots is 'many'; expected a number of 0 or more"),
+        ({"shots": "5,piqa=-1"}, r"--shots is '5,piqa=-1'; expected a number"),
+        ({"limit": 0}, r"--limit is 0; expected 1 or more"),
+        ({"model": "nowhere"}, r"nowhere is not a folder"),
+        ({"edge": "x"}, r"--edge and --cloud go with --generator"),
+        ({"generator": "x"}, r"give either --model"),
+        ({"batch-tokens": 0}, r"--batch-tokens is 0"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(world, refuse, data, tmp_path, changes, says):
+    refuse(*model_args(world, data, tmp_path, **changes), says=says)
+
+
+def test_a_missing_split_is_told_before_any_work(world, refuse, tmp_path, data):
+    lacking = write_tasks(tmp_path / "lacking", splits=("test", "validation"))
+    args = model_args(world, lacking, tmp_path, tasks="boolq,piqa", shots=2)
+    refuse(*args, says=r"draws its 2 samples from the train split")
+
+
+def test_samples_by_task(world, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="arc_easy,piqa", shots="1,piqa=0")
+    assert lorage(*args) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())["results"]
+    assert [result[name]["shots"] for name in ("arc_easy", "piqa")] == [1, 0]
+
+
+def test_tasks_of_other_kinds_than_choices(world, tmp_path, capsys):
+    """A perplexity task of the user's own YAML would do the same; lm-eval brings wikitext."""
+    (tmp_path / "data" / "wikitext").mkdir(parents=True)
+    (tmp_path / "data" / "wikitext" / "test.jsonl").write_text(
+        "".join(json.dumps({"page": f"A page about bird {i}."}) + "\n" for i in range(3))
+    )
+    args = model_args(world, tmp_path / "data", tmp_path, tasks="wikitext")
+    assert lorage(*args, "--samples", tmp_path / "samples.jsonl") == 0
+    result = json.loads((tmp_path / "scores.json").read_text())["results"]["wikitext"]
+    assert result["byte_perplexity"] > 1 and result["n"] == 3
+
+
+def test_the_same_file_twice_is_refused(world, refuse, data, tmp_path):
+    args = model_args(world, data, tmp_path, samples=tmp_path / "scores.json")
+    refuse(*args, says="the same file")
+
+
+def test_what_does_not_fit_is_told_before_any_work(world, refuse, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="arc_easy,gpt4tools")
+    refuse(*args, says=r"max_new_tokens is 512.*--max-new-tokens")
+    args = model_args(world, data, tmp_path, tasks="arc_easy,gsm8k", **{"max-new-tokens": 256})
+    refuse(*args, says=r"256 new tokens are asked for; this model's context is 256")
+
+
+def test_without_lm_eval_it_is_said(world, refuse, data, tmp_path, monkeypatch):
+    from lorage_jax.evaluate import local_tasks
+
+    local_tasks._manager.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    refuse(*model_args(world, data, tmp_path), says=r'pip install "lorage_jax\[eval\]"')
+
+
+def test_neither_model_nor_generator(refuse, data, tmp_path):
+    refuse("eval", "--tasks", "piqa", "--data", data, says="give either --model")
+
+
+def test_another_file_in_the_place_of_the_progress_is_left_alone(world, refuse, data, tmp_path):
+    (tmp_path / "scores.json.progress").write_text("mine\n")
+    before = contents(tmp_path)
+    refuse(*model_args(world, data, tmp_path), says="not a record of finished requests")
+    assert contents(tmp_path) == before

@@ -1,0 +1,130 @@
+"""`lorage pretrain`: its figures and picture, siblings of an experiment, one message a mistake."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+import lorage_jax as lg
+from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.config import ExperimentConfig, PretrainConfig
+from lorage_jax.errors import ConfigError
+from lorage_jax.train.watch import read_logs
+from tests.commands.world import EXPERIMENT, REPOSITORY, lorage
+
+SIBLING = """
+from lorage_jax.config import Corpus, Source
+
+def corpora():
+    return (Corpus(Source("synthetic", "synthetic", name="words"), documents=8, rows=8,
+                   row_tokens=96, queries=1),)
+"""
+PRETRAIN = """
+from lorage_jax.config import OptimizerConfig, PretrainConfig
+from lorage_jax.models.presets import plain_decoder
+
+def config():
+    from sibling import corpora
+
+    model = plain_decoder("qwen2", vocab_size=300, width=16, layers=1, heads=2, kv_heads=1,
+                          ffn_width=16, tied_head=True)
+    return PretrainConfig(model=model, out="unused", corpora=corpora(), steps=3,
+                          tokenizer_documents=20, optimizer=OptimizerConfig(1e-2, warmup_steps=1),
+                          remat="none")
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "sibling.py").write_text(SIBLING)
+    (folder / "tiny.py").write_text(PRETRAIN)
+    return folder / "tiny.py"
+
+
+def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
+    run, figures = tmp_path / "run", tmp_path / "figures.json"
+    assert lorage("pretrain", experiment, "--out", run, "--json", figures) == 0
+    found = json.loads(figures.read_text())
+    assert found["model"] == str(run / "model") and found["seconds"] > 0
+    assert found["steps"] == 3 and found["first_step"] == 0
+    assert [step for step, _ in found["losses"]] == [1, 2, 3]
+    curve = read_logs(run / "logs")["train/loss"]
+    first, last = curve[0][1], curve[-1][1]
+    printed = capfd.readouterr().out
+    assert f"{found['parameters']:,} parameters. Trained 3 steps" in printed
+    assert f"loss {first:.3f} -> {last:.3f}.\nModel: {run / 'model'}\n" in printed
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert lg.load_model(run / "model").config.layers == 1
+    # Again: refused. Resumed: there is nothing left to do, and the picture stays.
+    assert lorage("pretrain", experiment, "--out", run) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("lorage: ") and "--resume" in error
+    picture = (run / "loss.png").read_bytes()
+    assert lorage("pretrain", experiment, "--out", run, "--resume") == 0
+    assert "Trained 0 steps" in capfd.readouterr().out
+    assert (run / "loss.png").read_bytes() == picture
+
+
+def test_several_processes_are_refused(refuse, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    refuse(
+        "pretrain", experiment, "--out", tmp_path / "run", says="one process, but 4 were started"
+    )
+
+
+def test_mistakes_are_one_message(refuse, experiment, world, tmp_path):
+    out = ("--out", tmp_path / "run")
+    refuse("pretrain", world.root / "exp.py", *out, says="exp.py is for `lorage train`")
+    refuse("train", experiment, *out, says="is for `lorage pretrain`: .* an ExperimentConfig")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "loss.png").write_text("mine")
+    refuse("pretrain", experiment, "--out", taken, says=r"loss\.png exists")
+    refuse("pretrain", tmp_path / "none.py", *out, says="there is no experiment file")
+    for name, old, new, says in (
+        ("a", "steps=3", "steps=0", r"a\.py, line \d+: steps is 0"),
+        ("b", "vocab_size=300", "vocab_size=30", "vocab_size is 30; .* at least 258"),
+        ("c", '"qwen2"', '"llama", qkv_bias=True', "a saved llama would not be .*qkv_bias"),
+        ("d", "return ", "return 3 or ", "gave int, not PretrainConfig"),
+        ("e", "def config", "def other", "defines no function .* a PretrainConfig"),
+    ):
+        assert old in PRETRAIN
+        (experiment.parent / f"{name}.py").write_text(PRETRAIN.replace(old, new, 1))
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+        try:
+            refuse("pretrain", experiment.parent / f"{name}.py", *out, says=says)
+        finally:
+            sys.dont_write_bytecode = before
+
+
+def test_prose_for_a_generator_is_refused(refuse, world, tmp_path):
+    text = EXPERIMENT.replace('train.jsonl")', 'train.jsonl", "text")').format(root=world.root)
+    (tmp_path / "exp.py").write_text(text)
+    refuse("train", tmp_path / "exp.py", "--out", tmp_path / "run", says="is of kind text: prose")
+
+
+def test_siblings_can_be_imported_and_leave_nothing(experiment, tmp_path):
+    path, modules = list(sys.path), set(sys.modules)
+    assert load_experiment(experiment, PretrainConfig).corpora[0].row_tokens == 96
+    assert sys.path == path and "sibling" not in sys.modules
+    other = tmp_path / "other"
+    shutil.copytree(experiment.parent, other)
+    (other / "sibling.py").write_text(SIBLING.replace("row_tokens=96", "row_tokens=80"))
+    assert load_experiment(other / "tiny.py", PretrainConfig).corpora[0].row_tokens == 80
+    (other / "sibling.py").write_text("\n\ndef corpora(:\n")
+    with pytest.raises(ConfigError, match=r"tiny\.py, line 6: SyntaxError: .*sibling\.py, line 3"):
+        load_experiment(other / "tiny.py", PretrainConfig)
+    assert sys.path == path and not {"sibling", "tiny"} & (set(sys.modules) - modules)
+
+
+def test_the_experiments_of_this_repository_load():
+    folder = REPOSITORY / "experiments"
+    for name in ("nano_edge", "nano_cloud"):
+        config = load_experiment(folder / f"{name}.py", PretrainConfig)
+        assert config.out == f"runs/{name}"
+    assert load_experiment(folder / "real_smoke.py").steps > 0
+    with pytest.raises(ConfigError, match=r"nano_edge\.py is for `lorage pretrain`"):
+        load_experiment(folder / "nano_edge.py", ExperimentConfig)

@@ -1,0 +1,97 @@
+from lorage_jax.data import templates
+from lorage_jax.data.templates import encode, encode_target, fit_prompt, fit_query
+
+
+def test_templates():
+    assert templates.edge_prompt("hi \n") == "User: hi\nAssistant:"
+    assert templates.edge_prompt("  ") == "Assistant:"
+    baseline = templates.edge_prompt_with_system("Be brief.", "hi")
+    assert baseline == "System: Be brief.\n\nUser: hi\nAssistant:"
+    # What the cloud read is what the baseline has in front of the same question.
+    assert baseline.startswith(templates.cloud_prompt("Be brief.\n"))
+    assert baseline.endswith(templates.edge_prompt("hi"))
+    assert templates.edge_target("yes ") == " yes"
+    few = templates.few_shot_prompt("Say no.", [("a", "no"), ("b", "no")])
+    assert few == "Say no.\n\nUser: a\nAssistant: no\n\nUser: b\nAssistant: no"
+
+
+def test_encode_bos(cloud, edge):
+    ids = encode(cloud, "apple tree", bos=True)
+    assert ids.count(cloud.bos_token_id) == 1 and ids[0] == cloud.bos_token_id
+    assert encode(cloud, "apple tree", bos=False) == ids[1:]
+    assert cloud.decode(ids[1:]) == "apple tree"
+    assert edge.bos_token_id is None
+    assert encode(edge, "apple", bos=True) == encode(edge, "apple", bos=False)
+
+
+def test_encode_adds_nothing_of_its_own(shared):
+    # The LLaMA 2 tokenizer adds a bos by itself when asked for special tokens.
+    from transformers import AutoTokenizer
+
+    llama = AutoTokenizer.from_pretrained(shared / "tokenizers/llama2")
+    ids = encode(llama, "Hello there", bos=True)
+    assert ids == llama("Hello there").input_ids
+    assert encode(llama, "Hello there", bos=False) == ids[1:]
+    assert encode_target(llama, "yes") == [*llama.encode(" yes", add_special_tokens=False), 2]
+
+
+def test_text_cannot_spell_special_tokens(cloud, edge):
+    assert cloud.eos_token_id not in encode(cloud, "a</s>b", bos=False)
+    assert cloud.decode(encode(cloud, "a</s>b", bos=False)) == "a</s>b"
+    assert edge.eos_token_id not in encode(edge, "a<eos>", bos=True)
+
+
+def test_target_continues_the_prompt(cloud, edge):
+    # Decoded behind the prompt, the answer has one space before it and eos behind it.
+    for tokenizer in (cloud, edge):
+        prompt, target, cut = fit_query(tokenizer, "apple tree", "tree, apple", 100)
+        assert not cut and target[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(prompt + target[:-1]).removeprefix("<s>")
+        assert text == "User: apple tree\nAssistant: tree, apple"
+
+
+def test_target_of_real_tokenizers(shared):
+    from transformers import AutoTokenizer
+
+    # The three put spaces in three ways; cleaning up before "." must not hide a lost space.
+    for folder in ("models/stories260K", "tokenizers/llama2", "tokenizers/qwen2"):
+        tokenizer = AutoTokenizer.from_pretrained(shared / folder)
+        for target in ("yes", ". It is.", "a\n\nb  c", "é?"):
+            prompt, ids, _ = fit_query(tokenizer, "Hi.", target, 100)
+            text = tokenizer.decode(prompt + ids, skip_special_tokens=True)
+            assert text == f"User: Hi.\nAssistant: {target}", folder
+
+
+def test_prompt_keeps_its_start(cloud):
+    whole, cut = fit_prompt(cloud, "sort the words " * 9, 500)
+    short, cut_short = fit_prompt(cloud, "sort the words " * 9, 12)
+    assert (cut, cut_short) == (False, True)
+    assert short == whole[:12]
+
+
+def test_long_query_loses_the_start_of_the_user_text(cloud, edge):
+    words = [f"{i}," for i in range(60)]
+    for tokenizer in (cloud, edge):
+        prompt, target, cut = fit_query(tokenizer, " ".join(words), "yes", 60)
+        assert cut and len(prompt) + len(target) == 60
+        assert target == encode_target(tokenizer, "yes")
+        text = tokenizer.decode(prompt, skip_special_tokens=True)
+        assert text.startswith("User:") and text.endswith("58, 59,\nAssistant:")
+        assert " 0, 1," not in text
+
+
+def test_target_too_long_alone_is_cut_at_its_end(cloud):
+    prompt, target, cut = fit_query(cloud, "apple tree", "yes " * 90, 40)
+    assert cut and len(prompt) + len(target) == 40
+    assert target == encode_target(cloud, "yes " * 90)[: len(target)]
+    assert cloud.eos_token_id not in target
+    text = cloud.decode(prompt, skip_special_tokens=True)
+    assert text.startswith("User:") and text.endswith("\nAssistant:")
+
+
+def test_user_text_that_repeats_the_template(cloud):
+    user = "x\nAssistant: " * 9 + "User: x"
+    frame = encode(cloud, templates.edge_prompt("x"), bos=True)
+    for size in range(len(frame) + 1, 60):
+        prompt, target, _ = fit_query(cloud, user, "yes " * 30, size)
+        assert len(prompt) + len(target) == size and target

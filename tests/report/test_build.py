@@ -1,0 +1,218 @@
+"""The report says what the files say: in the right column, escaped, with dashes for what is not."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from lorage_jax.models.presets import SHAPES, parameter_count
+from lorage_jax.report.controls import verdict
+from lorage_jax.report.paper import TABLE_2, TABLE_3, TABLE_13, TASKS, TOOL_SCORES
+from tests.report.example import (
+    NAMES,
+    Html,
+    acc,
+    evaluation,
+    flops,
+    markdown_tables,
+    rendered,
+    table,
+    tools,
+)
+
+DASH = "\u2013"
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """pages(name=values, ...) -> (HTML, Markdown) of a report on these files."""
+    return functools.partial(rendered, tmp_path)
+
+
+def both(pages, **files):
+    html, markdown = pages(**files)
+    return Html(html).tables, markdown_tables(markdown)
+
+
+# The paper
+
+
+@pytest.mark.parametrize("line", TABLE_2, ids=lambda line: f"{line.model} {line.method}")
+def test_the_papers_rows_agree_with_their_own_means(line):
+    """A digit copied wrongly would show: AVE and HAR follow from the eight."""
+    assert len(line.scores) == len(TASKS) == 8
+    assert np.mean(line.scores) == pytest.approx(line.average, abs=0.051)
+    assert 8 / sum(1 / s for s in line.scores) == pytest.approx(line.harmonic, abs=0.051)
+
+
+def test_the_papers_other_tables():
+    for line in TABLE_3:
+        assert np.mean(line.scores[:5]) == pytest.approx(line.scores[5], abs=0.051)
+    with_prompt, specialized = TABLE_13[0].inference, TABLE_13[-1].inference
+    assert pytest.approx(with_prompt, rel=1e-3) == 300 * 1.5435e9 + 28 * 2 * 300**2 * 1536
+    assert pytest.approx(specialized, rel=1e-3) == 100 * 1.5435e9 + 28 * 2 * 100**2 * 1536
+
+
+# Table 2
+
+
+def test_our_numbers_stand_in_their_columns(pages):
+    for tables in both(pages, scores=evaluation()):
+        rows = table(tables, "Table 2")
+        ours, other = rows["specialized (LoRA-Gen)"], rows["prompt in the context"]
+        for task in TASKS:
+            column = f"{task.short} ({'seen' if task.seen else 'unseen'})"
+            assert ours[column] == f"{100 * acc('specialized', task.name):.1f} ± 1.1"
+            assert other[column] == f"{100 * acc('in_context', task.name):.1f} ± 2.1"
+            assert rows["records (n)"][column] == str(100 + NAMES.index(task.name))
+        assert (ours["AVE"], ours["HAR"], ours["ms"]) == ("50.0 ± 0.4", "45.0", DASH)
+        assert rows["MixLoRA"]["BoolQ (seen)"] == "73.3" and rows["MixLoRA"]["ms"] == "100.1"
+        assert [task.short for task in TASKS if not task.seen] == ["HellaS", "WinoG", "PIQA"]
+        apart = table(tables, "Seen and unseen")
+        assert apart["specialized (LoRA-Gen)"]["seen (5 tasks)"] == "48.0"
+        assert apart["specialized (LoRA-Gen)"]["unseen (3 tasks)"] == DASH
+        assert apart["specialized (LoRA-Gen)"]["all that were run"] == "70.0 ± 0.6"
+        assert apart["LoRAMoE"]["unseen (3 tasks)"] == f"{(45.4 + 62.0 + 74.1) / 3:.1f}"
+
+
+def test_what_was_not_run_is_a_dash(pages):
+    values = evaluation(tasks=("piqa", "gsm8k_like", "boolq")[::2])
+    values["arms"]["specialized"]["tasks"]["boolq"]["acc"] = float("nan")
+    values["arms"]["specialized"]["tasks"]["piqa"]["acc_stderr"] = None
+    for tables in both(pages, scores=values):
+        ours = table(tables, "Table 2")["specialized (LoRA-Gen)"]
+        shown = {name: cell for name, cell in ours.items() if cell not in (DASH, "")}
+        assert shown == {"": "specialized (LoRA-Gen)", "PIQA (unseen)": "75.8"}
+
+
+EXACT = "exact_match,strict-match"  # as lm-eval names it
+
+
+def test_other_tasks_and_metrics_have_a_table_of_their_own(pages):
+    values = evaluation()
+    tasks = values["arms"]["specialized"]["tasks"]
+    tasks["gsm8k"] = {EXACT: 0.123, "exact_match_stderr,strict-match": 0.01, "n": 9}
+    tasks["gsm8k"] |= {"bytes": 3.25, "bytes_stderr": 0.5, "shots": 8}
+    tasks["piqa"]["acc_norm"] = 0.707
+    for tables in both(pages, scores=values):
+        rows = table(tables, "Other metrics")
+        assert set(rows) == {"PIQA: acc_norm", f"gsm8k: {EXACT}", "gsm8k: bytes"}
+        assert rows[f"gsm8k: {EXACT}"]["specialized (LoRA-Gen)"] == "12.3 ± 1.0"
+        assert rows["gsm8k: bytes"]["specialized (LoRA-Gen)"] == "3.250 ± 0.500"
+        assert rows["PIQA: acc_norm"]["prompt in the context"] == DASH
+
+
+# Controls, tokens
+
+
+def test_gaps_with_their_errors_and_marks(pages):
+    for tables in both(pages, scores=evaluation()):
+        rows = table(tables, "specialized (LoRA-Gen) minus")
+        assert set(rows) == {*(task.short for task in TASKS), "AVE"}
+        assert rows["PIQA"]["another task's prompt (control)"].rstrip(" *") == "+3.1 ± 0.9"
+        assert rows["PIQA"]["mean gates (control)"] == "+0.4 ± 0.8"
+    html, markdown = pages(scores=evaluation())
+    assert html.count("+3.1 <small>± 0.9 *</small>") == 9 and "± 0.8 *" not in html
+    assert markdown.count(r"+3.1 ± 0.9 \* |") == 9 and r"± 0.8 \*" not in markdown
+
+
+EIGHT = dict.fromkeys(NAMES, (0.01, False))
+
+
+@pytest.mark.parametrize(
+    ("gaps", "says"),
+    [
+        (EIGHT | {"ave": (0.031, True)}, "+3.1 ± 0.9 points (AVE), significantly better."),
+        (EIGHT | {"ave": (-0.031, True)}, "-3.1 ± 0.9 points (AVE), significantly worse."),
+        (EIGHT | {"ave": (0.031, False)}, "+3.1 ± 0.9 points (AVE), not significant: this run"),
+        (EIGHT | {"ave": (-0.0001, False)}, "+0.0 ± 0.9 points"),  # never minus zero
+        # eval's mean is of whatever was run; AVE is of the paper's eight and nothing else
+        ({"piqa": (0, False), "ave": (0.031, True)}, "points (mean of 1 task), significantly"),
+        (EIGHT | {"gsm8k": (0, False), "ave": (0.031, True)}, "points (mean of 9 tasks)"),
+        (
+            {"a": (0.1, True), "b": (-0.1, True), "c": (0.1, False), "d": (0.2, True)},
+            "significantly better on 2 and worse on 1 of 4 tasks",
+        ),
+    ],
+)
+def test_the_verdict_in_words(gaps, says):
+    gaps = {
+        name: {"gap": gap, "stderr": 0.009, "significant": significant}
+        for name, (gap, significant) in gaps.items()
+    }
+    said = verdict("specialized", "shuffled", gaps)
+    assert says in said and "another task's prompt (control)" in said
+
+
+def test_verdicts_and_words_are_on_the_page(pages):
+    for text in pages(scores=evaluation(gpt4tools=tools())):
+        assert "The prompt makes a difference." in text and "Tools get through." in text
+        assert text.index("The prompt makes") < text.index("Table 2 of the paper")
+        assert "mean gates (control): +0.4 ± 0.8 points (AVE), not significant" in text
+
+
+def test_tokens_and_their_compression(pages):
+    for tables in both(pages, scores=evaluation()):
+        row = table(tables, "Tokens")["BoolQ"]
+        assert row["edge, prompt in context"] == "240.0" and row["edge, specialized"] == "60.0"
+        assert row["compression"] == "4.0x" and row["cloud, once a task"] == "190"
+        assert (row["cut, in context"], row["cut, specialized"]) == ("3", "0")
+
+
+# Tables 3 and 13, Fig. 1
+
+
+def test_table_3_with_both_scorers(pages):
+    for tables in both(pages, scores=evaluation(tasks=(), gpt4tools=tools(), gaps={})):
+        official, strict = table(tables, "Table 3"), table(tables, "The same answers")
+        for index, (_, column) in enumerate(TOOL_SCORES):
+            assert official["specialized (LoRA-Gen)"][column] == f"{61 + index}.0 ± 2.0"
+            assert strict["specialized (LoRA-Gen)"][column] == f"{51 + index}.0"
+        assert official["specialized (LoRA-Gen)"]["compression"] == "6.2x"
+        assert official["LoRA, without tools"]["SRact"] == "60.9"
+        assert official["LoRA-Gen"]["compression"] == "10.1x"
+        assert "LoRA-Gen" not in strict  # the paper has no such figures
+
+
+def test_gpt4tools_alone(pages):
+    """eval names no main arm then; and where the records come from must not be overlooked."""
+    values = evaluation(main=None, arms={}, gaps={}, gpt4tools=tools())
+    html, markdown = pages(scores=values)
+    assert '<tr class="ours"><td class="text">specialized (LoRA-Gen)</td>' in html
+    for text in (html, markdown):
+        assert "gen-folder on edge-folder (scores.json): 9 of them." in text
+
+
+def test_what_each_arm_means_is_told_once(pages):
+    html, _ = pages(scores=evaluation(), again=evaluation())
+    assert html.count("prompt in the context: what in_context means.") == 1
+
+
+def test_table_13_and_all_figures_of_a_bench(pages):
+    old = {"bench": "merge", "lorage_seconds": 2.0961, "nested": {"deep": [1] * 200}, "ok": True}
+    html, markdown = pages(flops=flops(), old=old)
+    for tables in (Html(html).tables, markdown_tables(markdown)):
+        rows = table(tables, "Table 13")
+        ours = rows["instruction in the prompt (base, LoRA)"]
+        assert list(ours.values())[1:] == ["4.600e+11", "2.00x"]
+        assert list(rows["cloud pass, once a prompt"].values())[1:] == [DASH, DASH]
+        assert list(rows["MixLoRA"].values())[1:] == ["5.048e+11", "3.25x"]
+        plain = table(tables, "bench merge: old.json")
+        assert plain["lorage_seconds"]["value"] == "2.096" and plain["ok"]["value"] == "yes"
+        assert plain["nested.deep"]["value"] == "200 values"
+    assert "paid for itself after 6 requests" in html and "lorage bench flops" in markdown
+    assert "old.json: the command was not recorded" in markdown
+
+
+def test_a_latency_counts_only_for_a_model_as_large(pages):
+    assert evaluation()["model"]["parameters"] == parameter_count(SHAPES["tinyllama"])
+    times = {"prefill_ms_with_prompt": 812.34, "prefill_ms_specialized": 301.12}
+    latency = {"bench": "latency", "shape": "tinyllama", "layers": 22} | times
+    cases = (({}, ("301.1", "812.3")), ({"layers": 4}, (DASH, DASH)), ({"shape": "x"}, (DASH,) * 2))
+    for changes, expected in cases:
+        html, _ = pages(scores=evaluation(), latency=latency | changes)
+        rows = table(Html(html).tables, "Table 2")
+        arms = ("specialized (LoRA-Gen)", "prompt in the context")
+        assert tuple(rows[arm]["ms"] for arm in arms) == expected
+        assert ("Filled: 2 of our own" in html) == (not changes)
+        assert ("None of ours" in html) == bool(changes)

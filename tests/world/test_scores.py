@@ -1,0 +1,375 @@
+"""The world's arms: what is read under which gates, controls, exact match, errors, time."""
+
+import copy
+import dataclasses
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from lorage_jax.data.records import Record
+from lorage_jax.data.templates import (
+    cloud_prompt,
+    edge_prompt,
+    edge_prompt_with_system,
+    encode,
+    encode_target,
+)
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate import controls
+from lorage_jax.files.journal import request_key
+from lorage_jax.generator.generator import specialize
+from lorage_jax.generator.merge import merge
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.generate import generate, generate_tokens
+from lorage_jax.report.world import combine
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world import scores, seconds
+from lorage_jax.world.samples import other_tasks
+from lorage_jax.world.scores import (
+    GENERATOR_ARMS,
+    MARGIN,
+    WorldSample,
+    base_arms,
+    draw_world,
+    generator_arms,
+    lora_arm,
+    measure,
+    request_seconds,
+)
+from tests.tiny import make_generator, make_tiny
+
+SAMPLES = draw_world(4, 3, seed=1)
+NAMES = [
+    "words/train",
+    "words/paraphrase",
+    "words/composition",
+    "words/samples",
+    "tools/train",
+    "tools/paraphrase",
+    "tools/tools",
+]
+WORDS, TOOLS = SAMPLES[1], SAMPLES[6]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(edge, generator); the cloud's config is unlike the edge's."""
+    root = tmp_path_factory.mktemp("world")
+    sizes = {"num_hidden_layers": 2, "max_position_embeddings": 4096}
+    make_tiny("llama", root / "cloud", seed=1, hidden_size=32, **sizes)
+    make_tiny("llama", root / "edge", seed=2, **sizes)
+    return load_model(root / "edge"), make_generator(root / "cloud", root / "edge")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every batch as (model, texts, options). The answer tells texts and gates apart."""
+    seen = []
+
+    def answer(model, texts, *, gates, pool, **options):
+        seen.append((model, texts, options | {"gates": gates, "pool": pool}))
+        return [said(text, gates and gates[i]) for i, text in enumerate(texts)]
+
+    monkeypatch.setattr(scores, "generate", answer)
+    return seen
+
+
+@pytest.fixture
+def fake_cards(models, monkeypatch):
+    """Cards by prompt, without a cloud pass: {prompt: gates}."""
+    generator, gates = models[1], {}
+    one = specialize(generator, "Hello.")
+
+    def read(generator, prompts):
+        for prompt in prompts:
+            rng = np.random.default_rng(zlib.crc32(prompt.encode()))
+            gates.setdefault(prompt, rng.random(one.gates.shape).astype(np.float32))
+        return [dataclasses.replace(one, gates=gates[prompt]) for prompt in prompts]
+
+    monkeypatch.setattr(controls, "specialize", read)
+    return gates
+
+
+def said(text, card):
+    return f" {request_key(text, b'' if card is None else card.gates.tobytes())}\n"
+
+
+def oracle(monkeypatch, samples):
+    """`generate` that gives the right answer with and without the prompt shown."""
+    known = {}
+    for record in (record for sample in samples for record in sample.records):
+        for text in (
+            edge_prompt(record.user),
+            edge_prompt_with_system(record.system, record.user),
+        ):
+            assert known.setdefault(text, record.target) == record.target
+    monkeypatch.setattr(
+        scores, "generate", lambda model, texts, **_: [f" {known[text]}" for text in texts]
+    )
+
+
+def test_the_samples():
+    assert [sample.name for sample in SAMPLES] == NAMES
+    for sample in SAMPLES:
+        assert [len(group) for group in sample.groups] == [3] * 4
+        assert len(set(sample.prompts)) == 4
+        assert all(
+            {record.system for record in group} == {group[0].system} for group in sample.groups
+        )
+    assert WORDS.groups == world_prompts.draw_groups("paraphrase", 4, 3, 1, "words")
+    assert [sample.name for sample in draw_world(2, 1, 0, families=("tools",))] == NAMES[4:]
+    assert draw_world(4, 3, seed=2)[1].groups != WORDS.groups
+
+
+def test_right_answers_score_one_in_every_arm(models, fake_cards, monkeypatch):
+    edge, generator = models
+    samples = [WORDS, TOOLS]
+    oracle(monkeypatch, samples)
+    base = base_arms(edge, generator.cloud, samples)
+    ours = generator_arms(generator, edge, samples, seed=0)
+    lora = lora_arm(edge, samples)
+    for sample in samples:
+        methods = {
+            name: one
+            for found in (base, ours, lora)
+            for name, one in found[sample.name]["methods"].items()
+        }
+        assert list(methods) == [
+            "edge_without_prompt",
+            "edge_with_prompt",
+            "cloud_with_prompt",
+            *GENERATOR_ARMS,
+            "multitask_lora",
+        ]
+        for one in methods.values():
+            assert (one["exact_match"], one["stderr"]) == (1.0, 0.0)
+            assert (one["prompts"], one["records"]) == (4, 12)
+            assert one["by_prompt"] == [1.0] * 4
+            assert ("scores" in one) == (sample is TOOLS) and "texts" not in one
+        found = base[sample.name]
+        assert found["blind_ceiling"] == world_prompts.blind_ceiling(sample.split, sample.family)
+        lengths = [
+            np.mean([len(encode(edge.tokenizer, text, bos=True)) for text in texts])
+            for texts in (
+                [edge_prompt(r.user) for r in sample.records],
+                [edge_prompt_with_system(r.system, r.user) for r in sample.records],
+            )
+        ]
+        assert found["tokens"] == {
+            "without_prompt": lengths[0],
+            "with_prompt": lengths[1],
+            "compression": lengths[1] / lengths[0],
+        }
+    strict = base["tools/tools"]["methods"]["edge_with_prompt"]["scores"]["strict"]
+    assert strict["mean"] == dict.fromkeys(strict["mean"], 1.0)
+
+
+def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
+    """Each record gets back what was said to it, in its place; batches are small and filled up."""
+    edge, generator = models
+    small = {"batch_tokens": 700, "keep_texts": True}
+    base = base_arms(edge, generator.cloud, [WORDS], **small)
+    assert {id(model) for model, _, _ in calls} == {id(edge), id(generator.cloud)}
+    ours = generator_arms(generator, edge, [WORDS], seed=3, **small)
+    lora = lora_arm(generator.cloud, [WORDS], **small)
+    bare = [[said(edge_prompt(r.user), None) for r in group] for group in WORDS.groups]
+    full = [
+        [said(edge_prompt_with_system(r.system, r.user), None) for r in group]
+        for group in WORDS.groups
+    ]
+    texts = {name: one["texts"] for name, one in base["words/paraphrase"]["methods"].items()}
+    assert texts == {
+        "edge_without_prompt": bare,
+        "edge_with_prompt": full,
+        "cloud_with_prompt": full,
+    }
+    assert lora["words/paraphrase"]["methods"]["multitask_lora"]["texts"] == bare
+    own = [fake_cards[prompt] for prompt in WORDS.prompts]
+    mean = np.mean(own, axis=0, dtype=np.float64).astype(np.float32)
+    noise = controls.random_prompts(generator.cloud.tokenizer, WORDS.prompts, 3)
+    size = [
+        [len(encode(generator.cloud.tokenizer, cloud_prompt(text), bos=True)) for text in texts]
+        for texts in (noise, WORDS.prompts)
+    ]
+    assert size[0] == size[1]
+    gates = {
+        "lorage": own,
+        "shuffled": [own[donor] for donor in other_tasks(WORDS, 3)],
+        "random": [fake_cards[text] for text in noise],
+        "mean_gates": [mean] * 4,
+    }
+    card = specialize(generator, "Hello.")
+    for arm in GENERATOR_ARMS:
+        assert ours["words/paraphrase"]["methods"][arm]["texts"] == [
+            [said(edge_prompt(r.user), dataclasses.replace(card, gates=g)) for r in group]
+            for g, group in zip(gates[arm], WORDS.groups, strict=True)
+        ]
+    by_arm = {}
+    for model, batch, options in calls:
+        tokenizer = model.tokenizer
+        longest = max(len(encode_target(tokenizer, r.target)) for r in WORDS.records)
+        assert options["max_new_tokens"] == longest + MARGIN
+        assert (options["pool"] is generator.pool) == (options["gates"] is not None)
+        by_arm.setdefault(options["gates"] is None, set()).add(len(batch))
+    assert by_arm[False] == {7}  # 700 // (48 + 48), twelve rows in two batches
+    assert max(by_arm[True]) == 7 and min(by_arm[True]) < 7
+
+
+def tool_prompts(sample):
+    found = world_prompts.draw_prompts(sample.split, len(sample.groups), 0, "tools")
+    assert [prompt.system for prompt in found] == sample.prompts
+    return found
+
+
+def test_shuffled_is_another_task():
+    for sample in SAMPLES:
+        for seed in range(3):
+            donors = other_tasks(sample, seed)
+            assert all(donor != i for i, donor in enumerate(donors)), sample.name
+    many = draw_world(60, 2, seed=0, families=("words",))[1]
+    # Two prompts for the same task are in it: other words, no other task.
+    names = [world_prompts.find(prompt).task for prompt in many.prompts]
+    groups = (
+        many.groups
+        + [[Record(record.system + " ", record.user, record.target) for record in many.groups[0]]]
+        * 60
+    )
+    names += [names[0]] * 60
+    doubled = WorldSample("words", "paraphrase", groups)
+    for seed in range(3):
+        donors = other_tasks(doubled, seed)
+        assert all(names[i] != names[donor] for i, donor in enumerate(donors))
+    assert other_tasks(doubled, 0) != other_tasks(doubled, 1)
+    assert other_tasks(doubled, 0) == other_tasks(doubled, 0)
+    tools = draw_world(60, 2, seed=0, families=("tools",))[-1]
+    dialects = [[p.parts[k] for k in ("word", "pattern", "input")] for p in tool_prompts(tools)]
+    for seed in range(3):
+        donors = other_tasks(tools, seed)
+        assert all(dialects[i] != dialects[donor] for i, donor in enumerate(donors))
+    alike = WorldSample("words", "paraphrase", [groups[0], groups[-1]])
+    with pytest.raises(ConfigError, match="Draw more prompts"):
+        other_tasks(alike, 0)
+
+
+def test_the_standard_error_is_over_prompts():
+    """Prompts with 3/3, 1/3 and 0/3 right: mean 4/9, sd of 1, 1/3, 0 over sqrt(3)."""
+    sample = WorldSample("words", "train", WORDS.groups[:3])
+    targets = [record.target for record in sample.records]
+    texts = [f" {t}\n" for t in targets[:3]] + [targets[3], "no", targets[5] + "s", "", "x", "y"]
+    found = measure(sample, texts)
+    assert found["by_prompt"] == pytest.approx([1, 1 / 3, 0])
+    mean = 4 / 9
+    variance = ((1 - mean) ** 2 + (1 / 3 - mean) ** 2 + mean**2) / 2
+    assert found["exact_match"] == pytest.approx(mean)
+    assert found["stderr"] == pytest.approx(math.sqrt(variance / 3))
+    with pytest.raises(DataError, match="8 answers came for 9 records"):
+        measure(sample, texts[:-1])
+
+
+def test_the_tool_scores_are_over_prompts_too():
+    """One prompt answered rightly, one by nothing at all; a record counts by its prompt."""
+    groups = [TOOLS.groups[0], TOOLS.groups[1][:1]]
+    sample = WorldSample("tools", "tools", groups)
+    found = measure(sample, [r.target for r in groups[0]] + [""])["scores"]
+    for mode in ("official", "strict"):
+        assert found[mode]["mean"]["success"] == 0.5
+        assert found[mode]["stderr"]["success"] == pytest.approx(0.5)
+    half = measure(WorldSample("tools", "tools", groups[:1]), [groups[0][0].target, "", ""])
+    assert half["scores"]["strict"]["mean"]["success"] == pytest.approx(1 / 3)
+
+
+def test_gates_per_row_are_a_merge_per_prompt(models):
+    """No faked edge here: the same answers, one prompt at a time, through merged weights."""
+    edge, generator = models
+    sample = WorldSample("words", "train", [group[:2] for group in WORDS.groups[:3]])
+    found = generator_arms(
+        generator, edge, [sample], seed=0, arms=("lorage",), keep_texts=True, batch_tokens=400
+    )
+    one = found["words/train"]["methods"]["lorage"]
+    longest = max(len(encode_target(edge.tokenizer, r.target)) for r in sample.records)
+    cards = specialize(generator, sample.prompts)
+    for card, group, texts in zip(cards, sample.groups, one["texts"], strict=True):
+        special = merge(edge, generator.pool, card)
+        prompts = [edge_prompt(record.user) for record in group]
+        assert texts == generate(special, prompts, max_new_tokens=longest + MARGIN)
+    assert len({text for texts in one["texts"] for text in texts}) == 6
+    tokenizer = generator.cloud.tokenizer
+    lengths = [len(encode(tokenizer, cloud_prompt(text), bos=True)) for text in sample.prompts]
+    assert one["cloud_tokens"] == pytest.approx(np.mean(lengths))
+    with pytest.raises(ConfigError, match="no arm 'magic'"):
+        generator_arms(generator, edge, [sample], seed=0, arms=("magic",))
+
+
+def test_requests_are_timed_alike(models, monkeypatch):
+    """Both ways: same rows, same number of new tokens, no eos; the merged edge reads no prompt."""
+    edge, generator = models
+    seen = []
+    monkeypatch.setattr(seconds, "generate", lambda *args, **kw: seen.append((*args, kw)))
+    found = request_seconds(edge, generator, [WORDS], rows=5, repeats=4)["words/paraphrase"]
+    assert len(seen) == 4 * (1 + 4)  # with a warm-up
+    lengths = [len(encode_target(edge.tokenizer, r.target)) for r in WORDS.records]
+    assert {kw["max_new_tokens"] for _, _, kw in seen} == {round(np.mean(lengths))}
+    (group,) = (
+        g
+        for g in WORDS.groups
+        if edge_prompt(g[0].user) == seen[0][1][0][-len(edge_prompt(g[0].user)) :]
+    )
+    asked = [group[i] for i in (0, 1, 2, 0, 1)]
+    special = merge(edge, generator.pool, specialize(generator, group[0].system))
+    for model, texts, _ in seen:
+        merged = model.card is not None
+        assert model.config.eos_ids == () and model.tokenizer.eos_token_id is None
+        expected = [
+            edge_prompt(r.user) if merged else edge_prompt_with_system(r.system, r.user)
+            for r in asked
+        ]
+        assert texts in (expected, expected[:1])
+        weights = (special if merged else edge).params["layers"]["up"]
+        np.testing.assert_array_equal(model.params["layers"]["up"], weights)
+    assert edge.tokenizer.eos_token_id == 2 and edge.config.eos_ids == (2,)
+    for kind in ("batch", "single"):
+        one = found[kind]
+        assert one["ratio"] == pytest.approx(one["with_prompt"] / one["specialized"])
+    # A batch's seconds are those of one request in it.
+    times = {
+        f"{k}_{w}": [x]
+        for k, x in (("batch", 10.0), ("single", 4.0))
+        for w in ("with_prompt", "specialized")
+    }
+    monkeypatch.setattr(seconds, "in_turn", lambda actions, repeats: times)
+    found = request_seconds(edge, special, [WORDS], rows=5)["words/paraphrase"]
+    assert (found["batch"]["specialized"], found["single"]["specialized"]) == (2.0, 4.0)
+
+
+def test_endless_models_write_on(models):
+    edge = models[0]
+    row = encode(edge.tokenizer, edge_prompt("cat dog"), bos=True)
+    (answer,) = generate_tokens(seconds.endless(edge), [row], max_new_tokens=5)
+    assert len(answer) == 5
+    ended = edge.replace(config=dataclasses.replace(edge.config, eos_ids=(2, answer[0])))
+    tokenizer = copy.deepcopy(edge.tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(answer[0])
+    for model in (ended, edge.replace(tokenizer=tokenizer)):
+        assert generate_tokens(model, [row], max_new_tokens=5) == [[]]
+        endless = seconds.endless(model)
+        assert generate_tokens(endless, [row], max_new_tokens=5) == [answer]
+
+
+def test_the_whole(models, fake_cards, monkeypatch):
+    edge, generator = models
+    oracle(monkeypatch, [WORDS, TOOLS])
+    monkeypatch.setattr(seconds, "generate", lambda *_, **__: None)
+    samples = [WORDS, TOOLS]
+    ours = generator_arms(generator, edge, samples, seed=0)
+    table = combine(
+        [ours, ours],
+        base_arms(edge, generator.cloud, samples),
+        [lora_arm(edge, samples)],
+        request_seconds(edge, generator, samples, repeats=1),
+    )
+    assert list(table["splits"]) == ["words/paraphrase", "tools/tools"]
+    methods = table["splits"]["tools/tools"]["methods"]
+    assert methods["lorage"]["mean"] == 1.0 and methods["lorage"]["seeds"] == 2
+    assert set(table["seconds_per_request"]) == set(table["splits"])
