@@ -1,0 +1,111 @@
+"""A run of `lorage train`: models, data, optimizer, mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lorage_jax.config.data import DataConfig
+from lorage_jax.config.generator import GeneratorConfig
+from lorage_jax.fields import check_types, require, require_choice
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay to zero. Defaults are the paper's values.
+
+    `muon` orthogonalises the updates of matrices and leaves the rest to AdamW; from scratch it
+    needs far fewer steps.
+    """
+
+    learning_rate: float = 2e-5
+    kind: Literal["adamw", "muon"] = "adamw"
+    matrix_rate: float = 3.0  # of muon: the learning rate of matrices is so many times larger
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1
+    warmup_steps: int = 50
+    clip_norm: float = 1.0  # global norm; 0: no clipping
+    accumulate: int = 1  # micro-batches per step
+
+    def __post_init__(self):
+        check_types(self)
+        require_choice("kind", self.kind, ("adamw", "muon"))
+        require(self.matrix_rate > 0, f"matrix_rate is {self.matrix_rate}; expected > 0.")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
+        require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
+        require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected >= 0.")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 (all that are left).
+
+    With all three -1, `data` is the number of TPU slices, `fsdp` as many of a slice's devices as
+    the rows of a batch divide over, `tensor` the rest.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A training run: everything `lorage train` needs, and everything a checkpoint records."""
+
+    cloud: str  # Hugging Face folder
+    edge: str  # Hugging Face folder
+    out: str  # folder of the run
+    data: DataConfig
+    steps: int
+    init: str = ""  # generator folder to begin from; by default trained parts are fresh
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen weights and activations
+    remat: Literal["none", "full"] = "full"
+    seed: int = 0
+    save_every: int = 100
+    keep: int = 3  # checkpoints kept
+    log_every: int = 10
+
+    def __post_init__(self):
+        check_types(self)
+        require_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        require_choice("remat", self.remat, ("none", "full"))
+        require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
+        for name in ("save_every", "keep", "log_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        warmup, accumulate = self.optimizer.warmup_steps, self.optimizer.accumulate
+        require(
+            warmup < self.steps,
+            f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
+        )
+        require(
+            self.data.prompts_per_batch % accumulate == 0,
+            f"prompts_per_batch {self.data.prompts_per_batch} does not divide into "
+            f"accumulate = {accumulate} micro-batches.",
+        )
+        require(
+            self.data.prompts_per_batch % (accumulate * self.data.prompt_chunks) == 0,
+            f"{self.data.prompts_per_batch // accumulate} prompts of a micro-batch do not divide "
+            f"into prompt_chunks = {self.data.prompt_chunks}.",
+        )
+        require(
+            self.data.packed_rows is None or accumulate == 1,
+            f"packed_rows and accumulate = {accumulate} do not go together: prompts of one "
+            "micro-batch may have their queries in another one's rows. Leave one of them out.",
+        )
+        # BatchNorm needs variance: a per-layer router sees one number per prompt and expert.
+        prompts = self.data.prompts_per_batch // accumulate
+        if self.generator.batch_norm and self.generator.router_scope == "per_layer":
+            require(
+                prompts >= 2,
+                "router_scope per_layer with BatchNorm needs at least 2 prompts per micro-batch; "
+                f"got {prompts}. Raise prompts_per_batch or lower accumulate.",
+            )
