@@ -27,7 +27,7 @@ import numpy as np
 from lorage_jax.data.gpt4tools import ToolRecord
 from lorage_jax.data.templates import edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.controls import fit_cloud, journaled_cards, mean_card, random_prompts
+from lorage_jax.evaluate.controls import mean_card, random_prompts
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
 from lorage_jax.evaluate.paired import paired_gap
 from lorage_jax.files.journal import Journal, request_key
@@ -35,6 +35,7 @@ from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator
 from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.infer.text import GrowingTexts
+from lorage_jax.methods.lora_gen import fit_cloud, journaled_cards
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 

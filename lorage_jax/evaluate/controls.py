@@ -13,10 +13,10 @@ import numpy as np
 from lorage_jax.data.tasks import TASKS
 from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.evaluate.protocol import SystemPrompt
-from lorage_jax.files.journal import Journal, request_key
-from lorage_jax.generator.card import Card, card_from_dict
-from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.progress import progress
+from lorage_jax.files.journal import Journal
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.generator import Generator
+from lorage_jax.methods.lora_gen import journaled_cards
 
 # Tasks whose prompts say nearly the same: one is no control of another.
 KINDS = dict.fromkeys(("arc_challenge", "arc_easy", "openbookqa"), "science questions")
@@ -98,42 +98,11 @@ def partner(name: str, names: Sequence[str]) -> str:
     return (behind(names) or behind(list(TASKS)))[0]
 
 
-def journaled_cards(
-    generator: Generator, prompts: Sequence[str], batch_rows: int, journal: Journal
-) -> list[Card]:
-    """The cards of many prompts. They are in the journal as well, since an answer's key holds
-    its gates, and gates differ in the last bits by what else is in the batch."""
-    keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
-    missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
-    todo = sorted(missing, key=lambda key: len(missing[key]))
-    with progress("reading prompts", len(todo)) as advance:
-        for start in range(0, len(todo), batch_rows):
-            batch = todo[start : start + batch_rows]
-            made = specialize(generator, [missing[key] for key in batch])
-            journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
-            advance(len(batch))
-    cards = {key: card_from_dict(journal.get(key), "the journal's card") for key in set(keys)}
-    pool = generator.pool
-    return [dataclasses.replace(cards[key], pool=pool) for key in keys]
-
-
 def mean_card(cards: Sequence[Card]) -> Card:
     """The mean gates of many prompts: what they have in common."""
     mean = np.mean([card.gates for card in cards], axis=0, dtype=np.float64).astype(np.float32)
     about = {"what": f"mean of {len(cards)} prompts"}
     return dataclasses.replace(cards[0], gates=mean, about=about)
-
-
-def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
-    """The start of a prompt that the cloud can read whole, and whether that is a cut."""
-    room = generator.cloud.config.max_positions - generator.edge.layers
-    fitting = prompt
-    while fitting.strip():
-        length = len(encode(generator.cloud.tokenizer, cloud_prompt(fitting), bos=True))
-        if length <= room:
-            break
-        fitting = fitting[: len(fitting) * room // length]
-    return fitting, fitting != prompt
 
 
 def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str]:

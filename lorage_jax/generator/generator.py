@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +152,10 @@ def _specialize(config, cloud, cloud_params, trained, statistics, tokens, mask):
     )[0]
 
 
+@overload
+def specialize(generator: Generator, prompt: str) -> Card: ...
+@overload
+def specialize(generator: Generator, prompt: Sequence[str]) -> list[Card]: ...
 def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list[Card]:
     """The card of a system prompt (a list of prompts gives a list of cards, in one cloud pass).
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import PROJECTIONS, Pool, expert_leaves
 from lorage_jax.hf.load import load_model, load_tokenizer
+from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
@@ -57,6 +58,30 @@ FORMAT = "lorage-lora/1"
 ARRAYS = (*QUERY_ARRAYS, *QUERY_PLACES)  # of a batch
 TENSORS = "lora.safetensors"
 FIELDS = {"rank": int, "alpha": int | float, "edge": str}
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Lora(Method):
+    """One LoRA for all tasks, merged; it ignores the prompt."""
+
+    name: ClassVar[str] = "lora"
+    what: ClassVar[str] = "one LoRA for all tasks, trained without prompts; the bare question"
+
+    pool: Pool
+    card: Card
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> Lora:
+        if source is None:
+            raise ConfigError("lora needs the folder of a trained LoRA; give one.")
+        return cls(*read_lora(source, edge))
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        return [Conditioning()] * len(prompts)
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        return Placement(merge(edge, beside(self.pool, edge), self.card))
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import DataError
-from lorage_jax.evaluate.controls import fit_cloud, journaled_cards
 from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.methods.lora_gen import fit_cloud, journaled_cards
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.prompts import Prompt
 

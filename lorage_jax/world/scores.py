@@ -26,13 +26,14 @@ import numpy as np
 from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import encode_target
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.controls import journaled_cards, mean_card, random_prompts
+from lorage_jax.evaluate.controls import mean_card, random_prompts
 from lorage_jax.evaluate.gpt4tools import SCORES, Mode, corpus_score, score
 from lorage_jax.evaluate.paired import mean_stderr
 from lorage_jax.files.journal import Journal
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator
 from lorage_jax.infer.generate import generate
+from lorage_jax.methods.lora_gen import journaled_cards
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.world import prompts as world_prompts

@@ -10,9 +10,9 @@ import pytest
 from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_records
 from lorage_jax.data.templates import cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate import agent, controls
+from lorage_jax.evaluate import agent
 from lorage_jax.evaluate.agent import ARMS, CONTROLS, evaluate_agent, other_tools
-from lorage_jax.evaluate.controls import fit_cloud, random_prompt
+from lorage_jax.evaluate.controls import random_prompt
 from lorage_jax.evaluate.gpt4tools import score
 from lorage_jax.evaluate.paired import FEWEST
 from lorage_jax.files.journal import Journal, request_key
@@ -20,6 +20,8 @@ from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
+from lorage_jax.methods import lora_gen
+from lorage_jax.methods.lora_gen import fit_cloud
 from lorage_jax.world.tools import draw
 from tests.tiny import byte_tokenizer, make_generator, make_tiny
 
@@ -209,7 +211,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
     calls.clear()
     made = []
     monkeypatch.setattr(agent, "generate_tokens", counted)
-    monkeypatch.setattr(controls, "specialize", lambda *args: made.append(args))
+    monkeypatch.setattr(lora_gen, "specialize", lambda *args: made.append(args))
     again = journaled()
     assert len(calls) == every - 4
     assert not made  # the cards are there too

@@ -23,6 +23,7 @@ from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate, generate_tokens
+from lorage_jax.methods import lora_gen
 from lorage_jax.report.world import combine
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import scores, seconds
@@ -88,7 +89,7 @@ def fake_cards(models, monkeypatch):
             gates.setdefault(prompt, rng.random(one.gates.shape).astype(np.float32))
         return [dataclasses.replace(one, gates=gates[prompt]) for prompt in prompts]
 
-    monkeypatch.setattr(controls, "specialize", read)
+    monkeypatch.setattr(lora_gen, "specialize", read)
     return gates
 
 

@@ -1,0 +1,106 @@
+"""LoRA-Gen (arXiv 2506.11638): the cloud reads the prompt once, its card adjusts the edge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lorage_jax.data.templates import cloud_prompt, encode
+from lorage_jax.errors import ConfigError
+from lorage_jax.files.journal import Journal, request_key
+from lorage_jax.generator.card import Card, card_from_dict
+from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.merge import merge
+from lorage_jax.generator.store import load_generator
+from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.models.model import Model
+from lorage_jax.progress import progress
+
+BATCH_ROWS = 8  # prompts that the cloud reads at a time
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class LoraGen(Method):
+    """A trained generator.
+
+    Attributes:
+        generator: its cloud reads the prompts, its pool adjusts the edge.
+        journal: finished cards, so that an interrupted evaluation goes on where it stopped.
+        batch_rows: prompts per cloud pass.
+        cut: shorten a prompt that the cloud cannot read whole, instead of raising DataError.
+    """
+
+    name: ClassVar[str] = "lora_gen"
+    what: ClassVar[str] = "the prompt merged into the edge's weights, the bare question asked"
+
+    generator: Generator
+    journal: Journal = field(default_factory=Journal)
+    batch_rows: int = BATCH_ROWS
+    cut: bool = False
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> LoraGen:
+        if source is None:
+            raise ConfigError("lora_gen needs the folder of a generator; give one.")
+        return cls(load_generator(source))
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """The cards. `facts`: cloud_tokens, and with `cut`, cloud_truncated (a bool)."""
+        facts: list[dict[str, Any]] = [{} for _ in prompts]
+        if self.cut:
+            fitted = [fit_cloud(self.generator, prompt) for prompt in prompts]
+            prompts = [prompt for prompt, _ in fitted]
+            facts = [{"cloud_truncated": truncated} for _, truncated in fitted]
+        cards = journaled_cards(self.generator, prompts, self.batch_rows, self.journal)
+        return [
+            Conditioning(card=card, facts={"cloud_tokens": card.about["cloud_tokens"], **fact})
+            for card, fact in zip(cards, facts, strict=True)
+        ]
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        """One card for all rows is merged; several stay unmerged, each in its own row."""
+        cards = [row.card for row in rows if row.card is not None]
+        if len(cards) < len(rows) or not rows:
+            raise ConfigError("a row has no card; expected what lora_gen prepared.")
+        pool = beside(self.generator.pool, edge)
+        if shared(rows):
+            return Placement(merge(edge, pool, cards[0]))
+        return Placement(edge, cards, pool)
+
+
+def journaled_cards(
+    generator: Generator, prompts: Sequence[str], batch_rows: int, journal: Journal
+) -> list[Card]:
+    """The cards of many prompts, each read once, however often it occurs.
+
+    They are kept in the journal since the key of an answer contains its gates, whose last bits
+    depend on what else was in the batch: a resumed run must find the same gates.
+    """
+    keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
+    missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
+    todo = sorted(missing, key=lambda key: len(missing[key]))
+    with progress("reading prompts", len(todo)) as advance:
+        for start in range(0, len(todo), batch_rows):
+            batch = todo[start : start + batch_rows]
+            made = specialize(generator, [missing[key] for key in batch])
+            journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
+            advance(len(batch))
+    cards = {key: card_from_dict(journal.get(key), "the journal's card") for key in set(keys)}
+    pool = generator.pool
+    return [dataclasses.replace(cards[key], pool=pool) for key in keys]
+
+
+def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
+    """The beginning of a prompt that fits into the cloud's context, and whether that is a cut."""
+    room = generator.cloud.config.max_positions - generator.edge.layers
+    fitting = prompt
+    while fitting.strip():
+        length = len(encode(generator.cloud.tokenizer, cloud_prompt(fitting), bos=True))
+        if length <= room:
+            break
+        fitting = fitting[: len(fitting) * room // length]
+    return fitting, fitting != prompt
