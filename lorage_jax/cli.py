@@ -1,22 +1,27 @@
-"""The `lorage` command: parses (`commands.options`), runs, reports.
+"""The `lorage` command: parse the options, run the command, report errors.
 
-A mistake of the user ends in one message and exit code 1, without a traceback.
+A user error ends in one message and exit code 1, without a traceback.
 """
 
 from __future__ import annotations
 
-import json as json_module
+import importlib
+import io
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from lorage_jax import libtpu
-from lorage_jax.commands.options import Command, Eval
+from lorage_jax.commands import options
+from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.provenance import provenance
@@ -27,27 +32,59 @@ Start with: lorage quickstart --out quickstart
 """
 
 
+# Options class -> module below `lorage_jax.commands`. A module has `run(options)`, which returns
+# the result for --json, or None if another process writes it. It may also have `finish(options)`,
+# which runs once the result is on disk.
+RUNNERS: dict[type, str] = {
+    options.Quickstart: "quickstart",
+    options.Pretrain: "pretrain",
+    options.Train: "train",
+    options.Compile: "compile",
+    options.Specialize: "specialize",
+    options.Generate: "generate",
+    options.Eval: "eval",
+    options.Inspect: "inspect",
+    options.Report: "report",
+    bench.Merge: "bench.merge",
+    bench.Decode: "bench.decode",
+    bench.Export: "bench.export",
+    bench.Flops: "bench.flops",
+    bench.Latency: "bench.latency",
+    bench.Memory: "bench.memory",
+    bench.Score: "bench.score",
+    bench.Specialize: "bench.specialize",
+    bench.Train: "bench.train",
+}
+
+Command = Annotated[
+    options.Quickstart
+    | options.Pretrain
+    | options.Train
+    | options.Compile
+    | options.Specialize
+    | options.Generate
+    | options.Eval
+    | options.Inspect
+    | options.Report
+    | bench.Bench,
+    tyro.conf.OmitSubcommandPrefixes,
+    tyro.conf.OmitArgPrefixes,
+]
+
+
 def main(args: list[str] | None = None) -> int:
-    """Parses, runs, reports. Exit code 0 only when what was asked for was done."""
+    """Runs one command. Returns 0 only if it did what was asked for."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a substitute
+        if isinstance(stream, io.TextIOWrapper):  # replace what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     libtpu.keep_quiet()
     words = sys.argv[1:] if args is None else args
-    command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
     try:
+        command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
         with _cleaning_up_on_sigterm():
-            if command.json is not None:
-                check_file(command.json, overwrite=True)  # before the long work
-            result = command.run()
-            if command.json is not None and result is not None:  # None: another process has it
-                origin = provenance(["lorage", *words])
-                text = json_module.dumps(result | {"provenance": origin}, indent=1) + "\n"
-                write_file(command.json, text, overwrite=True)
-                if isinstance(command, Eval):
-                    command.finish()
+            _run(command.measurement if isinstance(command, bench.Bench) else command, words)
             sys.stdout.flush()
-    except BrokenPipeError:  # `lorage ... | head`: nobody reads on, so nothing more is written
+    except BrokenPipeError:  # `lorage ... | head`: the reader is gone, so write nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Preempted as error:
@@ -57,13 +94,28 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         message = _message(error)
         if message is None:
-            raise  # a defect of ours: the traceback is what a report needs
+            raise  # a bug of ours: keep the traceback
         return _failed(message)
     return 0
 
 
+def _run(command: Any, words: list[str]) -> None:
+    """Runs the command's module and writes its result to the file of `--json`."""
+    path: Path | None = command.json
+    if path is not None:
+        check_file(path, overwrite=True)  # before the long work
+    module = importlib.import_module(f"lorage_jax.commands.{RUNNERS[type(command)]}")
+    result: dict[str, Any] | None = module.run(command)
+    if path is None or result is None:
+        return
+    text = json.dumps(result | {"provenance": provenance(["lorage", *words])}, indent=1)
+    write_file(path, text + "\n", overwrite=True)
+    if hasattr(module, "finish"):
+        module.finish(command)
+
+
 def _plain(args: list[str]) -> list[str]:
-    """`--resume auto`, as other trainers call it, is our --resume: begin when there is none."""
+    """Drops `auto` from `--resume auto`, the spelling of other trainers, which means --resume."""
     return [
         word
         for before, word in zip(["", *args], args, strict=False)
@@ -77,7 +129,7 @@ def _failed(message: str, code: int = 1) -> int:
 
 
 def _message(error: Exception) -> str | None:
-    """What the user can mend, in words; None for anything else."""
+    """The message for an error that the user can fix; None for any other."""
     if isinstance(error, LorageError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -94,7 +146,7 @@ def _message(error: Exception) -> str | None:
 
 @contextmanager
 def _cleaning_up_on_sigterm() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, ends like Ctrl-C: half-made folders are removed."""
+    """Handles SIGTERM, which schedulers send, like Ctrl-C: partial output is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

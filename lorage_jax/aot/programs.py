@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lorage_jax.bench.flops import matmul_macs
+from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
 from lorage_jax.generator.generator import _specialize, trained_leaves

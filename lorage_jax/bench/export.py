@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from lorage_jax.bench.efficiency import random_edge
+from lorage_jax.bench.edge import random_edge
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError

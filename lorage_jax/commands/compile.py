@@ -1,4 +1,4 @@
-"""`lorage compile`: an experiment's programs by the TPU compiler, for TPUs that are not here."""
+"""`lorage compile`: an experiment's programs through the TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from lorage_jax.aot.topology import parse_topology, tpu_devices
 from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.commands.options import Compile
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError
 
 
-def compile_experiment(
-    path: Path, topology_name: str, layers: int | None, row_tokens: int | None = None
-) -> dict[str, Any]:
-    """Compiles, prints the figures of one chip and returns them.
+def run(options: Compile) -> dict[str, Any]:
+    """Compiles, prints the figures per chip and returns them.
 
-    That a program does not fit is an answer, not an error: `fits` is false then.
+    A program that does not fit is a result, not an error: `fits` is then false.
     """
-    topology, config = parse_topology(topology_name), load_experiment(path)
+    topology, config = parse_topology(options.topology), load_experiment(options.experiment)
+    layers, row_tokens = options.layers, options.row_tokens
     if row_tokens is not None and row_tokens < 1:
         raise ConfigError(f"--row-tokens is {row_tokens}; expected 1 or more.")
     cloud = model_shape("cloud", config.cloud, layers)
@@ -74,9 +74,10 @@ def _about(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> d
 
 
 def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
-    """The model of a folder, which needs no weights, or one whose shape is known by its name.
+    """The shape of a model, from a folder with a config.json or from its known name.
 
-    Cut to `layers`, if it has more.
+    `role` is cloud or edge, for the message. A deeper model is cut to `layers` layers. Raises
+    ConfigError if the shape is not known.
     """
     from lorage_jax.hf.config import model_config
     from lorage_jax.models.presets import KNOWN, known_shape, with_layers
@@ -84,7 +85,7 @@ def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
     config = model_config(Path(name)) if Path(name).is_dir() else known_shape(name)
     if config is None:
         raise ConfigError(
-            f"the {role} {name!r} is no folder here, and its shape is not known by its name "
+            f"the {role} {name!r} is not a folder, and no shape is known by that name "
             f"(known: {', '.join(KNOWN)}). A folder with its config.json alone is enough to "
             "compile."
         )

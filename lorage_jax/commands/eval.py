@@ -32,8 +32,8 @@ GENERATED_RECORDS = 100  # a set, of our own, where GPT4Tools' files are not the
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
-def evaluate(options: Eval) -> dict[str, Any]:
-    """Checks everything first, then scores, prints and returns the result."""
+def run(options: Eval) -> dict[str, Any]:
+    """Checks all inputs, then scores, prints and returns the result."""
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     _check(options)
     check_names(names, others=(AGENT,))
@@ -73,9 +73,9 @@ def progress_path(result: Path | None) -> Path | None:
     return None if result is None else result.with_name(result.name + ".progress")
 
 
-def forget_progress(result: Path | None) -> None:
-    """Removes them: the result is there."""
-    Journal(progress_path(result)).remove()
+def finish(options: Eval) -> None:
+    """Removes the record of finished requests, once the result is on disk."""
+    Journal(progress_path(options.json)).remove()
 
 
 def _check(options: Eval) -> None:
@@ -127,12 +127,12 @@ def _scores(
             max_gen_toks=options.max_new_tokens or HARNESS_TOKENS,
             journal=journal,
         )
-        run = Run(lm, data, _shots(options.shots), options.limit, options.seed)
+        scored = Run(lm, data, _shots(options.shots), options.limit, options.seed)
         if generator is None:
-            found = evaluate_model(run, edge, names)
+            found = evaluate_model(scored, edge, names)
         else:
             found = evaluate_generator(
-                run,
+                scored,
                 edge,
                 generator,
                 names,
@@ -140,7 +140,7 @@ def _scores(
                 controls=options.controls,
                 baseline=options.baseline,
             )
-        samples = run.samples
+        samples = scored.samples
     tasks = found["arms"][found["main"]]["tasks"] if names else {}
     return {
         "results": tasks,

@@ -16,11 +16,11 @@ from lorage_jax.infer.generate import generate
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Generate
 
-DEFAULT_TOKENS = 128  # when the user names no number
+DEFAULT_TOKENS = 128  # without --max-new-tokens
 
 
-def generate_text(options: Generate) -> dict[str, Any]:
-    """Prints the text as it comes; returns it with its speed."""
+def run(options: Generate) -> dict[str, Any]:
+    """Streams the text to the terminal; returns it with the time it took."""
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system exclude each other: the prompt needs the template.")
     text = read_text("-") if options.input == "-" else options.input
@@ -31,7 +31,7 @@ def generate_text(options: Generate) -> dict[str, Any]:
     model = load_model(options.model, options.dtype)
 
     wanted = options.max_new_tokens
-    if wanted is None:  # a prompt that leaves no room is told of by `generate`
+    if wanted is None:  # `generate` refuses a prompt that leaves no room
         room = model.config.max_positions - len(encode(model.tokenizer, text, bos=True))
         wanted = max(1, min(DEFAULT_TOKENS, room))
 

@@ -26,7 +26,7 @@ PROMPTS = 512  # of each family that --tasks draws
 PICTURED = ("operation", "format")
 
 
-def inspect(options: Inspect) -> dict[str, Any]:
+def run(options: Inspect) -> dict[str, Any]:
     """Prints and returns the facts; with `png` also draws them."""
     options = dataclasses.replace(options, path=generator_folder(options.path))
     path, png = options.path, options.png

@@ -1,4 +1,4 @@
-"""`lorage pretrain`: an experiment file to the folder of a small language model."""
+"""`lorage pretrain`: train a small language model from an experiment file."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.commands.options import Pretrain
 from lorage_jax.config import PretrainConfig
 from lorage_jax.distributed import alone
 from lorage_jax.errors import OutputError
 from lorage_jax.files.outputs import check_file
 
 
-def pretrain_experiment(path: Path, out: Path | None, resume: bool) -> dict[str, Any]:
-    """Trains, draws `loss.png`, prints what was made, and returns the run's figures."""
+def run(options: Pretrain) -> dict[str, Any]:
+    """Trains, draws `loss.png`, prints where the model is and returns the run's figures."""
     from lorage_jax.report.pictures import loss_curve
     from lorage_jax.train.loop import check_run_folder
     from lorage_jax.train.pretrain import pretrain
     from lorage_jax.train.watch import read_logs
 
     alone("lorage pretrain")
-    config = load_experiment(path, PretrainConfig)
-    if out is not None:
-        config = dataclasses.replace(config, out=str(out))
+    config = load_experiment(options.experiment, PretrainConfig)
+    if options.out is not None:
+        config = dataclasses.replace(config, out=str(options.out))
     picture = Path(config.out) / "loss.png"
-    check_run_folder(picture.parent, "model", resume)
+    check_run_folder(picture.parent, "model", options.resume)
     check_file(picture, overwrite=True)  # before the long work
-    if picture.exists() and not resume:
-        raise OutputError(f"{picture} exists, and no run drew it; choose another --out.")
-    result = pretrain(config, resume=resume)
+    if picture.exists() and not options.resume:
+        raise OutputError(f"{picture} exists, but no run drew it; choose another --out.")
+    result = pretrain(config, resume=options.resume)
     curve = read_logs(picture.parent / "logs").get("train/loss")  # resumed: from the start
     if curve:
         loss_curve(curve, picture, overwrite=True)

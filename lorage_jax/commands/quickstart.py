@@ -23,6 +23,7 @@ from rich.console import Console
 
 from lorage_jax import nano
 from lorage_jax.bench.timing import in_turn
+from lorage_jax.commands.options import Quickstart
 from lorage_jax.commands.specialize import describe, specialize_into
 from lorage_jax.config import (
     DataConfig,
@@ -52,34 +53,24 @@ TRAIN_STEPS = 60  # of `--train`
 WAYS = ("without_prompt", "with_prompt", "specialized", "control")
 
 
-def quickstart(
-    out: Path,
-    seed: int,
-    overwrite: bool,
-    prompt: str | None = None,
-    family: str = "words",
-    train: bool = False,
-) -> dict[str, Any]:
-    """Writes everything under `out`, prints what happened, returns what `report.json` holds.
-
-    `prompt`: instead of one drawn from `family`. `train`: first trains a generator anew, for a
-    short while.
-    """
+def run(options: Quickstart) -> dict[str, Any]:
+    """Writes all results below `--out`, prints a summary and returns the report."""
+    out, seed, prompt = options.out, options.seed, options.prompt
     began, say = time.time(), Console(stderr=True, highlight=False).print
-    task = _task(seed, prompt, family)
-    if train and task.family != "words":
+    task = _task(seed, prompt, options.family)
+    if options.train and task.family != "words":
         raise DataError(
             "--train is too short for tool calls, it trains on words alone. Leave it out, or take "
             "a prompt of the words."
         )
-    check_target(out, overwrite)
+    check_target(out, options.overwrite)
     records = _questions(task, seed)
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, overwrite=options.overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
         unseen = "" if prompt else " that no training has seen"
         generator = load_generator(nano.GENERATOR, dtype="float32")
         _check_fits(generator, task.system, records)
-        if train:
+        if options.train:
             say(f"Training a generator for the bundled pair, {TRAIN_STEPS} steps ...")
             generator, report["generator_loss"] = _train(folder, seed)
         say(f"Specialising the edge for a prompt{unseen} ...")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from lorage_jax.commands.options import Report
 from lorage_jax.files.outputs import check_target, new_folder, write_manifest
 from lorage_jax.report.build import build
 from lorage_jax.report.inputs import read_inputs
@@ -14,14 +13,15 @@ from lorage_jax.report.render import to_html, to_markdown
 HTML, MARKDOWN = "report.html", "report.md"
 
 
-def report(results: Sequence[Path], out: Path, overwrite: bool) -> dict[str, Any]:
-    """Writes `out` (beside and renamed), prints where the page is, returns the paths.
+def run(options: Report) -> dict[str, Any]:
+    """Writes the page into `--out`, prints where it is and returns the paths.
 
-    report.html needs no other file; report.md shows the PNG files beside it.
+    report.html needs no other file; report.md shows the PNG files of its folder.
     """
-    check_target(out, overwrite)
-    page = build(read_inputs(results))
-    with new_folder(out, overwrite=overwrite) as temporary:
+    out = options.out
+    check_target(out, options.overwrite)
+    page = build(read_inputs(options.results))
+    with new_folder(out, overwrite=options.overwrite) as temporary:
         (temporary / HTML).write_text(to_html(page), "utf-8")
         (temporary / MARKDOWN).write_text(to_markdown(page), "utf-8")
         for picture in page.pictures():
@@ -32,5 +32,5 @@ def report(results: Sequence[Path], out: Path, overwrite: bool) -> dict[str, Any
         "html": str(out / HTML),
         "markdown": str(out / MARKDOWN),
         "pictures": [str(out / f"{picture.name}.png") for picture in page.pictures()],
-        "inputs": [str(path) for path in results],
+        "inputs": [str(path) for path in options.results],
     }

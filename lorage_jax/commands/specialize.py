@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lorage_jax.commands.options import Specialize
 from lorage_jax.data.records import read_text
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError, WeightsError
@@ -34,30 +35,20 @@ OUTPUTS = ("card", "adapter", "merged")
 PROBE_TOKENS = 64  # length of the text on which logits are compared
 
 
-def specialize_folder(
-    generator: Path,
-    prompt: str,
-    out: Path,
-    *,
-    edge: Path | None,
-    cloud: Path | None,
-    save: str,
-    dtype: str | None,
-    overwrite: bool,
-) -> dict[str, Any]:
-    """Reads the files, writes `out` (beside and renamed), prints and returns the report."""
-    wanted = _outputs(save)
-    check_target(out, overwrite)
-    text = read_text(prompt)
-    values = read_values(generator)
-    folder = edge or recorded_path(values, "edge", generator)
+def run(options: Specialize) -> dict[str, Any]:
+    """Writes the folder `--out`, prints and returns the report."""
+    wanted = _outputs(options.save)
+    check_target(options.out, options.overwrite)
+    text = read_text(options.prompt)
+    values = read_values(options.generator)
+    folder = options.edge or recorded_path(values, "edge", options.generator)
     check_identity(folder, values, "edge")  # before anything large is loaded
-    loaded = load_generator(generator, cloud)
-    with new_folder(out, overwrite=overwrite) as temporary:
-        report = specialize_into(loaded, text, temporary, folder, wanted, dtype)
+    loaded = load_generator(options.generator, options.cloud)
+    with new_folder(options.out, overwrite=options.overwrite) as temporary:
+        report = specialize_into(loaded, text, temporary, folder, wanted, options.dtype)
         files = {"format": "lorage-special/1", "report": report}
         write_manifest(temporary, files)
-    print(describe(report, out))
+    print(describe(report, options.out))
     return report
 
 

@@ -1,4 +1,4 @@
-"""`lorage train`: an experiment file to a generator folder."""
+"""`lorage train`: train a generator from an experiment file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.options import Train
 
 
-def train_experiment(options: Train) -> dict[str, Any] | None:
-    """Trains, prints where the generator is, and returns the run's figures.
+def run(options: Train) -> dict[str, Any] | None:
+    """Trains, prints where the generator is and returns the run's figures.
 
-    Of several processes only the main one prints and returns them.
+    With several processes, only the main one prints and returns them.
     """
     from lorage_jax.train.generator import train
     from lorage_jax.train.profile import parse_steps

@@ -255,7 +255,7 @@ def test_models_without_a_shape(tmp_path, capfd):
     path.write_text(path.read_text().replace(f"{tmp_path}/cloud", "somebody/else-7B"))
     assert lorage("compile", path) == 1
     error = capfd.readouterr().err
-    assert "the cloud 'somebody/else-7B' is no folder here" in error
+    assert "the cloud 'somebody/else-7B' is not a folder" in error
     assert "Meta-Llama-3-8B" in error and "config.json alone" in error
 
 

@@ -1,14 +1,11 @@
 """What the latency and memory benchmarks run and report. No timing is asserted."""
 
 import itertools
-import json
 
 import pytest
 
 from lorage_jax.bench import latency, timing
 from lorage_jax.bench.memory import bench_memory, cache_bytes
-from lorage_jax.cli import main
-from lorage_jax.commands import bench
 from lorage_jax.models.decoder import new_cache
 from lorage_jax.models.presets import parameter_count, plain_decoder
 
@@ -61,30 +58,6 @@ def test_latency_runs(config):
     result = latency.bench_latency(config, **COUNTS, repeats=2, dtype="bfloat16")
     assert result["layers"] == 3
     assert result["prefill_ms_with_prompt"] > 0 and result["prefill_ms_specialized"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "layers", "depth"),
-    [((), 4, "4 of 22 layers"), (("--layers", "2"), 2, "2 of 22 layers")],
-)
-def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options, layers, depth):
-    seen = []
-
-    def fake(config, **counts):
-        seen.append((config.layers, counts))
-        return {"layers": config.layers}
-
-    monkeypatch.setattr(latency, "bench_latency", fake)
-    file = tmp_path / "out.json"
-    assert main(["bench", "latency", *options, "--json", str(file)]) == 0
-    counts = {"input_tokens": 100, "instruction_tokens": 200, "new_tokens": 32, "repeats": 3}
-    assert seen == [(layers, counts | {"dtype": "bfloat16"})]
-    result = json.loads(file.read_text())
-    assert (result["bench"], result["shape"]) == ("latency", "tinyllama")
-    assert result["depth"] == depth
-    assert (result["paper_ms_with_prompt"], result["paper_ms_specialized"]) == (44.5, 21.2)
-    assert result["paper_ratio"] == pytest.approx(2.1, abs=0.01)
-    assert result["note"] == bench.WIDENED
 
 
 def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config):

@@ -201,7 +201,7 @@ def test_an_ascii_terminal_and_a_closed_pipe(world):
 
 
 @pytest.mark.parametrize(
-    "command", ["quickstart", "train", "specialize", "generate", "inspect", "bench"]
+    "command", ["quickstart", "train", "pretrain", "specialize", "generate", "inspect", "report"]
 )
 def test_help_has_an_example(command, capfd):
     with pytest.raises(SystemExit) as end:
@@ -211,17 +211,18 @@ def test_help_has_an_example(command, capfd):
     assert "--json" in shown
 
 
-def test_help_is_for_users_and_quick():
+@pytest.mark.parametrize("words", ["--help", "train --help", "bench flops --help"])
+def test_help_is_for_users_and_quick(words):
     """No heavy library is imported before there is something to do."""
     code = (
         "import sys\nfrom lorage_jax.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"try:\n    main({words.split()})\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'jax', 'flax', 'torch', 'transformers', 'orbax', 'grain', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "dataclass" not in done.stdout and "lorage quickstart" in done.stdout
+    assert "dataclass" not in done.stdout and "Example: lorage" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lorage_jax as lg
+from lorage_jax.commands import specialize
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.commands.specialize import specialize_folder
+from lorage_jax.commands.options import Specialize
 from lorage_jax.config import MeshConfig
 from lorage_jax.train.generator import train
 
@@ -56,16 +57,8 @@ def test_train_and_specialize_on_real_data(tmp_path):
     losses = [loss for _, loss in result.losses]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
     (tmp_path / "prompt.txt").write_text(PROMPT, "utf-8")
-    report = specialize_folder(
-        result.folder,
-        str(tmp_path / "prompt.txt"),
-        tmp_path / "special",
-        edge=None,
-        cloud=None,
-        save="card,adapter,merged",
-        dtype=None,
-        overwrite=False,
-    )
+    options = Specialize(result.folder, str(tmp_path / "prompt.txt"), tmp_path / "special")
+    report = specialize.run(options)
     assert report["parity"]["max_abs_logit_diff"] < 2e-4
     assert {"unmerged_vs_reloaded", "unmerged_vs_transformers"} <= report["parity"].keys()
     assert report["prompt_tokens_saved"] == 96

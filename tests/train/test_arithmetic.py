@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lorage_jax.bench.flops import matmul_macs
+from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.models.presets import SHAPES, with_layers
 from lorage_jax.sharding import make_mesh

@@ -1,0 +1,56 @@
+"""The programs of a specialisation and a request, traced on shapes: no weights are made."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.generator.generator import _specialize, trained_leaves
+from lorage_jax.generator.merge import _assemble, _compiled
+from lorage_jax.generator.pool import PROJECTIONS, make_pool, pool_leaves
+from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.leaves import model_leaves
+from lorage_jax.models.presets import structs
+
+
+def prefill_program(config: ModelConfig, tokens: int, *, output: str, dtype: str) -> ClosedJaxpr:
+    """One row of `tokens` tokens to logits at every position, or to the `last` one's."""
+
+    def prefill(params, row):
+        return Decoder(config).apply({"params": params}, row, output=output)
+
+    row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+    return jax.make_jaxpr(prefill)(structs(model_leaves(config), dtype), row)
+
+
+def cloud_program(
+    generator: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, tokens: int, dtype: str
+) -> ClosedJaxpr:
+    """A prompt of `tokens` tokens to gates: cloud with adapters and meta tokens, router; no head.
+
+    The trained parts are float32.
+    """
+    return _specialize.trace(
+        generator,
+        cloud,
+        structs(model_leaves(cloud), dtype),
+        structs(trained_leaves(generator, cloud, edge), "float32"),
+        structs(statistics_leaves(generator, edge.layers), "float32"),
+        jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+        jax.ShapeDtypeStruct((1, tokens), bool),
+    ).jaxpr
+
+
+def merge_programs(generator: GeneratorConfig, edge: ModelConfig, dtype: str) -> list[ClosedJaxpr]:
+    """Experts to one LoRA, and that into the weights: what `merge` runs."""
+    pool = make_pool(structs(pool_leaves(generator, edge), "float32"), generator)
+    gates = jax.ShapeDtypeStruct((edge.layers, generator.experts), jnp.float32)
+    rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
+    assembled = _assemble.trace(pool, gates, rank)
+    weights = structs(model_leaves(edge), dtype)["layers"]
+    ffn = {name: weights[name] for name in PROJECTIONS}
+    placed = tuple((name, None) for name in PROJECTIONS)  # wherever: nothing is run
+    return [assembled.jaxpr, _compiled(placed, False).trace(ffn, assembled.out_info).jaxpr]

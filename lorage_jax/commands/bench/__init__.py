@@ -1,0 +1,1 @@
+"""`lorage bench`: one module per measurement, each with `run(options)`."""

@@ -1,0 +1,183 @@
+"""Options of the subcommands of `lorage bench`. Data only; see `commands/options.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lorage_jax.commands.options import Dtype, Json
+from lorage_jax.errors import ConfigError
+from lorage_jax.fields import check_types
+
+CloudConfig = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        help="Folder with the config.json to take the cloud's shape from; LLaMA3-8B by default."
+    ),
+]
+InputTokens = Annotated[
+    int, tyro.conf.arg(help="Tokens of a request, the system prompt not counted.")
+]
+InstructionTokens = Annotated[int, tyro.conf.arg(help="Tokens of the system prompt.")]
+Repeats = Annotated[int, tyro.conf.arg(help="Number of repetitions; medians are reported.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    dtype: Dtype = "bfloat16"
+    """Dtype of the weights."""
+    json: Json = None
+
+    def __post_init__(self):
+        """Raises ConfigError for a count below 1."""
+        check_types(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                flag = field.name.replace("_", "-")
+                raise ConfigError(f"--{flag} is {value}; expected 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeShape(Measured):
+    shape: Literal["tinyllama", "qwen2-1.5b", "gemma2-2b"] = "tinyllama"
+    """Shape of the edge; weights are random, as run time does not depend on their values."""
+    edge_config: Path | None = None
+    """Folder with the config.json to take the edge's shape from, instead of --shape."""
+    layers: int | None = None
+    """Number of edge layers, instead of the shape's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(EdgeShape):
+    """Time the merge of a LoRA into the edge, against PEFT's merge_and_unload.
+
+    Example: lorage bench merge --shape tinyllama --dtype float32
+    """
+
+    repeats: Repeats = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode(EdgeShape):
+    """Time decoding with merged weights, against decoding with the base weights.
+
+    Example: lorage bench decode --shape tinyllama --dtype float32
+    """
+
+    repeats: Repeats = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(EdgeShape):
+    """Measure the peak memory of load, merge and export, in a fresh process (Linux).
+
+    Example: lorage bench export --shape tinyllama
+    """
+
+    repeats: Annotated[int, tyro.conf.arg(help="Repetitions; the worst peak is reported.")] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops(EdgeShape):
+    """Count the arithmetic of a request with and without the prompt, and of the cloud pass.
+
+    Example: lorage bench flops --shape qwen2-1.5b
+    """
+
+    cloud_config: CloudConfig = None
+    input_tokens: InputTokens = 100
+    instruction_tokens: InstructionTokens = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(EdgeShape):
+    """Time a request with and without the prompt: prefill, decoding, and the whole request.
+
+    Example: lorage bench latency --shape tinyllama --dtype float32 --repeats 5
+    """
+
+    layers: int | None = None
+    """Number of edge layers; by default the shape's own, but 4 on a CPU."""
+    input_tokens: InputTokens = 100
+    instruction_tokens: InstructionTokens = 200
+    new_tokens: int = 32
+    """Tokens to generate."""
+    repeats: Repeats = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(EdgeShape):
+    """Read the device memory of a request with and without the prompt off the compiled programs.
+
+    Example: lorage bench memory --shape qwen2-1.5b --dtype float32
+    """
+
+    input_tokens: InputTokens = 100
+    instruction_tokens: InstructionTokens = 200
+    new_tokens: int = 32
+    """Tokens to generate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Measured):
+    """Time scoring requests like HellaSwag's, against lm-eval's hf model at its best batch size.
+
+    Example: lorage bench score --model special/merged --dtype float32
+    """
+
+    model: Path | None = None
+    """Folder of a model; by default a small one with random weights."""
+    repeats: Repeats = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialize(EdgeShape):
+    """Time the cloud pass over 64 prompts, in one batch and one by one.
+
+    Example: lorage bench specialize --dtype float32
+    """
+
+    cloud_config: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="Folder with the config.json to take the cloud's shape from; by default "
+            "LLaMA3-8B, but a small cloud on a CPU."
+        ),
+    ] = None
+    instruction_tokens: InstructionTokens = 200
+    repeats: Repeats = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(EdgeShape):
+    """Time the training step with 1, 2, 4 and 8 queries per prompt, at the same number of queries.
+
+    Example: lorage bench train --dtype float32
+    """
+
+    layers: int | None = None
+    """At most this many layers of both models; by default all, but 2 on a CPU."""
+    cloud_config: CloudConfig = None
+    input_tokens: Annotated[int, tyro.conf.arg(help="Tokens of a query, target included.")] = 100
+    instruction_tokens: InstructionTokens = 200
+    rows: int | None = None
+    """Queries per batch, a multiple of 8; by default 64, but 8 on a CPU."""
+    repeats: Repeats = 3
+
+
+Measurement = Merge | Decode | Export | Flops | Latency | Memory | Score | Specialize | Train
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure time, memory and arithmetic, on random weights of real shapes.
+
+    Example: lorage bench flops --shape qwen2-1.5b
+    """
+
+    measurement: Measurement

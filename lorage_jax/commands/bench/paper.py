@@ -1,0 +1,41 @@
+"""The paper's own figures, for a measurement at the paper's setting."""
+
+from __future__ import annotations
+
+from lorage_jax.commands.bench.options import Flops, Latency
+from lorage_jax.report import paper
+
+MODELS = {
+    "tinyllama": "TinyLlama-1.1B",
+    "qwen2-1.5b": "Qwen-1.5B",
+    "gemma2-2b": "Gemma-2B",
+}
+TABLE_13_SHAPE = "qwen2-1.5b"
+
+
+def paper_macs(shape: str | None, options: Flops) -> dict[str, float]:
+    """Table 13's inference column, if this is its model at its token counts."""
+    if shape != TABLE_13_SHAPE or not _paper_tokens(options):
+        return {}
+    with_prompt, specialized = paper.TABLE_13[0], paper.TABLE_13[-1]
+    return {
+        "paper_macs_with_prompt": with_prompt.inference,
+        "paper_macs_specialized": specialized.inference,
+    }
+
+
+def paper_latency(shape: str | None, options: Latency) -> dict[str, float]:
+    """Table 2's milliseconds for this model on the authors' device, and their ratio."""
+    if shape not in MODELS or not _paper_tokens(options):
+        return {}
+    rows = {row.method: row.milliseconds for row in paper.TABLE_2 if row.model == MODELS[shape]}
+    base, ours = rows[paper.BASE], rows[paper.OURS]
+    return {
+        "paper_ms_with_prompt": base,
+        "paper_ms_specialized": ours,
+        "paper_ratio": base / ours,
+    }
+
+
+def _paper_tokens(options: Flops | Latency) -> bool:
+    return (options.input_tokens, options.instruction_tokens) == (100, 200)

@@ -1,0 +1,14 @@
+"""`lorage bench score`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorage_jax.bench.score import bench_score
+from lorage_jax.commands.bench.options import Score
+from lorage_jax.commands.bench.shown import shown
+
+
+def run(options: Score) -> dict[str, Any]:
+    """Measures, prints and returns the figures."""
+    return shown("score", bench_score(options.model, options.repeats, options.dtype))

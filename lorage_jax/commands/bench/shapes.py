@@ -1,0 +1,52 @@
+"""Model shapes and token counts from the options of a measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorage_jax.commands.bench.options import EdgeShape
+from lorage_jax.config import ModelConfig
+from lorage_jax.errors import ConfigError
+from lorage_jax.hf.config import model_config
+from lorage_jax.models.presets import SHAPES, shape_name, with_layers
+
+
+def edge_shape(options: EdgeShape) -> tuple[str, ModelConfig]:
+    """Name and full depth of the edge that `--shape` or `--edge-config` asks for."""
+    if options.edge_config is None:
+        return options.shape, SHAPES[options.shape]
+    if options.shape != EdgeShape.shape:
+        raise ConfigError(
+            f"both --shape {options.shape} and --edge-config {options.edge_config} name the "
+            "edge's shape; give one of them."
+        )
+    full = _read(options.edge_config)
+    return shape_name(full) or str(options.edge_config), full
+
+
+def cut(full: ModelConfig, options: EdgeShape) -> ModelConfig:
+    """The edge with `--layers` layers, or all of them."""
+    return full if options.layers is None else with_layers(full, options.layers)
+
+
+def cloud_shape(folder: Path | None) -> tuple[str, ModelConfig]:
+    """Name and shape of the cloud in `folder`; LLaMA3-8B for None."""
+    cloud = SHAPES["llama3-8b"] if folder is None else _read(folder)
+    return shape_name(cloud) or str(folder), cloud
+
+
+def check_context(role: str, config: ModelConfig, **counts: int) -> None:
+    """Raises ConfigError if the tokens that `counts` names are more than the model's context."""
+    total = sum(counts.values())
+    if total > config.max_positions:
+        parts = " + ".join(f"{count} {kind}" for kind, count in counts.items())
+        raise ConfigError(
+            f"{parts} tokens are {total}; the {role}'s context is {config.max_positions}. "
+            "Ask for fewer."
+        )
+
+
+def _read(folder: Path) -> ModelConfig:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; expected one that holds a config.json.")
+    return model_config(folder)

@@ -1,0 +1,46 @@
+"""`lorage bench train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from lorage_jax.bench.train import QUERIES, bench_train
+from lorage_jax.commands.bench.options import Train
+from lorage_jax.commands.bench.shapes import check_context, cloud_shape, edge_shape
+from lorage_jax.commands.bench.shown import shown, widened
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.errors import ConfigError
+from lorage_jax.models.presets import shape_name, with_layers
+
+ROWS = 64
+CPU_LAYERS, CPU_ROWS = 2, 8  # a CPU takes the true widths, but few layers and rows
+
+
+def run(options: Train) -> dict[str, Any]:
+    """Measures, prints and returns the figures."""
+    name, edge = edge_shape(options)
+    _, cloud = cloud_shape(options.cloud_config)
+    cpu = jax.default_backend() == "cpu"
+    rows = options.rows or (CPU_ROWS if cpu else ROWS)
+    if rows % max(QUERIES):
+        raise ConfigError(f"--rows is {rows}; expected a multiple of {max(QUERIES)}.")
+    if layers := options.layers or (CPU_LAYERS if cpu else None):
+        edge, cloud = (with_layers(model, min(layers, model.layers)) for model in (edge, cloud))
+    instruction, own = options.instruction_tokens, options.input_tokens
+    check_context("edge", edge, instruction=instruction, input=own)
+    check_context("cloud", cloud, instruction=instruction, meta=edge.layers)
+    cloud_name = shape_name(cloud) or str(options.cloud_config or "llama3-8b, shallower")
+    figures = bench_train(
+        edge,
+        cloud,
+        GeneratorConfig(),
+        rows=rows,
+        prompt_tokens=instruction,
+        query_tokens=own,
+        repeats=options.repeats,
+        dtype=options.dtype,
+    )
+    about = {"shape": name, "cloud": cloud_name}
+    return shown("train", about | figures, widened(options.dtype))

@@ -1,0 +1,49 @@
+"""Training steps at several numbers of queries per prompt, on a tiny shape."""
+
+import numpy as np
+import pytest
+
+from lorage_jax.bench import train
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.models.presets import plain_decoder
+
+SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
+CONFIG = plain_decoder("llama", layers=2, **SIZES)
+
+
+def test_training_steps_are_of_the_same_rows(monkeypatch):
+    """Whatever Q is: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
+    seen, make = [], train.make_train_step
+
+    def watched(*args):
+        step = make(*args)
+
+        def run(state, frozen, batch):
+            state, metrics = step(state, frozen, batch)
+            prompts, queries = batch["prompt_tokens"][0], batch["query_tokens"][0]
+            seen.append((prompts.shape, queries.shape, int(state.step), float(metrics["loss"])))
+            return state, metrics
+
+        return run
+
+    monkeypatch.setattr(train, "make_train_step", watched)
+    cloud = plain_decoder("llama", layers=3, **SIZES)
+    result = train.bench_train(
+        CONFIG,
+        cloud,
+        GeneratorConfig(),
+        rows=64,  # a row for each of the test's devices also at Q = 8
+        prompt_tokens=24,
+        query_tokens=16,
+        repeats=1,
+        dtype="float32",
+    )
+    assert [prompts[1] for prompts, *_ in seen] == [64, 32, 16, 8] * 2
+    assert {queries for _, queries, *_ in seen} == {(1, 64, 16)}
+    assert [step for *_, step, _ in seen] == list(range(1, 9))
+    assert all(np.log(SIZES["vocab_size"]) * 0.5 < loss < 20 for *_, loss in seen)
+    shares = [result[f"q{q}_cloud_share_of_arithmetic"] for q in (1, 2, 4, 8)]
+    work = [share / (1 - share) for share in shares]  # beside the edge's
+    np.testing.assert_allclose(work, [work[0] / q for q in (1, 2, 4, 8)], rtol=1e-6)
+    rates = [result[f"q{q}_edge_tokens_per_second"] for q in (8, 1)]
+    assert result["ratio_q8_to_q1"] == pytest.approx(rates[0] / rates[1])
