@@ -28,7 +28,7 @@ from nano_goals import goals, goals_markdown
 
 from lorage_jax import nano
 from lorage_jax.config import ExperimentConfig, Source
-from lorage_jax.data.pipeline import data_fingerprint
+from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.fields import to_dict
 from lorage_jax.files.outputs import write_file
 from lorage_jax.generator.generator import Generator

@@ -20,8 +20,8 @@ import numpy as np
 
 from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Group, pad_id
-from lorage_jax.data.pipeline import load_source, source_rows
 from lorage_jax.data.records import require_text
+from lorage_jax.data.sources import load_source, source_rows
 from lorage_jax.data.templates import (
     edge_prompt,
     edge_prompt_with_system,

@@ -25,7 +25,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.pipeline import data_fingerprint, make_dataset
+from lorage_jax.data.pipeline import make_dataset
+from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from lorage_jax import distributed
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.pipeline import data_fingerprint, make_dataset
+from lorage_jax.data.pipeline import make_dataset
+from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import Generator, trained_leaves

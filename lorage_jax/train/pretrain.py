@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ModelConfig, PretrainConfig
 from lorage_jax.data.documents import Documents
-from lorage_jax.data.pipeline import data_fingerprint
+from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict

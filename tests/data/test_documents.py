@@ -10,7 +10,6 @@ import pytest
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 from lorage_jax.data.documents import Document, Documents, rows
-from lorage_jax.data.pipeline import SYNTHETIC_EPOCH
 from lorage_jax.data.templates import (
     cloud_prompt,
     edge_prompt,
@@ -22,6 +21,7 @@ from lorage_jax.data.templates import (
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.models.presets import plain_decoder
+from lorage_jax.world.source import SYNTHETIC_EPOCH
 
 WORDS = Source("synthetic", "synthetic", name="words")
 GROUP = ("Write the last word.", (("bird cat tree", "tree"), ("a b", "b"), ("red sun", "sun")))

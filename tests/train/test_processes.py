@@ -16,8 +16,8 @@ from tests.processes import finish, start, write_experiment
 # On the second host a file of the same name holds something else.
 OTHER_FILE = """
 from pathlib import Path
-from lorage_jax.data import pipeline
-pipeline.local_file = lambda _: Path({path!r})
+from lorage_jax.data import sources
+sources.local_file = lambda _: Path({path!r})
 """
 
 
