@@ -41,6 +41,8 @@ def _fits(hint: Any, value: Any) -> bool:
             return False
         hints = args[:1] * len(value) if args[-1] is Ellipsis else args
         return len(value) == len(hints) and all(map(_fits, hints, value))
+    if origin is not None:  # dict[str, float]: the container alone is checked
+        return isinstance(value, origin)
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)

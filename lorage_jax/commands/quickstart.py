@@ -24,7 +24,7 @@ from rich.console import Console
 from lorage_jax import nano
 from lorage_jax.bench.timing import in_turn
 from lorage_jax.commands.options import Quickstart
-from lorage_jax.commands.specialize import describe, specialize_into
+from lorage_jax.commands.specialize import describe
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -36,6 +36,7 @@ from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, enco
 from lorage_jax.errors import DataError
 from lorage_jax.files.outputs import check_target, new_folder, write_manifest
 from lorage_jax.generator.card import load_card
+from lorage_jax.generator.deploy import deploy
 from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator
@@ -75,14 +76,8 @@ def run(options: Quickstart) -> dict[str, Any]:
             generator, report["generator_loss"] = _train(folder, seed)
         say(f"Specialising the edge for a prompt{unseen} ...")
         (folder / "prompt.txt").write_text(task.system + "\n", "utf-8")
-        report |= specialize_into(
-            generator,
-            task.system,
-            folder,
-            nano.EDGE,
-            ("card", "adapter", "merged"),
-            "float32",
-        )
+        deployed = deploy(generator, task.system, folder, nano.EDGE, dtype="float32")
+        report |= deployed.to_json()
         card = load_card(folder / "card.json")
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
@@ -93,7 +88,7 @@ def run(options: Quickstart) -> dict[str, Any]:
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         write_manifest(folder, {"format": "lorage-quickstart/1"})
     title = "Your system prompt" if prompt else "System prompt (unseen in training)"
-    print(_story(report, title, gate_text(card.gates), out))
+    print(f"{describe(deployed, out)}\n{_story(report, title, gate_text(card.gates), out)}")
     return report
 
 
@@ -243,7 +238,7 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     """What the terminal shows."""
     tokens, seconds = report["tokens_per_request"], report["seconds_per_request"]
     gap = "\n\n" if "\n" in report["prompt"].strip() else " "
-    lines = [describe(report, out), f"\n{title}:{gap}{report['prompt'].strip()}"]
+    lines = [f"\n{title}:{gap}{report['prompt'].strip()}"]
     if "generator_loss" in report:
         loss = report["generator_loss"]
         lines.append(f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per token")

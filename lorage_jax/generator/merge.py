@@ -29,13 +29,13 @@ Factors = dict[str, tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What the one cast cost. `largest_rounding`: max |cast(W + dW) - (W + dW)|.
+    """Cost of the one cast. `largest_rounding`: max |cast(W + dW) - (W + dW)|.
 
-    `unmoved`: share of the FFN weights whose value after the cast is what it was before.
+    `share_unmoved`: share of the FFN weights that are equal before the merge and after the cast.
     """
 
     largest_rounding: float
-    unmoved: float
+    share_unmoved: float
     weights: int
 
 
@@ -63,13 +63,13 @@ def merge(
 def merge_with_report(
     edge: Model, pool: Pool, card: Card, *, layerwise: bool | None = None, donate: bool = False
 ) -> tuple[Model, MergeReport]:
-    """`merge`, and what rounding does to it, which takes longer than the merge itself."""
+    """`merge` with rounding statistics, which are slower than the merge itself."""
     ffn, factors = _parts(edge, pool, card)
     found = [_rounding(ffn[name], *factors[name]) for name in PROJECTIONS]
     count = sum(weights.size for weights in ffn.values())
     report = MergeReport(
         largest_rounding=max(float(jnp.max(worst)) for worst, _ in found),
-        unmoved=sum(int(np.asarray(still, np.int64).sum()) for _, still in found) / count,
+        share_unmoved=sum(int(np.asarray(still, np.int64).sum()) for _, still in found) / count,
         weights=count,
     )
     return merge(edge, pool, card, layerwise=layerwise, donate=donate), report

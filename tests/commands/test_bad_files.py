@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lorage_jax.commands import specialize as specialize_module
+from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.generator import deploy
 from tests.commands.world import WEIGHTS, lorage
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -74,8 +75,6 @@ def test_weights_that_are_not_finite_are_no_result(specialize, world, tmp_path, 
     save_file(tensors, edge / WEIGHTS)
     shutil.copytree(world.generator, broken)
     values = json.loads((broken / "lorage.json").read_text())
-    from lorage_jax.files.fingerprint import fingerprint
-
     values["edge"]["fingerprint"] = fingerprint(edge)
     (broken / "lorage.json").write_text(json.dumps(values))
     refuse(*specialize(generator=broken, edge=edge), says="not finite")
@@ -186,7 +185,7 @@ def fails(error):
 
 
 def test_interruptions_leave_nothing(specialize, refuse, monkeypatch):
-    place = (specialize_module, "export_merged")
+    place = (deploy, "export_merged")
     monkeypatch.setattr(*place, fails(KeyboardInterrupt()))
     refuse(*specialize(), says="interrupted", code=130)
     monkeypatch.setattr(*place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
@@ -198,12 +197,12 @@ def test_interruptions_leave_nothing(specialize, refuse, monkeypatch):
 def test_an_interrupted_overwrite_keeps_the_old_folder(world, specialize, refuse, tmp_path):
     shutil.copytree(world.special, tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(specialize_module, "export_merged", fails(KeyboardInterrupt()))
+        patch.setattr(deploy, "export_merged", fails(KeyboardInterrupt()))
         refuse(*specialize(overwrite=True), says="interrupted", code=130)
 
 
 def test_memory_disk_and_defects(specialize, refuse, monkeypatch, capfd):
-    place = (specialize_module, "export_merged")
+    place = (deploy, "export_merged")
     for error, says in (
         (MemoryError("Unable to allocate 9 TiB"), "not enough memory.*9 TiB"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "not enough memory"),

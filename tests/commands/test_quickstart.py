@@ -174,7 +174,7 @@ def test_a_prompt_of_tools(tmp_path, capsys):
 
 def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
     """It is told before all work."""
-    monkeypatch.setattr(quickstart, "specialize_into", None)
+    monkeypatch.setattr(quickstart, "deploy", None)
     room = lg.load_model(nano.EDGE).config.max_positions
     monkeypatch.setattr(quickstart, "LONGEST", room - 20)
     assert main(["quickstart", "--out", str(tmp_path / "new"), "--prompt", KNOWN]) == 1

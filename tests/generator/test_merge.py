@@ -102,9 +102,9 @@ def test_one_cast(world):
         worst = max(worst, np.abs(new - exact).max())
         still, count = still + np.sum(new == old), count + new.size
     assert report.largest_rounding == pytest.approx(worst, rel=1e-3)
-    assert report.unmoved == pytest.approx(still / count, rel=1e-6)
+    assert report.share_unmoved == pytest.approx(still / count, rel=1e-6)
     assert report.weights == count
-    assert 0 < report.unmoved < 0.1
+    assert 0 < report.share_unmoved < 0.1
 
 
 FFN_ONLY = ShardingRules(embed=None, ffn=("fsdp", "tensor"))
