@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from random import Random
 from typing import Any, Literal
 
@@ -300,7 +301,8 @@ def _gaps(samples: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, A
         return {}
     return {
         control: {
-            name: paired_gap(values("specialized", name), values(control, name)) for name in GAPS
+            name: asdict(paired_gap(values("specialized", name), values(control, name)))
+            for name in GAPS
         }
         for control in CONTROLS
         if control in arms

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -223,7 +223,9 @@ def _gaps(
     scores: dict[str, dict[str, list[float]]], arm: str, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """The main arm less a control: per task, paired by record, and the mean over the tasks."""
-    gaps = {name: paired_gap(scores["specialized"][name], scores[arm][name]) for name in names}
+    gaps = {
+        name: asdict(paired_gap(scores["specialized"][name], scores[arm][name])) for name in names
+    }
     mean = sum(gap["gap"] for gap in gaps.values()) / len(gaps)
     error = _mean_error([gap["stderr"] for gap in gaps.values()])
     records = sum(len(scores[arm][name]) for name in names)

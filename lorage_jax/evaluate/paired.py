@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from lorage_jax.errors import DataError
 
@@ -14,6 +14,18 @@ Z = 1.96
 FEWEST = 20  # records below which a normal approximation says nothing
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Mean difference between two arms over the same records, its standard error, the verdict.
+
+    None where a file does not hold the figure, or one record leaves no standard error.
+    """
+
+    gap: float | None
+    stderr: float | None
+    significant: bool
+
+
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and its standard error sd / sqrt(n) with the sample sd (n - 1), as lm-eval has it.
 
@@ -21,7 +33,7 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     """
     n = len(values)
     if not n:
-        raise DataError("a mean was asked for of no values; expected at least one score.")
+        raise DataError("there are no values to take a mean of; expected at least one score.")
     mean = math.fsum(values) / n
     if n == 1:
         return mean, None
@@ -29,19 +41,19 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(variance / n)
 
 
-def paired_gap(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """mean(a - b) over the same records: {"gap", "stderr", "significant"}.
+def paired_gap(a: Sequence[float], b: Sequence[float]) -> Gap:
+    """mean(a - b) over the same records.
 
     Significant: |gap| > 1.96 stderr, and FEWEST records or more.
     """
     if len(a) != len(b):
         raise DataError(f"a paired gap needs the same records on both sides: {len(a)}, {len(b)}.")
     gap, stderr = mean_stderr([x - y for x, y in zip(a, b, strict=True)])
-    return {"gap": gap, "stderr": stderr, "significant": is_significant(gap, stderr, len(a))}
+    return Gap(gap, stderr, is_significant(gap, stderr, len(a)))
 
 
 def is_significant(gap: float, stderr: float | None, records: int) -> bool:
-    """Whether chance alone would hardly give such a gap: see Z and FEWEST."""
+    """True if chance alone would hardly give such a gap: see Z and FEWEST."""
     return records >= FEWEST and stderr is not None and abs(gap) > Z * stderr
 
 

@@ -21,7 +21,7 @@ from lorage_jax.report.paper import SOURCE, TABLE_13, TABLE_13_SETTING
 
 def arithmetic(inputs: Inputs) -> Section | None:
     """Table 13 with our counts of `lorage bench flops` above the paper's."""
-    results = inputs.kind("bench", "flops")
+    results = inputs.bench("flops")
     if not results:
         return None
     rows: list[Row] = []
@@ -57,8 +57,8 @@ def arithmetic(inputs: Inputs) -> Section | None:
 OUR_COUNTS = {
     "macs_with_prompt": "instruction in the prompt (base, LoRA)",
     "macs_specialized": "specialized (LoRA-Gen)",
-    "macs_cloud_pass": "cloud pass, once a prompt",
-    "macs_merge": "merge, once a prompt",
+    "macs_cloud_pass": "cloud pass, once per prompt",
+    "macs_merge": "merge, once per prompt",
 }
 
 

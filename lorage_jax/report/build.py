@@ -1,4 +1,4 @@
-"""The page: what was run, what it says in words, then tables and pictures, then how to redo it."""
+"""The page: verdicts in words, the runs, tables and pictures, and how to make them again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lorage_jax.report.arithmetic import arithmetic
 from lorage_jax.report.controls import controls
 from lorage_jax.report.figures import figures
 from lorage_jax.report.gates import gates
-from lorage_jax.report.inputs import Inputs, Result
+from lorage_jax.report.inputs import Evaluation, Inputs, Result
 from lorage_jax.report.latency import milliseconds, trade_off
 from lorage_jax.report.page import (
     DASH,
@@ -18,6 +18,7 @@ from lorage_jax.report.page import (
     Code,
     Page,
     Paragraph,
+    Row,
     Section,
     Table,
     number,
@@ -31,7 +32,7 @@ from lorage_jax.report.tool_use import tool_use
 def build(inputs: Inputs) -> Page:
     """All sections that these inputs have something for."""
     sections: list[Section | None] = [_words(inputs), _what_was_run(inputs)]
-    if inputs.kind("eval"):
+    if inputs.evaluations:
         times = milliseconds(inputs)
         sections += [
             accuracy(inputs, times),
@@ -47,16 +48,11 @@ def build(inputs: Inputs) -> Page:
 def _words(inputs: Inputs) -> Section | None:
     """The evaluations' own sentences: does the prompt make a difference?"""
     blocks: list[Block] = []
-    for result in inputs.kind("eval"):
-        said = [*(result.values.get("words") or []), *(_tool_words(result))]
+    for one in inputs.evaluations:
+        said = (*one.result.words, *(one.tools.words if one.tools else ()))
         if said:
-            blocks += [Paragraph(f"{subject(result)}:"), Bullets(tuple(said), "words")]
+            blocks += [Paragraph(f"{subject(one)}:"), Bullets(said, "words")]
     return Section("Does the prompt make a difference?", tuple(blocks)) if blocks else None
-
-
-def _tool_words(result: Result) -> list[str]:
-    words = result.part("gpt4tools").get("words")
-    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def _what_was_run(inputs: Inputs) -> Section:
@@ -72,7 +68,7 @@ def _what_was_run(inputs: Inputs) -> Section:
     blocks: list[Block] = [
         Table("The files of this report", columns, tuple(rows), text_columns=len(columns))
     ]
-    models = [_model_row(result) for result in inputs.kind("eval")]
+    models = [_model_row(one) for one in inputs.evaluations]
     if models:
         columns = ("", "edge", "cloud", "generator", "family", "parameters", "tokenizer", "dtype")
         table = Table("The models", columns, tuple(models), text_columns=len(columns))
@@ -80,14 +76,14 @@ def _what_was_run(inputs: Inputs) -> Section:
     return Section("What was run", tuple(blocks))
 
 
-def _model_row(result: Result) -> Any:
-    model = result.part("model")
+def _model_row(evaluation: Evaluation) -> Row:
+    model = evaluation.result.model
     count = number(model.get("parameters"))
     keys = ("edge", "cloud", "generator", "family", "parameters", "tokenizer", "dtype")
     shown = {key: _text(model.get(key)) for key in keys}
     if count is not None:
         shown["parameters"] = f"{count:,.0f}"
-    return row(result.name, *(Cell(shown[key]) for key in keys))
+    return row(evaluation.name, *(Cell(shown[key]) for key in keys))
 
 
 def _commit(result: Result) -> str:

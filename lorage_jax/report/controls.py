@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from lorage_jax.evaluate.paired import Gap
+from lorage_jax.evaluate.results import Gaps
 from lorage_jax.report.inputs import Inputs
 from lorage_jax.report.page import (
     DASH,
@@ -17,9 +17,10 @@ from lorage_jax.report.page import (
     percent,
     row,
 )
-from lorage_jax.report.scores import SHORT, arm_name, main_arm, subject, task_names
+from lorage_jax.report.scores import SHORT, arm_name, subject, task_names
 
 MARK = " *"
+UNKNOWN = Gap(None, None, False)
 NOTE = (
     f"Paired record by record;{MARK} marks what the evaluation calls significant: two-sided 5 % "
     "level for one comparison, not corrected for many."
@@ -27,21 +28,21 @@ NOTE = (
 
 
 def controls(inputs: Inputs) -> Section | None:
-    """By how much the specialised model beats each control, paired record by record."""
+    """The margin by which the specialised model beats each control, paired record by record."""
     blocks: list[Block] = []
-    for result in inputs.kind("eval"):
-        main, gaps = main_arm(result), result.part("gaps")
+    for one in inputs.evaluations:
+        main, gaps = one.result.main_arm, one.result.gaps
         if not gaps:
             continue
         labels = SHORT | {"ave": mean_name(gaps)}
         rows = [
             row(labels.get(name, name), *(gap_cell(gap, name) for gap in gaps.values()))
-            for name in (*task_names(result), "ave")
+            for name in (*task_names(one.result.arms), "ave")
         ]
         blocks.append(
             Table(
                 f"{arm_name(main)} minus each other arm, in percentage points ± standard error: "
-                f"{subject(result)}",
+                f"{subject(one)}",
                 ("", *map(arm_name, gaps)),
                 tuple(rows),
                 (NOTE,),
@@ -57,26 +58,25 @@ def controls(inputs: Inputs) -> Section | None:
     return Section("Controls", (Paragraph(why), *blocks))
 
 
-def mean_name(gaps: dict[str, dict[str, Any]]) -> str:
-    """What the mean gap is a mean of: AVE only if of the paper's eight tasks."""
+def mean_name(gaps: Gaps) -> str:
+    """The name of the mean gap: AVE only for the paper's eight tasks."""
     tasks = {name for gap in gaps.values() for name in gap if name != "ave"}
     return "AVE" if tasks == set(SHORT) else f"mean of {len(tasks)} task{'s' * (len(tasks) != 1)}"
 
 
-def gap_cell(gaps: dict[str, Any], name: str) -> Cell:
+def gap_cell(gaps: dict[str, Gap], name: str) -> Cell:
     """The gap on one task, in points, with its error and the mark."""
-    gap = gaps.get(name, {})
-    mark = MARK if gap.get("significant") is True else ""
-    return percent(gap.get("gap"), gap.get("stderr"), signed=True, mark=mark)
+    gap = gaps.get(name, UNKNOWN)
+    return percent(gap.gap, gap.stderr, signed=True, mark=MARK if gap.significant else "")
 
 
-def verdict(main: str, arm: str, gaps: dict[str, Any]) -> str:
+def verdict(main: str, arm: str, gaps: dict[str, Gap]) -> str:
     """One sentence on the gaps between two arms."""
     names = f"{arm_name(main)} against {arm_name(arm)}"
-    cell, whole = gap_cell(gaps, "ave"), gaps.get("ave", {})
+    cell, whole = gap_cell(gaps, "ave"), gaps.get("ave", UNKNOWN)
     if cell.text == DASH:
-        tasks = [gap for gap in gaps.values() if number(gap.get("gap")) is not None]
-        clear = [gap["gap"] for gap in tasks if gap.get("significant") is True]
+        tasks = [gap for gap in gaps.values() if number(gap.gap) is not None]
+        clear = [gap.gap for gap in tasks if gap.significant and gap.gap is not None]
         better, worse = sum(gap > 0 for gap in clear), sum(gap < 0 for gap in clear)
         return (
             f"{names}: significantly better on {better} and worse on {worse} of {len(tasks)} "
@@ -84,6 +84,6 @@ def verdict(main: str, arm: str, gaps: dict[str, Any]) -> str:
         )
     figure = " ".join((cell.text, cell.note.removesuffix(MARK)))
     points = f"{names}: {figure} points ({mean_name({arm: gaps})}), "
-    if whole.get("significant") is True:
-        return points + ("significantly better." if whole["gap"] > 0 else "significantly worse.")
+    if whole.significant and whole.gap is not None:
+        return points + ("significantly better." if whole.gap > 0 else "significantly worse.")
     return points + "not significant: this run shows no difference between the two."

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorage_jax.report.inputs import Inputs
+from lorage_jax.report.inputs import Evaluation, Inputs
 from lorage_jax.report.page import DASH, Block, Cell, Paragraph, Section, Table, row
 
 LONGEST_VALUE = 100  # characters in a table
 
 
 def figures(inputs: Inputs) -> Section | None:
-    """All figures of benches and other results, as they are in the file."""
+    """A table per file: every figure under the name it has there."""
     blocks: list[Block] = []
     for result in inputs.results:
-        if result.kind == "eval":
+        if isinstance(result, Evaluation):
             continue
         flat = _flat(result.values)
         rows = tuple(row(name, Cell(_shown(value))) for name, value in flat.items())
@@ -22,13 +22,13 @@ def figures(inputs: Inputs) -> Section | None:
     if not blocks:
         return None
     about = Paragraph(
-        "Every figure of the files that are no evaluation, by the names they have there."
+        "Every figure of the files that are not evaluations, under the names they have there."
     )
     return Section("Other measurements", (about, *blocks))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, names joined with dots; without what another section tells."""
+    """Nested dicts as one, names joined with dots; without the parts that another section shows."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if not prefix and name in ("provenance", "bench", "kind"):

@@ -1,15 +1,16 @@
-"""Reads result files and cards for a report. Anything else is refused, all of it in one message."""
+"""Result files and cards, read for a report; all that are of no use are named in one message."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorage_jax.errors import DataError, LorageError
+from lorage_jax.evaluate.results import EvalResult, ToolResult
 from lorage_jax.generator.card import FORMAT as CARD_FORMAT
 from lorage_jax.generator.card import Card, card_from_dict, load_card
 from lorage_jax.provenance import FORMAT as RESULT_FORMAT
@@ -23,18 +24,16 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """One result file. `kind`: eval, bench, or other (any command's --json)."""
+    """One result file of a bench, or of any command's --json."""
 
     name: str  # of the file, unique within a report
-    kind: str
     values: Values
 
     @property
     def what(self) -> str:
-        """Which measurement it is, in one or two words."""
-        if self.kind == "bench":
-            return f"bench {self.values['bench']}"
-        return "eval" if self.kind == "eval" else _command(self.values)
+        """The measurement, in one or two words."""
+        bench = self.values.get("bench")
+        return f"bench {bench}" if isinstance(bench, str) else _command(self.values)
 
     def part(self, *keys: str) -> Values:
         """The dict at these keys; empty when there is none."""
@@ -42,6 +41,23 @@ class Result:
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
         return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """A result of `lorage eval`: its tasks, or one of its sets of GPT4Tools records."""
+
+    result: EvalResult
+
+    @property
+    def what(self) -> str:
+        """The measurement, in one word."""
+        return "eval"
+
+    @property
+    def tools(self) -> ToolResult | None:
+        """The set of GPT4Tools records, if this is one."""
+        return next(iter(self.result.gpt4tools.values()), None)
 
 
 @dataclass(frozen=True)
@@ -61,22 +77,23 @@ class NamedCard:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a report is made from, in the order given."""
+    """All results and cards of a report, in the order given."""
 
     results: tuple[Result, ...]
     cards: tuple[NamedCard, ...]
 
-    def kind(self, kind: str, bench: str | None = None) -> list[Result]:
-        """The results of a kind; of a bench, those of that measurement."""
-        return [
-            result
-            for result in self.results
-            if result.kind == kind and bench in (None, result.values.get("bench"))
-        ]
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The results of `lorage eval`."""
+        return [result for result in self.results if isinstance(result, Evaluation)]
+
+    def bench(self, name: str) -> list[Result]:
+        """The results of one measurement of `lorage bench`."""
+        return [result for result in self.results if result.values.get("bench") == name]
 
 
 def read_inputs(paths: Sequence[Path]) -> Inputs:
-    """Reads them all. DataError: one message that names each file that is no use."""
+    """Results and cards of all files. DataError: one message that names each unusable file."""
     results: list[Result] = []
     cards: list[NamedCard] = []
     faults: list[str] = []
@@ -88,12 +105,12 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
             if isinstance(found, Card):
                 cards.append(NamedCard(name, name, found))
                 continue
-            parts = [Result(label, _kind(one, path), one) for label, one in _parts(name, found)]
-            cards += [card for one in parts if one.kind == "eval" for card in _cards_of(one, path)]
+            parts = _results(name, found, path)
         except LorageError as error:
             faults.append(str(error))
         else:
             results += parts
+            cards += [card for one in parts for card in _cards_of(one)]
     if faults:
         raise DataError("\n".join([*faults, EXPECTED]))
     if not results and not cards:
@@ -113,82 +130,41 @@ def _read(path: Path) -> Card | Values:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {str(error)[:120]}.") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path} is no result: it holds a {type(values).__name__}, not an object.")
+        raise DataError(
+            f"{path} is not a result: it holds a {type(values).__name__}, not an object."
+        )
     if values.get("format") == CARD_FORMAT:
         return card_from_dict(values, str(path))
     return values
 
 
-def _parts(name: str, values: Values) -> list[tuple[str, Values]]:
-    """A result of GPT4Tools on several sets of records as one result a set."""
-    tools = values.get("gpt4tools")
-    sets = tools.get("sets") if isinstance(tools, dict) else None
-    if not isinstance(sets, dict) or not sets:
-        return [(name, values)]
-    rest = {key: value for key, value in values.items() if key != "gpt4tools"}
-    bare = rest | {"arms": {}, "gaps": {}, "words": [], "cards": {}}
-    tasks = [(name, rest)] if values.get("arms") else []
-    return tasks + [(f"{name}, {one}", bare | {"gpt4tools": sets[one]}) for one in sets]
-
-
-def _kind(values: Values, path: Path) -> str:
+def _results(name: str, values: Values, path: Path) -> list[Result]:
+    """The results of a file; an evaluation of several sets of GPT4Tools records is one a set."""
     origin = values.get("provenance")
     ours = isinstance(origin, dict) and origin.get("format") == RESULT_FORMAT
     if origin is not None and not ours:
         raise DataError(f"{path} has a provenance that is not of format {RESULT_FORMAT!r}.")
     if values.get("kind") == "eval":
-        if fault := _fault_of_eval(values):
-            raise DataError(f"{path} is a damaged result of lorage eval: {fault}.")
-        return "eval"
-    if isinstance(values.get("bench"), str):  # older ones have no provenance
-        return "bench"
-    if ours:
-        return "other"
-    raise DataError(f"{path} is JSON, but no result of lorage and no card.")
+        return list(_evaluations(name, values, EvalResult.from_json(values, str(path))))
+    if not ours and not isinstance(values.get("bench"), str):  # older ones have no provenance
+        raise DataError(f"{path} is JSON, but not a result of lorage and not a card.")
+    return [Result(name, values)]
 
 
-# Names of eval's parts, and how many dicts they are deep.
-EVAL_PARTS = {"model": 1, "results": 2, "arms": 2, "gaps": 3, "cards": 2, "gpt4tools": 1}
+def _evaluations(name: str, values: Values, result: EvalResult) -> Iterator[Evaluation]:
+    if not all(result.gpt4tools):  # an older file, whose single set has no name
+        yield Evaluation(name, values, result)
+        return
+    if result.arms:
+        yield Evaluation(name, values, replace(result, gpt4tools={}))
+    for one, tools in result.gpt4tools.items():
+        alone = replace(result, arms={}, gaps={}, words=[], cards={}, gpt4tools={one: tools})
+        yield Evaluation(f"{name}, {one}", values, alone)
 
 
-def _fault_of_eval(values: Values) -> str | None:
-    for name, depth in EVAL_PARTS.items():
-        if values.get(name) is not None and not _is_nested(values[name], depth):
-            return f"{name} is not of the expected shape"
-    for name, arm in (values.get("arms") or {}).items():
-        if not _is_nested(arm.get("tasks", {}), 2):
-            return f"arms.{name}.tasks is not of the expected shape"
-    for name, arm in _either(values, "gpt4tools", "arms").items():
-        if not isinstance(arm, dict):
-            return f"gpt4tools.arms.{name} is not of the expected shape"
-    words = values.get("words") or []
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return "words is not a list of sentences"
-    if not any(values.get(name) for name in ("arms", "gpt4tools")):
-        return "it has neither arms nor gpt4tools"
-    return None
-
-
-def _is_nested(value: Any, depth: int) -> bool:
-    """Whether it is a dict, of dicts, and so on, `depth` deep."""
-    if depth == 0:
-        return True
-    return isinstance(value, dict) and all(_is_nested(v, depth - 1) for v in value.values())
-
-
-def _either(values: Values, *keys: str) -> Values:
-    for key in keys:
-        values = values.get(key) or {}
-        if not isinstance(values, dict):
-            return {}
-    return values
-
-
-def _cards_of(result: Result, path: Path) -> list[NamedCard]:
-    return [
-        NamedCard(task, result.name, card_from_dict(values, f"{path}, cards.{task}"))
-        for task, values in result.part("cards").items()
-    ]
+def _cards_of(result: Result) -> list[NamedCard]:
+    cards = result.result.cards if isinstance(result, Evaluation) else {}
+    return [NamedCard(task, result.name, card) for task, card in cards.items()]
 
 
 def _labelled(cards: list[NamedCard]) -> tuple[NamedCard, ...]:

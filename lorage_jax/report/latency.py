@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorage_jax.evaluate.results import ArmResult
 from lorage_jax.models.presets import SHAPES, parameter_count, with_layers
 from lorage_jax.report.inputs import Inputs, Result
 from lorage_jax.report.page import Picture, Section, number
@@ -11,8 +12,8 @@ from lorage_jax.report.render import plain
 from lorage_jax.report.scores import arm_name, subject
 
 WITH_PROMPT = ("model", "in_context", "few_shot")  # arms whose every request carries the prompt
-# Arms in the picture, and the paper's method that each stands for: its marker.
-DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "specialized": OURS}
+# Arms in the picture, and the paper's method that gives each its marker.
+DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "lora_gen": OURS}
 
 
 def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
@@ -21,24 +22,23 @@ def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
     A latency is measured on random weights of a shape; the number of parameters tells the shape.
     """
     found = {}
-    for latency in inputs.kind("bench", "latency"):
+    for latency in inputs.bench("latency"):
         size = _parameters(latency)
-        for result in inputs.kind("eval"):
-            if size is None or result.part("model").get("parameters") != size:
+        for one in inputs.evaluations:
+            if size is None or one.result.model.get("parameters") != size:
                 continue
-            for arm in result.part("arms"):
-                way = "with_prompt" if _reads_prompt(result, arm) else "specialized"
+            for name, arm in one.result.arms.items():
+                way = "with_prompt" if _reads_prompt(name, arm) else "specialized"
                 time = number(latency.values.get(f"prefill_ms_{way}"))
                 if time is not None and time > 0:
-                    found[result.name, arm] = time
+                    found[one.name, name] = time
     return found
 
 
-def _reads_prompt(result: Result, arm: str) -> bool:
-    """Whether a prompt stands in the edge's context: without samples lm-eval's has none."""
-    tasks = result.part("arms", arm, "tasks").values()
-    bare = arm != "in_context" and all(task.get("shots") == 0 for task in tasks)
-    return arm in WITH_PROMPT and not bare
+def _reads_prompt(name: str, arm: ArmResult) -> bool:
+    """True if the edge's context holds a prompt: without samples, lm-eval's holds none."""
+    bare = name != "in_context" and all(score.shots == 0 for score in arm.tasks.values())
+    return name in WITH_PROMPT and not bare
 
 
 def _parameters(latency: Result) -> int | None:
@@ -55,14 +55,14 @@ def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
         for p in TABLE_2
     ]
     ours: list[Point] = []
-    for result in inputs.kind("eval"):
-        for arm in result.part("arms"):
-            average = number(result.part("arms", arm, "summary").get("ave"))
-            if arm not in DRAWN or average is None or (result.name, arm) not in times:
+    for one in inputs.evaluations:
+        for name, arm in one.result.arms.items():
+            average = number(arm.summary.get("ave"))
+            if name not in DRAWN or average is None or (one.name, name) not in times:
                 continue
-            label = plain(f"ours: {arm_name(arm)}")
-            name, time = f"Ours: {subject(result)}", times[result.name, arm]
-            ours.append(Point(label, name, DRAWN[arm], time, 100 * average))
+            label, time = plain(f"ours: {arm_name(name)}"), times[one.name, name]
+            title = f"Ours: {subject(one)}"
+            ours.append(Point(label, title, DRAWN[name], time, 100 * average))
     png = accuracy_against_latency(points + ours, {point.group for point in ours})
     said = (
         f"Filled: {len(ours)} of our own, on our device."

@@ -75,6 +75,7 @@ def gate_panels(cards: Sequence[tuple[str, np.ndarray]]) -> bytes:
     width, height = max(1.7, 0.17 * experts), max(1.2, 0.11 * layers)
     figure = _blank(0.9 + (width + 0.15) * columns, 0.3 + (height + 0.65) * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    image = None
     for axes, (label, gates) in zip(grid.flat, cards, strict=False):
         image = axes.imshow(gates, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
         axes.set_title(_short(label, 26), size=8)
@@ -199,7 +200,7 @@ SIDES = (
 PLACES = tuple((x * far, y * far, ha, va) for far in (1, 2, 3.5) for x, y, ha, va in SIDES)
 
 
-def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict) -> None:
+def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict[str, str]) -> None:
     """Each label at the first place around its point where it covers no other label or point.
 
     A second pass, as the first labels were placed without knowing the last.

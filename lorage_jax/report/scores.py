@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
-from lorage_jax.report.inputs import Inputs, Result
+from lorage_jax.evaluate.results import ArmResult, EvalResult, TaskScore
+from lorage_jax.report.inputs import Evaluation, Inputs
 from lorage_jax.report.page import (
     DASH,
     Block,
@@ -27,16 +28,17 @@ from lorage_jax.report.paper import (
 
 SHORT = {task.name: task.short for task in TASKS}
 ARMS = {
-    "specialized": "specialized (LoRA-Gen)",
+    "lora_gen": "specialized (LoRA-Gen)",
     "model": "model as it is",
     "in_context": "prompt in the context",
     "few_shot": "lm-eval's few-shot samples in the context",
-    "no_adapter": "no adapter, no prompt",
+    "bare": "no adapter, no prompt",
+    "lora": "one LoRA for all tasks",
     "shuffled": "another task's prompt (control)",
     "random": "a random prompt (control)",
     "mean_gates": "mean gates (control)",
     "no_tools": "tool lines left out",
-    "specialized_tools": "specialized, format rules kept",
+    "lora_gen_tools": "specialized, format rules kept",
 }
 
 
@@ -45,19 +47,11 @@ def arm_name(arm: str) -> str:
     return ARMS.get(arm, arm)
 
 
-def main_arm(result: Result) -> str:
-    """The arm that the evaluation is about; there is none named when only GPT4Tools was run."""
-    main = result.values.get("main")
-    if isinstance(main, str):
-        return main
-    return "specialized" if result.part("model").get("generator") else "model"
-
-
-def subject(result: Result) -> str:
-    """What was evaluated: generator and edge, or the model alone."""
-    model = result.part("model")
+def subject(evaluation: Evaluation) -> str:
+    """The generator and edge that were evaluated, or the model alone."""
+    model = evaluation.result.model
     names = [model[key] for key in ("generator", "edge") if isinstance(model.get(key), str)]
-    return f"{' on '.join(names) or 'unnamed model'} ({result.name})"
+    return f"{' on '.join(names) or 'unnamed model'} ({evaluation.name})"
 
 
 # Table 2
@@ -68,13 +62,14 @@ def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Sect
     columns = ("", *(f"{t.short} ({'seen' if t.seen else 'unseen'})" for t in TASKS))
     rows: list[Row] = []
     notes: list[str] = []
-    for result in with_tasks(inputs):
-        rows.append(group(f"Ours: {subject(result)}"))
-        rows += [_accuracy_row(result, arm, milliseconds) for arm in result.part("arms")]
-        main = result.part("arms", main_arm(result), "tasks")
-        counts = [decimal(main.get(task.name, {}).get("n"), ".0f") for task in TASKS]
+    for one in with_tasks(inputs):
+        rows.append(group(f"Ours: {subject(one)}"))
+        for arm in one.result.arms:
+            rows.append(_accuracy_row(one.result, arm, milliseconds.get((one.name, arm))))
+        main = tasks_of(one.result, one.result.main_arm)
+        counts = [decimal(main.get(task.name, TaskScore()).n, ".0f") for task in TASKS]
         rows.append(row("records (n)", *counts, *[Cell("")] * 3))
-        notes += _meanings(result, notes)
+        notes += _meanings(one.result, notes)
     for model in dict.fromkeys(line.model for line in TABLE_2):
         rows.append(group(f"The paper: {model}"))
         rows += [
@@ -101,37 +96,42 @@ def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Sect
     return Section("Accuracy (Table 2)", (table, *_averages(inputs), *_other_tasks(inputs)))
 
 
-def _meanings(result: Result, known: list[str]) -> list[str]:
-    """The evaluation's own sentence on each arm, unless it stands there already."""
-    notes = []
-    for arm in result.part("arms"):
-        what = result.part("arms", arm).get("what")
-        note = f"{arm_name(arm)}: {what}."
-        if isinstance(what, str) and note not in known:
-            notes.append(note)
-    return notes
+def _meanings(result: EvalResult, known: list[str]) -> list[str]:
+    """The evaluation's own sentence on each arm, unless it is among the known ones already."""
+    notes = [f"{arm_name(name)}: {arm.what}." for name, arm in result.arms.items() if arm.what]
+    return [note for note in notes if note not in known]
 
 
-def with_tasks(inputs: Inputs) -> list[Result]:
-    return [r for r in inputs.kind("eval") if any(a.get("tasks") for a in r.part("arms").values())]
+def with_tasks(inputs: Inputs) -> list[Evaluation]:
+    """The evaluations in which some arm was scored on tasks."""
+    return [e for e in inputs.evaluations if any(arm.tasks for arm in e.result.arms.values())]
 
 
-def _accuracy_row(result: Result, arm: str, milliseconds: dict[tuple[str, str], float]) -> Row:
-    tasks, summary = result.part("arms", arm, "tasks"), result.part("arms", arm, "summary")
-    scores = [tasks.get(task.name, {}) for task in TASKS]
+def tasks_of(result: EvalResult, arm: str) -> dict[str, TaskScore]:
+    """An arm's scores by task; empty when the arm was not run."""
+    return result.arms[arm].tasks if arm in result.arms else {}
+
+
+def _accuracy_row(result: EvalResult, arm: str, milliseconds: float | None) -> Row:
+    tasks, summary = result.arms[arm].tasks, result.arms[arm].summary
+    scores = [tasks.get(task.name, TaskScore()).metrics for task in TASKS]
     return row(
         f"{arm_name(arm)}{shots(tasks)}",
         *(percent(score.get("acc"), score.get("acc_stderr")) for score in scores),
         percent(summary.get("ave"), summary.get("ave_stderr")),
         percent(summary.get("har")),
-        decimal(milliseconds.get((result.name, arm))),
-        kind="ours" if arm == main_arm(result) else "plain",
+        decimal(milliseconds),
+        kind=_kind(result, arm),
     )
 
 
-def shots(tasks: dict[str, Any]) -> str:
+def _kind(result: EvalResult, arm: str) -> Literal["ours", "plain"]:
+    return "ours" if arm == result.main_arm else "plain"
+
+
+def shots(tasks: dict[str, TaskScore]) -> str:
     """ ", 5 shots": the few-shot samples that edge and cloud were given, if that is known."""
-    given = [[values.get(key) for key in ("shots", "cloud_shots")] for values in tasks.values()]
+    given = [(score.shots, score.cloud_shots) for score in tasks.values()]
     counts = {max(known) for pair in given if (known := [n for n in pair if isinstance(n, int)])}
     if not counts:
         return ""
@@ -142,14 +142,12 @@ def shots(tasks: dict[str, Any]) -> str:
 def _averages(inputs: Inputs) -> list[Block]:
     """Means over seen and over unseen tasks: does it reach beyond what it was trained on?"""
     rows: list[Row] = []
-    for result in with_tasks(inputs):
-        rows.append(group(f"Ours: {subject(result)}"))
-        for arm in result.part("arms"):
-            summary = result.part("arms", arm, "summary")
-            kind = "ours" if arm == main_arm(result) else "plain"
-            cells = (percent(summary.get(key)) for key in ("seen", "unseen"))
-            every = percent(summary.get("mean"), summary.get("mean_stderr"))
-            rows.append(row(arm_name(arm), *cells, every, kind=kind))
+    for one in with_tasks(inputs):
+        rows.append(group(f"Ours: {subject(one)}"))
+        for name, arm in one.result.arms.items():
+            cells = (percent(arm.summary.get(key)) for key in ("seen", "unseen"))
+            every = percent(arm.summary.get("mean"), arm.summary.get("mean_stderr"))
+            rows.append(row(arm_name(name), *cells, every, kind=_kind(one.result, name)))
     if not rows:
         return []
     for model in dict.fromkeys(line.model for line in TABLE_2):
@@ -171,28 +169,28 @@ SHARES = ("acc", "acc_norm", "exact_match", "f1", "em")
 
 
 def _other_tasks(inputs: Inputs) -> list[Block]:
-    """What Table 2 has no column for: other metrics, other tasks."""
+    """Metrics and tasks that Table 2 has no column for."""
     blocks: list[Block] = []
-    for result in with_tasks(inputs):
-        arms = list(result.part("arms"))
+    for one in with_tasks(inputs):
+        arms = one.result.arms
         rows = []
-        for task in task_names(result):
-            scores = [result.part("arms", arm, "tasks", task) for arm in arms]
+        for task in task_names(arms):
+            scores = [arm.tasks.get(task, TaskScore()).metrics for arm in arms.values()]
             for metric in _metrics(scores):
                 if metric == "acc" and task in SHORT:
-                    continue  # stands in Table 2
+                    continue  # is in Table 2
                 cells = [_metric_cell(score, metric) for score in scores]
                 rows.append(row(f"{SHORT.get(task, task)}: {metric}", *cells))
         if rows:
-            caption = f"Other metrics and tasks, ± standard error: {subject(result)}"
+            caption = f"Other metrics and tasks, ± standard error: {subject(one)}"
             note = f"In percent: {', '.join(SHARES)}."
             columns = ("", *map(arm_name, arms))
             blocks.append(Table(caption, columns, tuple(rows), (note,)))
     return blocks
 
 
-def _metrics(scores: list[dict[str, Any]]) -> list[str]:
-    """The known shares, and whatever else has a standard error beside it."""
+def _metrics(scores: list[dict[str, float]]) -> list[str]:
+    """The known shares, and whatever else has a standard error."""
     names = dict.fromkeys(name for score in scores for name in score)
     return [
         name
@@ -207,18 +205,14 @@ def _error_name(metric: str) -> str:
     return f"{name}_stderr{comma}{rule}"
 
 
-def _metric_cell(score: dict[str, Any], metric: str) -> Cell:
+def _metric_cell(score: dict[str, float], metric: str) -> Cell:
     value, error = score.get(metric), number(score.get(_error_name(metric)))
     if metric.split(",")[0] in SHARES:
         return percent(value, error)
     return replace(decimal(value, ".3f"), note="" if error is None else f"± {error:.3f}")
 
 
-def task_names(result: Result) -> list[str]:
+def task_names(arms: dict[str, ArmResult]) -> list[str]:
     """All tasks of any arm, those of Table 2 first and in its order."""
-    found = {task: None for arm in result.part("arms") for task in _arm_tasks(result, arm)}
+    found = {task: None for arm in arms.values() for task in arm.tasks}
     return [t for t in SHORT if t in found] + [t for t in found if t not in SHORT]
-
-
-def _arm_tasks(result: Result, arm: str) -> dict[str, Any]:
-    return result.part("arms", arm, "tasks")

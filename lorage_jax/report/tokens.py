@@ -1,45 +1,46 @@
-"""What the edge and the cloud have to read, with the prompt in the context and without."""
+"""Tokens that the edge and the cloud have to read, with the prompt in the context and without."""
 
 from __future__ import annotations
 
+from lorage_jax.evaluate.results import TaskScore
 from lorage_jax.report.inputs import Inputs
-from lorage_jax.report.page import Block, Section, Table, decimal, number, row
-from lorage_jax.report.scores import SHORT, main_arm, subject, task_names, with_tasks
+from lorage_jax.report.page import Block, Section, Table, decimal, row
+from lorage_jax.report.scores import SHORT, subject, task_names, tasks_of, with_tasks
 
 
 def tokens(inputs: Inputs) -> Section | None:
-    """What the edge and the cloud have to read."""
+    """A table per evaluation of the tokens that the edge and the cloud read."""
     blocks: list[Block] = []
-    for result in with_tasks(inputs):
-        full, short = (
-            result.part("arms", arm, "tasks") for arm in ("in_context", main_arm(result))
-        )
+    for one in with_tasks(inputs):
+        main = one.result.main_arm
+        full, short = (tasks_of(one.result, arm) for arm in ("in_context", main))
         rows = []
-        for task in task_names(result):
-            before, after = (number(a.get(task, {}).get("edge_tokens")) for a in (full, short))
+        for task in task_names(one.result.arms):
+            told, bare = full.get(task, TaskScore()), short.get(task, TaskScore())
+            before, after = told.edge_tokens, bare.edge_tokens
             ratio = before / after if before is not None and after else None
             cells = (
                 decimal(before),
                 decimal(after),
                 decimal(ratio, ".1f", "x"),
-                decimal(short.get(task, {}).get("cloud_tokens"), ".0f"),
-                decimal(full.get(task, {}).get("truncated"), ".0f"),
-                decimal(short.get(task, {}).get("truncated"), ".0f"),
-                decimal(short.get(task, {}).get("seconds")),
+                decimal(bare.cloud_tokens, ".0f"),
+                decimal(told.truncated, ".0f"),
+                decimal(bare.truncated, ".0f"),
+                decimal(bare.seconds),
             )
             rows.append(row(SHORT.get(task, task), *cells))
         columns = (
             "",
             "edge, prompt in context",
-            f"edge, {main_arm(result)}",
+            f"edge, {main}",
             "compression",
-            "cloud, once a task",
+            "cloud, once per task",
             "cut, in context",
-            f"cut, {main_arm(result)}",
+            f"cut, {main}",
             "seconds",
         )
-        tokenizer = result.part("model").get("tokenizer")
-        caption = f"Tokens: the edge's are the mean of a request. {subject(result)}"
+        tokenizer = one.result.model.get("tokenizer")
+        caption = f"Tokens: the edge's are the mean of a request. {subject(one)}"
         notes = (
             f"Tokenizer of the edge: {tokenizer or 'not recorded'}. Compression: the edge's tokens "
             "with the prompt in its context over those without it. Cut: requests too long for the "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.errors import DataError
-from lorage_jax.evaluate.paired import harmonic_mean, mean_stderr, paired_gap
+from lorage_jax.evaluate.paired import Gap, harmonic_mean, mean_stderr, paired_gap
 
 
 def test_mean_and_error_are_those_of_the_sample():
@@ -16,7 +16,7 @@ def test_mean_and_error_are_those_of_the_sample():
 
 def test_one_value_has_no_error_and_none_is_an_error():
     assert mean_stderr([0.5]) == (0.5, None)
-    assert paired_gap([1.0], [0.0]) == {"gap": 1.0, "stderr": None, "significant": False}
+    assert paired_gap([1.0], [0.0]) == Gap(1.0, None, False)
     with pytest.raises(DataError, match="no values"):
         mean_stderr([])
 
@@ -25,13 +25,13 @@ def test_the_gap_is_paired():
     """The same two lists, paired otherwise, differ in the error: records vary more than arms."""
     high, low = [1.0, 0.9, 0.2, 0.1] * 5, [0.8, 0.8, 0.1, 0.0] * 5
     gap = paired_gap(high, low)
-    assert gap["gap"] == pytest.approx(0.125)
-    assert gap["stderr"] == pytest.approx(np.std(np.subtract(high, low), ddof=1) / 20**0.5)
-    assert paired_gap(high[:19], low[:19])["significant"] is False  # too few to say
-    assert gap["significant"] is True
+    assert gap.gap == pytest.approx(0.125)
+    assert gap.stderr == pytest.approx(np.std(np.subtract(high, low), ddof=1) / 20**0.5)
+    assert paired_gap(high[:19], low[:19]).significant is False  # too few to say
+    assert gap.significant is True
     crossed = paired_gap(high, low[::-1])
-    assert crossed["gap"] == pytest.approx(0.125)
-    assert crossed["significant"] is False
+    assert crossed.gap == pytest.approx(0.125)
+    assert crossed.significant is False
 
 
 @pytest.mark.parametrize(("shift", "significant"), [(1.97, True), (1.95, False), (-1.97, True)])
@@ -39,7 +39,7 @@ def test_the_level_is_196_errors_in_both_directions(shift, significant):
     noise = [-1.0, 1.0] * 50
     stderr = mean_stderr(noise)[1]
     moved = [x + shift * stderr for x in noise]
-    assert paired_gap(moved, [0.0] * 100)["significant"] is significant
+    assert paired_gap(moved, [0.0] * 100).significant is significant
 
 
 def test_sides_of_different_length_are_refused():

@@ -13,7 +13,7 @@ from lorage_jax.report.paper import TASKS, TOOL_SCORES
 from lorage_jax.report.render import to_html, to_markdown
 
 NAMES = [task.name for task in TASKS]
-ARMS = ("specialized", "in_context", "shuffled", "mean_gates")
+ARMS = ("lora_gen", "in_context", "shuffled", "mean_gates")
 
 
 def origin(command="lorage eval --tasks piqa"):
@@ -70,7 +70,7 @@ def evaluation(tasks=tuple(NAMES), **changes):
     return {
         "kind": "eval",
         "model": {"edge": "edge-folder", "generator": "gen-folder", "parameters": 1_100_048_384},
-        "main": "specialized",
+        "main": "lora_gen",
         "arms": arms,
         "gaps": {
             "shuffled": dict.fromkeys((*tasks, "ave"), gap),
@@ -94,7 +94,7 @@ def tools():
         "edge_tokens": 80.0,
     }
     return {
-        "arms": {"specialized": arm},
+        "arms": {"lora_gen": arm},
         "gaps": {},
         "words": ["Tools get through."],
         "source": "9 of them",

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from lorage_jax.evaluate.paired import Gap
 from lorage_jax.models.presets import SHAPES, parameter_count
 from lorage_jax.report.controls import verdict
 from lorage_jax.report.paper import TABLE_2, TABLE_3, TABLE_13, TASKS, TOOL_SCORES
@@ -62,7 +63,7 @@ def test_our_numbers_stand_in_their_columns(pages):
         ours, other = rows["specialized (LoRA-Gen)"], rows["prompt in the context"]
         for task in TASKS:
             column = f"{task.short} ({'seen' if task.seen else 'unseen'})"
-            assert ours[column] == f"{100 * acc('specialized', task.name):.1f} ± 1.1"
+            assert ours[column] == f"{100 * acc('lora_gen', task.name):.1f} ± 1.1"
             assert other[column] == f"{100 * acc('in_context', task.name):.1f} ± 2.1"
             assert rows["records (n)"][column] == str(100 + NAMES.index(task.name))
         assert (ours["AVE"], ours["HAR"], ours["ms"]) == ("50.0 ± 0.4", "45.0", DASH)
@@ -77,8 +78,8 @@ def test_our_numbers_stand_in_their_columns(pages):
 
 def test_what_was_not_run_is_a_dash(pages):
     values = evaluation(tasks=("piqa", "gsm8k_like", "boolq")[::2])
-    values["arms"]["specialized"]["tasks"]["boolq"]["acc"] = float("nan")
-    values["arms"]["specialized"]["tasks"]["piqa"]["acc_stderr"] = None
+    values["arms"]["lora_gen"]["tasks"]["boolq"]["acc"] = float("nan")
+    values["arms"]["lora_gen"]["tasks"]["piqa"]["acc_stderr"] = None
     for tables in both(pages, scores=values):
         ours = table(tables, "Table 2")["specialized (LoRA-Gen)"]
         shown = {name: cell for name, cell in ours.items() if cell not in (DASH, "")}
@@ -90,7 +91,7 @@ EXACT = "exact_match,strict-match"  # as lm-eval names it
 
 def test_other_tasks_and_metrics_have_a_table_of_their_own(pages):
     values = evaluation()
-    tasks = values["arms"]["specialized"]["tasks"]
+    tasks = values["arms"]["lora_gen"]["tasks"]
     tasks["gsm8k"] = {EXACT: 0.123, "exact_match_stderr,strict-match": 0.01, "n": 9}
     tasks["gsm8k"] |= {"bytes": 3.25, "bytes_stderr": 0.5, "shots": 8}
     tasks["piqa"]["acc_norm"] = 0.707
@@ -136,11 +137,8 @@ EIGHT = dict.fromkeys(NAMES, (0.01, False))
     ],
 )
 def test_the_verdict_in_words(gaps, says):
-    gaps = {
-        name: {"gap": gap, "stderr": 0.009, "significant": significant}
-        for name, (gap, significant) in gaps.items()
-    }
-    said = verdict("specialized", "shuffled", gaps)
+    gaps = {name: Gap(gap, 0.009, significant) for name, (gap, significant) in gaps.items()}
+    said = verdict("lora_gen", "shuffled", gaps)
     assert says in said and "another task's prompt (control)" in said
 
 
@@ -154,9 +152,9 @@ def test_verdicts_and_words_are_on_the_page(pages):
 def test_tokens_and_their_compression(pages):
     for tables in both(pages, scores=evaluation()):
         row = table(tables, "Tokens")["BoolQ"]
-        assert row["edge, prompt in context"] == "240.0" and row["edge, specialized"] == "60.0"
-        assert row["compression"] == "4.0x" and row["cloud, once a task"] == "190"
-        assert (row["cut, in context"], row["cut, specialized"]) == ("3", "0")
+        assert row["edge, prompt in context"] == "240.0" and row["edge, lora_gen"] == "60.0"
+        assert row["compression"] == "4.0x" and row["cloud, once per task"] == "190"
+        assert (row["cut, in context"], row["cut, lora_gen"]) == ("3", "0")
 
 
 # Tables 3 and 13, Fig. 1
@@ -195,7 +193,7 @@ def test_table_13_and_all_figures_of_a_bench(pages):
         rows = table(tables, "Table 13")
         ours = rows["instruction in the prompt (base, LoRA)"]
         assert list(ours.values())[1:] == ["4.600e+11", "2.00x"]
-        assert list(rows["cloud pass, once a prompt"].values())[1:] == [DASH, DASH]
+        assert list(rows["cloud pass, once per prompt"].values())[1:] == [DASH, DASH]
         assert list(rows["MixLoRA"].values())[1:] == ["5.048e+11", "3.25x"]
         plain = table(tables, "bench merge: old.json")
         assert plain["lorage_seconds"]["value"] == "2.096" and plain["ok"]["value"] == "yes"

@@ -173,7 +173,7 @@ def evil_files():
         provenance=origin(f"lorage eval\n```\n{EVIL}") | {"date": EVIL},
     )
     values["arms"] |= {EVIL: values["arms"]["shuffled"]}
-    values["arms"]["specialized"]["tasks"][EVIL] = {"acc": 0.5}
+    values["arms"]["lora_gen"]["tasks"][EVIL] = {"acc": 0.5}
     values["gaps"][EVIL] = {EVIL: {"gap": 0.1}}
     bench = {"bench": EVIL, "shape": EVIL, EVIL: EVIL, "provenance": origin()}
     return {"scores": values, "flops": flops(shape=EVIL, layers=1), "bench": bench}
@@ -237,7 +237,7 @@ def test_lines_that_markdown_would_read_as_something_else():
     ("changes", "says"),
     [
         ({"arms": [1]}, "arms is not"),
-        ({"arms": {"specialized": {"tasks": {"piqa": 3}}}}, "arms.specialized.tasks is not"),
+        ({"arms": {"lora_gen": {"tasks": {"piqa": 3}}}}, "arms.lora_gen.tasks is not"),
         ({"gaps": {"shuffled": {"piqa": 0.1}}}, "gaps is not"),
         ({"words": "x"}, "words is not"),
         ({"gpt4tools": {"arms": {"a": 1}}}, "gpt4tools.arms.a"),
@@ -254,11 +254,9 @@ def test_a_damaged_evaluation_is_refused(pages, changes, says):
 @pytest.mark.parametrize("junk", [None, 3, "x", [1], {}, {"a": {"b": 1}}, True])
 def test_junk_in_the_leaves_is_a_dash_and_no_crash(pages, junk):
     """What the shape check lets pass is shown as a dash or as text."""
-    values = evaluation(gpt4tools={"arms": {"specialized": {"official": junk}}, "gaps": junk})
-    values["arms"]["specialized"] |= {"summary": junk}
-    values["arms"]["specialized"]["tasks"]["piqa"] = dict.fromkeys(
-        ("acc", "n", "edge_tokens"), junk
-    )
+    values = evaluation(gpt4tools={"arms": {"lora_gen": {"official": junk}}, "gaps": junk})
+    values["arms"]["lora_gen"] |= {"summary": junk}
+    values["arms"]["lora_gen"]["tasks"]["piqa"] = dict.fromkeys(("acc", "n", "edge_tokens"), junk)
     values["gaps"]["shuffled"]["piqa"] = {"gap": junk, "significant": junk}
     values |= {"main": junk, "model": {"edge": junk, "parameters": junk}, "words": None}
     values["provenance"] |= {"git": junk, "machine": junk, "command": junk, "versions": junk}
