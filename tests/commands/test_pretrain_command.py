@@ -121,10 +121,10 @@ def test_siblings_can_be_imported_and_leave_nothing(experiment, tmp_path):
 
 
 def test_the_experiments_of_this_repository_load():
-    folder = REPOSITORY / "experiments"
-    for name in ("nano_edge", "nano_cloud"):
+    folder = REPOSITORY / "experiments" / "nano"
+    for name in ("edge", "cloud"):
         config = load_experiment(folder / f"{name}.py", PretrainConfig)
-        assert config.out == f"runs/{name}"
-    assert load_experiment(folder / "real_smoke.py").steps > 0
-    with pytest.raises(ConfigError, match=r"nano_edge\.py is for `lorage pretrain`"):
-        load_experiment(folder / "nano_edge.py", ExperimentConfig)
+        assert config.out == f"runs/nano_{name}"
+    assert load_experiment(folder.parent / "real_smoke.py").steps > 0
+    with pytest.raises(ConfigError, match=r"edge\.py is for `lorage pretrain`"):
+        load_experiment(folder / "edge.py", ExperimentConfig)

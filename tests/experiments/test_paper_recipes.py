@@ -21,7 +21,7 @@ EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b"}
 @pytest.mark.parametrize("name", EDGES)
 def test_the_papers_values(name, monkeypatch):
     monkeypatch.delenv("LORAGE_DATA", raising=False)
-    config = load_experiment(ROOT / "experiments" / f"paper_{name}.py")
+    config = load_experiment(ROOT / "experiments" / "paper" / f"{name}.py")
     cloud, edge = (model_shape(role, getattr(config, role), None) for role in ("cloud", "edge"))
     assert (cloud, edge) == (SHAPES["llama3-8b"], SHAPES[EDGES[name]])
     check_models(config, cloud, edge)
@@ -46,7 +46,7 @@ def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAGE_DATA", str(tmp_path))
     monkeypatch.setenv("LORAGE_MODELS", "/weights")
     (tmp_path / "commonsense" / "boolq").mkdir(parents=True)
-    config = load_experiment(ROOT / "experiments" / "paper_qwen.py")
+    config = load_experiment(ROOT / "experiments" / "paper" / "qwen.py")
     assert (config.cloud, config.edge) == ("/weights/Meta-Llama-3-8B", "/weights/Qwen2-1.5B")
     paths = [source.path for source in config.data.sources]
     assert str(tmp_path / "commonsense" / "boolq") in paths
@@ -56,7 +56,7 @@ def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
 def test_little_of_a_batch_is_padding(shared, monkeypatch):  # noqa: F811
     """On Alpaca and the reasoning tasks, as the recipe mixes them: packed, and not."""
     monkeypatch.setenv("LORAGE_DATA", str(shared / "data"))
-    packed = load_experiment(ROOT / "experiments" / "paper_tinyllama.py").data
+    packed = load_experiment(ROOT / "experiments" / "paper" / "tinyllama.py").data
     tokenizer = load_tokenizer(shared / "models" / "stories260K")
     shares, shapes = {}, set()
     for rows in (packed.packed_rows, None):

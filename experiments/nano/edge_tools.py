@@ -6,14 +6,14 @@ lorage pretrain experiments/nano_edge_tools.py    # runs/nano_edge_tools/model
 
 import dataclasses
 
-import nano_edge
+import edge
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 
 
 def corpora() -> tuple[Corpus, ...]:
     """Words and prose so that they are not forgotten."""
-    _, words, _, text = nano_edge.corpora()
+    _, words, _, text = edge.corpora()
     tools = Source("synthetic", "synthetic", name="tools", weight=0.65)
     keep = [
         dataclasses.replace(corpus, source=dataclasses.replace(corpus.source, weight=weight))
@@ -25,7 +25,7 @@ def corpora() -> tuple[Corpus, ...]:
 
 def config() -> PretrainConfig:
     return dataclasses.replace(
-        nano_edge.config(),
+        edge.config(),
         out="runs/nano_edge_tools",
         init="runs/nano_edge/model",
         corpora=corpora(),

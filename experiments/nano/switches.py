@@ -1,4 +1,4 @@
-"""Every switch of the paper on the nano pair: one run each, all else as in `nano.config()`.
+"""Every switch of the paper on the nano pair: one run each, all else as in `table.config()`.
 
     python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
     python experiments/nano_switches.py "top_k 1"   # these rows of it only
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import nano
+import table
 
 from lorage_jax.config import ExperimentConfig
 from lorage_jax.files.outputs import write_file
@@ -56,12 +56,12 @@ COLUMNS = ("words/train", "words/paraphrase", "words/composition", "words/sample
 
 def experiment(name: str) -> ExperimentConfig:
     """The short run under one switch."""
-    base = nano.config(SEED)
+    base = table.config(SEED)
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
         init="",
-        out=str(nano.RUNS / "switches" / file_name(name)),
+        out=str(table.RUNS / "switches" / file_name(name)),
         data=dataclasses.replace(base.data, sources=words),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
         steps=STEPS,
@@ -88,7 +88,7 @@ def measure(run: ExperimentConfig) -> dict[str, Any]:
 
 
 def markdown(rows: dict[str, Any]) -> str:
-    base = nano.config(SEED).generator
+    base = table.config(SEED).generator
     names = ("experts", "top_k", "combine", "pool_scope", "router_scope", "routing", "batch_norm")
     names += ("cloud_rank", "rank", "cv_weight")
     settings = ", ".join(f"{name} {getattr(base, name)}" for name in names)
@@ -118,13 +118,13 @@ def main(names: Sequence[str]) -> None:
     rows = {}
     for name in names or SWITCHES:
         run = experiment(name)
-        what = nano.identity(run, prompts=PROMPTS, queries=QUERIES, seed=SELECTION)
-        path = nano.RESULTS / "nano_switches" / f"{file_name(name)}.json"
-        rows[name] = nano.measured(path, what, partial(measure, run))
+        what = table.identity(run, prompts=PROMPTS, queries=QUERIES, seed=SELECTION)
+        path = table.RESULTS / "nano_switches" / f"{file_name(name)}.json"
+        rows[name] = table.measured(path, what, partial(measure, run))
     if not names:
-        table = {"rows": rows, "provenance": nano.origin()}
-        path = nano.RESULTS / "nano_switches.json"
-        write_file(path, json.dumps(table, indent=1) + "\n", overwrite=True)
+        found = {"rows": rows, "provenance": table.origin()}
+        path = table.RESULTS / "nano_switches.json"
+        write_file(path, json.dumps(found, indent=1) + "\n", overwrite=True)
         write_file(path.with_suffix(".md"), markdown(rows), overwrite=True)
     print(markdown(rows))
 

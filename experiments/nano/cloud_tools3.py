@@ -6,7 +6,7 @@ lorage pretrain experiments/nano_cloud_tools3.py    # runs/nano_cloud_tools3/mod
 
 import dataclasses
 
-import nano_cloud_tools2
+import cloud_tools2
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig
 
@@ -21,7 +21,7 @@ def weighed(corpus: Corpus) -> Corpus:
 
 
 def config() -> PretrainConfig:
-    before = nano_cloud_tools2.config()
+    before = cloud_tools2.config()
     _, *corpora = before.corpora
     return dataclasses.replace(
         before,

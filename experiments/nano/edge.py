@@ -12,7 +12,7 @@ from pathlib import Path
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 from lorage_jax.models.presets import plain_decoder
 
-SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 def corpora() -> tuple[Corpus, ...]:

@@ -5,7 +5,7 @@
 It learns what the edge learns, see `nano_edge.py`.
 """
 
-from nano_edge import corpora
+from edge import corpora
 
 from lorage_jax.config import OptimizerConfig, PretrainConfig
 from lorage_jax.models.presets import plain_decoder

@@ -6,16 +6,16 @@ lorage pretrain experiments/nano_cloud_tools.py    # runs/nano_cloud_tools/model
 
 import dataclasses
 
-import nano_cloud
-import nano_edge_tools
+import cloud
+import edge_tools
 
 from lorage_jax.config import PretrainConfig
 
 
 def config() -> PretrainConfig:
-    second = nano_edge_tools.config()
+    second = edge_tools.config()
     return dataclasses.replace(
-        nano_cloud.config(),
+        cloud.config(),
         out="runs/nano_cloud_tools",
         init="runs/nano_cloud/model",
         corpora=second.corpora,

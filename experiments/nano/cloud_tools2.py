@@ -10,13 +10,13 @@ Copying them in easy tasks tells them apart.
 
 import dataclasses
 
-import nano_cloud_tools
+import cloud_tools
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 
 
 def config() -> PretrainConfig:
-    before = nano_cloud_tools.config()
+    before = cloud_tools.config()
     objects = Source("synthetic", "synthetic", name="objects", weight=1.0)
     easy = Corpus(objects, documents=15, rows=8, row_tokens=192, queries=3, steps=(0, 600))
     return dataclasses.replace(

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Runs `lorage train` on every host of a Cloud TPU slice, from any machine with gcloud.
 #
-#   tools/tpu_pod.sh install NAME ZONE                     copy this checkout and install it
-#   tools/tpu_pod.sh train NAME ZONE EXPERIMENT [OPTIONS]  start, or go on after a preemption
-#   tools/tpu_pod.sh log NAME ZONE                         the last lines of host 0
-#   tools/tpu_pod.sh stop NAME ZONE                        SIGTERM: the step is finished and saved
+#   tools/pods/tpu_pod.sh install NAME ZONE                     copy this checkout and install it
+#   tools/pods/tpu_pod.sh train NAME ZONE EXPERIMENT [OPTIONS]  start, or go on after a preemption
+#   tools/pods/tpu_pod.sh log NAME ZONE                         the last lines of host 0
+#   tools/pods/tpu_pod.sh stop NAME ZONE                        SIGTERM: the step is finished and saved
 #
 # TPU_PROJECT names the project, when it is not gcloud's own. What a `train` needs beside the
 # checkout (models, data) must be at the same path on every host, checkpoints in one bucket:
-#   tools/tpu_pod.sh train pod us-west4-a experiments/real_smoke.py --checkpoints gs://bucket/run
+#   tools/pods/tpu_pod.sh train pod us-west4-a experiments/real_smoke.py --checkpoints gs://bucket/run
 set -euo pipefail
 
 usage() { sed -n '4,7s/^# *//p' "$0" >&2; exit 2; }
@@ -21,7 +21,7 @@ on() { "${gcloud[@]}" ssh "$name" "${where[@]}" "--worker=$1" --command="$2"; }
 
 case $action in
 install)
-  root=$(cd "$(dirname "$0")/.." && pwd)
+  root=$(cd "$(dirname "$0")/../.." && pwd)
   archive=$(mktemp -d)/lorage_jax.tar.gz
   git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   "${gcloud[@]}" scp "$archive" "$name":lorage_jax.tar.gz "${where[@]}" --worker=all

@@ -6,7 +6,7 @@
 `paper.py` says where models and data are.
 """
 
-from paper import recipe
+from recipe import recipe
 
 from lorage_jax.config import ExperimentConfig
 

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-RECIPES = ("paper_tinyllama", "paper_qwen", "paper_gemma")
+RECIPES = ("paper/tinyllama", "paper/qwen", "paper/gemma")
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
 USUAL = 2560  # slots of a row that most batches need: 20 kTokens of prompts, 10 of queries, packed
 INTRO = f"""# The paper's recipes, compiled for pods
@@ -44,8 +44,9 @@ def main() -> None:
     rows = json.loads(table.read_text())["rows"] if table.exists() else {}
     for recipe in options.recipes:
         for topology in options.topologies:
-            name = f"{recipe} {topology}" + (f" {options.layers}" if options.layers else "")
-            rows[name] = {"recipe": recipe, **compiled(recipe, topology, options.layers)}
+            label = recipe.replace("/", "_")
+            name = f"{label} {topology}" + (f" {options.layers}" if options.layers else "")
+            rows[name] = {"recipe": label, **compiled(recipe, topology, options.layers)}
             table.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
             (RESULTS / "pod.md").write_text(INTRO + "".join(line(row) for row in rows.values()))
 

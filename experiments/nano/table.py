@@ -1,6 +1,6 @@
 """The nano pair: how its generator is trained, and the table of what it can do.
 
-    lorage train experiments/nano_begin.py        # runs/nano/begin0/generator
+    lorage train experiments/nano/generator.py        # runs/nano/begin0/generator
     lorage train experiments/nano.py              # goes on from there: runs/nano/seed0/generator
     python experiments/nano.py                    # three seeds, all methods: results/nano.*
     python experiments/nano.py seed1 lora1        # these parts of it only
@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nano_begin
-from nano_goals import goals, goals_markdown
+import generator as generator_begin
+from goals import goals, goals_markdown
 
 from lorage_jax import nano
 from lorage_jax.config import ExperimentConfig, Source
@@ -52,20 +52,20 @@ from lorage_jax.world.scores import (
 
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/nano")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PROMPTS, QUERIES = 64, 4  # of every split, seed EVALUATION
 EVALUATION = 2026
 
 
 def config(seed: int = 0) -> ExperimentConfig:
-    """Words and tools by halves, from the generator of `nano_begin`, which knows tools alone."""
-    begin = nano_begin.config(seed)
+    """Words and tools by halves, from the generator of `generator.py`, which knows tools alone."""
+    begin = generator_begin.config(seed)
     words = Source("synthetic", "synthetic", name="words")
     return dataclasses.replace(
         begin,
         init=str(Path(begin.out) / "generator"),
         out=str(RUNS / f"seed{seed}"),
-        data=dataclasses.replace(begin.data, sources=(words, nano_begin.TOOLS)),
+        data=dataclasses.replace(begin.data, sources=(words, generator_begin.TOOLS)),
         optimizer=dataclasses.replace(begin.optimizer, learning_rate=3e-3, warmup_steps=20),
         steps=1000,
     )
@@ -73,7 +73,7 @@ def config(seed: int = 0) -> ExperimentConfig:
 
 def generator(seed: int) -> Generator:
     """Both parts of its training, as far as they are not done yet."""
-    train(nano_begin.config(seed), resume=True)
+    train(generator_begin.config(seed), resume=True)
     return load_generator(train(config(seed), resume=True).folder)
 
 
@@ -100,7 +100,7 @@ def parts() -> dict[str, Part]:
     }
     for seed in SEEDS:
         found[f"seed{seed}"] = (
-            (nano_begin.config(seed), config(seed)),
+            (generator_begin.config(seed), config(seed)),
             lambda edge, samples, seed=seed: generator_arms(
                 generator(seed), edge, samples, seed=seed
             ),
@@ -110,7 +110,7 @@ def parts() -> dict[str, Part]:
             lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples),
         )
     found["time"] = (
-        (nano_begin.config(0), config(0)),
+        (generator_begin.config(0), config(0)),
         lambda edge, samples: request_seconds(edge, generator(0), samples),
     )
     return found
