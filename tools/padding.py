@@ -1,8 +1,8 @@
-"""How much of an experiment's batches is padding, by its data and a tokenizer; no weights are read.
+"""Measures the share of padding in an experiment's batches; needs its data and a tokenizer only.
 
-LORAGE_DATA=DATA python tools/padding.py experiments/paper_tinyllama.py --tokenizer FOLDER
-... --packed-rows 4      # instead of the experiment's own
-... --unpacked           # every text in a row of its own
+LORAGE_DATA=DATA python tools/padding.py experiments/paper/tinyllama.py --tokenizer FOLDER
+... --packed-rows 4      # instead of the experiment's own number
+... --unpacked           # one row per text
 """
 
 import argparse
@@ -16,9 +16,11 @@ from lorage_jax.hf.load import load_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Share of padding in an experiment's batches")
     parser.add_argument("experiment", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="of both models, a folder")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="folder of the tokenizer for both models"
+    )
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--packed-rows", type=int)
     parser.add_argument("--unpacked", action="store_true")
@@ -34,7 +36,8 @@ def main() -> None:
     shapes = {tuple(mask.shape for mask in some) for some in masks}
     print(
         f"padding {1 - real / slots:.1%}: {real / len(batches):,.0f} tokens in "
-        f"{slots / len(batches):,.0f} slots a batch; {len(shapes)} shapes in {len(batches)} batches"
+        f"{slots / len(batches):,.0f} slots per batch; "
+        f"{len(shapes)} shapes in {len(batches)} batches"
     )
 
 

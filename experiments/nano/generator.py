@@ -1,31 +1,48 @@
-"""The first part of the nano generator's training: tool calls alone.
+"""Trains the generator of the nano pair: first on tool calls, then on words and tool calls.
 
-    lorage train experiments/nano_begin.py    # runs/nano/begin0/generator
-    lorage train experiments/nano.py          # goes on from there
+    lorage train experiments/nano/generator.py:tools    # 250 steps -> runs/nano/begin0/generator
+    lorage train experiments/nano/generator.py          # 1000 more -> runs/nano/seed0/generator
 
-Dialects of tool calls are small things beside the difference between words and tools: a generator
-that sees both from the first step learns words and gives every tool prompt the same gates. One
-that can tell dialects apart already keeps that when words join.
+Hardware: two CPU cores. Wall time: 47 minutes for both stages with the evaluation of `table.py`.
+Expected result: the row of the specialised edge in `experiments/results/nano.md`.
+
+Differences between dialects of tool calls are small against the one between words and tools: a
+generator that sees both from the first step learns words and gives every tool prompt the same
+gates. One that already tells dialects apart keeps doing so when words join.
 """
+
+import dataclasses
+from pathlib import Path
+
+from stages import stage_of
 
 from lorage_jax import nano
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
 
+RUNS = Path("runs/nano")
+STAGES = ("tools", "both")
 TOOLS = Source("synthetic", "synthetic", name="tools")
+WORDS = Source("synthetic", "synthetic", name="words")
 
 
-def config(seed: int = 0) -> ExperimentConfig:
+def config(stage: str = "both", seed: int = 0) -> ExperimentConfig:
+    """The run of one stage; `both` continues from the generator of `tools`."""
+    return (tools, both)[stage_of(STAGES, stage)](seed)
+
+
+def tools(seed: int) -> ExperimentConfig:
+    """Tool calls alone."""
     return ExperimentConfig(
         cloud=str(nano.CLOUD),
         edge=str(nano.EDGE),
-        out=f"runs/nano/begin{seed}",
+        out=str(RUNS / f"begin{seed}"),
         data=DataConfig(
             sources=(TOOLS,),
             prompts_per_batch=16,
             queries_per_prompt=4,
             max_prompt_tokens=384,
             max_query_tokens=112,
-            prompt_chunks=2,  # here shorter and longer ones; then words and tools
+            prompt_chunks=2,  # here shorter and longer prompts; later words and tools
             min_bucket=48,  # few shapes, so few programs to compile
         ),
         # One router for all layers normalises over words and tools together and loses the dialects.
@@ -39,4 +56,17 @@ def config(seed: int = 0) -> ExperimentConfig:
         seed=seed,
         save_every=250,
         log_every=25,
+    )
+
+
+def both(seed: int) -> ExperimentConfig:
+    """Words and tool calls in equal shares."""
+    begin = tools(seed)
+    return dataclasses.replace(
+        begin,
+        init=str(Path(begin.out) / "generator"),
+        out=str(RUNS / f"seed{seed}"),
+        data=dataclasses.replace(begin.data, sources=(WORDS, TOOLS)),
+        optimizer=dataclasses.replace(begin.optimizer, learning_rate=3e-3, warmup_steps=20),
+        steps=1000,
     )

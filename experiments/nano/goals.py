@@ -1,4 +1,4 @@
-"""What the nano pair shall reach, held against its table."""
+"""Goals of the nano pair, and how far its table meets them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMPOSITION = 0.8  # of the score with the prompt in context
 
 
 def goals(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of {"goal", "where", "found", "wanted", "met"} of a table of `world_table.combine`."""
+    """Rows of {"goal", "where", "found", "wanted", "met"} for a table of `report.world.combine`."""
     rows = (*_scores(table["splits"]), *_controls(table["splits"]), *_costs(table))
     return [
         {"goal": goal, "where": where, "found": found, "wanted": wanted, "met": met}

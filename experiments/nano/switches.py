@@ -1,12 +1,15 @@
-"""Every switch of the paper on the nano pair: one run each, all else as in `table.config()`.
+"""Trains one generator per switch of the paper, with all other settings those of the nano pair.
 
-    python experiments/nano_switches.py             # results/nano_switches.*; goes on where it was
-    python experiments/nano_switches.py "top_k 1"   # these rows of it only
+    python experiments/nano/switches.py             # all rows -> results/nano_switches.json and .md
+    python experiments/nano/switches.py "top_k 1"   # these rows only
+
+Hardware: two CPU cores. Wall time: 6 minutes per row, 1.5 hours in all; seconds if all rows are
+measured. Expected result: experiments/results/nano_switches.md.
 
 Short runs on the words family alone; `default` is such a run without a change, so rows compare
 with it and with each other. Settings are chosen by these rows, so they are scored on other prompts
-than the table (the tasks of `composition` are the same fixed list). A row is a file in
-results/nano_switches, and rows may come from several processes.
+than the table's (except that the tasks of `composition` are the same fixed list). A row is a file
+in results/nano_switches, and several processes may measure different rows.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import generator as recipe
 import table
 
 from lorage_jax.config import ExperimentConfig
@@ -56,12 +60,12 @@ COLUMNS = ("words/train", "words/paraphrase", "words/composition", "words/sample
 
 def experiment(name: str) -> ExperimentConfig:
     """The short run under one switch."""
-    base = table.config(SEED)
+    base = recipe.config("both", SEED)
     words = tuple(s for s in base.data.sources if s.name == "words")
     return dataclasses.replace(
         base,
         init="",
-        out=str(table.RUNS / "switches" / file_name(name)),
+        out=str(recipe.RUNS / "switches" / file_name(name)),
         data=dataclasses.replace(base.data, sources=words),
         generator=dataclasses.replace(base.generator, **SWITCHES[name]),
         steps=STEPS,
@@ -73,7 +77,7 @@ def file_name(name: str) -> str:
 
 
 def measure(run: ExperimentConfig) -> dict[str, Any]:
-    """Trains if need be; exact match per split, of LoRA-Gen and of the shuffled control."""
+    """Exact match per split of LoRA-Gen and the shuffled control; trains the run if needed."""
     generator = load_generator(train(run, resume=True).folder)
     samples = draw_world(PROMPTS, QUERIES, SELECTION, families=("words",))
     edge = load_model(run.edge, "float32")
@@ -88,7 +92,7 @@ def measure(run: ExperimentConfig) -> dict[str, Any]:
 
 
 def markdown(rows: dict[str, Any]) -> str:
-    base = table.config(SEED).generator
+    base = recipe.config("both", SEED).generator
     names = ("experts", "top_k", "combine", "pool_scope", "router_scope", "routing", "batch_norm")
     names += ("cloud_rank", "rank", "cv_weight")
     settings = ", ".join(f"{name} {getattr(base, name)}" for name in names)
@@ -114,7 +118,7 @@ def markdown(rows: dict[str, Any]) -> str:
 
 def main(names: Sequence[str]) -> None:
     if unknown := set(names) - set(SWITCHES):
-        raise SystemExit(f"no such row: {', '.join(unknown)}; there are {', '.join(SWITCHES)}.")
+        raise SystemExit(f"no row {', '.join(unknown)}; expected any of {', '.join(SWITCHES)}.")
     rows = {}
     for name in names or SWITCHES:
         run = experiment(name)

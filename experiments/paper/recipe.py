@@ -1,8 +1,9 @@
-"""What the paper's recipes have in common (arXiv 2506.11638; `PAPER.md` of its facts): LLaMA3-8B as
-the cloud, 64 rows of at most 2048 tokens, four epochs of the six training sets.
+"""The recipe that the paper's three models share (arXiv 2506.11638).
 
-LORAGE_MODELS names the folder of the models' Hugging Face folders, called as on the Hub (default:
-models). LORAGE_DATA names a folder with `commonsense/<task>/train.jsonl(.gz)` and
+LLaMA3-8B as the cloud, 64 rows of at most 2048 tokens, four epochs of the six training sets.
+
+LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub
+(default: models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)` and
 `alpaca/alpaca.jsonl(.gz)`; without it, the data come from the Hub.
 """
 
@@ -22,8 +23,8 @@ MODELS = Path(os.environ.get("LORAGE_MODELS", "models"))
 DATA = os.environ.get("LORAGE_DATA")
 CLOUD = "Meta-Llama-3-8B"
 BATCH, EPOCHS, LENGTH = 64, 4, 2048
-ROWS = 8  # of a batch, one or more for every device of the data axes
-# Train split -> its rows, by which the sources are mixed; Alpaca's is the paper's selection.
+ROWS = 8  # packed rows per batch: one or more per device of the data axes
+# Task -> (Hub name, rows of its train split); sources are mixed in proportion to their rows.
 TASKS = {
     "arc_challenge": ("allenai/ai2_arc", 1119),
     "arc_easy": ("allenai/ai2_arc", 2251),
@@ -43,10 +44,10 @@ def recipe(edge: str) -> ExperimentConfig:
         out=f"runs/paper_{edge}",
         data=DataConfig(
             sources=sources(),
-            prompts_per_batch=BATCH,  # a prompt of its own for every row, as the paper counts
+            prompts_per_batch=BATCH,  # one query per prompt, as in the paper
             max_prompt_tokens=LENGTH,
             max_query_tokens=LENGTH,
-            # Most texts are far shorter: in rows of their own, 87 % of a batch would be padding.
+            # Most texts are far shorter: with one row per text, 87 % of a batch would be padding.
             packed_rows=ROWS,
         ),
         generator=GeneratorConfig.paper(),
@@ -62,8 +63,10 @@ def recipe(edge: str) -> ExperimentConfig:
 
 
 def sources() -> tuple[Source, ...]:
-    """The five tasks with 0 to 5 samples in the prompt, and Alpaca's rows with an input, whose
-    instructions stand in for the paper's rewritten ones.
+    """The five tasks with 0 to 5 samples in the prompt, and Alpaca's rows with an input.
+
+    Alpaca's instructions replace the paper's rewritten ones, which are not public. Its number of
+    rows is that of the paper's selection.
     """
     tasks = [
         Source(_place(f"commonsense/{name}", hub), "choices", name, weight=float(count))

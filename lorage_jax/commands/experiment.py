@@ -1,4 +1,4 @@
-"""Experiment files: Python that defines `config()`, run for what it returns."""
+"""Experiment files: Python that defines `config()`, called for the configuration it returns."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ COMMANDS = {ExperimentConfig: "lorage train", PretrainConfig: "lorage pretrain"}
 Config = TypeVar("Config", ExperimentConfig, PretrainConfig)
 
 
-def load_experiment(path: str | Path, kind: type[Config] = ExperimentConfig) -> Config:
-    """Runs the `config()` of an experiment file (or of `experiments/NAME.py`).
+def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> Config:
+    """Runs `config()` of an experiment file.
 
-    ConfigError for whatever it raises, and when it gives anything but a `kind`.
+    Args:
+        name: the file, or its name below `experiments/` (`paper/tinyllama`). `FILE:STAGE` calls
+            `config(STAGE)`.
+        kind: the expected configuration.
+
+    Raises ConfigError for anything the file raises, and if it returns anything but a `kind`.
     """
-    path = Path(path)
-    if not path.exists() and (EXPERIMENTS / f"{path.name}.py").is_file():
-        path = EXPERIMENTS / f"{path.name}.py"
-    if not path.is_file():
-        names = sorted(str(p) for p in EXPERIMENTS.glob("*.py"))
-        near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.3) or names
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"there is no experiment file {path}.{hint}")
+    path, stage = _find(str(name))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; expected one that defines config().")
@@ -41,21 +39,39 @@ def load_experiment(path: str | Path, kind: type[Config] = ExperimentConfig) -> 
         with _siblings(path.absolute().parent):
             spec.loader.exec_module(module)
             if not callable(getattr(module, "config", None)):
-                raise ConfigError(f"defines no function config(), which gives {_named(kind)}.")
-            config = module.config()
+                raise ConfigError(f"defines no function config(), which returns {_named(kind)}.")
+            config = module.config(*stage)
     except LorageError as error:
         raise ConfigError(f"{path}{_line(error, path)}: {error}") from None
-    except (Exception, SystemExit) as error:  # the user's own code: say where, without our frames
+    except (Exception, SystemExit) as error:  # the user's own code: its line, without our frames
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path}{_line(error, path)}: {what}") from None
     if type(config) in COMMANDS and not isinstance(config, kind):
         raise ConfigError(
-            f"{path} is for `{COMMANDS[type(config)]}`: config() gave {_named(type(config))}; "
+            f"{path} is for `{COMMANDS[type(config)]}`: config() returned {_named(type(config))}; "
             f"`{COMMANDS[kind]}` needs {_named(kind)}."
         )
     if not isinstance(config, kind):
-        raise ConfigError(f"{path}: config() gave {type(config).__name__}, not {kind.__name__}.")
+        found = type(config).__name__
+        raise ConfigError(f"{path}: config() returned {found}, not {kind.__name__}.")
     return config
+
+
+def _find(name: str) -> tuple[Path, tuple[str, ...]]:
+    """The file of an experiment and the stage it names, as the arguments of `config`."""
+    file, _, stage = name.rpartition(":")
+    pairs = [(name, ())] + [(file, (stage,))] * bool(file)
+    for text, stages in pairs:
+        for path in (Path(text), EXPERIMENTS / f"{text}.py"):
+            if path.is_file():
+                return path, stages
+    path = Path(file or name)
+    if path.exists():
+        raise ConfigError(f"{path} is not a Python file; expected one that defines config().")
+    names = sorted(str(p) for p in EXPERIMENTS.rglob("*.py"))
+    near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.3) or names
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise ConfigError(f"there is no experiment file {path}.{hint}")
 
 
 def _named(kind: type) -> str:
@@ -64,7 +80,7 @@ def _named(kind: type) -> str:
 
 @contextmanager
 def _siblings(folder: Path) -> Iterator[None]:
-    """Files of the folder can be imported meanwhile; nothing of it stays behind."""
+    """Makes the files of the folder importable, and forgets them at the end."""
     known = set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()  # the folder may be seconds old
@@ -79,7 +95,7 @@ def _siblings(folder: Path) -> Iterator[None]:
 
 
 def _line(error: BaseException, path: Path) -> str:
-    """ ", line N": the innermost line of the file that led to the error, if there is one."""
+    """`, line N`, the innermost line of the file in the traceback, or an empty text."""
     if isinstance(error, SyntaxError) and error.filename in (None, str(path.absolute())):
         return f", line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)

@@ -103,7 +103,7 @@ def test_bad_options_of_generate(world, refuse, args, says):
         ("x = 1\n", r"exp\.py: defines no function config"),
         ("def config():\n    return 1 / 0\n", r"exp\.py, line 2: ZeroDivisionError"),
         ("def config():\n    raise SystemExit(0)\n", r"exp\.py, line 2: SystemExit"),
-        ("def config():\n    return 3\n", "gave int, not ExperimentConfig"),
+        ("def config():\n    return 3\n", "returned int, not ExperimentConfig"),
         ("def config(x):\n    return 3\n", r"exp\.py: TypeError: config\(\) missing"),
         ("import nowhere_at_all\n", "line 1: ModuleNotFoundError"),
         ("x = '\udcff'\n", "SyntaxError.*utf-8"),

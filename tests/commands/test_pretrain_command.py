@@ -88,7 +88,7 @@ def test_mistakes_are_one_message(refuse, experiment, world, tmp_path):
         ("a", "steps=3", "steps=0", r"a\.py, line \d+: steps is 0"),
         ("b", "vocab_size=300", "vocab_size=30", "vocab_size is 30; .* at least 258"),
         ("c", '"qwen2"', '"llama", qkv_bias=True', "a saved llama would not be .*qkv_bias"),
-        ("d", "return ", "return 3 or ", "gave int, not PretrainConfig"),
+        ("d", "return ", "return 3 or ", "returned int, not PretrainConfig"),
         ("e", "def config", "def other", "defines no function .* a PretrainConfig"),
     ):
         assert old in PRETRAIN
@@ -118,6 +118,49 @@ def test_siblings_can_be_imported_and_leave_nothing(experiment, tmp_path):
     with pytest.raises(ConfigError, match=r"tiny\.py, line 6: SyntaxError: .*sibling\.py, line 3"):
         load_experiment(other / "tiny.py", PretrainConfig)
     assert sys.path == path and not {"sibling", "tiny"} & (set(sys.modules) - modules)
+
+
+STAGED = """
+def config(stage="a"):
+    import dataclasses
+
+    return dataclasses.replace(first(), out={"a": "runs/a", "b": "runs/b"}[stage])
+"""
+
+
+def test_a_stage_is_named_behind_the_file(experiment, tmp_path):
+    path = tmp_path / "staged.py"
+    path.write_text(experiment.read_text().replace("def config():", "def config(stage='a'):", 1))
+    path.write_text(path.read_text() + "\n\nfirst = config\n\n\n" + STAGED)
+    shutil.copy(experiment.parent / "sibling.py", tmp_path)
+    assert load_experiment(path, PretrainConfig).out == "runs/a"
+    assert load_experiment(f"{path}:b", PretrainConfig).out == "runs/b"
+    with pytest.raises(ConfigError, match=r"staged\.py, line \d+: KeyError: 'c'"):
+        load_experiment(f"{path}:c", PretrainConfig)
+    with pytest.raises(ConfigError, match=r"there is no experiment file .*nowhere"):
+        load_experiment(f"{tmp_path / 'nowhere'}:b", PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("nano/edge", "runs/nano_edge"),
+        ("nano/edge:tools", "runs/nano_edge_tools"),
+        ("experiments/nano/cloud.py:tools2", "runs/nano_cloud_tools2"),
+        ("nano/cloud:tools3", "runs/nano_cloud_tools3"),
+    ],
+)
+def test_a_name_below_experiments(monkeypatch, name, out):
+    monkeypatch.chdir(REPOSITORY)
+    assert load_experiment(name, PretrainConfig).out == out
+
+
+def test_generator_stages(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    first, second = load_experiment("nano/generator:tools"), load_experiment("nano/generator")
+    assert second.init == f"{first.out}/generator" and not first.init
+    with pytest.raises(ConfigError, match="the stage is 'words'; expected one of tools, both"):
+        load_experiment("nano/generator:words")
 
 
 def test_the_experiments_of_this_repository_load():

@@ -1,13 +1,12 @@
-"""Puts the nano pair, or its generator, into the package.
+"""Copies the nano pair, or its generator, into the package.
 
-    python tools/bundle_nano.py cloud runs/nano_cloud_tools3/model
-    python tools/bundle_nano.py edge runs/nano_edge_tools/model
-    python tools/bundle_nano.py generator runs/nano/seed0/generator
+    python tools/nano/bundle.py cloud runs/nano_cloud_tools3/model
+    python tools/nano/bundle.py edge runs/nano_edge_tools/model
+    python tools/nano/bundle.py generator runs/nano/seed0/generator
 
-A model is copied as `lorage pretrain` wrote it, in bfloat16; a new one makes the bundled generator
-useless, so train and bundle that next. The generator is written in bfloat16, and before it replaces
-the bundled one: it must load, give nearly the gates of the original, and fit with the models in
-LIMIT.
+A model is copied as `lorage pretrain` wrote it, in bfloat16. A new model invalidates the bundled
+generator, so train and bundle the generator next. It is written in bfloat16; before it replaces the
+bundled one, it must load, and fit into LIMIT together with the models.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.world import prompts as world_prompts
 
 LIMIT = 40 << 20  # bytes
-CARDS = 16  # compared with those of the original
+CARDS = 16  # prompts whose gates are compared with the original's
 
 
 def bundle_model(source: Path, target: Path) -> None:
-    load_model(source)  # an error, before anything is replaced
+    load_model(source)  # fail before anything is replaced
     with new_folder(target, overwrite=True) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -48,13 +47,13 @@ def bundle_generator(source: Path) -> None:
 
 
 def report(original: Generator, folder: Path) -> str:
-    """Sizes, and by how much rounding has moved the gates of some prompts."""
+    """Sizes, and the largest change of a gate by rounding, over CARDS prompts."""
     sizes = {
         folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         for folder in (nano.CLOUD, nano.EDGE, folder)
     }
     if sum(sizes.values()) > LIMIT:
-        raise SystemExit(f"the bundle has {sizes} bytes; expected at most {LIMIT}.")
+        raise SystemExit(f"the bundle has {sizes} bytes; expected at most {LIMIT} in all.")
     bundled = load_generator(folder)
     prompts = [r.system for r in world_prompts.draw("paraphrase", CARDS, seed=0, family="words")]
     pairs = zip(specialize(original, prompts), specialize(bundled, prompts), strict=True)

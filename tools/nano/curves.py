@@ -1,8 +1,8 @@
 """Draws the training curves of the nano pair and its generator, from the logs of their runs.
 
-python tools/nano_curves.py       # experiments/results/nano_curves.json and .png
+    python tools/nano/curves.py       # experiments/results/nano_curves.json and .png
 
-Runs that are not here any more keep the curve that the JSON file has of them.
+Runs whose logs are gone keep the curve that the JSON file holds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ RUNS = {
     "generator": ("nano/seed0", "nano/seed1", "nano/seed2"),
     "multitask LoRA": ("nano/lora0", "nano/lora1", "nano/lora2"),
 }
-TAGS = ("train/answer_loss", "train/loss")  # the first that a run has
+TAGS = ("train/answer_loss", "train/loss")  # the first one found in a run's logs
 CURVES = Path("experiments/results/nano_curves.json")
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
-    """(step, loss in nats per token, a mean over the steps before) of a run."""
+    """(step, loss in nats per token averaged over the preceding steps) of a run."""
     logs = read_logs(folder / "logs")
     return next((logs[tag] for tag in TAGS if tag in logs), [])
 

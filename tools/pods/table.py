@@ -1,10 +1,10 @@
-"""The paper's recipes on TPUs that are not here, as one table: memory, time, MFU, collectives.
+"""Compiles the paper's recipes for TPU slices, into one table: memory, time, MFU, collectives.
 
-    python tools/pod_table.py                        # all recipes, all topologies
-    python tools/pod_table.py --topologies v5e:2x4   # a part; the others' rows are kept
+    python tools/pods/table.py                        # all recipes, all topologies
+    python tools/pods/table.py --topologies v5e:2x4   # this topology only; other rows are kept
 
-Every pair is one `lorage compile` in a process of its own. Rows go into
-`experiments/results/pod.json` as they are done, and `pod.md` is drawn from that.
+Each pair is one `lorage compile` in its own process. Finished rows go into
+`experiments/results/pod.json`, and `pod.md` is made from it. No TPU is needed.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -35,10 +36,10 @@ in a usual step. All figures are a chip's.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compiles the paper's recipes for TPU slices")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="experiments' names")
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
-    parser.add_argument("--layers", type=int, help="cut both models to so many")
+    parser.add_argument("--layers", type=int, help="cut both models to this many layers")
     options = parser.parse_args()
     table = RESULTS / "pod.json"
     rows = json.loads(table.read_text())["rows"] if table.exists() else {}
@@ -51,8 +52,8 @@ def main() -> None:
             (RESULTS / "pod.md").write_text(INTRO + "".join(line(row) for row in rows.values()))
 
 
-def compiled(recipe: str, topology: str, layers: int | None) -> dict:
-    """What `lorage compile --json` gives, without the single collectives."""
+def compiled(recipe: str, topology: str, layers: int | None) -> dict[str, Any]:
+    """The result of `lorage compile --json`, without the list of single collectives."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.json"
         command = [sys.executable, "-m", "lorage_jax.cli", "compile", f"experiments/{recipe}.py"]
@@ -67,8 +68,8 @@ def compiled(recipe: str, topology: str, layers: int | None) -> dict:
     return result
 
 
-def line(row: dict) -> str:
-    """A row of the table."""
+def line(row: dict[str, Any]) -> str:
+    """One row of the table as Markdown."""
     programs, roof = row["programs"], row["usual_roofline"]
     peaks = [
         number(programs[n]["peak_gib"]) for n in ("train_step", "specialize", "merge", "decode")
@@ -94,7 +95,7 @@ def number(value: float | None) -> str:
     return "?" if value is None else f"{value:.2f}"
 
 
-def collectives(program: dict) -> str:
+def collectives(program: dict[str, Any]) -> str:
     if "refused" in program:
         return "?"
     sent = program["collectives"].items()

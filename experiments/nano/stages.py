@@ -1,0 +1,10 @@
+"""Stages of one training, in order; the command line names one as `FILE:STAGE`."""
+
+from lorage_jax.errors import ConfigError
+
+
+def stage_of(stages: tuple[str, ...], name: str) -> int:
+    """Position of the stage `name`. Raises ConfigError for an unknown one."""
+    if name not in stages:
+        raise ConfigError(f"the stage is {name!r}; expected one of {', '.join(stages)}.")
+    return stages.index(name)
