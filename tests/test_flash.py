@@ -98,7 +98,7 @@ def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
     model = load_model(tiny(variant)[0], mesh=where.mesh)
     tokens, mask = padded_batch()
     suffix, tail = model.params["embed"][:3], 3
-    more = {"output": "hidden"}
+    more = {"head": False}
     if packed:
         tail, half = 0, tokens.shape[1] // 2
         text = jnp.broadcast_to(jnp.arange(tokens.shape[1]) // half, tokens.shape)
@@ -109,7 +109,9 @@ def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
 
     def run(layout):
         decoder = Decoder(model.config, layout=layout)
-        apply = jax.jit(lambda params: decoder.apply({"params": params}, tokens, mask, **more))
+        apply = jax.jit(
+            lambda params: decoder.apply({"params": params}, tokens, mask, **more).hidden
+        )
         return np.asarray(apply(model.params))
 
     wanted = run(where)

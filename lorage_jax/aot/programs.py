@@ -27,7 +27,8 @@ from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.load import DTYPES
 from lorage_jax.infer.generate import Progress, _continue
 from lorage_jax.infer.sample import Sampling
-from lorage_jax.models.decoder import Cache, Decoder
+from lorage_jax.models.cache import Cache
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import ShardingRules, replicated
 from lorage_jax.train.optimizer import make_optimizer
@@ -206,7 +207,7 @@ def decode_program(setting: Setting) -> Program:
     traced = _continue.trace(edge, *arguments)
 
     def turn(params, cache, newest):
-        return Decoder(edge).apply({"params": params}, newest, cache=cache, output="last")
+        return Decoder(edge).apply({"params": params}, newest, cache=cache, last=True)
 
     newest = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     macs = matmul_macs(jax.make_jaxpr(turn)(params, cache, newest))

@@ -32,14 +32,13 @@ def bench_flops(
     """
     lengths = {"with_prompt": input_tokens + instruction_tokens, "specialized": input_tokens}
     programs = {
-        name: prefill_program(edge, tokens, output="logits", dtype=dtype)
-        for name, tokens in lengths.items()
+        name: prefill_program(edge, tokens, dtype=dtype) for name, tokens in lengths.items()
     }
     programs["cloud_pass"] = cloud_program(generator, cloud, edge, instruction_tokens, dtype)
     macs = {name: matmul_macs(program) for name, program in programs.items()}
     flops = {name: compiled_flops(program) for name, program in programs.items()}
     last = {
-        name: matmul_macs(prefill_program(edge, tokens, output="last", dtype=dtype))
+        name: matmul_macs(prefill_program(edge, tokens, last=True, dtype=dtype))
         for name, tokens in lengths.items()
     }
     without = dataclasses.replace(generator, cloud_rank=0)

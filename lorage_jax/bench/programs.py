@@ -16,11 +16,13 @@ from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import structs
 
 
-def prefill_program(config: ModelConfig, tokens: int, *, output: str, dtype: str) -> ClosedJaxpr:
-    """One row of `tokens` tokens to logits at every position, or to the `last` one's."""
+def prefill_program(
+    config: ModelConfig, tokens: int, *, dtype: str, last: bool = False
+) -> ClosedJaxpr:
+    """One row of `tokens` tokens to logits at every position, or at the last one only."""
 
     def prefill(params, row):
-        return Decoder(config).apply({"params": params}, row, output=output)
+        return Decoder(config).apply({"params": params}, row, last=last).logits
 
     row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
     return jax.make_jaxpr(prefill)(structs(model_leaves(config), dtype), row)

@@ -63,7 +63,7 @@ def read_prompts(
     decoder = Decoder(cloud, remat=remat, dropout=dropout, layout=layout)
     count = each * meta.shape[0]
     collect = 0 if config.hidden_layer is None else count
-    out = decoder.apply(
+    output = decoder.apply(
         {"params": cloud_params},
         tokens,
         mask,
@@ -71,11 +71,14 @@ def read_prompts(
         adapter_scale=config.cloud_alpha / config.cloud_rank if adapters else 0.0,
         suffix=jnp.tile(meta, (each, 1)),
         branches=None if texts is None else _with_meta(texts, mask, each, meta.shape[0]),
-        output="hidden",
+        head=False,
         collect=collect,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
     )
-    hidden = out[config.hidden_layer] if collect else out[:, -count:]
+    if output.layers is not None:
+        hidden = output.layers[config.hidden_layer]
+    else:
+        hidden = output.hidden[:, -count:]
     return hidden.astype(jnp.float32).reshape(-1, *meta.shape)
 
 

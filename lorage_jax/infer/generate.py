@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
@@ -23,7 +23,8 @@ from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
-from lorage_jax.models.decoder import Cache, Decoder, new_cache
+from lorage_jax.models.cache import Cache, new_cache
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model, row_gates
 
 CHUNK = 8  # tokens between two looks at the text
@@ -150,9 +151,7 @@ def _start(config, size, params, tokens, mask, controls, pool, gates, limit):
     """Prefill of [B, T] and tokens up to `limit` in a new cache with room for `size` of them."""
     rows, length = tokens.shape
     cache = new_cache(config, rows, length + size, params["embed"].dtype)
-    logits, cache = Decoder(config).apply(
-        {"params": params}, tokens, mask, gates=gates, pool=pool, cache=cache, output="last"
-    )
+    logits, cache = _next_logits(config, params, tokens, mask, cache, pool, gates)
     progress = Progress(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
@@ -187,16 +186,31 @@ def _decode(
     def turn(carry):
         cache, progress = carry
         newest = jax.lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, axis=1)
-        logits, cache = Decoder(config).apply(
-            {"params": params}, newest, gates=gates, pool=pool, cache=cache, output="last"
-        )
+        logits, cache = _next_logits(config, params, newest, None, cache, pool, gates)
         return cache, _append(progress, logits, controls)
 
     return jax.lax.while_loop(wanted, turn, (cache, progress))
 
 
-def _append(progress: Progress, logits: Array, controls: dict[str, Any]) -> Progress:
-    """The next token of every row; rows that are done get pads."""
+def _next_logits(
+    config: ModelConfig,
+    params: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None,
+    cache: Cache,
+    pool: Any,
+    gates: Array | None,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Logits behind the last of `tokens`, and the cache with their keys and values."""
+    output = Decoder(config).apply(
+        {"params": params}, tokens, mask, gates=gates, pool=pool, cache=cache, last=True
+    )
+    assert output.logits is not None and output.cache is not None
+    return output.logits[:, 0], output.cache
+
+
+def _append(progress: Progress, logits: Float[Array, "B V"], controls: dict[str, Any]) -> Progress:
+    """Chooses the next token of every row; rows that are done get pads."""
     draw = {name: controls[name] for name in ("temperature", "top_k", "top_p")}
     keys = row_keys(controls["seed"], logits.shape[0], progress.step)
     token = jnp.where(progress.done, controls["pad"], choose(logits, keys, **draw))

@@ -282,15 +282,19 @@ def _program(config: ModelConfig, tree, shardings, rows: NamedSharding, gated: b
 
 def _score(config, params, pool, gates, tokens, mask, branch, positions, at, targets):
     """The head runs over some scored slots at a time: [B, M, V] would not fit for a large V."""
-    hidden = Decoder(config).apply(
-        {"params": params},
-        tokens,
-        mask,
-        gates=gates,
-        pool=pool,
-        branches=Branches(branch, positions),
-        output="hidden",
-        at=at,
+    hidden = (
+        Decoder(config)
+        .apply(
+            {"params": params},
+            tokens,
+            mask,
+            gates=gates,
+            pool=pool,
+            branches=Branches(branch, positions),
+            at=at,
+            head=False,
+        )
+        .hidden
     )
     count, scored = targets.shape
     parts = bucket(-(-count * scored * config.vocab_size // LOGITS_AT_ONCE), 1, per_octave=1)

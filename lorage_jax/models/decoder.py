@@ -1,48 +1,36 @@
 """One decoder for all families: parameters declared here, arithmetic in `ops.py`.
 
-`Decoder(config).apply({"params": params}, tokens)` gives logits; `params` is a plain nested dict
-(see `leaves.py`), so a merged edge is the same call with other params. Layers run under one scan;
-the key/value cache rides in its carry, so that a donated cache is updated in place.
+`Decoder(config).apply({"params": params}, tokens).logits` is [B, T, V]; `params` is a plain nested
+dict (see `leaves.py`), so a merged edge is the same call with other params. Layers run under one
+scan; the key/value cache rides in its carry, so that a donated cache is updated in place.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
-from lorage_jax.flash import flash_attention
+from lorage_jax.models.cache import Cache
 from lorage_jax.models.families import FAMILIES
-from lorage_jax.models.leaves import layer_leaves, model_leaves
+from lorage_jax.models.layer import Context, Layer, LayerInputs
+from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout
 
 
-@flax.struct.dataclass
-class Cache:
-    """Keys and values seen so far. `length` slots are filled, the same for every row.
+class Branches(flax.struct.PyTreeNode):
+    """The texts of rows that hold several texts, or a text and several continuations of it.
 
-    Rows are left-padded, so that one slot index serves the batch; `valid` marks real tokens.
-    """
-
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
-    valid: Bool[Array, "B S"]
-    length: Int[Array, ""]
-
-
-@flax.struct.dataclass
-class Branches:
-    """Rows that hold texts and several continuations of each, side by side.
-
-    `index`: 0 in a text, k in its k-th continuation; None: there are texts only. `positions` count
-    within one's own branch. `text`: which of the row's texts a slot belongs to; without, a row
-    holds one.
+    `index`: 0 in a text, k in its k-th continuation; None if there are texts only. `positions`
+    count within a slot's own branch. `text`: the number of a slot's text within its row; None if
+    every row holds one text.
     """
 
     index: Int[Array, "B T"] | None
@@ -50,196 +38,151 @@ class Branches:
     text: Int[Array, "B T"] | None = None
 
 
-@flax.struct.dataclass
-class Context:
-    """What every layer of one call shares."""
+class Output(flax.struct.PyTreeNode):
+    """Results of one `Decoder` call, at N slots per row.
 
-    cos: Float[Array, "B T half"]
-    sin: Float[Array, "B T half"]
-    segments: Int[Array, "B S"]  # 0: padding; else a number of the text
-    mask: Bool[Array, "B T S"]
-    window_mask: Bool[Array, "B T S"] | None
-    slot: Int[Array, ""] | None  # where the new keys go in the cache
-    experts: Any  # the pool's arrays when all layers share them
+    `logits`: float32; None with `head=False`. `cache`: None unless one was given. `hidden`: states
+    after the final norm. `layers`: each layer's output at the last n slots, before the final norm;
+    None unless `collect` = n asked for it.
+    """
 
-
-class Layer(nn.Module):
-    """Attention and gated FFN, pre-norm, with optional low-rank updates beside the weights."""
-
-    config: ModelConfig
-    dtype: Any
-    combine: str  # of the experts
-    scale: float  # of the experts
-    adapter_scale: float  # of the q/v adapters
-    dropout: float  # on the inputs of low-rank updates; 0 outside training
-    collect: int  # how many last positions' outputs the scan gathers
-    layout: Layout | None
-    flash: bool  # attention by `flash.py`
-
-    @nn.compact
-    def __call__(self, carry, context: Context, inputs: dict[str, Any]):
-        config, family = self.config, FAMILIES[self.config.family]
-        w = {
-            name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
-            for name, leaf in layer_leaves(config).items()
-        }
-        x, cache = carry
-        if self.layout is not None:
-            leaves = layer_leaves(config)
-            w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
-            x = self.layout.rows(x)
-
-        def norm(name, x):
-            return ops.rms_norm(x, w[name], config.norm_eps, family.norm_offset)
-
-        y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
-        x = x + (norm("attn_post_norm", y) if family.post_norms else y)
-        y = self._ffn(w, norm("ffn_norm", x), context, inputs)
-        x = x + (norm("ffn_post_norm", y) if family.post_norms else y)
-        collected = x[:, x.shape[1] - self.collect :] if self.collect else None
-        return (x, cache), collected
-
-    def _attention(self, w, x, cache, context, inputs):
-        config = self.config
-        q = ops.project(x, w["q"])
-        k = ops.project(x, w["k"])
-        v = ops.project(x, w["v"])
-        if config.qkv_bias:
-            q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
-        if inputs["adapters"] is not None:
-            qa, va = inputs["adapters"]["q"], inputs["adapters"]["v"]
-            q = q + ops.low_rank(self._drop(x), qa["a"], qa["b"], self.adapter_scale)
-            v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
-        q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
-        if cache is not None:
-            at = (inputs["index"], 0, context.slot, 0, 0)
-            cache = cache.replace(
-                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
-            )
-            k = jax.lax.dynamic_index_in_dim(cache.k, inputs["index"], keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, inputs["index"], keepdims=False)
-        y = self._attend(q, k, v, context, inputs["sliding"])
-        y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
-        return (y + w["o_bias"] if config.out_bias else y), cache
-
-    def _attend(self, q, k, v, context, sliding):
-        config = self.config
-        if not self.flash:
-            mask = context.mask
-            if context.window_mask is not None:
-                mask = jnp.where(sliding, context.window_mask, mask)
-            return ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
-
-        def flash(window):
-            kind = (window, config.query_scale, config.attn_softcap, self.layout)
-            return lambda q, k, v: flash_attention(q, k, v, context.segments, *kind)
-
-        if not any(config.sliding) or config.window >= q.shape[1]:
-            return flash(None)(q, k, v)
-        return jax.lax.cond(sliding, flash(config.window), flash(None), q, k, v)
-
-    def _ffn(self, w, x, context, inputs):
-        config = self.config
-
-        def project(name, x):
-            y = ops.project(x, w[name])
-            if config.ffn_bias:
-                y = y + w[f"{name}_bias"]
-            if inputs["gates"] is None:
-                return y
-            experts = (inputs["experts"] or context.experts)[name]
-            return y + ops.gated_low_rank(
-                self._drop(x), experts["a"], experts["b"], inputs["gates"], self.combine, self.scale
-            )
-
-        hidden = ops.activation(project("gate", x), config.activation) * project("up", x)
-        return project("down", hidden)
-
-    def _drop(self, x):
-        if self.dropout == 0.0:
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
-        return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+    logits: Float[Array, "B N V"] | None
+    cache: Cache | None
+    hidden: Float[Array, "B N D"]
+    layers: Float[Array, "L B n D"] | None
 
 
 class Decoder(nn.Module):
-    """Tokens to logits. `pool` is a `generator.pool.Pool`; `adapters` the cloud's q/v LoRA."""
+    """A language model: tokens to logits, hidden states and keys and values.
+
+    Fields: `dtype` of freshly initialised parameters; `remat`, "full" to recompute a layer's
+    activations in the backward pass; `dropout`, the rate on the inputs of low-rank updates, which
+    needs `rngs={"dropout": key}`; `layout`, sharding constraints (None leaves placement to XLA).
+    """
 
     config: ModelConfig
-    dtype: Any = jnp.float32  # of fresh parameters
-    remat: str = "none"  # full: activations of a layer are computed again in the backward pass
+    dtype: Any = jnp.float32
+    remat: str = "none"
     dropout: float = 0.0
-    layout: Layout | None = None  # of the program that this is part of; None: as XLA likes
+    layout: Layout | None = None
+
+    if TYPE_CHECKING:  # flax's own annotation allows for mutable collections; there are none here
+
+        def apply(self, variables: Any, *args: Any, rngs: Any = None, **inputs: Any) -> Output: ...
 
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B T"] | None,
-        mask: Bool[Array, "B T"] | None = None,
+        tokens: Int[Array | np.ndarray, "B S"],
+        mask: Bool[Array | np.ndarray, "B S"] | None = None,
         *,
         gates: Float[Array, "B *T L E"] | None = None,
         pool: Any = None,
-        adapters: Any = None,
+        adapters: dict[str, dict[str, Array]] | None = None,
         adapter_scale: float = 0.0,
         suffix: Float[Array, "M D"] | None = None,
         cache: Cache | None = None,
         branches: Branches | None = None,
-        output: str = "logits",
         at: Int[Array, "B N"] | None = None,
+        last: bool = False,
+        head: bool = True,
         collect: int = 0,
-    ):
-        """Logits [B, T, V] in float32, with a cache `(logits, cache)`.
+    ) -> Output:
+        """Runs the model over S tokens per row, and M suffix vectors: T = S + M slots.
 
-        `mask` marks real tokens. `suffix` are M vectors appended behind every row (meta tokens), of
-        which `branches` tell too. `gates` are a row's, or with an axis more a token's.
-        `output`: `logits`, `last` (logits [B, V] of the last slot), or `hidden` (after the final
-        norm, [B, T + M, D]); `at` leaves only these slots, [B, N, ...]. With `collect` = n,
-        instead, the output of every layer at the last n slots, [L, B, n, D].
+        Args:
+            tokens: token ids.
+            mask: True at real tokens, False at padding. Default: all are real.
+            gates: the weights of the pool's experts in each row, or in each slot ([B, T, L, E]).
+            adapters: LoRA factors `a`, `b` of the `q` and `v` projections, all layers stacked.
+            adapter_scale: the factor on the adapters' updates, alpha / R.
+            suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
+            cache: keys and values of earlier slots; the new slots are appended to it.
+            branches: positions and visibility of all T slots, in rows of several texts.
+            at: the N slots of each row to return. Default: all.
+            last: return the last slot only (N = 1).
+            head: compute logits.
+            collect: how many last slots to return every layer's output of.
         """
-        config, family = self.config, FAMILIES[self.config.family]
-        leaves = model_leaves(config)
+        embed = self._parameter("embed")
+        x, mask = self._embedded(embed, tokens, mask, suffix)
+        context, cache = self._context(x, mask, pool, cache, branches)
+        layers = self._layers(pool, adapter_scale, collect, self._flash(cache, branches, suffix))
+        inputs = self._layer_inputs(gates, pool, adapters)
+        (x, cache), collected = layers((x, cache), context, inputs)
+        if last:
+            x = x[:, -1:]
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
+        hidden = self._final_norm(x)
+        if not head:
+            return Output(None, cache, hidden, collected)
+        weights = embed if self.config.tied_head else self._parameter("head")
+        return Output(_logits(self.config, hidden, weights), cache, hidden, collected)
 
-        def param(name):
-            return self.param(name, lambda key: leaves[name].initialise(key, self.dtype))
+    def _parameter(self, name: str) -> Array:
+        """The parameter `name` outside the layers."""
+        leaf = model_leaves(self.config)[name]
+        return self.param(name, lambda key: leaf.initialise(key, self.dtype))
 
-        embed = param("embed")
+    def _final_norm(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        offset = FAMILIES[self.config.family].norm_offset
+        return ops.rms_norm(x, self._parameter("final_norm"), self.config.norm_eps, offset)
+
+    def _embedded(
+        self, embed: Array, tokens: Any, mask: Any, suffix: Array | None
+    ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+        """Embeddings of the tokens and the suffix behind them, and their mask."""
         x = embed[tokens]
-        if family.scaled_embedding:
-            x = x * jnp.asarray(config.width**0.5, x.dtype)
+        if FAMILIES[self.config.family].scaled_embedding:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
         if mask is None:
             mask = jnp.ones(x.shape[:2], bool)
         if suffix is not None:
             rows, count = x.shape[0], suffix.shape[0]
-            behind = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
-            x = jnp.concatenate([x, behind], axis=1)
+            appended = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
+            x = jnp.concatenate([x, appended], axis=1)
             mask = jnp.concatenate([mask, jnp.ones((rows, count), bool)], axis=1)
         if self.layout is not None:
             x, mask = self.layout.rows(x), self.layout.rows(mask)
+        return x, mask
 
-        context, cache = self._context(x, mask, pool, cache, branches)
-        shared = pool is not None and pool.scope == "shared"
-        flash = self.layout is not None and self.layout.flash and cache is None
-        if branches is not None:
-            # The kernels know texts, but no continuations; a window of theirs counts slots, and
-            # what is appended stands apart from its text.
-            flash &= branches.index is None and not (suffix is not None and any(config.sliding))
-        inputs = {
-            "index": jnp.arange(config.layers),
-            "sliding": jnp.asarray(config.sliding),
-            "gates": None if gates is None else jnp.moveaxis(gates, -2, 0),
-            "experts": None if pool is None or shared else pool.experts,
-            "adapters": adapters,
-        }
+    def _flash(self, cache: Cache | None, branches: Branches | None, suffix: Array | None) -> bool:
+        """True if the kernels of `flash.py` can compute this call's attention.
+
+        They know texts but not continuations. Their window counts slots, so it is wrong for a
+        suffix, whose slots are not next to their text's in a row of several texts.
+        """
+        if self.layout is None or not self.layout.flash or cache is not None:
+            return False
+        if branches is None:
+            return True
+        return branches.index is None and (suffix is None or not any(self.config.sliding))
+
+    def _layer_inputs(
+        self, gates: Array | None, pool: Any, adapters: dict[str, Any] | None
+    ) -> LayerInputs:
+        config = self.config
+        return LayerInputs(
+            index=jnp.arange(config.layers),
+            sliding=jnp.asarray(config.sliding),
+            gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
+            experts=None if pool is None or pool.scope == "shared" else pool.experts,
+            adapters=adapters,
+        )
+
+    def _layers(self, pool: Any, adapter_scale: float, collect: int, flash: bool) -> nn.Module:
+        """All layers as one scan over their stacked parameters."""
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
-        layers = nn.scan(
+        scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
-            length=config.layers,
-        )(
-            config,
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]  flax takes trees
+            length=self.config.layers,
+        )
+        return scanned(
+            self.config,
             self.dtype,
             combine=pool.combine if pool is not None else "factors",
             scale=pool.scale if pool is not None else 1.0,
@@ -250,22 +193,19 @@ class Decoder(nn.Module):
             flash=flash,
             name="layers",
         )
-        (x, cache), collected = layers((x, cache), context, inputs)
-        if collect:
-            return collected
-        if output == "last":
-            x = x[:, -1:]
-        if at is not None:
-            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
-        x = ops.rms_norm(x, param("final_norm"), config.norm_eps, family.norm_offset)
-        if output != "hidden":
-            x = _logits(config, x, embed if config.tied_head else param("head"))
-        if output == "last":
-            x = x[:, 0]
-        return x if cache is None else (x, cache)
 
-    def _context(self, x, mask, pool, cache, branches):
-        """Positions count real tokens; slots count columns. Rotary angles, masks, cache slots."""
+    def _context(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        pool: Any,
+        cache: Cache | None,
+        branches: Branches | None,
+    ) -> tuple[Context, Cache | None]:
+        """Rotary angles and masks of this call, and the cache with its slots marked.
+
+        Positions count a row's real tokens; slots count columns, padding included.
+        """
         config, length = self.config, x.shape[1]
         start = 0 if cache is None else cache.length
         valid, before = mask, 0
@@ -280,7 +220,7 @@ class Decoder(nn.Module):
         cos, sin = ops.rope_table(positions, frequencies)
         slots = start + jnp.arange(length)
 
-        def seen(window):
+        def seen(window: int | None) -> Bool[Array, "B T S"]:
             if branches is not None:
                 return ops.branch_mask(valid, positions, branches.index, window, branches.text)
             return ops.attention_mask(valid, slots, window)
@@ -306,21 +246,10 @@ def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array
 def head_logits(
     config: ModelConfig, params: dict[str, Any], hidden: Float[Array, "B N D"]
 ) -> Float[Array, "B N V"]:
-    """Logits in float32 of states that the decoder gave as `hidden`."""
+    """Float32 logits of hidden states (`Output.hidden`)."""
     return _logits(config, hidden, params["embed" if config.tied_head else "head"])
 
 
 def _logits(config: ModelConfig, x: Array, head: Array) -> Array:
     shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
     return ops.soft_cap(ops.einsum(shape, x, head, out=jnp.float32), config.final_softcap)
-
-
-def new_cache(config: ModelConfig, rows: int, slots: int, dtype: Any) -> Cache:
-    """An empty cache for `rows` rows of at most `slots` tokens."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-    return Cache(
-        k=jnp.zeros(shape, dtype),
-        v=jnp.zeros(shape, dtype),
-        valid=jnp.zeros((rows, slots), bool),
-        length=jnp.zeros((), jnp.int32),
-    )

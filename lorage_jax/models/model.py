@@ -84,7 +84,7 @@ def forward(
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(config, params, tokens, mask, pool, gates):
     decoder = Decoder(config)
-    return decoder.apply({"params": params}, tokens, mask, gates=gates, pool=pool)
+    return decoder.apply({"params": params}, tokens, mask, gates=gates, pool=pool).logits
 
 
 def row_gates(model: Model, gates: Any, pool: Any, rows: int) -> tuple[Any, Array | None]:

@@ -184,8 +184,8 @@ def packed_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(weighted mean over the targets of a batch of `rows`, the same of answers and prose alone)"""
     branches = Branches(batch["branch"], batch["positions"], batch["text"])
-    logits = decoder.apply({"params": params}, batch["tokens"], batch["mask"], branches=branches)
-    nll = token_nll(logits, batch["targets"])
+    output = decoder.apply({"params": params}, batch["tokens"], batch["mask"], branches=branches)
+    nll = token_nll(output.logits, batch["targets"])
     answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
     prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
     weight = answer + prompt_weight * prompt

@@ -176,10 +176,10 @@ def query_nll(
             gates=rows,
             pool=pool,
             branches=branches,
-            output="hidden",
             at=front,
+            head=False,
             rngs={"dropout": jax.random.fold_in(key, number)},
-        )
+        ).hidden
         targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
         total += frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
         done += prompts

@@ -14,8 +14,8 @@ from tests.bench.shapes import TOKENS, layers_macs, tiny
 def test_prefill_against_the_formula(family, layers):
     config = tiny(family, layers)
     body, head = layers_macs(config, TOKENS), config.width * config.vocab_size
-    for output, positions in (("logits", TOKENS), ("last", 1)):
-        program = prefill_program(config, TOKENS, output=output, dtype="float32")
+    for last, positions in ((False, TOKENS), (True, 1)):
+        program = prefill_program(config, TOKENS, last=last, dtype="float32")
         assert matmul_macs(program) == body + positions * head
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lorage_jax.bench import latency, timing
 from lorage_jax.bench.memory import bench_memory, cache_bytes
-from lorage_jax.models.decoder import new_cache
+from lorage_jax.models.cache import new_cache
 from lorage_jax.models.presets import parameter_count, plain_decoder
 
 COUNTS = {"input_tokens": 20, "instruction_tokens": 30, "new_tokens": 5}

@@ -19,7 +19,8 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
 from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.infer.sample import Sampling
-from lorage_jax.models.decoder import Decoder, new_cache
+from lorage_jax.models.cache import new_cache
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import forward
 from lorage_jax.sharding import make_mesh
 from tests.tiny import FAMILIES, make_tiny
@@ -86,12 +87,13 @@ def test_cached_logits_equal_the_full_forward_pass(pair):
     cache = new_cache(model.config, 3, 40, jnp.float32)
     step = jax.jit(
         lambda tokens, mask, cache: Decoder(model.config).apply(
-            {"params": model.params}, tokens, mask, cache=cache, output="last"
+            {"params": model.params}, tokens, mask, cache=cache, last=True
         )
     )
     for start, end in [(0, 24), *((i, i + 1) for i in range(24, 36))]:
-        logits, cache = step(tokens[:, start:end], mask[:, start:end], cache)
-        np.testing.assert_allclose(logits, full[:, end - 1], atol=1e-3, rtol=1e-4)
+        output = step(tokens[:, start:end], mask[:, start:end], cache)
+        cache = output.cache
+        np.testing.assert_allclose(output.logits[:, 0], full[:, end - 1], atol=1e-3, rtol=1e-4)
 
 
 def test_greedy_is_the_argmax_of_the_full_forward_pass(model):

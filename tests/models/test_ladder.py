@@ -13,8 +13,10 @@ from transformers.models.llama import modeling_llama
 from lorage_jax import ops
 from lorage_jax.config import RopeScaling
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.decoder import Decoder, Layer, new_cache
+from lorage_jax.models.cache import new_cache
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.families import FAMILIES as FACTS
+from lorage_jax.models.layer import Layer, LayerInputs
 from lorage_jax.models.model import forward
 from tests.tiny import (
     FAMILIES,
@@ -106,7 +108,7 @@ def test_ffn(tiny, variant):
         want = base.model.layers[1].mlp(torch.tensor(x)).numpy()
     layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0, layout=None, flash=False)
     weights = {name: w[1] for name, w in model.params["layers"].items()}
-    got = layer._ffn(weights, jnp.asarray(x), None, {"gates": None})
+    got = layer._ffn(weights, jnp.asarray(x), None, LayerInputs(jnp.int32(1), jnp.asarray(False)))
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
@@ -118,9 +120,9 @@ def test_layers(tiny, variant):
     tokens = padded_batch(2, 20)[0] % (VOCAB - 5)
     with torch.no_grad():
         out = base(input_ids=torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
-    got = jax.jit(lambda p, t: Decoder(model.config).apply({"params": p}, t, collect=t.shape[1]))(
-        model.params, tokens
-    )
+    decoder = Decoder(model.config)
+    run = jax.jit(lambda params: decoder.apply({"params": params}, tokens, collect=20).layers)
+    got = run(model.params)
     for layer in range(model.config.layers - 1):
         want = out.hidden_states[layer + 1].numpy()
         np.testing.assert_allclose(got[layer], want, atol=2e-4 * max(1, np.abs(want).max()))
@@ -149,7 +151,8 @@ def test_cached_decoding_is_the_full_forward(tiny, variant):
 
     @jax.jit
     def step(params, tokens, mask, cache):
-        return decoder.apply({"params": params}, tokens, mask, cache=cache)
+        output = decoder.apply({"params": params}, tokens, mask, cache=cache)
+        return output.logits, output.cache
 
     cache = new_cache(model.config, 2, 24, jnp.float32)
     logits, cache = step(model.params, tokens[:, :12], mask[:, :12], cache)

@@ -60,7 +60,7 @@ def one_by_one(tokenizer, documents):
 
 def plain_loss(params, config, tokens, mask, targets, weights):
     """Weighted mean over all targets, without `Branches`."""
-    log = jax.nn.log_softmax(Decoder(config).apply({"params": params}, tokens, mask))
+    log = jax.nn.log_softmax(Decoder(config).apply({"params": params}, tokens, mask).logits)
     nll = -jnp.take_along_axis(log, targets[..., None], axis=-1)[..., 0]
     return jnp.sum(nll * weights) / weights.sum()
 

@@ -1,0 +1,145 @@
+"""One layer of the decoder: attention and a gated FFN, with low-rank updates of their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lorage_jax import ops
+from lorage_jax.config import ModelConfig
+from lorage_jax.flash import flash_attention
+from lorage_jax.models.cache import Cache
+from lorage_jax.models.families import FAMILIES
+from lorage_jax.models.leaves import layer_leaves
+from lorage_jax.sharding import Layout
+
+
+class Context(flax.struct.PyTreeNode):
+    """Inputs that all layers of one call share."""
+
+    cos: Float[Array, "B T half"]
+    sin: Float[Array, "B T half"]
+    segments: Int[Array, "B S"]  # 0: padding; else the number of the text
+    mask: Bool[Array, "B T S"]
+    window_mask: Bool[Array, "B T S"] | None
+    slot: Int[Array, ""] | None  # where the new keys go in the cache
+    experts: dict[str, Any] | None  # the pool's arrays if all layers share them
+
+
+class LayerInputs(flax.struct.PyTreeNode):
+    """Inputs that differ between layers: the scan takes them along axis 0 of every leaf."""
+
+    index: Int[Array, "*L"]
+    sliding: Bool[Array, "*L"]
+    gates: Float[Array, "*L_B_T E"] | None = None
+    experts: dict[str, Any] | None = None  # the pool's arrays if every layer has its own
+    adapters: dict[str, Any] | None = None
+
+
+class Layer(nn.Module):
+    """Attention and gated FFN, pre-norm, with optional low-rank updates beside the weights."""
+
+    config: ModelConfig
+    dtype: Any
+    combine: str  # how the experts are combined
+    scale: float  # the factor on the experts' updates
+    adapter_scale: float  # the factor on the q/v adapters' updates
+    dropout: float  # rate on the inputs of low-rank updates; 0 outside training
+    collect: int  # how many last slots' outputs the scan gathers
+    layout: Layout | None
+    flash: bool  # compute attention with the kernels of `flash.py`
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Array, Cache | None], context: Context, inputs: LayerInputs
+    ) -> tuple[tuple[Array, Cache | None], Array | None]:
+        config, family = self.config, FAMILIES[self.config.family]
+        w = {
+            name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
+            for name, leaf in layer_leaves(config).items()
+        }
+        x, cache = carry
+        if self.layout is not None:
+            leaves = layer_leaves(config)
+            w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
+            x = self.layout.rows(x)
+
+        def norm(name, x):
+            return ops.rms_norm(x, w[name], config.norm_eps, family.norm_offset)
+
+        y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
+        x = x + (norm("attn_post_norm", y) if family.post_norms else y)
+        y = self._ffn(w, norm("ffn_norm", x), context, inputs)
+        x = x + (norm("ffn_post_norm", y) if family.post_norms else y)
+        collected = x[:, x.shape[1] - self.collect :] if self.collect else None
+        return (x, cache), collected
+
+    def _attention(self, w, x, cache, context, inputs):
+        config = self.config
+        q = ops.project(x, w["q"])
+        k = ops.project(x, w["k"])
+        v = ops.project(x, w["v"])
+        if config.qkv_bias:
+            q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+        if inputs.adapters is not None:
+            qa, va = inputs.adapters["q"], inputs.adapters["v"]
+            q = q + ops.low_rank(self._drop(x), qa["a"], qa["b"], self.adapter_scale)
+            v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
+        q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
+        if cache is not None:
+            at = (inputs.index, 0, context.slot, 0, 0)
+            cache = cache.replace(
+                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
+                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+            )
+            k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
+            v = jax.lax.dynamic_index_in_dim(cache.v, inputs.index, keepdims=False)
+        y = self._attend(q, k, v, context, inputs.sliding)
+        y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
+        return (y + w["o_bias"] if config.out_bias else y), cache
+
+    def _attend(self, q, k, v, context, sliding):
+        config = self.config
+        if not self.flash or self.layout is None:
+            mask = context.mask
+            if context.window_mask is not None:
+                mask = jnp.where(sliding, context.window_mask, mask)
+            return ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+
+        layout = self.layout
+
+        def flash(window):
+            kind = (window, config.query_scale, config.attn_softcap, layout)
+            return lambda q, k, v: flash_attention(q, k, v, context.segments, *kind)
+
+        if not any(config.sliding) or config.window >= q.shape[1]:
+            return flash(None)(q, k, v)
+        return jax.lax.cond(sliding, flash(config.window), flash(None), q, k, v)
+
+    def _ffn(self, w, x, context, inputs):
+        config = self.config
+
+        def project(name, x):
+            y = ops.project(x, w[name])
+            if config.ffn_bias:
+                y = y + w[f"{name}_bias"]
+            if inputs.gates is None:
+                return y
+            experts = (inputs.experts or context.experts)[name]
+            return y + ops.gated_low_rank(
+                self._drop(x), experts["a"], experts["b"], inputs.gates, self.combine, self.scale
+            )
+
+        hidden = ops.activation(project("gate", x), config.activation) * project("up", x)
+        return project("down", hidden)
+
+    def _drop(self, x):
+        if self.dropout == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
+        return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
