@@ -38,6 +38,41 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 install_import_hook(["lorage_jax.ops", "lorage_jax.generator"], "beartype.beartype")
 
 
+SHARED = Path(__file__).parents[2] / "shared"
+
+# `pytest -m fast`: folders and files whose tests take two minutes together on two cores. They
+# compile little; nothing is trained and no other process is started, but for a few short ones.
+FAST = (
+    *("data", "files", "formats/test_models.py", "formats/test_results.py", "hf", "report"),
+    *("test_distributed.py", "test_libtpu.py", "test_ops.py", "test_provenance.py"),
+    *("test_rooms.py", "test_sharding.py", "models/test_presets.py", "generator/test_card.py"),
+    *("train/test_arithmetic.py", "evaluate/test_gpt4tools.py", "evaluate/test_paired.py"),
+    *("evaluate/test_results.py", "infer/test_text.py", "aot/test_hlo.py"),
+    *("aot/test_roofline.py", "aot/test_topology.py", "aot/test_traffic.py"),
+    *("world/test_prompts.py", "world/test_tool_lists.py", "world/test_words.py"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests in FAST; an entry that is neither a folder nor a file is an error."""
+    root = Path(__file__).parent
+    if missing := [name for name in FAST if not (root / name).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py, FAST: there is no {', '.join(missing)}.")
+    fast = [root / name for name in FAST]
+    for item in items:
+        here = any(item.path == place or place in item.path.parents for place in fast)
+        if here and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and tokenizers beside the checkout; skips the test without it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the data folder ../shared is not here")
+    return SHARED
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """tiny(variant) -> (folder, torch model) of `tests.tiny.VARIANTS`, made when first asked for.

@@ -238,12 +238,15 @@ def _tools(split: str, rng: Random) -> tuple[list[Tool], list[Tool]]:
     a tool serves it.
     """
     tools, size = library(split), rng.randint(2, 5)
-    some = [rng.choice(tools)]
+    some, others = [], list(tools)
+    verbs, objects = set(), set()
     while len(some) < size + LACKING:
-        verbs, objects = {tool.verb for tool in some}, {tool.object for tool in some}
-        others = [tool for tool in tools if tool not in some]
         near = [tool for tool in others if tool.verb in verbs or tool.object in objects]
-        some.append(rng.choice(near if near and rng.random() < 0.9 else others))
+        tool = rng.choice(near if near and rng.random() < 0.9 else others)
+        some.append(tool)
+        others = [other for other in others if other is not tool]
+        verbs.add(tool.verb)
+        objects.add(tool.object)
     rng.shuffle(some)
     return some[:size], some[size:]
 

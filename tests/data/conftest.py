@@ -1,6 +1,4 @@
-"""Two small tokenizers with different vocabularies, and the path to the shared data."""
-
-from pathlib import Path
+"""Two small tokenizers with different vocabularies."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -8,15 +6,6 @@ from transformers import PreTrainedTokenizerFast
 
 from lorage_jax.data.templates import edge_prompt_with_system, edge_target
 from lorage_jax.world import prompts as world_prompts
-
-SHARED = Path(__file__).parents[3] / "shared"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not (SHARED / "data").is_dir():
-        pytest.skip("the data folder ../shared is not here")
-    return SHARED
 
 
 def _texts() -> list[str]:

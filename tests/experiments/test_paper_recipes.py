@@ -12,7 +12,6 @@ from lorage_jax.data.pipeline import make_dataset
 from lorage_jax.hf.load import load_tokenizer
 from lorage_jax.models.presets import SHAPES
 from lorage_jax.train.generator import check_models
-from tests.data.conftest import shared  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[2]
 EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b"}
@@ -53,7 +52,7 @@ def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
     assert paths[-1] == f"{tmp_path}/alpaca/alpaca.jsonl.gz"
 
 
-def test_little_of_a_batch_is_padding(shared, monkeypatch):  # noqa: F811
+def test_little_of_a_batch_is_padding(shared, monkeypatch):
     """On Alpaca and the reasoning tasks, as the recipe mixes them: packed, and not."""
     monkeypatch.setenv("LORAGE_DATA", str(shared / "data"))
     packed = load_experiment(ROOT / "experiments" / "paper" / "tinyllama.py").data
