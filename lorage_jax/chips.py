@@ -1,33 +1,35 @@
-"""What accelerators can do, as their vendors' data sheets give it: dense bfloat16, nothing sparse.
+"""Peak rates and sizes of accelerators, from data sheets: dense bfloat16, no sparsity.
 
-PEAK_FLOPS: of one device, by JAX's `device_kind`.
+PEAK_FLOPS maps JAX's `device_kind` to FLOP/s per device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+MIB, GIB = 1 << 20, 1 << 30  # bytes
+
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip can do, as documented in the system architecture pages of Cloud TPU.
+    """One TPU chip, from the system architecture pages of Cloud TPU.
 
-    `flops`: bfloat16 peak a second. Bandwidths in bytes a second: `hbm`; `ici`, sent over all
-    links to the neighbours together; `dcn`, a chip's share of its slice's data-centre network.
+    `flops` is the bfloat16 peak in FLOP/s. Bandwidths are in bytes/s: `hbm`; `ici`, sent over all
+    links to neighbours together; `dcn`, the chip's share of its slice's data-centre network.
     """
 
     name: str
     flops: float
     hbm_gib: float
-    usable_gib: float  # what the compiler leaves to a program
+    usable_gib: float  # available to a program, by the compiler
     hbm: float
     ici: float
     dcn: float
-    axes: int  # of a slice's shape
-    pod: int  # chips of the largest
-    accelerator: str  # any of this generation, for libtpu's own set-up
-    kind: str  # JAX's name of it
-    config: str | None = None  # libtpu's, where its default is not one device a chip
+    axes: int  # number of dimensions of a slice's shape
+    pod: int  # chips in the largest slice
+    accelerator: str  # an accelerator type of this generation, to initialise libtpu
+    kind: str  # JAX's device_kind
+    config: str | None = None  # libtpu setting that makes one device per chip, where needed
 
 
 CHIPS = {

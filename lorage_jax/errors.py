@@ -1,8 +1,12 @@
-"""The errors a user can mend.
+"""Errors that a user can fix, and lists inside their messages.
 
-Every one of them is a single message that says what was expected, what came, and what to do.
-The command line prints the message without a traceback and exits with a code that is not 0.
+Each error is a single message: what was expected, what was found, and what to do. The command line
+prints it without a traceback and exits with a code other than 0.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class LorageError(Exception):
@@ -10,7 +14,7 @@ class LorageError(Exception):
 
 
 class ConfigError(LorageError):
-    """A configuration value, or a combination of values, that means nothing."""
+    """A configuration value, or a combination of values, that is not valid."""
 
 
 class WeightsError(LorageError):
@@ -22,14 +26,27 @@ class DataError(LorageError):
 
 
 class OutputError(LorageError):
-    """A place that cannot be written, or must not be."""
+    """A path that cannot be written, or must not be."""
 
 
 class Preempted(LorageError):
-    """A run that a signal stopped; its state is saved. Exit code 143, as of a process that SIGTERM
-    ended: launchers start such a run again.
+    """A run stopped by a signal, its state saved.
+
+    Exit code 143, like that of a process ended by SIGTERM: launchers restart such a run.
     """
 
 
 class TrainingError(LorageError):
-    """A run that cannot go on: a loss that is not finite, a checkpoint of another config."""
+    """A run that cannot continue: a loss that is not finite, a checkpoint of another config."""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """`a, b and 3 more`: at most `most` names, separated by commas."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def bullets(problems: Sequence[str], most: int = 20) -> str:
+    """At most `most` problems, one indented line each, and the number of all others."""
+    more = [f"... and {len(problems) - most} more"] * (len(problems) > most)
+    return "\n".join(f"  - {problem}" for problem in [*problems[:most], *more])

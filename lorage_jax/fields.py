@@ -1,4 +1,4 @@
-"""Frozen dataclasses that check their own fields, and their JSON form."""
+"""Type checks of frozen dataclasses, and their JSON form."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import functools
 import numbers
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from lorage_jax.errors import ConfigError
 
+T = TypeVar("T")
+
 
 def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -23,17 +26,19 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def check_types(config: Any) -> None:
-    """Every field holds what its annotation says; an int is also a float, a bool is no int."""
+    """Raises ConfigError unless every field of the dataclass has the type of its annotation.
+
+    An int is also a float; a bool is not an int. A `Literal` field must be one of its choices.
+    """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
-        kind = str(hint) if typing.get_origin(hint) else hint.__name__
-        require(_fits(hint, value), f"{name} is {value!r}; expected {kind}.")
+        require(_fits(hint, value), f"{name} is {value!r}; expected {_expected(hint)}.")
 
 
 def _fits(hint: Any, value: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return True  # `require_choice` tells the choices
+        return any(type(value) is type(choice) and value == choice for choice in args)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(arg, value) for arg in args)
     if origin is tuple:
@@ -41,16 +46,26 @@ def _fits(hint: Any, value: Any) -> bool:
             return False
         hints = args[:1] * len(value) if args[-1] is Ellipsis else args
         return len(value) == len(hints) and all(map(_fits, hints, value))
-    if origin is not None:  # dict[str, float]: the container alone is checked
+    if origin is not None:  # dict[str, float]: only the container is checked
         return isinstance(value, origin)
+    if hint is Any:
+        return True
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    require(value in choices, f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+def _expected(hint: Any) -> str:
+    """An annotation in words: `int`, `one of a, b`, `one of a, b, or None`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(_expected(arg) for arg in args)
+    if hint is types.NoneType:
+        return "None"
+    return str(hint) if origin is not None or hint is Any else hint.__name__
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -66,12 +81,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`. A field that `cls` does not know is an error that names it."""
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """The inverse of `to_dict`. Raises ConfigError naming an unknown or missing field."""
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object, got {type(values).__name__}.")
     hints = _hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = {f.name for f in dataclasses.fields(cast(Any, cls))}
     unknown = sorted(set(values) - known)
     require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}.")
     try:
@@ -90,6 +105,6 @@ def _typed(hint: Any, value: Any) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_typed(args[0], v) for v in value)
         return tuple(_typed(a, v) for a, v in zip(args, value, strict=True))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     return value

@@ -14,8 +14,8 @@ from lorage_jax.aot.programs import Program
 from lorage_jax.aot.roofline import roofline
 from lorage_jax.aot.topology import Topology
 from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic
+from lorage_jax.chips import GIB
 
-GIB = 1 << 30
 SHOWN = 6  # collectives of a program in the table
 # The verdict is ours, from the figures: an error would say how much is missing, and nothing else.
 OPTIONS = {"xla_tpu_no_crash_on_oom": "true"}

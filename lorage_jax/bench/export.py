@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from lorage_jax.bench.edge import random_edge
+from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError
@@ -30,7 +31,6 @@ from lorage_jax.hf.save import save_model
 from lorage_jax.models.presets import with_layers
 
 STATUS = Path("/proc/self/status")
-GIB = 1 << 30
 
 
 def bench_export(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What batches are made of: sources of records, and how their texts become arrays."""
+"""Data configuration: sources of records, and the shape of a batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from lorage_jax.fields import check_types, require, require_choice
+from lorage_jax.fields import check_types, require
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,15 @@ class Source:
 
     path: str
     kind: Literal["instruction", "choices", "synthetic", "text"] = "instruction"
-    name: str = ""  # the task (for `choices`), the family (`synthetic`), or a configuration
+    name: str = ""  # task (`choices`), family (`synthetic`), or configuration of a `datasets` name
     split: str = "train"
-    shots: tuple[int, int] = (0, 5)  # fewest and most samples in the prompt, for `choices`
+    shots: tuple[int, int] = (0, 5)  # `choices` only: fewest and most samples in the prompt
     needs_input: bool = False  # drop instruction rows whose input is empty
-    limit: int | None = None
-    weight: float = 1.0
+    limit: int | None = None  # use only this many rows
+    weight: float = 1.0  # share of the batches, relative to other sources
 
     def __post_init__(self):
         check_types(self)
-        require_choice("kind", self.kind, ("instruction", "choices", "synthetic", "text"))
         require(
             0 <= self.shots[0] <= self.shots[1],
             f"shots is {self.shots}; expected (fewest, most) with 0 <= fewest <= most.",
@@ -44,18 +43,18 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A batch is P prompts with Q queries each; the cloud runs P times, the edge on P x Q rows."""
+    """A batch: P prompts with Q queries each; the cloud reads P rows, the edge P x Q rows."""
 
     sources: tuple[Source, ...]
     prompts_per_batch: int = 64  # P
     queries_per_prompt: int = 1  # Q
-    max_prompt_tokens: int = 1024  # S at most, in cloud tokens
-    max_query_tokens: int = 1024  # T at most, in edge tokens: input and target
-    # Lengths are padded to min_bucket times a power of two (packed: four sizes to a doubling), or
-    # to the maximum.
+    max_prompt_tokens: int = 1024  # largest S, in cloud tokens
+    max_query_tokens: int = 1024  # largest T, in edge tokens, input and target together
+    # Lengths are padded to min_bucket times a power of two (packed rows: four sizes per doubling),
+    # at most to the maximum.
     min_bucket: int = 32
-    prompt_chunks: int = 1  # prompts of a batch, sorted by length, are padded in so many parts
-    # Or in so many rows, of P / packed_rows prompts each, one behind the other; queries as well.
+    prompt_chunks: int = 1  # sort the prompts by length and pad them in this many chunks
+    # Or pack the P prompts into this many rows, P / packed_rows per row, and the queries likewise.
     packed_rows: int | None = None
 
     def __post_init__(self):
@@ -80,12 +79,12 @@ class DataConfig:
             )
             require(
                 self.prompt_chunks == 1,
-                "prompt_chunks and packed_rows are two ways to pad less; set one of them.",
+                "prompt_chunks and packed_rows both reduce padding; set only one of them.",
             )
 
     @property
     def prompts_per_row(self) -> int:
-        """Of the cloud's rows: 1, unless they are packed."""
+        """Prompts in one row of the cloud: 1, unless rows are packed."""
         return 1 if self.packed_rows is None else self.prompts_per_batch // self.packed_rows
 
     @property

@@ -1,4 +1,4 @@
-"""A run of `lorage pretrain`: a small language model from scratch."""
+"""Configuration of `lorage pretrain`: a small language model from scratch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal
 from lorage_jax.config.data import Source
 from lorage_jax.config.model import ModelConfig
 from lorage_jax.config.training import MeshConfig, OptimizerConfig
-from lorage_jax.fields import check_types, require, require_choice
+from lorage_jax.fields import check_types, require
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a batch of pretraining may be made of: documents of one source, packed into rows.
+    """One kind of pretraining batch: documents of one source, packed into rows.
 
     A document is a piece of prose, or one system prompt with `queries` solved requests.
     """
 
     source: Source  # its weight is the share of batches
-    documents: int  # in a batch; those that find no room are left out
+    documents: int  # per batch; documents that do not fit are left out
     rows: int
-    row_tokens: int = 256  # slots of a row, and at most of a document
+    row_tokens: int = 256  # length of a row, and of the longest document
     queries: int = 4
-    blind: float = 0.1  # share of documents that do not show their system prompt
-    steps: tuple[int, int | None] = (0, None)  # used from this step on, up to that one (None: last)
+    blind: float = 0.1  # share of documents without their system prompt
+    steps: tuple[int, int | None] = (0, None)  # (first, end): used in steps first <= step < end
 
     def __post_init__(self):
         check_types(self)
@@ -38,7 +38,7 @@ class Corpus:
         )
 
     def used(self, step: int) -> bool:
-        """Whether batches of this corpus may be drawn at `step`, the first being 0."""
+        """True if batches of this corpus may be drawn at `step`, counted from 0."""
         begin, end = self.steps
         return begin <= step and (end is None or step < end)
 
@@ -47,21 +47,21 @@ class Corpus:
 class PretrainConfig:
     """A small language model from scratch: everything `lorage pretrain` needs.
 
-    `model.vocab_size` is the size of the tokenizer that is trained first; whether `bos_id` is
-    None says if it has a bos. Its ids replace those given. With `init`, weights and tokenizer are
-    those of that folder, whose model must be of the shape of `model`.
+    First a tokenizer of `model.vocab_size` tokens is trained, with a bos unless `bos_id` is None;
+    its ids replace those in `model`. With `init`, weights and tokenizer come from that folder,
+    whose model must have the shape of `model`.
     """
 
     model: ModelConfig
     out: str  # folder of the run
     corpora: tuple[Corpus, ...]
     steps: int
-    init: str = ""  # Hugging Face folder to begin from; by default weights are drawn
-    tokenizer_documents: int = 10_000  # of all corpora together, by weight
-    prompt_weight: float = 0.1  # in the loss, of a prompt's tokens; answers and prose count 1
+    init: str = ""  # Hugging Face folder to start from; random weights by default
+    tokenizer_documents: int = 10_000  # drawn from all corpora, by weight, to train the tokenizer
+    prompt_weight: float = 0.1  # loss weight of prompt tokens; answers and prose have weight 1
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(3e-3))
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    saved_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # trained in float32
+    saved_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # training is in float32
     remat: Literal["none", "full"] = "full"
     seed: int = 0
     save_every: int = 500
@@ -70,8 +70,6 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_types(self)
-        require_choice("saved_dtype", self.saved_dtype, ("float32", "bfloat16"))
-        require_choice("remat", self.remat, ("none", "full"))
         require(len(self.corpora) > 0, "corpora is empty; name at least one Corpus.")
         for name in ("steps", "tokenizer_documents", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
@@ -83,7 +81,10 @@ class PretrainConfig:
             warmup < self.steps,
             f"warmup_steps is {warmup}; expected fewer than the {self.steps} steps of the run.",
         )
-        require(self.optimizer.accumulate == 1, "pretraining knows no accumulate; leave it at 1.")
+        require(
+            self.optimizer.accumulate == 1,
+            "pretraining does not support gradient accumulation; leave it at 1.",
+        )
         for step in self.stages():
             require(
                 any(corpus.used(step) for corpus in self.corpora),

@@ -1,4 +1,4 @@
-"""A run of `lorage train`: models, data, optimizer, mesh."""
+"""Configuration of `lorage train`: models, data, optimizer, mesh."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from lorage_jax.config.data import DataConfig
 from lorage_jax.config.generator import GeneratorConfig
-from lorage_jax.fields import check_types, require, require_choice
+from lorage_jax.fields import check_types, require
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,15 @@ class OptimizerConfig:
 
     learning_rate: float = 2e-5
     kind: Literal["adamw", "muon"] = "adamw"
-    matrix_rate: float = 3.0  # of muon: the learning rate of matrices is so many times larger
+    matrix_rate: float = 3.0  # muon only: learning-rate multiplier for matrices
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
     warmup_steps: int = 50
-    clip_norm: float = 1.0  # global norm; 0: no clipping
+    clip_norm: float = 1.0  # largest global gradient norm; 0 disables clipping
     accumulate: int = 1  # micro-batches per step
 
     def __post_init__(self):
         check_types(self)
-        require_choice("kind", self.kind, ("adamw", "muon"))
         require(self.matrix_rate > 0, f"matrix_rate is {self.matrix_rate}; expected > 0.")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
         require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
@@ -40,10 +39,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 (all that are left).
+    """Devices along each mesh axis; one of them may be -1, for all remaining devices.
 
-    With all three -1, `data` is the number of TPU slices, `fsdp` as many of a slice's devices as
-    the rows of a batch divide over, `tensor` the rest.
+    If all three are -1, `data` is the number of TPU slices, `fsdp` the largest number of a slice's
+    devices that divides the rows of a batch, and `tensor` the rest.
     """
 
     data: int = -1
@@ -56,28 +55,26 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A training run: everything `lorage train` needs, and everything a checkpoint records."""
+    """A training run: all that `lorage train` needs and a checkpoint records."""
 
     cloud: str  # Hugging Face folder
     edge: str  # Hugging Face folder
     out: str  # folder of the run
     data: DataConfig
     steps: int
-    init: str = ""  # generator folder to begin from; by default trained parts are fresh
+    init: str = ""  # generator folder to start from; by default, trained parts are new
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen weights and activations
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # frozen weights and activations
     remat: Literal["none", "full"] = "full"
     seed: int = 0
     save_every: int = 100
-    keep: int = 3  # checkpoints kept
+    keep: int = 3  # number of checkpoints to keep
     log_every: int = 10
 
     def __post_init__(self):
         check_types(self)
-        require_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        require_choice("remat", self.remat, ("none", "full"))
         require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
         for name in ("save_every", "keep", "log_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
@@ -98,10 +95,10 @@ class ExperimentConfig:
         )
         require(
             self.data.packed_rows is None or accumulate == 1,
-            f"packed_rows and accumulate = {accumulate} do not go together: prompts of one "
-            "micro-batch may have their queries in another one's rows. Leave one of them out.",
+            f"packed_rows and accumulate = {accumulate} cannot be combined: prompts of one "
+            "micro-batch may have their queries in rows of another. Leave one of them out.",
         )
-        # BatchNorm needs variance: a per-layer router sees one number per prompt and expert.
+        # BatchNorm needs variance, and a per-layer router sees one number per prompt and expert.
         prompts = self.data.prompts_per_batch // accumulate
         if self.generator.batch_norm and self.generator.router_scope == "per_layer":
             require(

@@ -23,7 +23,7 @@ from lorage_jax.files.header import NAMES
 from lorage_jax.files.safetensors import Checkpoint
 
 # (path, mtime_ns, size, inode) of every file -> fingerprint. A changed file is a new key.
-_known: dict[tuple, str] = {}
+_known: dict[tuple[tuple[str, int, int, int], ...], str] = {}
 
 
 def fingerprint(folder: str | Path) -> str:

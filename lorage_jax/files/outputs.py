@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.errors import OutputError
+from lorage_jax.errors import OutputError, listed
 
 MANIFEST = "lorage.json"
 
@@ -74,7 +74,7 @@ def check_target(target: str | Path, overwrite: bool) -> None:
         if strangers:
             raise OutputError(
                 f"{target} holds what lorage_jax did not write there, so it is not replaced: "
-                f"{_listed(strangers)}. Move that away or choose another folder."
+                f"{listed(strangers, 10)}. Move that away or choose another folder."
             )
 
 
@@ -201,11 +201,6 @@ def _strangers(folder: Path, files: set[str]) -> list[str]:
         if not names and not folders:
             found.append(here.relative_to(folder).as_posix() + "/")
     return sorted(found)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def _sibling(target: Path, kind: str) -> Path:

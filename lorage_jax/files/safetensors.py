@@ -19,13 +19,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.chips import MIB
+from lorage_jax.errors import ConfigError, OutputError, WeightsError, bullets
 from lorage_jax.files.header import DTYPES, NAMES, Header, Tensor, all_strings, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-CHUNK = 16 << 20  # bytes copied or cast at a time
+CHUNK = 16 * MIB  # bytes copied or cast at a time
 UNPICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 Index = tuple[slice | int | EllipsisType, ...] | EllipsisType | slice | int
@@ -161,10 +162,11 @@ def _what_else(folder: Path) -> str:
 
 
 def _message(path: Path, problems: list[str]) -> str:
-    shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
     count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-    lines = "\n".join(f"  - {problem}" for problem in shown)
-    return f"{path}: the weights cannot be used ({count}):\n{lines}\nFetch or convert them again."
+    return (
+        f"{path}: the weights cannot be used ({count}):\n{bullets(problems)}\n"
+        "Fetch or convert them again."
+    )
 
 
 def _map(file: Path) -> np.ndarray:
@@ -187,7 +189,9 @@ def rewrite(
     if dtype is not None and dtype not in FLOATS:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(FLOATS)}.")
     source = Checkpoint.open_file(src_file)
-    header, _ = read_header(Path(src_file))
+    header, problems = read_header(Path(src_file))
+    if header is None:
+        raise WeightsError(_message(Path(src_file), problems))
     unknown = sorted(set(replace) - set(source.tensors))
     if unknown:
         raise WeightsError(f"{src_file} holds no tensor {', '.join(unknown)} to replace.")
@@ -289,5 +293,5 @@ def read_tensors(
         if n in found and found[n].shape != shape
     ]
     if problems:
-        raise WeightsError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise WeightsError(f"{path}:\n{bullets(problems, len(problems))}")
     return found

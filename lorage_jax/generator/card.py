@@ -26,6 +26,7 @@ FIELDS = {
     "about": dict,
 }
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
+COLLAPSED = 0.9  # a layer whose router gives one expert more than this share has collapsed
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorage_jax import ops
+from lorage_jax.chips import GIB
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import PROJECTIONS, Pool, assemble, assembled_rank
 from lorage_jax.models.model import Model
 
-LAYERWISE_BYTES = 1 << 30  # a bigger model's update does not fit beside it in float32 all at once
+LAYERWISE_BYTES = GIB  # larger FFN weights are merged layer by layer, to save memory
 
 # Of each projection: A [L, I, P] and B [L, P, O].
 Factors = dict[str, tuple[Array, Array]]

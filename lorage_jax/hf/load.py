@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.errors import WeightsError
+from lorage_jax.errors import WeightsError, bullets
 from lorage_jax.files.safetensors import FLOATS, Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
@@ -129,11 +129,9 @@ def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
         if name not in expected and not name.endswith(IGNORABLE):
             problems.append(f"{name} {checkpoint.shape(name)} has no place in a {config.family}")
     if problems:
-        shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise WeightsError(
             f"{folder}: the weights do not fit config.json "
-            f"({len(problems)} problem{'s' * (len(problems) > 1)}):\n"
-            + "\n".join(f"  - {p}" for p in shown)
+            f"({len(problems)} problem{'s' * (len(problems) > 1)}):\n{bullets(problems)}"
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lorage_jax.errors import listed
+from lorage_jax.generator.card import COLLAPSED
 from lorage_jax.report.inputs import Inputs, NamedCard
 from lorage_jax.report.page import (
     Block,
@@ -24,7 +26,6 @@ from lorage_jax.report.page import (
 from lorage_jax.report.pictures import gate_panels
 from lorage_jax.report.render import plain
 
-COLLAPSED = 0.9  # of a layer's gates at one expert: the paper's weak spot
 BLIND = 0.01  # cosine distance below which all prompts get practically the same gates
 NEAREST = 3
 PANELS = 8  # heatmaps in one picture: more would be too small on paper
@@ -88,12 +89,11 @@ def _warnings(stack: np.ndarray) -> list[Block]:
     found = collapsed(stack)
     blocks: list[Block] = []
     if found:
-        named = ", ".join(f"layer {la}: expert {e} with {s:.0%}" for la, e, s in found[:8])
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        named = listed([f"layer {la}: expert {e} with {s:.0%}" for la, e, s in found], 8)
         blocks.append(
             Paragraph(
                 f"Warning, router collapse: in {len(found)} of {layers} layers one expert takes "
-                f"more than {COLLAPSED:.0%} of the gates {over} ({named}{more}).",
+                f"more than {COLLAPSED:.0%} of the gates {over} ({named}).",
                 "warning",
             )
         )

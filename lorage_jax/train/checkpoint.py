@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath  # comes with orbax, which takes buckets by it
 from orbax.checkpoint import v1 as ocp
 
-from lorage_jax.errors import TrainingError
+from lorage_jax.errors import TrainingError, bullets
 
 # orbax tells its progress line by line, and of one full disk in a thousand lines of tracebacks,
 # all through absl's logger. What matters comes as an exception, too, which `_attempt` tells.
@@ -235,7 +235,7 @@ class Checkpoints:
         saved, given = _fields(self.config(step)), _fields(_json(config))
         ignored = tuple(ignore)
         lines = [
-            f"  - {name}: saved {saved.get(name, ABSENT)}, now {given.get(name, ABSENT)}"
+            f"{name}: saved {saved.get(name, ABSENT)}, now {given.get(name, ABSENT)}"
             for name in sorted(saved.keys() | given.keys())
             # A setting that a version did not have yet is None, by which nothing changes.
             if saved.get(name, NONE) != given.get(name, NONE)
@@ -260,15 +260,14 @@ class Checkpoints:
         saved = self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
         here = {name: _kind(leaf) for name, leaf in wanted.items() if np.size(leaf)}
         lines = [
-            f"  - {name}: saved {saved.get(name, ABSENT)}, expected {here.get(name, ABSENT)}"
+            f"{name}: saved {saved.get(name, ABSENT)}, expected {here.get(name, ABSENT)}"
             for name in sorted(saved.keys() | here.keys())
             if saved.get(name) != here.get(name)
         ]
         if lines:
-            more = [f"  ... and {len(lines) - 20} more"] * (len(lines) > 20)
             raise TrainingError(
                 f"{self.folder}: step {step} does not fit this model and optimizer:\n"
-                + "\n".join(lines[:20] + more)
+                f"{bullets(lines)}"
             )
 
     def _attempt(self, what: str, advice: str, action: Callable[[], T]) -> T:

@@ -17,7 +17,14 @@ from jax.sharding import Mesh
 
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.distributed import check_same, check_shared, is_main
-from lorage_jax.errors import ConfigError, DataError, OutputError, Preempted, TrainingError
+from lorage_jax.errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    Preempted,
+    TrainingError,
+    listed,
+)
 from lorage_jax.files.outputs import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints, is_url
 from lorage_jax.train.preemption import Preemption
@@ -196,10 +203,9 @@ def _not_finite(
     checkpoints.wait()
     kept = checkpoints.latest()
     places = [job.describe(int(i)) for i in batch["group_ids"]]
-    shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
     return (
         f"step {number}: the loss is {loss} (gradient norm {float(metrics['grad_norm'])}). "
-        f"The batch came from {shown}. "
+        f"The batch came from {listed(places, 8)}. "
         + (f"The checkpoint of step {kept} is kept. " if kept else "No checkpoint was saved yet. ")
         + "Look at these records, or lower the learning rate, and resume."
     )

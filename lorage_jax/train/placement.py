@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lorage_jax.errors import ConfigError
+from lorage_jax.chips import MIB
+from lorage_jax.errors import ConfigError, listed
 
 # Bytes of one array that may be whole on every device. Without `tensor`, a pool's factors at the
 # FFN's side are, for the merge needs no collective then: 123 MiB each in the paper's recipes.
-TOLERANCE = 256 << 20
-MIB = 1 << 20
+TOLERANCE = 256 * MIB
 
 
 def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE) -> str | None:
@@ -28,7 +28,7 @@ def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE)
     ]
     if not found or mesh.size == 1:
         return None
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    shown = listed(found, 8)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return (

@@ -13,11 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lorage_jax.chips import GIB
+from lorage_jax.generator.card import COLLAPSED
 from lorage_jax.train.arithmetic import peak_flops
 
 TOKENS = ("prompt_mask", "query_mask", "mask")  # a batch's arrays that mark real tokens
-COLLAPSED = 0.9  # mean gate of one expert in a layer, above which its router chooses no more
-GIB = 1 << 30
 
 
 class Watch:

@@ -282,7 +282,7 @@ def test_batch_must_divide_over_devices(experiment):
         train(experiment(data={"prompts_per_batch": 6}), progress=False)
     with pytest.raises(ConfigError, match=r"4 packed rows does not divide.*Make packed_rows a"):
         train(experiment(data={"packed_rows": 4}), progress=False)
-    with pytest.raises(ConfigError, match="packed_rows and accumulate = 2 do not go together"):
+    with pytest.raises(ConfigError, match="packed_rows and accumulate = 2 cannot be combined"):
         experiment(data={"packed_rows": 4}, optimizer={"accumulate": 2})
 
 
