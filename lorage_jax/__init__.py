@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lorage_jax.hf.export import export_merged as export_merged
     from lorage_jax.hf.load import load_model as load_model
     from lorage_jax.infer.generate import generate as generate
+    from lorage_jax.methods.training import train as train
     from lorage_jax.models.model import Model as Model
     from lorage_jax.models.model import forward as forward
-    from lorage_jax.train.generator import train as train
 
 _HOMES = {
     "LorageError": "errors",
@@ -42,7 +42,7 @@ _HOMES = {
     "load_card": "generator.card",
     "merge": "generator.merge",
     "generate": "infer.generate",
-    "train": "train.generator",
+    "train": "methods.training",
 }
 __all__ = sorted(_HOMES)
 

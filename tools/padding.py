@@ -30,7 +30,7 @@ def main() -> None:
     if options.unpacked or options.packed_rows:
         data = dataclasses.replace(data, packed_rows=options.packed_rows)
     batches = list(islice(make_dataset(data, tokenizer, tokenizer, config.seed), options.batches))
-    masks = [(*batch["prompt_mask"], *batch["query_mask"]) for batch in batches]
+    masks = [[rows.mask for rows in batch.rows] for batch in batches]
     real = sum(int(mask.sum()) for some in masks for mask in some)
     slots = sum(mask.size for some in masks for mask in some)
     shapes = {tuple(mask.shape for mask in some) for some in masks}

@@ -28,7 +28,7 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.files.outputs import write_file
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.load import load_model
-from lorage_jax.train.generator import train
+from lorage_jax.methods.training import train
 from lorage_jax.world.scores import draw_world, generator_arms
 
 STEPS = 250

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
+from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.generator.generator import _specialize, trained_leaves
 from lorage_jax.generator.merge import _compiled
 from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
@@ -27,13 +28,14 @@ from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.load import DTYPES
 from lorage_jax.infer.generate import Progress, _continue
 from lorage_jax.infer.sample import Sampling
+from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
-from lorage_jax.sharding import ShardingRules, replicated
-from lorage_jax.train.optimizer import make_optimizer
-from lorage_jax.train.state import TrainState, state_shardings
-from lorage_jax.train.step import ARRAYS, PACKED_ARRAYS, make_train_step, micro_sharding
+from lorage_jax.sharding import Layout, ShardingRules, replicated
+from lorage_jax.train.experiment import build_step
+from lorage_jax.train.state import abstract_arrays
+from lorage_jax.train.step import micro_sharding
 
 NEW_TOKENS = 64  # room for them in the cache of `decode`
 
@@ -64,6 +66,11 @@ class Setting:
     row_tokens: int | None = None  # slots of a row in the batch of `usual_step`; None: no such
 
     @property
+    def layout(self) -> Layout:
+        """Mesh and rules together."""
+        return Layout(self.mesh, self.rules)
+
+    @property
     def rows(self) -> int:
         """Batch devices: data x fsdp."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -81,30 +88,13 @@ def programs(setting: Setting) -> list[Program]:
 
 def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
     """Training's step on the longest batch, or on one of so many slots a row."""
-    config, cloud, edge = setting.config, setting.cloud, setting.edge
-    mesh, rules = setting.mesh, setting.rules
-    leaves = trained_leaves(config.generator, cloud, edge)
-    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
-    shardings = state_shardings(config.generator, cloud, edge, optimizer, mesh, rules)
-    frozen = {name: _model(setting, model) for name, model in (("cloud", cloud), ("edge", edge))}
-    trained = _arrays(setting, leaves, "float32")
-    statistics = _arrays(setting, statistics_leaves(config.generator, edge.layers), "float32")
-    state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        trained=trained,
-        statistics=statistics,
-        optimizer=jax.eval_shape(optimizer.init, trained),
-        key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-    )
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
-    )
-    placed = jax.tree.map(lambda x: x.sharding, frozen)
-    step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
+    config, layout = setting.config, setting.layout
+    models = {"cloud": setting.cloud, "edge": setting.edge}
+    program = build_step(LoraGen, config, models, layout)
     accumulate = config.optimizer.accumulate
-    batch = longest_batch(config.data, accumulate, micro_sharding(rules, mesh), row_tokens)
+    batch = longest_batch(config.data, accumulate, micro_sharding(layout), row_tokens)
     name = "train_step" if row_tokens is None else "usual_step"
-    return _program(name, step.trace, state, frozen, batch)
+    return _program(name, program.step.trace, program.state, program.frozen, batch)
 
 
 def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
@@ -115,27 +105,33 @@ def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
 
 def longest_batch(
     data: DataConfig, accumulate: int, sharding: NamedSharding, row_tokens: int | None = None
-) -> dict[str, Any]:
-    """The arrays of `train.step.device_batch` at the greatest lengths: the batch that must fit.
+) -> Batch:
+    """The shapes of `train.step.device_batch` at the greatest lengths: the batch that must fit.
 
-    `row_tokens`: slots of a row, where the greatest are more.
+    `row_tokens`: slots per row, where the greatest length is more.
     """
-    packed, queries = data.packed_rows is not None, data.queries_per_prompt
-    parts = accumulate * data.prompt_chunks
-    rows = data.prompts_per_batch // data.prompts_per_row // parts  # of a chunk
+    packed = data.packed_rows is not None
+    prompts = data.prompts_per_batch // (data.prompts_per_row * accumulate * data.prompt_chunks)
+    # Queries have rows of their own, or share as many rows as the prompts.
+    queries = prompts if packed else prompts * data.queries_per_prompt
+    texts = data.prompts_per_row * data.queries_per_prompt if packed else 1
 
-    def array(name: str) -> Any:
-        of_prompts = name.startswith("prompt")
-        # Queries have rows of their own, or stand in as many rows as the prompts.
-        count = rows if of_prompts or packed else rows * queries
-        texts = data.prompts_per_row * (queries if packed and not of_prompts else 1)
-        length = texts * (data.max_prompt_tokens if of_prompts else data.max_query_tokens)
-        length = texts if name == "query_prompt" else min(length, row_tokens or length)
-        dtype = jnp.bool_ if name.endswith("mask") else jnp.int32
-        one = jax.ShapeDtypeStruct((accumulate, count, length), dtype, sharding=sharding)
-        return (one,) * data.prompt_chunks
+    def array(rows: int, length: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((accumulate, rows, length), dtype, sharding=sharding)
 
-    return {name: array(name) for name in ARRAYS if packed or name not in PACKED_ARRAYS}
+    def chunk(rows: int, length: int, **more: Any) -> Rows:
+        shape = (rows, min(length, row_tokens or length))
+        if packed:
+            more |= {"text": array(*shape), "positions": array(*shape)}
+        return Rows(array(*shape), array(*shape, jnp.bool_), **more)
+
+    length = texts * data.max_query_tokens
+    wanted = array(queries, min(length, row_tokens or length), jnp.bool_)
+    owner = array(queries, texts) if packed else None
+    return Batch(
+        (chunk(prompts, data.prompts_per_row * data.max_prompt_tokens),) * data.prompt_chunks,
+        (chunk(queries, length, loss_mask=wanted, owner=owner),) * data.prompt_chunks,
+    )
 
 
 def specialize_program(setting: Setting) -> Program:
@@ -224,10 +220,4 @@ def _model(setting: Setting, model: ModelConfig) -> Any:
 
 
 def _arrays(setting: Setting, leaves: Any, dtype: str) -> Any:
-    """Shapes under the shardings that the rules give them."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, DTYPES[dtype], sharding=setting.rules.sharding(leaf, setting.mesh)
-        ),
-        leaves,
-    )
+    return abstract_arrays(leaves, dtype, setting.layout)

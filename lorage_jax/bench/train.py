@@ -1,4 +1,4 @@
-"""What groups of queries under one prompt save: the training step at B rows, in P prompts x Q."""
+"""Savings of several queries per prompt: the training step at B rows, in P prompts x Q queries."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from lorage_jax.config import (
     GeneratorConfig,
     MeshConfig,
     ModelConfig,
-    OptimizerConfig,
     Source,
 )
-from lorage_jax.generator.generator import trained_leaves
-from lorage_jax.models.leaves import model_leaves
+from lorage_jax.data.batches import Batch, host_rows
+from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.presets import random_model
-from lorage_jax.sharding import ShardingRules, make_mesh, tree_shardings
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 from lorage_jax.train.arithmetic import cloud_flops, step_flops
-from lorage_jax.train.optimizer import make_optimizer
-from lorage_jax.train.state import new_state, state_shardings
-from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
+from lorage_jax.train.experiment import build_step, new_state
+from lorage_jax.train.state import shardings
+from lorage_jax.train.step import device_batch, micro_sharding
 
 QUERIES = (1, 2, 4, 8)  # Q
 STEPS = 1000  # of the learning rate's schedule
@@ -42,8 +41,9 @@ def bench_train(
     repeats: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """Seconds of a step, tokens of the edge a second, and the cloud's share of the arithmetic, each
-    for Q = 1, 2, 4, 8 queries a prompt with `rows` (a multiple of 8) queries in all.
+    """Seconds per step, edge tokens per second, and the cloud's share of the arithmetic.
+
+    For Q = 1, 2, 4, 8 queries per prompt, with `rows` (a multiple of 8) queries in all.
 
     Random weights and full-length random tokens, on all devices: nothing is padding.
     """
@@ -58,39 +58,9 @@ def bench_train(
         for queries in QUERIES
     }
     batches = {queries: random_batch(one, cloud, edge) for queries, one in data.items()}
-    fewest = rows // max(QUERIES)  # prompts, which must divide over the devices
-    mesh, rules = make_mesh(MeshConfig(-1, -1, -1), rows=fewest), ShardingRules()
-    optimizer = make_optimizer(
-        OptimizerConfig(), steps=STEPS, leaves=trained_leaves(generator, cloud, edge)
-    )
-    models = {"cloud": cloud, "edge": edge}
-    placed = {name: tree_shardings(model_leaves(m), rules, mesh) for name, m in models.items()}
-    made = {name: random_model(m, dtype, placed[name]) for name, m in models.items()}
-    frozen = {name: model.params for name, model in made.items()}
-    shardings = state_shardings(generator, cloud, edge, optimizer, mesh, rules)
-    state = new_state(generator, made["cloud"], edge, optimizer, 0, shardings)
-
-    def stepper(queries: int) -> Callable[[], Any]:
-        config = ExperimentConfig(
-            cloud="",
-            edge="",
-            out="",
-            data=data[queries],
-            steps=STEPS,
-            generator=generator,
-            dtype=dtype,
-        )
-        step = make_train_step(config, cloud, edge, optimizer, shardings, placed, mesh, rules)
-        batch = device_batch(batches[queries], 1, micro_sharding(rules, mesh))
-
-        def run() -> Any:
-            nonlocal state
-            state, metrics = step(state, frozen, batch)
-            return metrics
-
-        return run
-
-    times = in_turn({f"q{queries}": stepper(queries) for queries in QUERIES}, repeats)
+    experiments = {queries: _experiment(one, generator, dtype) for queries, one in data.items()}
+    steppers = _steppers(experiments, batches, {"cloud": cloud, "edge": edge})
+    times = in_turn(steppers, repeats)
     result: dict[str, Any] = {
         "rows": rows,
         "prompt_tokens": prompt_tokens,
@@ -100,8 +70,8 @@ def bench_train(
         "dtype": dtype,
     }
     for queries, batch in batches.items():
-        models = (generator, cloud, edge)
-        share = cloud_flops(*models, batch) / step_flops(*models, batch)
+        pair = (generator, cloud, edge)
+        share = cloud_flops(*pair, batch) / step_flops(*pair, batch)
         seconds = statistics.median(times[f"q{queries}"])
         result |= {
             f"q{queries}_step_seconds": seconds,
@@ -117,18 +87,53 @@ def bench_train(
     }
 
 
-def random_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> dict[str, Any]:
-    """As `data.batches.Encoder.batch` gives it: one chunk, all tokens real, half of a query's ones
-    targets.
-    """
+def _steppers(
+    experiments: dict[int, ExperimentConfig],
+    batches: dict[int, Batch],
+    models: dict[str, ModelConfig],
+) -> dict[str, Callable[[], Any]]:
+    """By name, a call that takes a step on the batch of Q queries; all share weights and state."""
+    fewest = experiments[max(QUERIES)].data.prompts_per_batch  # must divide over the devices
+    layout = Layout(make_mesh(MeshConfig(-1, -1, -1), rows=fewest), ShardingRules())
+    programs = {
+        queries: build_step(LoraGen, config, models, layout)
+        for queries, config in experiments.items()
+    }
+    first, dtype = programs[QUERIES[0]], experiments[QUERIES[0]].dtype
+    frozen = {
+        name: random_model(model, dtype, shardings(first.frozen[name])).params
+        for name, model in models.items()
+    }
+    state = new_state(first, frozen, 0)
+
+    def stepper(queries: int) -> Callable[[], Any]:
+        batch = device_batch(batches[queries], 1, micro_sharding(layout))
+
+        def run() -> Any:
+            nonlocal state
+            state, metrics = programs[queries].step(state, frozen, batch)
+            return metrics
+
+        return run
+
+    return {f"q{queries}": stepper(queries) for queries in QUERIES}
+
+
+def _experiment(data: DataConfig, generator: GeneratorConfig, dtype: str) -> ExperimentConfig:
+    return ExperimentConfig(
+        cloud="", edge="", out="", data=data, steps=STEPS, generator=generator, dtype=dtype
+    )
+
+
+def random_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> Batch:
+    """A batch like the pipeline's: one chunk, all tokens real, half of a query's ones targets."""
     rng = np.random.default_rng(0)
     prompts = (data.prompts_per_batch, data.max_prompt_tokens)
     queries = (data.rows, data.max_query_tokens)
     target = np.broadcast_to(np.arange(queries[1]) >= queries[1] // 2, queries)
-    return {
-        "prompt_tokens": (rng.integers(0, cloud.vocab_size, prompts, np.int32),),
-        "prompt_mask": (np.ones(prompts, bool),),
-        "query_tokens": (rng.integers(0, edge.vocab_size, queries, np.int32),),
-        "query_mask": (np.ones(queries, bool),),
-        "loss_mask": (target,),
-    }
+    read = rng.integers(0, cloud.vocab_size, prompts, np.int32)
+    asked = rng.integers(0, edge.vocab_size, queries, np.int32)
+    return Batch(
+        (host_rows(tokens=read, mask=np.ones(prompts, bool)),),
+        (host_rows(tokens=asked, mask=np.ones(queries, bool), loss_mask=target),),
+    )

@@ -29,7 +29,8 @@ def run(options: Compile) -> dict[str, Any]:
     from lorage_jax.aot.programs import Setting, model_macs, programs
     from lorage_jax.aot.report import compile_program, page, step_roofline
     from lorage_jax.sharding import ShardingRules, make_mesh
-    from lorage_jax.train.generator import batch_rows, check_devices, check_models
+    from lorage_jax.train.experiment import batch_rows, check_devices
+    from lorage_jax.train.generator import check_models
 
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
     check_devices(config, mesh)

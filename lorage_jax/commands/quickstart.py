@@ -148,7 +148,7 @@ def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str
 
 def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
     """On words alone, and not for long."""
-    from lorage_jax.train.generator import train
+    from lorage_jax.methods.training import train
 
     devices = jax.device_count()
     result = train(

@@ -1,4 +1,4 @@
-"""`lorage train`: train a generator from an experiment file."""
+"""`lorage train`: train a generator, or another method, from an experiment file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lorage_jax.commands.options import Train
 
 
 def run(options: Train) -> dict[str, Any] | None:
-    """Trains, prints where the generator is and returns the run's figures.
+    """Trains, prints where the result is and returns the run's figures.
 
     With several processes, only the main one prints and returns them.
     """
-    from lorage_jax.train.generator import train
+    from lorage_jax.methods.training import train
     from lorage_jax.train.profile import parse_steps
 
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
@@ -31,10 +31,10 @@ def run(options: Train) -> dict[str, Any] | None:
     print(
         f"Trained {steps} steps in {result.seconds:.0f} s"
         + (f", loss {result.losses[0][1]:.3f} -> {result.losses[-1][1]:.3f}" if steps else "")
-        + f".\nGenerator: {result.folder}"
+        + f".\n{result.folder.name.capitalize()}: {result.folder}"
     )
     return {
-        "generator": str(result.folder),
+        result.folder.name: str(result.folder),
         "fingerprint": result.fingerprint,
         "steps": config.steps,
         "first_step": result.first_step,

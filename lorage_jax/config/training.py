@@ -62,6 +62,7 @@ class ExperimentConfig:
     out: str  # folder of the run
     data: DataConfig
     steps: int
+    method: str | None = None  # a method with trained parts, of methods/; None: lora_gen
     init: str = ""  # generator folder to start from; by default, trained parts are new
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,4 +1,4 @@
-"""Groups of examples to arrays: tokens, masks, padding and shape buckets.
+"""Groups of examples to batches: token ids, masks, padding and shape buckets.
 
 P prompts with Q queries each make B = P x Q rows, prompt-major: row = p * Q + q.
 """
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.struct
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
@@ -17,7 +19,49 @@ from lorage_jax.data.packing import pack
 from lorage_jax.data.templates import edge_prompt, encode, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
 
-Batch = dict[str, Any]
+
+class Rows(flax.struct.PyTreeNode):
+    """Texts as rows of token ids: numpy on the host, JAX on the devices, R rows of T slots.
+
+    On the devices every array has an axis of micro-batches in front. An absent array is None, and
+    so selects the program that is compiled. `text` and `positions` are there if rows are packed.
+
+    Attributes:
+        tokens: token ids; anything valid where `mask` is False.
+        mask: real tokens.
+        loss_mask: tokens that are to be predicted: of an answer, and its eos.
+        text: which of the row's texts a slot belongs to, from 0.
+        positions: position of the slot within its text.
+        owner: of packed queries, the prompt that each of a row's k texts belongs to.
+    """
+
+    tokens: Int[Array, "*A R T"]
+    mask: Bool[Array, "*A R T"]
+    loss_mask: Bool[Array, "*A R T"] | None = None
+    text: Int[Array, "*A R T"] | None = None
+    positions: Int[Array, "*A R T"] | None = None
+    owner: Int[Array, "*A R k"] | None = None
+
+
+class Batch(flax.struct.PyTreeNode):
+    """The rows of one step, in chunks that are padded to their own lengths.
+
+    Attributes:
+        prompts: what the cloud reads, padded on the left; empty if nobody reads them.
+        queries: what the edge learns, padded on the right; chunk i belongs to prompt chunk i.
+        group_ids: where the rows come from, for `describe` of the data; host only.
+        truncated: number of texts that were cut; host only.
+    """
+
+    prompts: tuple[Rows, ...]
+    queries: tuple[Rows, ...]
+    group_ids: Int[np.ndarray, "P"] | None = None
+    truncated: int | None = None
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """All chunks, of prompts and of queries."""
+        return (*self.prompts, *self.queries)
 
 
 @dataclass(frozen=True)
@@ -71,30 +115,18 @@ class Encoder:
         return TokenGroup(prompt, queries, group.index, cut + sum(cut for _, _, cut in fitted))
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
-        """P groups as numpy arrays.
+        """P groups as numpy arrays: chunks of prompts [p, S] and their queries [p x Q, T].
 
-        Of each chunk of P / chunks groups: prompt_tokens, prompt_mask [p, S], padded on the left;
-        query_tokens, query_mask, loss_mask [p x Q, T], padded on the right. group_ids [P];
-        truncated []: how many texts were cut. loss_mask is True on target tokens and their eos. A
-        group with fewer than Q queries is filled with rows without loss. With several chunks,
-        groups are sorted by the length of their prompts.
-
-        Packed, it is one chunk of R rows, prompts in the order in which they stand there, and of
-        both prompts and queries there are also the arrays of `Branches`, prompt_text and
-        prompt_positions [R, S], query_text and query_positions [R, T]; query_prompt [R, B / R]:
-        which prompt each of a row's queries belongs to.
+        A group with fewer than Q queries is filled up with rows without loss. With several chunks,
+        groups are sorted by the length of their prompts. Packed, it is one chunk of R rows, prompts
+        numbered in the order in which they stand there.
         """
         if self.config.packed_rows is not None:
             return self._packed(groups, self.config.packed_rows)
         chunks = self._chunks(groups)
-        prompts = [self._prompts(chunk) for chunk in chunks]
-        queries = [self._queries(chunk) for chunk in chunks]
-        groups = [group for chunk in chunks for group in chunk]
-        return {
-            **_columns(("prompt_tokens", "prompt_mask"), prompts),
-            **_columns(("query_tokens", "query_mask", "loss_mask"), queries),
-            **_origin(groups),
-        }
+        prompts = tuple(self._prompts(chunk) for chunk in chunks)
+        queries = tuple(self._queries(chunk) for chunk in chunks)
+        return Batch(prompts, queries, *_origin([group for chunk in chunks for group in chunk]))
 
     def _packed(self, groups: Sequence[TokenGroup], rows: int) -> Batch:
         config, each = self.config, self.config.prompts_per_row
@@ -113,11 +145,11 @@ class Encoder:
         longest = each * config.queries_per_prompt * config.max_query_tokens
         order, queries = pack(texts, rows, config.min_bucket, longest, pad_id(self.edge))
         begin = np.take_along_axis(np.array(begins)[order], queries["text"], axis=1)
-        answers = {"loss_mask": queries["mask"] & (queries["positions"] >= begin)}
-        named = {f"prompt_{name}": x for name, x in prompts.items()}
-        named |= {f"query_{name}": x for name, x in queries.items()}
-        named |= answers | {"query_prompt": np.array(owners, np.int32)[order]}
-        return {name: (x,) for name, x in named.items()} | _origin(groups)
+        queries |= {
+            "loss_mask": queries["mask"] & (queries["positions"] >= begin),
+            "owner": np.array(owners, np.int32)[order],
+        }
+        return Batch((host_rows(**prompts),), (host_rows(**queries),), *_origin(groups))
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
         """Prompts of about the same length together: a long one, and its queries, pad their own."""
@@ -127,7 +159,7 @@ class Encoder:
         groups, size = sorted(groups, key=lambda g: len(g.prompt)), len(groups) // count
         return [groups[i * size : (i + 1) * size] for i in range(count)]
 
-    def _prompts(self, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, np.ndarray]:
+    def _prompts(self, groups: Sequence[TokenGroup]) -> Rows:
         config = self.config
         s = padded_length(
             max(len(g.prompt) for g in groups), config.min_bucket, config.max_prompt_tokens
@@ -137,9 +169,9 @@ class Encoder:
         for p, group in enumerate(groups):
             tokens[p, s - len(group.prompt) :] = group.prompt
             mask[p, s - len(group.prompt) :] = True
-        return tokens, mask
+        return host_rows(tokens=tokens, mask=mask)
 
-    def _queries(self, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _queries(self, groups: Sequence[TokenGroup]) -> Rows:
         config, per_prompt = self.config, self.config.queries_per_prompt
         longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
         t = padded_length(longest, config.min_bucket, config.max_query_tokens)
@@ -154,20 +186,18 @@ class Encoder:
                 tokens[row, :end] = asked + answer
                 mask[row, :end] = True
                 loss[row, len(asked) : end] = True
-        return tokens, mask, loss
+        return host_rows(tokens=tokens, mask=mask, loss_mask=loss)
 
 
-def _origin(groups: Sequence[TokenGroup]) -> Batch:
-    """Which groups they are, and how many of their texts were cut."""
-    return {
-        "group_ids": np.array([g.index for g in groups], np.int64),
-        "truncated": np.array(sum(g.truncated for g in groups), np.int64),
-    }
+def host_rows(**arrays: Any) -> Rows:
+    """`Rows` of numpy arrays."""
+    return Rows(**arrays)
 
 
-def _columns(names: Sequence[str], chunks: Sequence[tuple[np.ndarray, ...]]) -> Batch:
-    """The arrays of every chunk by their names."""
-    return dict(zip(names, zip(*chunks, strict=True), strict=True))
+def _origin(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, int]:
+    """`group_ids` and `truncated` of a batch."""
+    ids = np.array([group.index for group in groups], np.int64)
+    return ids, sum(group.truncated for group in groups)
 
 
 def padded_length(length: int, smallest: int, largest: int) -> int:

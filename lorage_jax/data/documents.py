@@ -17,9 +17,10 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from lorage_jax.config import Corpus, PretrainConfig
-from lorage_jax.data.batches import Group, pad_id
+from lorage_jax.data.batches import Batch, Group, Rows, pad_id
 from lorage_jax.data.records import require_text
 from lorage_jax.data.sources import load_source, source_rows
 from lorage_jax.data.templates import (
@@ -31,14 +32,26 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.errors import ConfigError, DataError
 
-Rows = dict[str, np.ndarray]
-
-# What is known of every slot, in the order of `_line`.
+# Arrays of `DocumentRows`, in the order of a slot in `_line`.
 COLUMNS = ("tokens", "branch", "positions", "targets", "loss_mask", "answer_mask")
 
 SAMPLE = 32  # documents that are looked at before a run, whether rows can hold them
 
 PIECE = 6  # characters of prose taken for every token that there is room for; the rest is cut
+
+
+class DocumentRows(Rows, kw_only=True):
+    """Packed documents, B rows of T slots; `text` and `positions` as in `models.decoder.Branches`.
+
+    Attributes:
+        branch: 0 in a shared prompt, k in its k-th continuation.
+        targets: the token that follows in the same branch; `loss_mask`: where there is one.
+        answer_mask: where that token belongs to an answer, or to prose.
+    """
+
+    branch: Int[Array, "*A R T"]
+    targets: Int[Array, "*A R T"]
+    answer_mask: Bool[Array, "*A R T"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Documents:
         ]
 
     def batches(self, tokenizer: Any) -> grain.IterDataset:
-        """Batches as `rows` makes them. ConfigError when no solved request fits into a row."""
+        """Batches of `pack_documents`. ConfigError when no solved request fits into a row."""
         tokenizer = copy.deepcopy(tokenizer)  # another thread may use the caller's
         for corpus, part in zip(self._config.corpora, self._parts, strict=True):
             if corpus.source.kind != "text":
@@ -104,15 +117,14 @@ class Documents:
         raise DataError(f"there is no document {index}; the data end before it.")
 
 
-def rows(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> Rows:
-    """Documents packed into `count` rows [B, T] of `length` slots, the longest first.
+def pack_documents(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> Batch:
+    """Packs documents, the longest first, into `count` rows of `length` slots.
 
-    tokens, mask; text, branch and positions as in `Branches`; targets: the token that follows in
-    the same branch; loss_mask: where there is one; answer_mask: where it belongs to an answer, or
-    to prose. group_ids [D]; truncated []: how many documents were cut, or found no room.
+    Returns a batch without prompts and with one chunk of `DocumentRows`; `truncated` counts the
+    documents that were cut or found no room.
     """
     lines = [_line(tokenizer, document.texts) for document in documents]
-    out = {
+    out: dict[str, Any] = {
         name: np.zeros((count, length), bool if name.endswith("mask") else np.int32)
         for name in ("tokens", "mask", "text", *COLUMNS[1:])
     }
@@ -131,9 +143,8 @@ def rows(tokenizer: Any, documents: Sequence[Document], count: int, length: int)
             out[name][row, place] = column
         out["mask"][row, place], out["text"][row, place] = True, texts[row]
         used[row], texts[row] = used[row] + size, texts[row] + 1
-    out["group_ids"] = np.array([document.index for document in documents], np.int64)
-    out["truncated"] = np.array(cut, np.int64)
-    return out
+    ids = np.array([document.index for document in documents], np.int64)
+    return Batch((), (DocumentRows(**out),), ids, cut)
 
 
 def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
@@ -197,8 +208,8 @@ class _Encode:
     tokenizer: Any
     corpus: Corpus
 
-    def __call__(self, batch: Sequence[Document]) -> Rows:
-        return rows(self.tokenizer, batch, self.corpus.rows, self.corpus.row_tokens)
+    def __call__(self, batch: Sequence[Document]) -> Batch:
+        return pack_documents(self.tokenizer, batch, self.corpus.rows, self.corpus.row_tokens)
 
 
 def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:

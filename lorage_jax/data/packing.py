@@ -1,7 +1,7 @@
-"""Texts one behind the other in a few rows, so that little of a batch is padding.
+"""Pack texts one behind the other into a few rows, so that little of a batch is padding.
 
-Every row holds as many texts, about as many tokens; which slots belong to which text is told in
-`text`, and positions count within it. A program is compiled for a length, of which there are few.
+All rows hold the same number of texts and roughly as many tokens. `text` says which slots belong to
+which text, and positions count within it. A program is compiled per length, of which there are few.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ PER_OCTAVE = 4  # lengths of rows: at most a fifth is padding, a tenth on averag
 
 
 def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Which of the texts stand in which row: as many in each, sums of lengths about alike.
+    """Texts (by index) of every row: the same number in each, sums of lengths about alike.
 
-    The longest first, each into the row that has the fewest tokens yet and room for a text.
+    The longest is placed first, each into the row with the fewest tokens so far and room for a
+    text.
     """
     each, placed, sums = len(lengths) // rows, [[] for _ in range(rows)], [0] * rows
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
@@ -31,10 +32,13 @@ def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
 def pack(
     texts: Sequence[Sequence[int]], rows: int, smallest: int, largest: int, pad: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(which text stands where [rows, texts of a row], arrays [rows, T] of token ids).
+    """Packs `texts` into `rows` rows of equal length T, padded with the id `pad`.
 
-    The arrays: tokens; mask, of real ones; text, which of the row's; positions in it. T: see
-    `buckets.bucket`, from `smallest` to `largest`.
+    T is a bucket (`buckets.bucket`) from `smallest` to `largest` slots.
+
+    Returns:
+        The index of every row's texts, [rows, texts per row], and the arrays [rows, T] of
+        `data.batches.Rows`: tokens, mask, text and positions.
     """
     placed = balanced([len(text) for text in texts], rows)
     longest = max(sum(len(texts[i]) for i in row) for row in placed)

@@ -80,14 +80,21 @@ def trained_leaves(
 
 
 def new_trained(
-    config: GeneratorConfig, cloud: Model, edge: ModelConfig, key: jax.Array
+    config: GeneratorConfig,
+    cloud: ModelConfig,
+    edge: ModelConfig,
+    embed: Float[Array, "V C"],
+    key: jax.Array,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh trained parts and statistics, float32."""
-    trained = initialise(trained_leaves(config, cloud.config, edge), key)
-    table = cloud.params["embed"].astype(jnp.float32)
+    """Fresh trained parts and statistics, float32.
+
+    The meta tokens have the scale of `embed`, the cloud's token embeddings.
+    """
+    trained = initialise(trained_leaves(config, cloud, edge), key)
+    table = embed.astype(jnp.float32)
     size = jnp.sqrt(jnp.mean(table * table))
-    if FAMILIES[cloud.config.family].scaled_embedding:
-        size = size * cloud.config.width**0.5
+    if FAMILIES[cloud.family].scaled_embedding:
+        size = size * cloud.width**0.5
     trained["meta"] = trained["meta"] * size
     return trained, initialise(statistics_leaves(config, edge.layers), key)
 

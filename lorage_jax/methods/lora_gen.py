@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import Journal, request_key
@@ -18,13 +19,16 @@ from lorage_jax.generator.store import load_generator
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
+from lorage_jax.sharding import Layout
+from lorage_jax.train.experiment import Trainable, Trained, Training
+from lorage_jax.train.generator import begun_generator, finished_generator, generator_training
 
 BATCH_ROWS = 8  # prompts that the cloud reads at a time
 
 
 @register
 @dataclass(frozen=True, eq=False)
-class LoraGen(Method):
+class LoraGen(Method, Trainable):
     """A trained generator.
 
     Attributes:
@@ -36,6 +40,8 @@ class LoraGen(Method):
 
     name: ClassVar[str] = "lora_gen"
     what: ClassVar[str] = "the prompt merged into the edge's weights, the bare question asked"
+    result: ClassVar[str] = "generator"
+    frozen: ClassVar[tuple[str, ...]] = ("cloud", "edge")
 
     generator: Generator
     journal: Journal = field(default_factory=Journal)
@@ -70,6 +76,24 @@ class LoraGen(Method):
         if shared(rows):
             return Placement(merge(edge, pool, cards[0]))
         return Placement(edge, cards, pool)
+
+    @classmethod
+    def training(
+        cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    ) -> Training:
+        return generator_training(config, models, layout)
+
+    @classmethod
+    def begin(
+        cls, config: ExperimentConfig, models: Mapping[str, Model]
+    ) -> tuple[Any, Any, str] | None:
+        return begun_generator(config, models)
+
+    @classmethod
+    def finish(
+        cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+    ) -> Trained:
+        return finished_generator(config, models, trained, statistics)
 
 
 def journaled_cards(

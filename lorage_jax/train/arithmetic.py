@@ -1,6 +1,6 @@
 """How much arithmetic a training step needs, and how much a device could do in its time.
 
-Model FLOPs (2 a multiply-accumulate) of the matrix products at the padded shapes; what remat
+Model FLOPs (2 per multiply-accumulate) of the matrix products at the padded shapes; what remat
 computes twice does not count. A frozen matrix costs two passes, forward and the gradient of its
 input; a trained one, and attention, whose two sides are both activations, three.
 """
@@ -8,56 +8,54 @@ input; a trained one, and attention, whose two sides are both activations, three
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from lorage_jax.chips import PEAK_FLOPS
 from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.models.leaves import model_leaves
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def peak_flops() -> float | None:
-    """Of all devices together; None when their kind is not in the table."""
+    """Peak FLOP/s of all devices together; None if their kind is not in the table."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return None if peak is None else peak * jax.device_count()
 
 
-def step_flops(
-    config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: dict[str, Any]
-) -> int:
-    """FLOPs of one step on a pipeline batch: chunks of prompts [p, S] and of queries [b, T]."""
+def step_flops(config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: Batch) -> int:
+    """FLOPs of one step on a batch of the host."""
     return cloud_flops(config, cloud, edge, batch) + edge_flops(config, edge, batch)
 
 
 def cloud_flops(
-    config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: dict[str, Any]
+    config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: Batch
 ) -> int:
-    """Of the prompts, each with a meta token for every layer of the edge behind it."""
+    """FLOPs of the prompts, each followed by a meta token per layer of the edge."""
     macs = 0
     adapter = config.cloud_rank * (
         2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
     )
-    for prompts, lengths in _chunks(batch, "prompt"):
+    for chunk, lengths in _lengths(batch.prompts):
         texts = lengths + edge.layers  # the meta tokens
-        tokens = prompts.size + edge.layers * len(lengths)
+        tokens = chunk.tokens.size + edge.layers * len(lengths)
         macs += cloud.layers * (_model_macs(cloud, tokens, texts) + 3 * tokens * adapter)
     return 2 * macs
 
 
-def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: dict[str, Any]) -> int:
-    """Of the queries, the pool's LoRAs and the head included."""
+def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: Batch) -> int:
+    """FLOPs of the queries, the pool's LoRAs and the head included."""
     macs = 0
     lora = 3 * config.rank * (edge.width + edge.ffn_width)  # gate, up and down
-    for queries, lengths in _chunks(batch, "query"):
-        rows, length = queries.shape
+    for chunk, lengths in _lengths(batch.queries):
+        rows, length = chunk.tokens.shape
         tokens = rows * (length - 1)  # the last one is only a target
-        # `factors` sum the experts once a row, else every expert is applied to every token.
-        if config.combine == "factors" and "query_text" not in batch:
+        # `factors` sum the experts once per row; else every expert is applied to every token.
+        if config.combine == "factors" and chunk.text is None:
             loras = rows * config.experts + tokens
         else:
             loras = config.experts * tokens
@@ -67,19 +65,19 @@ def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: dict[str, Any]
     return 2 * macs
 
 
-def _chunks(batch: dict[str, Any], whose: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(token ids [rows, length], slots of every text) of each chunk; packed rows hold several."""
-    for number, tokens in enumerate(batch[f"{whose}_tokens"]):
-        if f"{whose}_text" not in batch:
-            yield tokens, np.full(tokens.shape[0], tokens.shape[1])
+def _lengths(chunks: Sequence[Rows]) -> Iterator[tuple[Rows, np.ndarray]]:
+    """Every chunk with the number of slots of each of its texts; packed rows hold several."""
+    for rows in chunks:
+        if rows.text is None:
+            yield rows, np.full(rows.tokens.shape[0], rows.tokens.shape[1])
             continue
-        text, mask = batch[f"{whose}_text"][number], batch[f"{whose}_mask"][number]
+        text, mask = np.asarray(rows.text), np.asarray(rows.mask)
         each = [np.bincount(row[real]) for row, real in zip(text, mask, strict=True)]
-        yield tokens, np.concatenate(each)
+        yield rows, np.concatenate(each)
 
 
 def _model_macs(model: ModelConfig, tokens: int, texts: np.ndarray) -> int:
-    """Of a layer, forward and backward; attention over all pairs of slots of one text."""
+    """MACs of a layer, forward and backward; attention over all pairs of slots of one text."""
     leaves = model_leaves(model)["layers"]
     matrices = sum(math.prod(leaves[name].shape[1:]) for name in MATRICES)
     pairs = int(np.sum(np.square(texts, dtype=np.int64)))

@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,18 +157,21 @@ class Checkpoints:
         config: dict[str, Any],
         step: int | None = None,
         ignore: Iterable[str] = (),
+        renamed: Mapping[str, str] | None = None,
     ) -> tuple[Any, dict[str, Any] | bytes | None, int]:
         """(state, data_state, step) of `step` (default: the latest).
 
         `abstract_state`: the state's tree with jax.ShapeDtypeStruct leaves (or arrays); arrays come
         back with the shardings given there, whatever they were saved with. `ignore`: dotted
-        fields of `config` that may differ from the saved ones (`out`, `data.sources`).
+        fields of `config` that may differ from the saved ones (`out`, `data.sources`). `renamed`:
+        top fields of the state, by their names in checkpoints of earlier versions.
         TrainingError: no such checkpoint, another config, other leaves, or unreadable files.
         """
         step = self._resolve(step)
         self._check_config(step, config, ignore)
-        wanted = _flat(abstract_state)
-        self._check_leaves(step, wanted)
+        saved = self._saved_leaves(step)
+        wanted = _as_saved(_flat(abstract_state), saved, renamed or {})
+        self._check_leaves(step, saved, wanted)
         targets = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
             for name, leaf in wanted.items()
@@ -248,8 +251,8 @@ class Checkpoints:
                 + "\nUse the saved values, or train into another folder."
             )
 
-    def _check_leaves(self, step: int, wanted: dict[str, Any]) -> None:
-        """Names, shapes and dtypes before any array is read: orbax would cast in silence."""
+    def _saved_leaves(self, step: int) -> dict[str, str]:
+        """Dotted name -> dtype and shape of every array that was saved."""
 
         def describe() -> dict[str, str]:
             metadata = self._orbax.checkpointables_metadata(step).metadata["state"]
@@ -257,7 +260,10 @@ class Checkpoints:
                 raise ValueError("the description of its arrays is damaged")
             return {name: _kind(leaf) for name, leaf in metadata.items()}
 
-        saved = self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
+        return self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
+
+    def _check_leaves(self, step: int, saved: dict[str, str], wanted: dict[str, Any]) -> None:
+        """Names, shapes and dtypes before any array is read: orbax would cast in silence."""
         here = {name: _kind(leaf) for name, leaf in wanted.items() if np.size(leaf)}
         lines = [
             f"{name}: saved {saved.get(name, ABSENT)}, expected {here.get(name, ABSENT)}"
@@ -316,6 +322,18 @@ def _flat(tree: Any) -> dict[str, Any]:
     if len(flat) != len(pairs):
         raise ValueError("two leaves of the state have the same dotted name")
     return flat
+
+
+def _as_saved(
+    wanted: dict[str, Any], saved: dict[str, str], renamed: Mapping[str, str]
+) -> dict[str, Any]:
+    """`wanted` by the names that an earlier version gave its leaves, where it did save them so."""
+    names = {}
+    for name in wanted:
+        first, dot, rest = name.partition(".")
+        older = renamed.get(first, first) + dot + rest
+        names[name] = older if name not in saved and older in saved else name
+    return {names[name]: leaf for name, leaf in wanted.items()}
 
 
 def _kind(leaf: Any) -> str:

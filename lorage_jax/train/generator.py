@@ -1,158 +1,131 @@
-"""`train(config)`: from an experiment to a generator folder, resumable at every checkpoint."""
+"""The generator's training: what is trained for a cloud and an edge, its loss, how it is saved."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
 
-from lorage_jax import distributed
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.pipeline import make_dataset
-from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.data.batches import Batch
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
-from lorage_jax.generator.generator import Generator, trained_leaves
+from lorage_jax.generator.generator import Generator, new_trained, prompt_gates, trained_leaves
+from lorage_jax.generator.losses import expert_usage, squared_cv
+from lorage_jax.generator.pool import make_pool
+from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.generator.store import load_generator, save_generator
-from lorage_jax.hf.load import load_model
+from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import ShardingRules, make_mesh
+from lorage_jax.sharding import Layout
 from lorage_jax.train.arithmetic import step_flops
-from lorage_jax.train.loop import Job, check_divides, check_run_folder, run
-from lorage_jax.train.optimizer import make_optimizer
-from lorage_jax.train.placement import check_spread
-from lorage_jax.train.state import new_state, state_shardings
-from lorage_jax.train.step import device_batch, make_train_step, micro_sharding
-
-# What may differ between a checkpoint and the run that resumes it.
-RESUMABLE = (
-    "out",
-    "save_every",
-    "keep",
-    "log_every",
-    "mesh",
-    "remat",
-    "cloud",  # where these are; `cloud_weights` and the like say what they are
-    "edge",
-    "init",
-    "data.sources",
-)
+from lorage_jax.train.edge_loss import query_nll
+from lorage_jax.train.experiment import Trained, Training
+from lorage_jax.train.step import Loss, LossFn
 
 # Switches that only training sees: they may differ from those of the generator in `init`.
 FREE = ("dropout", "gumbel_temperature", "cv_weight")
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """`folder`: the generator's, for `load_generator`; `fingerprint`: its identity.
+def generator_training(
+    config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+) -> Training:
+    """Everything trained of a generator: meta tokens, cloud adapters, router and pool.
 
-    `losses`: (step, loss) at every step of this process's run.
+    Raises ConfigError unless the models are as deep and read as much as `config` needs.
     """
+    cloud, edge = models["cloud"], models["edge"]
+    check_models(config, cloud, edge)
 
-    folder: Path
-    fingerprint: str
-    losses: list[tuple[int, float]]
-    seconds: float
-    first_step: int
+    def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
+        return new_trained(config.generator, cloud, edge, frozen["cloud"]["embed"], key)
+
+    return Training(
+        leaves=trained_leaves(config.generator, cloud, edge),
+        loss=generator_loss(config, cloud, edge, layout),
+        statistics=statistics_leaves(config.generator, edge.layers),
+        new=new,
+        flops=functools.partial(step_flops, config.generator, cloud, edge),
+    )
 
 
-def train(
-    config: ExperimentConfig,
-    *,
-    resume: bool = False,
-    progress: bool = True,
-    profile: tuple[int, int] | None = None,
-    checkpoints: str | None = None,
-) -> TrainResult:
-    """Trains a generator and writes it to `<out>/generator`.
+def generator_loss(
+    config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig, layout: Layout
+) -> LossFn:
+    """The loss of Eq. 9: the edge's on the targets, and a balance term on the gates.
 
-    `profile`: first and last step to trace. `checkpoints`: folder or gs://... that all hosts share,
-    instead of `<out>/checkpoints`.
-
-    Raises TrainingError for a loss that is not finite (naming step and records) and for a
-    checkpoint of another config, ConfigError for a batch that does not fit the devices, or an
-    `init` of another kind.
+    The cloud reads P prompts once, the edge their P x Q queries, each row under the gates of its
+    prompt. Metrics: cv (before weighting), usage and mean gates (gate_mass) [L, E].
     """
-    began = time.time()
-    out = Path(config.out)
-    with distributed.together():
-        mesh, rules = make_mesh(config.mesh, rows=batch_rows(config)), ShardingRules()
-        check_devices(config, mesh)
-        check_run_folder(out, "generator", resume)
-        cloud = load_model(config.cloud, config.dtype, mesh, rules)
-        edge = load_model(config.edge, config.dtype, mesh, rules)
-        check_models(config, cloud.config, edge.config)
-        begun = _beginning(config, cloud, edge) if config.init else None
-        batches = make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)
-        # A checkpoint knows its models and data by their contents: they may move, but not change.
-        resolved = to_dict(config) | {
-            "cloud_weights": cloud.fingerprint,
-            "edge_weights": edge.fingerprint,
-            "data_contents": data_fingerprint(config.data.sources),
+    dropout = config.generator.dropout
+    decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
+
+    def loss(trained, statistics, frozen, micro: Batch, key) -> Loss:
+        gate_key, dropout_key = jax.random.split(key)
+        gates, statistics = prompt_gates(
+            config.generator,
+            cloud,
+            frozen["cloud"],
+            trained,
+            statistics,
+            [rows.tokens for rows in micro.prompts],
+            [rows.mask for rows in micro.prompts],
+            remat=config.remat,
+            key=gate_key,
+            layout=layout,
+            texts=_texts(micro),
+            each=config.data.prompts_per_row,
+        )
+        pool = make_pool(trained["pool"], config.generator)
+        nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, dropout_key)
+        cv = squared_cv(gates)
+        metrics = {
+            "cv": cv,
+            "usage": expert_usage(gates),
+            "gate_mass": jnp.mean(gates, axis=0),
         }
-    leaves = trained_leaves(config.generator, cloud.config, edge.config)
-    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
-    models = (config.generator, cloud.config, edge.config)
-    shardings = state_shardings(*models, optimizer, mesh, rules)
-    state = new_state(config.generator, cloud, edge.config, optimizer, config.seed, shardings)
-    if begun is not None:
-        resolved["init_weights"] = begun.fingerprint
-        parts = {"trained": begun.trained, "statistics": begun.statistics}
-        places = {name: getattr(shardings, name) for name in parts}
-        state = state.replace(**jax.device_put(parts, places))
-    frozen = {"cloud": cloud.params, "edge": edge.params}
-    step_fn = make_train_step(
-        config,
-        cloud.config,
-        edge.config,
-        optimizer,
-        shardings,
-        jax.tree.map(lambda x: x.sharding, frozen),
-        mesh,
-        rules,
-    )
-    rows = micro_sharding(rules, mesh)
-    job = Job(
-        config=config,
-        resolved=resolved,
-        resumable=RESUMABLE,
-        state=state,
-        step=lambda state, batch: step_fn(state, frozen, batch),
-        batches=batches,
-        describe=batches.describe,
-        vocabularies={
-            "prompt_tokens": ("cloud", cloud.config.vocab_size),
-            "query_tokens": ("edge", edge.config.vocab_size),
-        },
-        place=lambda batch: device_batch(batch, config.optimizer.accumulate, rows),
-        checkpoints=checkpoints,
-        flops=lambda batch: step_flops(*models, batch),
-        note=check_spread({"state": state, **frozen}, mesh),
-    )
-    state, losses, first = run(job, resume=resume, progress=progress, profile=profile)
+        return Loss(nll, statistics, config.generator.cv_weight * cv, metrics)
+
+    return loss
+
+
+def _texts(micro: Batch) -> Branches | None:
+    rows = micro.prompts[0]
+    return None if rows.text is None else Branches(None, rows.positions, rows.text)
+
+
+def finished_generator(
+    config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+) -> Trained:
+    """The trained generator, to be written as a folder for `load_generator`."""
+    edge = models["edge"]
     generator = Generator(
         config=config.generator,
-        cloud=cloud,
+        cloud=models["cloud"],
         edge=edge.config,
         edge_fingerprint=edge.fingerprint,
-        trained=distributed.to_host(state.trained),
-        statistics=distributed.to_host(state.statistics),
+        trained=trained,
+        statistics=statistics,
         edge_source=edge.source,
         about={"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
     )
-    with distributed.together():
-        if distributed.is_main():
-            save_generator(generator, out / "generator", overwrite=True)
-    seconds = time.time() - began
-    return TrainResult(out / "generator", generator.fingerprint, losses, seconds, first)
+    write = functools.partial(save_generator, generator, overwrite=True)
+    return Trained(generator.fingerprint, write)
 
 
-def _beginning(config: ExperimentConfig, cloud: Model, edge: Model) -> Generator:
-    """The generator of `init`. ConfigError unless it has this run's switches and edge."""
-    begun = load_generator(config.init, cloud)
+def begun_generator(
+    config: ExperimentConfig, models: Mapping[str, Model]
+) -> tuple[Any, Any, str] | None:
+    """(trained, statistics, fingerprint) of the generator in `config.init`; None without one.
+
+    Raises ConfigError unless it has this run's switches and edge.
+    """
+    if not config.init:
+        return None
+    begun, edge = load_generator(config.init, models["cloud"]), models["edge"]
     if begun.edge_fingerprint != edge.fingerprint:
         raise ConfigError(
             f"init is {config.init}, a generator for another edge (weights "
@@ -170,27 +143,7 @@ def _beginning(config: ExperimentConfig, cloud: Model, edge: Model) -> Generator
             f"init is {config.init}, whose generator has other switches: {'; '.join(other)}. Give "
             "this run the same, or begin without init."
         )
-    return begun
-
-
-def batch_rows(config: ExperimentConfig) -> int:
-    """Rows that go through the cloud at once: a chunk of a micro-batch, or packed rows."""
-    parts = config.optimizer.accumulate * config.data.prompt_chunks
-    return config.data.prompts_per_batch // config.data.prompts_per_row // parts
-
-
-def check_devices(config: ExperimentConfig, mesh: Mesh) -> None:
-    """ConfigError unless the prompts of a batch divide over the devices."""
-    rows = batch_rows(config)
-    if config.data.packed_rows is not None:
-        check_divides(rows, f"a batch of {rows} packed rows", mesh, "packed_rows")
-        return
-    check_divides(
-        rows,
-        f"a micro-batch (or its prompt chunk) of {rows} prompts",
-        mesh,
-        "prompts_per_batch / (accumulate x prompt_chunks)",
-    )
+    return begun.trained, begun.statistics, begun.fingerprint
 
 
 def check_models(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> None:

@@ -6,8 +6,8 @@ A run's folder holds `config.json`, `checkpoints/`, `logs/` (tensorboardX) and w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lorage_jax.config import ExperimentConfig, PretrainConfig
+from lorage_jax.data.batches import Batch
 from lorage_jax.distributed import check_same, check_shared, is_main
 from lorage_jax.errors import (
     ConfigError,
@@ -29,42 +30,79 @@ from lorage_jax.files.outputs import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints, is_url
 from lorage_jax.train.preemption import Preemption
 from lorage_jax.train.profile import Profile
+from lorage_jax.train.state import TrainState
 from lorage_jax.train.watch import Watch
 
-Batch = dict[str, Any]  # arrays, or tuples of them
+# Fields of a config that may differ between a checkpoint and the run that resumes it.
+RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "remat")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: `config` gives out, steps, save_every, keep and log_every.
+    """A run, ready to start.
 
-    `resolved`: the config as it is saved, with the contents of models and data; `resumable`: its
-    fields that a resumed run may change. `batches`: iterable, iterators with `get_state`.
-    `describe`: where a number in `group_ids` comes from. `vocabularies`: of each array of token
-    ids, whose they are and how many there may be. `place`: a batch to the devices.
+    Attributes:
+        config: gives out, steps, save_every, keep and log_every.
+        resolved: the config as it is saved, with the contents of models and data.
+        resumable: dotted fields of it that a resumed run may change.
+        state: before the first step.
+        step: (state, batch on the devices) -> (state, metrics); it may donate the state.
+        batches: without end; their iterators have `get_state` and `set_state`.
+        describe: the origin of a number in `group_ids`.
+        vocabularies: for `prompts` and `queries`, whose token ids they hold and how many there are.
+        place: puts a batch on the devices.
+        checkpoints: folder or gs://..., instead of one in `out`.
+        renamed: fields of the state, by their names in checkpoints of earlier versions.
+        flops: arithmetic of a step, for the MFU.
+        note: a warning to show before the first step.
     """
 
     config: ExperimentConfig | PretrainConfig
     resolved: dict[str, Any]
     resumable: tuple[str, ...]
-    state: Any  # with a field `step`
-    step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    state: TrainState
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
     batches: Iterable[Batch]
     describe: Callable[[int], str]
-    vocabularies: dict[str, tuple[str, int]]
-    place: Callable[[Batch], Any]
-    checkpoints: str | None = None  # folder or gs://...; None: in `out`
-    flops: Callable[[Batch], int] | None = None  # of a step, for the MFU
-    note: str | None = None  # what a user should know before the first step
+    vocabularies: Mapping[str, tuple[str, int]]
+    place: Callable[[Batch], Batch]
+    checkpoints: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    flops: Callable[[Batch], int] | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The outcome of a run.
+
+    Attributes:
+        folder: where the trained model, generator or adapter was written.
+        fingerprint: its identity.
+        losses: (step, loss in nats per target) of every step of this process's run.
+        seconds: wall time, loading and compiling included.
+        first_step: number of steps that were done before: 0, or those of the checkpoint.
+    """
+
+    folder: Path
+    fingerprint: str
+    losses: list[tuple[int, float]]
+    seconds: float
+    first_step: int
 
 
 def run(
     job: Job, *, resume: bool, progress: bool, profile: tuple[int, int] | None = None
-) -> tuple[Any, list[tuple[int, float]], int]:
-    """(state, (step, loss) of every step of this run, the step it began at); all processes call.
+) -> tuple[TrainState, list[tuple[int, float]], int]:
+    """Runs a job to its last step; all processes call.
 
-    Raises TrainingError for a loss that is not finite (naming step and records) and for a
-    checkpoint of another config, Preempted after SIGTERM.
+    Returns:
+        The state, (step, loss) of every step of this run, and the step it began at.
+
+    Raises:
+        TrainingError: a loss that is not finite (naming step and records), or a checkpoint of
+            another config.
+        Preempted: SIGTERM came; the last step is saved.
     """
     config, out = job.config, Path(job.config.out)
     if profile is not None and profile[1] > config.steps:
@@ -84,7 +122,7 @@ def run(
     ):
         if resume and checkpoints.latest() is not None:
             state, position, first = checkpoints.restore(
-                _abstract(state), job.resolved, ignore=job.resumable
+                _abstract(state), job.resolved, ignore=job.resumable, renamed=job.renamed
             )
             stream.set_state(position)
         if is_main():
@@ -98,9 +136,9 @@ def run(
 
 
 def check_run_folder(out: Path, result: str, resume: bool) -> None:
-    """OutputError when a run cannot write to `out`, or would touch what is not its own.
+    """Raises OutputError when a run cannot write to `out`, or would touch files of others.
 
-    `result`: the folder in it that the run leaves at the end.
+    `result`: name of the folder that the run leaves there at the end.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected a folder for the run.")
@@ -117,7 +155,7 @@ def check_run_folder(out: Path, result: str, resume: bool) -> None:
 
 
 def check_divides(count: int, what: str, mesh: Mesh, advice: str) -> None:
-    """ConfigError unless `count` rows, `what` they are, divide over the devices."""
+    """Raises ConfigError unless `count` rows, described by `what`, divide over the devices."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if count % ways:
         raise ConfigError(
@@ -128,13 +166,13 @@ def check_divides(count: int, what: str, mesh: Mesh, advice: str) -> None:
 
 def _steps(
     job: Job,
-    state: Any,
+    state: TrainState,
     stream: Any,
     checkpoints: Checkpoints,
     watch: Watch,
     preemption: Preemption,
     tracing: Profile,
-) -> Any:
+) -> TrainState:
     """Steps until the last. Metrics are read one step late, while the next one runs."""
     config, saved = job.config, 0  # losses that are in a checkpoint
     pending: tuple[int, dict[str, Any], Batch] | None = None
@@ -174,17 +212,17 @@ def _steps(
     return state
 
 
-def _abstract(state: Any) -> Any:
+def _abstract(state: TrainState) -> TrainState:
     """Shapes, dtypes and shardings, to restore a checkpoint onto."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
 
 
-def _check_ids(batch: Batch, vocabularies: dict[str, tuple[str, int]]) -> None:
+def _check_ids(batch: Batch, vocabularies: Mapping[str, tuple[str, int]]) -> None:
     """Ids beyond the embedding table would be clamped on the device without a word."""
     for name, (whose, size) in vocabularies.items():
-        top = max(int(x.max()) for x in jax.tree.leaves(batch[name]))
+        top = max(int(rows.tokens.max()) for rows in getattr(batch, name))
         if top >= size:
             raise DataError(
                 f"the {whose}'s tokenizer gives id {top}, but its vocabulary is 0 to {size - 1}. "
@@ -202,7 +240,7 @@ def _not_finite(
 ) -> str:
     checkpoints.wait()
     kept = checkpoints.latest()
-    places = [job.describe(int(i)) for i in batch["group_ids"]]
+    places = [job.describe(int(i)) for i in batch.group_ids]
     return (
         f"step {number}: the loss is {loss} (gradient norm {float(metrics['grad_norm'])}). "
         f"The batch came from {listed(places, 8)}. "
@@ -212,7 +250,7 @@ def _not_finite(
 
 
 def _is_run(out: Path) -> bool:
-    """Whether the folder's config.json is one of ours: what it holds is replaced on resuming."""
+    """True if the folder's config.json is a run's; resuming replaces it."""
     try:
         return "data_contents" in json.loads((out / "config.json").read_text("utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):

@@ -1,36 +1,36 @@
 """`pretrain(config)`: a small language model from scratch to a Hugging Face folder.
 
-A tokenizer of its own first, then all weights in float32, in the loop, checkpoints and curves of
+First a tokenizer of its own, then all weights in float32, through the one step and the one loop of
 `train`. Answers and prose count fully in the loss, the tokens of prompts a little: a model should
-know their words, but cannot know which prompt comes.
+know their words, but cannot predict which prompt comes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lorage_jax.config import ModelConfig, PretrainConfig
-from lorage_jax.data.documents import Documents
+from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.data.documents import DocumentRows, Documents
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
+from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.hf.load import DTYPES, load_model
@@ -38,82 +38,84 @@ from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
-from lorage_jax.train.loop import Job, check_divides, check_run_folder, run
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.train import loop
+from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_folder, run
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
-from lorage_jax.train.state import moment_shardings
+from lorage_jax.train.state import TrainState, abstract_state, first_state, shardings
+from lorage_jax.train.step import Loss, LossFn, device_batch, make_step, micro_sharding
 
-# What may differ between a checkpoint and the run that resumes it.
-RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "remat", "saved_dtype")
-
-ARRAYS = ("tokens", "mask", "text", "branch", "positions", "targets", "loss_mask", "answer_mask")
-
-
-@flax.struct.dataclass
-class PretrainState:
-    """All that a step changes."""
-
-    step: Int[Array, ""]
-    params: dict[str, Any]
-    optimizer: Any
+# Fields that may differ between a checkpoint and the run that resumes it.
+RESUMABLE = (*loop.RESUMABLE, "saved_dtype")
 
 
 @dataclass(frozen=True)
-class PretrainResult:
-    """`folder`: the model's, for `load_model`. `losses`: of every step, nats per counted token."""
+class PretrainResult(TrainResult):
+    """`TrainResult` of a model's folder, for `load_model`, and the model's number of parameters."""
 
-    folder: Path
     parameters: int
-    losses: list[tuple[int, float]]
-    seconds: float
-    first_step: int
 
 
 def pretrain(
     config: PretrainConfig, *, resume: bool = False, progress: bool = True
 ) -> PretrainResult:
-    """Trains a model and writes it to `<out>/model`. Raises as `train.loop.train`."""
+    """Trains a model and writes it to `<out>/model`.
+
+    Raises like `train.loop.run`, and ConfigError for rows that do not divide over the devices or
+    an `init` of another shape.
+    """
     began, out = time.time(), Path(config.out)
-    mesh, rules = make_mesh(config.mesh), ShardingRules()
+    layout = Layout(make_mesh(config.mesh), ShardingRules())
     for corpus in config.corpora:
-        check_divides(
-            corpus.rows, f"a batch of {corpus.rows} rows ({corpus.source.path})", mesh, "rows"
-        )
+        what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
+        check_divides(corpus.rows, what, layout.mesh, "rows")
     check_run_folder(out, "model", resume)
     documents = Documents(config, config.seed)
-    model, tokenizer, params = _beginning(config, documents, mesh, rules)
-    optimizer = make_optimizer(config.optimizer, config.steps, model_leaves(model))
-    shardings = _shardings(model, optimizer, mesh, rules)
-    rows = NamedSharding(mesh, PartitionSpec(rules.batch))
+    model, tokenizer, params = _beginning(config, documents, layout)
+    leaves = model_leaves(model)
+    optimizer = make_optimizer(config.optimizer, config.steps, leaves)
+    places = shardings(abstract_state(leaves, {}, optimizer, layout, random=False))
+    step = make_step(
+        pretrain_loss(config, model),
+        optimizer,
+        learning_rate(config.optimizer, config.steps),
+        accumulate=1,
+        shardings=places,
+        frozen={},
+        layout=layout,
+        count=functools.partial(target_weight, prompt_weight=config.prompt_weight),
+    )
     sources = [corpus.source for corpus in config.corpora]
     job = Job(
         config=config,
-        resolved=to_dict(config)
-        | {
+        resolved={
+            **to_dict(config),
             "data_contents": data_fingerprint(sources),
             "tokenizer_contents": _digest(tokenizer),
         },
-        # Sources may move: `data_contents` says what is in them.
+        # Sources may move: `data_contents` identifies them.
         resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(sources)))),
-        state=_new_state(model, optimizer, config.seed, shardings, params),
-        step=make_pretrain_step(config, model, optimizer, shardings, rows),
+        state=_new_state(leaves, optimizer, config.seed, places, params),
+        step=lambda state, batch: step(state, {}, batch),
         batches=documents.batches(tokenizer),
         describe=documents.describe,
-        vocabularies={"tokens": ("model", model.vocab_size)},
-        place=lambda batch: jax.device_put({name: batch[name] for name in ARRAYS}, rows),
+        vocabularies={"queries": ("model", model.vocab_size)},
+        place=lambda batch: device_batch(batch, 1, micro_sharding(layout)),
+        renamed={"trained": "params"},
     )
     state, losses, first = run(job, resume=resume, progress=progress)
     dtype = DTYPES[config.saved_dtype]
-    params = jax.tree.map(lambda x: x.astype(dtype), state.params)
-    save_model(Model(model, params, tokenizer), out / "model", overwrite=True)
-    count = sum(x.size for x in jax.tree.leaves(params))
-    return PretrainResult(out / "model", count, losses, time.time() - began, first)
+    made = Model(model, jax.tree.map(lambda x: x.astype(dtype), state.trained), tokenizer)
+    save_model(made, out / "model", overwrite=True)
+    count = sum(x.size for x in jax.tree.leaves(made.params))
+    identity = fingerprint(out / "model")
+    return PretrainResult(out / "model", identity, losses, time.time() - began, first, count)
 
 
 def _beginning(
-    config: PretrainConfig, documents: Documents, mesh: Mesh, rules: ShardingRules
+    config: PretrainConfig, documents: Documents, layout: Layout
 ) -> tuple[ModelConfig, Any, dict[str, Any] | None]:
-    """(the model with its tokenizer's ids, the tokenizer, the weights or None for random ones)"""
+    """The model with its tokenizer's ids, the tokenizer, and the weights, or None to draw them."""
     model = config.model
     if not config.init:
         texts = documents.texts(config.tokenizer_documents)
@@ -129,10 +131,10 @@ def _beginning(
         return model, tokenizer, None
     if not Path(config.init).is_dir():
         raise ConfigError(
-            f"init is {config.init}, which is no folder. Run the experiment that makes it first, "
-            "or name the folder that it was written to."
+            f"init is {config.init}, which is not a folder. Run the experiment that makes it "
+            "first, or name the folder that it was written to."
         )
-    begun = load_model(config.init, "float32", mesh, rules)
+    begun = load_model(config.init, "float32", layout.mesh, layout.rules)
     ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
     if other := _differences(asked, begun.config):
@@ -143,87 +145,64 @@ def _beginning(
     return begun.config, begun.tokenizer, begun.params
 
 
-def make_pretrain_step(
-    config: PretrainConfig,
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    shardings: PretrainState,
-    rows: NamedSharding,
-) -> Callable[[PretrainState, dict[str, Any]], tuple[PretrainState, dict[str, Any]]]:
-    """The compiled `step(state, batch) -> (state, metrics)`; `state` is donated.
-
-    Metrics: loss (weighted mean, nats), answer_loss (nats per token of answers and prose),
-    grad_norm, learning_rate.
-    """
-    schedule = learning_rate(config.optimizer, config.steps)
+def pretrain_loss(config: PretrainConfig, model: ModelConfig) -> LossFn:
+    """The loss of packed documents: weighted, summed nats. Metric: answer_loss, unweighted."""
     decoder = Decoder(model, remat=config.remat)
 
-    def step(state, batch):
-        grad = jax.value_and_grad(packed_loss, has_aux=True)
-        (loss, answer_loss), grads = grad(state.params, batch, decoder, config.prompt_weight)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        metrics = {
-            "loss": loss,
-            "answer_loss": answer_loss,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return PretrainState(state.step + 1, params, moments), metrics
+    def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
+        (rows,) = micro.queries
+        assert isinstance(rows, DocumentRows)
+        branches = Branches(rows.branch, rows.positions, rows.text)
+        output = decoder.apply({"params": trained}, rows.tokens, rows.mask, branches=branches)
+        nll = token_nll(output.logits, rows.targets)
+        answer = _answers(rows)
+        answers = jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
+        weight = _weights(rows, config.prompt_weight)
+        return Loss(jnp.sum(nll * weight), metrics={"answer_loss": answers})
 
-    return jax.jit(
-        step,
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, replicated(rows.mesh)),
-        donate_argnums=0,
-    )
+    return loss
 
 
-def packed_loss(
-    params: dict[str, Any], batch: dict[str, Any], decoder: Decoder, prompt_weight: float
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(weighted mean over the targets of a batch of `rows`, the same of answers and prose alone)"""
-    branches = Branches(batch["branch"], batch["positions"], batch["text"])
-    output = decoder.apply({"params": params}, batch["tokens"], batch["mask"], branches=branches)
-    nll = token_nll(output.logits, batch["targets"])
-    answer = (batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
-    prompt = (~batch["answer_mask"] & batch["loss_mask"]).astype(jnp.float32)
-    weight = answer + prompt_weight * prompt
-    loss = jnp.sum(nll * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-    return loss, jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
+def target_weight(batch: Batch, prompt_weight: float) -> Float[Array, ""]:
+    """Sum of the weights of a batch's targets, at least 1."""
+    return jnp.maximum(sum(jnp.sum(_weights(rows, prompt_weight)) for rows in batch.queries), 1.0)
+
+
+def _weights(rows: Rows, prompt_weight: float) -> Float[Array, "*A B T"]:
+    """1 for a target in an answer or in prose, `prompt_weight` for one in a prompt, else 0."""
+    assert isinstance(rows, DocumentRows)
+    prompt = (~rows.answer_mask & rows.loss_mask).astype(jnp.float32)
+    return _answers(rows) + prompt_weight * prompt
+
+
+def _answers(rows: DocumentRows) -> Float[Array, "*A B T"]:
+    """1 for a target in an answer or in prose, else 0."""
+    return (rows.answer_mask & rows.loss_mask).astype(jnp.float32)
 
 
 def _new_state(
-    model: ModelConfig,
+    leaves: Any,
     optimizer: optax.GradientTransformation,
     seed: int,
-    shardings: PretrainState,
+    places: TrainState,
     params: dict[str, Any] | None = None,
-) -> PretrainState:
-    """Step 0, of the given weights or of random ones."""
+) -> TrainState:
+    """The state at step 0, with the given weights or random ones; `places` are its shardings."""
 
-    def build(params):
-        return PretrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    def build(params: Any) -> TrainState:
+        return first_state(params, {}, optimizer, None)
 
     if params is not None:
-        return jax.jit(build, out_shardings=shardings)(params)
-    return jax.jit(
-        lambda key: build(initialise(model_leaves(model), key)), out_shardings=shardings
-    )(jax.random.key(seed))
-
-
-def _shardings(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
-) -> PretrainState:
-    leaves = model_leaves(model)
-    params = tree_shardings(leaves, rules, mesh)
-    return PretrainState(
-        replicated(mesh), params, moment_shardings(leaves, params, optimizer, mesh)
-    )
+        return jax.jit(build, out_shardings=places)(params)
+    drawn = jax.jit(lambda key: build(initialise(leaves, key)), out_shardings=places)
+    return drawn(jax.random.key(seed))
 
 
 def _check_family(model: ModelConfig) -> None:
-    """That the model's config.json will describe it: its family may know no windows or biases."""
+    """Raises ConfigError unless the model's config.json will describe it.
+
+    A family may have no windows or biases, for example.
+    """
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(to_hf_config(model, "float32"))
         (Path(folder) / "config.json").write_text(text, "utf-8")
@@ -240,7 +219,7 @@ def _check_family(model: ModelConfig) -> None:
 
 
 def _differences(one: ModelConfig, other: ModelConfig) -> list[str]:
-    """In words, the fields in which two models differ by more than a rounding."""
+    """Describes the fields in which two models differ by more than rounding."""
     return [
         f"{field.name} {value!r}, there {there!r}"
         for field in dataclasses.fields(one)

@@ -1,85 +1,111 @@
-"""What a training run changes, and nothing else: the frozen models are not in it."""
+"""Everything that a training step changes; the frozen models are not part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, UInt32
 
-from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.generator.generator import new_trained, trained_leaves
-from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.models.model import Model
-from lorage_jax.sharding import ShardingRules, replicated, tree_shardings
+from lorage_jax.hf.load import DTYPES
+from lorage_jax.sharding import Layout, replicated
 
 
-@flax.struct.dataclass
-class TrainState:
-    """`trained` and `statistics` as in `generator.generator`; `key`: raw bits, folded with step."""
+class TrainState(flax.struct.PyTreeNode):
+    """The state of a run. Checkpoints name their arrays after these fields.
+
+    Attributes:
+        step: number of steps done.
+        trained: the parameters that the optimizer changes.
+        statistics: running statistics, which no gradient changes; {} without any.
+        optimizer: the optimizer's state.
+        key: raw random bits, folded with the step; None if the loss is not random.
+    """
 
     step: Int[Array, ""]
-    trained: dict[str, Any]
-    statistics: dict[str, Any]
+    trained: Any
+    statistics: Any
     optimizer: Any
-    key: UInt32[Array, "2"]
+    key: UInt32[Array, "2"] | None
 
 
-def new_state(
-    config: GeneratorConfig,
-    cloud: Model,
-    edge: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    shardings: TrainState,
+def first_state(
+    trained: Any, statistics: Any, optimizer: optax.GradientTransformation, key: Array | None
 ) -> TrainState:
-    """The state before the first step, made in place under its shardings."""
-
-    def build(embed: Array) -> TrainState:
-        init_key, run_key = jax.random.split(jax.random.PRNGKey(seed))
-        view = cloud.replace(params={"embed": embed})
-        trained, statistics = new_trained(config, view, edge, init_key)
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step, trained, statistics, optimizer.init(trained), run_key)
-
-    return jax.jit(build, out_shardings=shardings)(cloud.params["embed"])
+    """The state before the first step."""
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, trained, statistics, optimizer.init(trained), key)
 
 
-def state_shardings(
-    config: GeneratorConfig,
-    cloud: ModelConfig,
-    edge: ModelConfig,
+def abstract_state(
+    leaves: Any,
+    statistics: Any,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: ShardingRules,
+    layout: Layout,
+    *,
+    random: bool = True,
 ) -> TrainState:
-    """The optimizer's moments are sharded as the parameters that they belong to."""
-    leaves = trained_leaves(config, cloud, edge)
-    trained = tree_shardings(leaves, rules, mesh)
-    moments = moment_shardings(leaves, trained, optimizer, mesh)
-    statistics = tree_shardings(statistics_leaves(config, edge.layers), rules, mesh)
-    whole = replicated(mesh)
-    return TrainState(whole, trained, statistics, moments, whole)
+    """The state's shapes, dtypes and shardings; the moments lie like their parameters.
+
+    `leaves` and `statistics`: trees of `Leaf`. `random`: with a key.
+    """
+
+    def build(trained: Any, statistics: Any) -> TrainState:
+        key = jax.random.PRNGKey(0) if random else None
+        return first_state(trained, statistics, optimizer, key)
+
+    parts = {
+        "trained": abstract_arrays(leaves, "float32", layout),
+        "statistics": abstract_arrays(statistics, "float32", layout),
+    }
+    moments = moment_shardings(leaves, shardings(parts["trained"]), optimizer, layout)
+    whole = replicated(layout.mesh)
+    state = jax.eval_shape(build, parts["trained"], parts["statistics"])
+    places = state.replace(
+        step=whole,
+        key=whole if random else None,
+        optimizer=moments,
+        **{name: shardings(part) for name, part in parts.items()},
+    )
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+    )
+
+
+def abstract_arrays(leaves: Any, dtype: str, layout: Layout) -> Any:
+    """Shapes of a tree of `Leaf` with the shardings that the rules give them."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, DTYPES[dtype], sharding=layout.rules.sharding(leaf, layout.mesh)
+        ),
+        leaves,
+    )
+
+
+def shardings(arrays: Any) -> Any:
+    """The sharding of every array, or shape, of a tree."""
+    return jax.tree.map(lambda x: x.sharding, arrays)
 
 
 def moment_shardings(
-    leaves: Any, shardings: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+    leaves: Any, shardings: Any, optimizer: optax.GradientTransformation, layout: Layout
 ) -> Any:
-    """Of the optimizer's state: moments as their parameters, everything else whole."""
+    """Shardings of the optimizer's state: moments like their parameters, everything else whole."""
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaves)
     params = jax.tree_util.tree_leaves_with_path(abstract)
-    places = {
+    places: Mapping[Any, NamedSharding] = {
         (path, leaf.shape): place
         for (path, leaf), place in zip(params, jax.tree.leaves(shardings), strict=True)
     }
 
-    # A moment's path ends as its parameter's: `(1)[0].mu["pool"]["gate"]["a"]`.
+    # A moment's path ends like its parameter's: `(1)[0].mu["pool"]["gate"]["a"]`.
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         ends = (places.get((path[at:], leaf.shape)) for at in range(len(path)))
-        return next((found for found in ends if found is not None), replicated(mesh))
+        return next((found for found in ends if found is not None), replicated(layout.mesh))
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, abstract))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on the terminal, curves in tensorboardX."""
+"""Progress bar and TensorBoard curves of a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorage_jax.chips import GIB
+from lorage_jax.data.batches import Batch
 from lorage_jax.generator.card import COLLAPSED
 from lorage_jax.train.arithmetic import peak_flops
-
-TOKENS = ("prompt_mask", "query_mask", "mask")  # a batch's arrays that mark real tokens
 
 
 class Watch:
     """Records the metrics of every step; every `every` steps writes and prints their means.
 
-    Means, as the batches of a mixture differ: a curve of every n-th batch could show one source.
-    Only the `main` process writes and prints. `flops`: of a step on a batch.
+    Means, since the batches of a mixture differ: a curve of every n-th batch could show one source.
+    Only the `main` process writes and prints. `flops`: arithmetic of a step on a batch.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Watch:
         every: int,
         progress: bool,
         main: bool,
-        flops: Callable[[dict[str, Any]], int] | None = None,
+        flops: Callable[[Batch], int] | None = None,
     ):
         from tensorboardX import SummaryWriter
 
@@ -55,7 +54,7 @@ class Watch:
         )
         self.writer = SummaryWriter(str(folder), write_to_disk=main)
         self._truncated = 0
-        self._collapsed: set[int] = set()  # layers that a warning was given of
+        self._collapsed: set[int] = set()  # layers that were warned about
         self._begin_window()
 
     def __enter__(self) -> Watch:
@@ -73,15 +72,15 @@ class Watch:
             "training", total=self.steps, completed=step, loss=float("nan")
         )
 
-    def record(self, step: int, metrics: dict[str, Any], batch: dict[str, Any]) -> None:
+    def record(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
         """One finished step. Tokens are real ones, without padding."""
         loss = float(metrics["loss"])
         self.losses.append((step, loss))
-        masks = [x for name in TOKENS for x in jax.tree.leaves(batch.get(name))]
+        masks = [rows.mask for rows in batch.rows]
         self._tokens += sum(int(x.sum()) for x in masks)
         self._slots += sum(x.size for x in masks)
         self._flops += self.flops(batch) if self.flops else 0
-        self._truncated += int(batch["truncated"])
+        self._truncated += int(batch.truncated or 0)
         self._window.append(metrics)
         self.bar.update(self._task, completed=step, loss=loss)
         if step % self.every and step != self.steps:
@@ -128,7 +127,7 @@ class Watch:
         if self._flops and (peak := peak_flops()):
             costs["mfu"] = self._flops / seconds / peak
         memory = [device.memory_stats() for device in jax.local_devices()]
-        if all(memory):  # a CPU tells nothing
+        if all(memory):  # a CPU reports nothing
             costs["memory_gib"] = max(one["bytes_in_use"] for one in memory) / GIB
             costs["memory_peak_gib"] = max(one["peak_bytes_in_use"] for one in memory) / GIB
         return costs
@@ -158,7 +157,7 @@ class Watch:
 
 
 def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """{tag: [(step, value)]} of all that a run wrote; what was done twice counts as done last."""
+    """All that a run wrote, {tag: [(step, value)]}; of a step done twice, the last value."""
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, dict[int, float]] = {}

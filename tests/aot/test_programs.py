@@ -17,7 +17,7 @@ from lorage_jax.config import (
 )
 from lorage_jax.data.batches import Encoder, TokenGroup
 from lorage_jax.models.presets import plain_decoder
-from lorage_jax.sharding import ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 from lorage_jax.train.step import device_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
 
@@ -91,7 +91,8 @@ def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chun
     data = dataclasses.replace(DATA, prompt_chunks=chunks, packed_rows=rows)
     groups = [TokenGroup([3] * S, [([3] * 40, [3] * 8)] * 2, i, 0) for i in range(P)]
     batch = Encoder(data, cloud, edge).batch(groups)
-    place = micro_sharding(ShardingRules(), make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))
+    mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
+    place = micro_sharding(Layout(mesh, ShardingRules()))
     real = device_batch(batch, accumulate, place)
     expected = longest_batch(data, accumulate, place)
 
@@ -114,7 +115,7 @@ def test_a_usual_step_is_shorter(rows):
     for program, tokens in ((longest, None), (shorter, 16)):
         assert program.macs == model_macs(usual, tokens)
         batch = program.arguments[2]
-        assert (batch["prompt_tokens"][0].shape[-1] == 16) is (tokens == 16)
+        assert (batch.prompts[0].tokens.shape[-1] == 16) is (tokens == 16)
     assert shorter.macs < 0.6 * longest.macs
 
 

@@ -1,5 +1,7 @@
 """Training steps at several numbers of queries per prompt, on a tiny shape."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -13,20 +15,20 @@ CONFIG = plain_decoder("llama", layers=2, **SIZES)
 
 def test_training_steps_are_of_the_same_rows(monkeypatch):
     """Whatever Q is: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
-    seen, make = [], train.make_train_step
+    seen, build = [], train.build_step
 
     def watched(*args):
-        step = make(*args)
+        program = build(*args)
 
         def run(state, frozen, batch):
-            state, metrics = step(state, frozen, batch)
-            prompts, queries = batch["prompt_tokens"][0], batch["query_tokens"][0]
+            state, metrics = program.step(state, frozen, batch)
+            prompts, queries = batch.prompts[0].tokens, batch.queries[0].tokens
             seen.append((prompts.shape, queries.shape, int(state.step), float(metrics["loss"])))
             return state, metrics
 
-        return run
+        return dataclasses.replace(program, step=run)
 
-    monkeypatch.setattr(train, "make_train_step", watched)
+    monkeypatch.setattr(train, "build_step", watched)
     cloud = plain_decoder("llama", layers=3, **SIZES)
     result = train.bench_train(
         CONFIG,

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -25,28 +26,26 @@ def _batch(cloud, edge, **values):
 
 def test_shapes_and_types(cloud, edge):
     batch = _batch(cloud, edge)
-    s, t = batch["prompt_tokens"][0].shape[1], batch["query_tokens"][0].shape[1]
-    expected = {
-        "prompt_tokens": ((2, s), np.int32),
-        "prompt_mask": ((2, s), bool),
-        "query_tokens": ((6, t), np.int32),
-        "query_mask": ((6, t), bool),
-        "loss_mask": ((6, t), bool),
-        "group_ids": ((2,), np.int64),
-        "truncated": ((), np.int64),
-    }
-    flat = {k: v[0] if isinstance(v, tuple) else v for k, v in batch.items()}
-    assert {k: (v.shape, v.dtype.type) for k, v in flat.items()} == {
-        k: (shape, np.dtype(dtype).type) for k, (shape, dtype) in expected.items()
-    }
-    assert batch["group_ids"].tolist() == [7, 11] and batch["truncated"] == 0
+    s, t = batch.prompts[0].tokens.shape[1], batch.queries[0].tokens.shape[1]
+    expected = [
+        ("prompts[0].tokens", (2, s), np.int32),
+        ("prompts[0].mask", (2, s), bool),
+        ("queries[0].tokens", (6, t), np.int32),
+        ("queries[0].mask", (6, t), bool),
+        ("queries[0].loss_mask", (6, t), bool),
+        ("group_ids", (2,), np.int64),
+    ]
+    arrays = jax.tree_util.tree_leaves_with_path(batch.replace(truncated=None))
+    found = [(jax.tree_util.keystr(path)[1:], x.shape, x.dtype) for path, x in arrays]
+    assert found == [(name, shape, np.dtype(dtype)) for name, shape, dtype in expected]
+    assert batch.group_ids.tolist() == [7, 11] and batch.truncated == 0
 
 
 def test_prompts_are_padded_on_the_left(cloud, edge):
     batch = _batch(cloud, edge)
-    assert not batch["prompt_mask"][0][1, 0] and batch["prompt_mask"][0][:, -1].all()
+    assert not batch.prompts[0].mask[1, 0] and batch.prompts[0].mask[:, -1].all()
     for group, ids, mask in zip(
-        GROUPS, batch["prompt_tokens"][0], batch["prompt_mask"][0], strict=True
+        GROUPS, batch.prompts[0].tokens, batch.prompts[0].mask, strict=True
     ):
         assert (np.diff(mask.astype(int)) >= 0).all()
         assert (ids[~mask] == cloud.pad_token_id).all()
@@ -61,27 +60,27 @@ def test_chunks_sort_prompts_by_length_and_rows_follow(cloud, edge):
     groups = [long, alphabet, count, middle]
     encoder = Encoder(_config(prompt_chunks=2), cloud, edge)
     batch = encoder.batch([encoder.tokens(group) for group in groups])
-    assert batch["group_ids"].tolist() == [11, 7, 4, 3]
-    short, wide = batch["prompt_tokens"]
+    assert batch.group_ids.tolist() == [11, 7, 4, 3]
+    short, wide = (chunk.tokens for chunk in batch.prompts)
     assert short.shape[0] == wide.shape[0] == 2 and short.shape[1] < wide.shape[1]
     systems = [
         cloud.decode(ids[mask][1:])
-        for tokens, masks in zip(batch["prompt_tokens"], batch["prompt_mask"], strict=True)
-        for ids, mask in zip(tokens, masks, strict=True)
+        for chunk in batch.prompts
+        for ids, mask in zip(chunk.tokens, chunk.mask, strict=True)
     ]
     assert systems == [cloud_prompt(g.system) for g in (count, alphabet, middle, long)]
-    queries = batch["query_tokens"][1][3][batch["query_mask"][1][3]]
+    queries = batch.queries[1].tokens[3][batch.queries[1].mask[3]]
     assert edge.decode(queries).startswith("User: long")
-    rows = [tokens.shape for tokens in batch["query_tokens"]]
+    rows = [chunk.tokens.shape for chunk in batch.queries]
     assert rows == [(6, 64), (6, 32)]
-    assert [x.shape for x in batch["loss_mask"]] == rows
+    assert [chunk.loss_mask.shape for chunk in batch.queries] == rows
 
 
 def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
     batch = _batch(cloud, edge)
     for row in range(6):
-        ids, mask = batch["query_tokens"][0][row], batch["query_mask"][0][row]
-        loss = batch["loss_mask"][0][row]
+        ids, mask = batch.queries[0].tokens[row], batch.queries[0].mask[row]
+        loss = batch.queries[0].loss_mask[row]
         assert mask.any() and (np.diff(mask.astype(int)) <= 0).all()
         assert not (loss & ~mask).any()
         queries = GROUPS[row // 3].queries
@@ -97,17 +96,18 @@ def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
 
 def test_a_small_group_is_filled_with_rows_without_loss(cloud, edge):
     batch = _batch(cloud, edge)
-    assert batch["loss_mask"][0].any(axis=1).tolist() == [True, True, False, True, True, True]
-    assert batch["query_mask"][0][2].sum() == 1
-    assert (batch["query_tokens"][0][2] == edge.eos_token_id).all()
+    assert batch.queries[0].loss_mask.any(axis=1).tolist() == [True, True, False, True, True, True]
+    assert batch.queries[0].mask[2].sum() == 1
+    assert (batch.queries[0].tokens[2] == edge.eos_token_id).all()
 
 
 def test_truncation_is_counted_and_leaves_the_targets(cloud, edge):
     batch = _batch(cloud, edge, max_prompt_tokens=10, max_query_tokens=24)
-    assert batch["truncated"] == 2  # the first prompt, the last query
-    assert batch["prompt_tokens"][0].shape[1] == 10 and batch["query_tokens"][0].shape[1] == 24
-    assert edge.decode(batch["query_tokens"][0][5][batch["loss_mask"][0][5]][:-1]).strip() == "20"
-    text = cloud.decode(batch["prompt_tokens"][0][0], skip_special_tokens=True)
+    assert batch.truncated == 2  # the first prompt, the last query
+    assert batch.prompts[0].tokens.shape[1] == 10 and batch.queries[0].tokens.shape[1] == 24
+    (queries,) = batch.queries
+    assert edge.decode(queries.tokens[5][queries.loss_mask[5]][:-1]).strip() == "20"
+    text = cloud.decode(batch.prompts[0].tokens[0], skip_special_tokens=True)
     assert len(text) > 8 and cloud_prompt(GROUPS[0].system).startswith(text)
 
 
@@ -120,7 +120,7 @@ def test_bucket(length, size):
 
 def test_shapes_are_few(cloud, edge):
     batch = _batch(cloud, edge)
-    assert {batch["prompt_tokens"][0].shape[1], batch["query_tokens"][0].shape[1]} <= {
+    assert {batch.prompts[0].tokens.shape[1], batch.queries[0].tokens.shape[1]} <= {
         8,
         16,
         32,

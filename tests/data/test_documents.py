@@ -5,11 +5,12 @@ import json
 from collections import Counter
 from random import Random
 
+import jax
 import numpy as np
 import pytest
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
-from lorage_jax.data.documents import Document, Documents, rows
+from lorage_jax.data.documents import Document, Documents, pack_documents
 from lorage_jax.data.templates import (
     cloud_prompt,
     edge_prompt,
@@ -59,66 +60,68 @@ def sequences(tokenizer, document):
 
 def visible(batch, row, text, branch):
     """The slots that a branch sees of its text, in order of position."""
-    slots = np.flatnonzero(batch["mask"][row] & (batch["text"][row] == text))
-    slots = [s for s in slots if batch["branch"][row, s] in (0, branch)]
-    assert [batch["positions"][row, s] for s in slots] == list(range(len(slots)))
+    slots = np.flatnonzero(batch.queries[0].mask[row] & (batch.queries[0].text[row] == text))
+    slots = [s for s in slots if batch.queries[0].branch[row, s] in (0, branch)]
+    assert [batch.queries[0].positions[row, s] for s in slots] == list(range(len(slots)))
     return np.array(slots)
 
 
 def check_branch(batch, row, text, branch, ids, known):
     slots = visible(batch, row, text, branch)
-    assert batch["tokens"][row, slots].tolist() == ids[:-1]
-    own = slots[batch["branch"][row, slots] == branch]
+    assert batch.queries[0].tokens[row, slots].tolist() == ids[:-1]
+    own = slots[batch.queries[0].branch[row, slots] == branch]
     shared = slots[: len(slots) - len(own)]
     before, fork = shared[:-1], shared[-1:]
-    assert batch["targets"][row, own].tolist() == ids[1 + len(shared) :]
-    assert batch["targets"][row, before].tolist() == ids[1 : 1 + len(before)]
-    assert batch["loss_mask"][row, [*before, *own]].all()
-    assert not batch["loss_mask"][row, fork].any()
+    assert batch.queries[0].targets[row, own].tolist() == ids[1 + len(shared) :]
+    assert batch.queries[0].targets[row, before].tolist() == ids[1 : 1 + len(before)]
+    assert batch.queries[0].loss_mask[row, [*before, *own]].all()
+    assert not batch.queries[0].loss_mask[row, fork].any()
     is_answer = np.arange(1, len(ids)) >= known
-    assert batch["answer_mask"][row, slots].tolist() == is_answer.tolist()
+    assert batch.queries[0].answer_mask[row, slots].tolist() == is_answer.tolist()
 
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_every_branch_reads_its_whole_text(tokenizer, blind):
     one = document(*GROUP, blind=blind)
-    batch = rows(tokenizer, [one], 1, 200)
+    batch = pack_documents(tokenizer, [one], 1, 200)
     texts = list(sequences(tokenizer, one))
     for branch, (ids, known) in enumerate(texts, 1):
         check_branch(batch, 0, 0, branch, ids, known)
-    trunk = int((batch["branch"] == 0)[batch["mask"]].sum())
+    trunk = int((batch.queries[0].branch == 0)[batch.queries[0].mask].sum())
     first = [ids for ids, _ in texts]
     assert all(ids[:trunk] == first[0][:trunk] for ids in first)
     assert len({ids[trunk] for ids in first}) > 1  # no longer start is shared
-    assert batch["mask"].sum() == trunk + sum(len(ids) - 1 - trunk for ids in first)
+    assert batch.queries[0].mask.sum() == trunk + sum(len(ids) - 1 - trunk for ids in first)
     shared = encode(tokenizer, "User:" if blind else cloud_prompt(GROUP[0]), bos=True)
     assert trunk >= len(shared)
     # The end of every answer is a target, and nowhere else.
-    ends = batch["targets"] == tokenizer.eos_token_id
-    assert ends.sum() == 3 and (batch["answer_mask"] & batch["loss_mask"])[ends].all()
-    assert not batch["loss_mask"][~batch["mask"]].any()
-    shown = tokenizer.decode(batch["tokens"][0][batch["mask"][0]])
+    ends = batch.queries[0].targets == tokenizer.eos_token_id
+    assert (
+        ends.sum() == 3 and (batch.queries[0].answer_mask & batch.queries[0].loss_mask)[ends].all()
+    )
+    assert not batch.queries[0].loss_mask[~batch.queries[0].mask].any()
+    shown = tokenizer.decode(batch.queries[0].tokens[0][batch.queries[0].mask[0]])
     assert (GROUP[0] in shown) is not blind
 
 
 def test_a_single_text_and_prose_are_one_branch(tokenizer):
     asked = document(GROUP[0], GROUP[1][:1])
     prose = Document((("It was a dark night.", ""),), 1)
-    batch = rows(tokenizer, [asked, prose], 1, 200)
+    batch = pack_documents(tokenizer, [asked, prose], 1, 200)
     [(ids, known)] = sequences(tokenizer, asked)
     check_branch(batch, 0, 0, 1, ids, known)
     story = [*encode(tokenizer, "It was a dark night.", bos=True), tokenizer.eos_token_id]
     check_branch(batch, 0, 1, 1, story, 0)
-    assert batch["group_ids"].tolist() == [0, 1]
+    assert batch.group_ids.tolist() == [0, 1]
 
 
 def test_equal_requests_are_kept_apart(tokenizer):
     """As far as they are equal they are stored once, answers too; each keeps a token of its own."""
     twice = document("Say yes.", (("go", "yes"), ("go", "yes"), ("go", "yes sir")))
-    batch = rows(tokenizer, [twice], 1, 200)
+    batch = pack_documents(tokenizer, [twice], 1, 200)
     for branch, (ids, _) in enumerate(sequences(tokenizer, twice), 1):
         slots = visible(batch, 0, 0, branch)
-        assert batch["tokens"][0, slots].tolist() == ids[:-1]
+        assert batch.queries[0].tokens[0, slots].tolist() == ids[:-1]
 
 
 def random_documents(count, seed=0):
@@ -137,36 +140,36 @@ def random_documents(count, seed=0):
 def test_packing(tokenizer):
     """No slot is used twice, no text crosses rows, and what finds no room is counted."""
     documents = random_documents(12)
-    batch = rows(tokenizer, documents, 4, 150)
-    assert batch["tokens"].shape == (4, 150) and batch["mask"].dtype == bool
+    batch = pack_documents(tokenizer, documents, 4, 150)
+    assert batch.queries[0].tokens.shape == (4, 150) and batch.queries[0].mask.dtype == bool
     wanted = {}
     for number, one in enumerate(documents):
         for branch, (ids, known) in enumerate(sequences(tokenizer, one), 1):
             wanted[tuple(ids)] = (number, branch, known)
     found = set()
     for row in range(4):
-        used = batch["mask"][row]
+        used = batch.queries[0].mask[row]
         assert used[: used.sum()].all()  # from the left, without holes
-        assert (np.diff(batch["text"][row, used]) >= 0).all()
-        for text in set(batch["text"][row, used].tolist()):
+        assert (np.diff(batch.queries[0].text[row, used]) >= 0).all()
+        for text in set(batch.queries[0].text[row, used].tolist()):
             for branch in (1, 2, 3):
                 slots = visible(batch, row, text, branch)
-                ids = (*batch["tokens"][row, slots].tolist(), tokenizer.eos_token_id)
+                ids = (*batch.queries[0].tokens[row, slots].tolist(), tokenizer.eos_token_id)
                 number, expected, known = wanted[ids]
                 assert expected == branch
                 check_branch(batch, row, text, branch, list(ids), known)
                 found.add(number)
-    assert 0 < len(found) < 12 and batch["truncated"] == 12 - len(found)
-    assert batch["group_ids"].tolist() == list(range(12))
+    assert 0 < len(found) < 12 and batch.truncated == 12 - len(found)
+    assert batch.group_ids.tolist() == list(range(12))
 
 
 def test_a_long_document_is_cut_and_counted_once(tokenizer):
     long, short = document("word " * 30, GROUP[1], 0), document(*GROUP, 1)
-    batch = rows(tokenizer, [long, short], 1, 60)
-    assert batch["mask"].all() and batch["truncated"] == 2  # one cut, one left out
+    batch = pack_documents(tokenizer, [long, short], 1, 60)
+    assert batch.queries[0].mask.all() and batch.truncated == 2  # one cut, one left out
     [(ids, _), *_] = sequences(tokenizer, long)
-    assert batch["tokens"][0].tolist() == ids[:60]
-    assert rows(tokenizer, [long, long], 1, 60)["truncated"] == 2
+    assert batch.queries[0].tokens[0].tolist() == ids[:60]
+    assert pack_documents(tokenizer, [long, long], 1, 60).truncated == 2
 
 
 # From sources
@@ -179,9 +182,7 @@ def stream(config, tokenizer, count=3, seed=0):
 
 def assert_same(first, second):
     for a, b in zip(first, second, strict=True):
-        assert a.keys() == b.keys()
-        for name, value in a.items():
-            np.testing.assert_array_equal(value, b[name], err_msg=name)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture
@@ -230,9 +231,9 @@ def test_batches_follow_the_seed_and_resume(prose, tokenizer):
     first = stream(config, tokenizer, 6)
     assert_same(first, stream(config, tokenizer, 6))
     other = stream(config, tokenizer, 6, seed=1)
-    assert any((a["tokens"] != b["tokens"]).any() for a, b in zip(first, other, strict=False)
-               if a["tokens"].shape == b["tokens"].shape)  # fmt: skip
-    assert {batch["tokens"].shape for batch in first} == {(2, 400), (2, 20)}
+    pairs = [(a.queries[0].tokens, b.queries[0].tokens) for a, b in zip(first, other, strict=True)]
+    assert any((a != b).any() for a, b in pairs if a.shape == b.shape)
+    assert {batch.queries[0].tokens.shape for batch in first} == {(2, 400), (2, 20)}
     batches = iter(Documents(config, 0).batches(tokenizer))
     for _ in range(2):
         next(batches)
@@ -246,8 +247,8 @@ def test_documents_are_found_again(prose, tokenizer):
     documents = Documents(mixed(prose[0]), 0)
     batches = iter(documents.batches(tokenizer))
     for batch in (next(batches) for _ in range(6)):
-        places = [documents.describe(int(i)) for i in batch["group_ids"]]
-        kind = "synthetic/train:" if batch["tokens"].shape[1] == 400 else prose[0]
+        places = [documents.describe(int(i)) for i in batch.group_ids]
+        kind = "synthetic/train:" if batch.queries[0].tokens.shape[1] == 400 else prose[0]
         assert all(place.startswith(kind) for place in places)
 
 
@@ -256,8 +257,8 @@ def test_instruction_rows_share_their_prompt(data_file, tokenizer):
     [batch] = stream(config, tokenizer, 1)
     texts = Documents(config, 0).texts(2)
     assert len(texts) == 4 and all(text.startswith("System: Say ") for text in texts)
-    assert batch["branch"].max() == 2
-    assert edge_target("0 0") == " 0 0" and batch["truncated"] == 0
+    assert batch.queries[0].branch.max() == 2
+    assert edge_target("0 0") == " 0 0" and batch.truncated == 0
 
 
 @pytest.mark.parametrize(
@@ -302,14 +303,14 @@ def test_corpora_come_and_go_by_step():
     tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
     stream = iter(documents.batches(tokenizer))
     batches = [next(stream) for _ in range(12)]
-    ids = [batch["group_ids"].tolist() for batch in batches]
+    ids = [batch.group_ids.tolist() for batch in batches]
     is_words = [min(i) >= SYNTHETIC_EPOCH for i in ids]
     assert is_words[:3] == [False] * 3
     assert set(is_words[3:6]) == {False, True} and is_words[6:] == [True] * 6
     assert len({tuple(i) for i in ids}) == 12  # nothing comes twice
     again = iter(documents.batches(tokenizer))
     again.set_state({"next_index": 5})
-    assert next(again)["group_ids"].tolist() == ids[5]
+    assert next(again).group_ids.tolist() == ids[5]
 
 
 def test_corpora_keep_their_weights_in_every_stage():
@@ -323,7 +324,7 @@ def test_corpora_keep_their_weights_in_every_stage():
     documents = Documents(config, 0)
     tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
     stream = iter(documents.batches(tokenizer))
-    found = [int(next(stream)["group_ids"][0]) // SYNTHETIC_EPOCH for _ in range(4 + 16)]
+    found = [int(next(stream).group_ids[0]) // SYNTHETIC_EPOCH for _ in range(4 + 16)]
     assert found[:4] == [0] * 4 and Counter(found[4:]) == {1: 4, 2: 12}
 
 

@@ -1,5 +1,6 @@
 """Prompts and queries one behind the other in few rows."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -55,33 +56,33 @@ def test_every_text_is_found_again(cloud, edge):
     config = DataConfig((SOURCE,), 8, 3, min_bucket=16, packed_rows=2)
     encoder, asked = Encoder(config, cloud, edge), groups(8, 3)
     batch = encoder.batch([encoder.tokens(group) for group in asked])
-    arrays = {name: x[0] for name, x in batch.items() if isinstance(x, tuple)}
-    assert {len(x) for x in arrays.values()} == {2}
+    (prompts,), (queries,) = batch.prompts, batch.queries
+    assert {len(x) for x in jax.tree.leaves((prompts, queries))} == {2}
     by_id = {group.index: group for group in asked}
-    ordered = [by_id[i] for i in batch["group_ids"].tolist()]
-    assert sorted(by_id) == sorted(batch["group_ids"].tolist())
+    ordered = [by_id[i] for i in batch.group_ids.tolist()]
+    assert sorted(by_id) == sorted(batch.group_ids.tolist())
 
-    def texts(whose, row, count):
+    def texts(rows, row, count):
         for number in range(count):
-            here = arrays[f"{whose}_mask"][row] & (arrays[f"{whose}_text"][row] == number)
-            positions = arrays[f"{whose}_positions"][row][here]
+            here = rows.mask[row] & (rows.text[row] == number)
+            positions = rows.positions[row][here]
             assert positions.tolist() == list(range(len(positions)))
-            yield arrays[f"{whose}_tokens"][row][here], here
+            yield rows.tokens[row][here], here
 
     for row in range(2):
-        prompts = [cloud.decode(ids[1:]) for ids, _ in texts("prompt", row, 4)]
-        assert prompts == [cloud_prompt(g.system) for g in ordered[4 * row : 4 * row + 4]]
+        shown = [cloud.decode(ids[1:]) for ids, _ in texts(prompts, row, 4)]
+        assert shown == [cloud_prompt(g.system) for g in ordered[4 * row : 4 * row + 4]]
     found = []
     for row in range(2):
-        for number, (ids, here) in enumerate(texts("query", row, 12)):
-            owner = int(arrays["query_prompt"][row, number])
-            answer = arrays["loss_mask"][row][here]
+        for number, (ids, here) in enumerate(texts(queries, row, 12)):
+            owner = int(queries.owner[row, number])
+            answer = queries.loss_mask[row][here]
             if not answer.any():
                 assert len(ids) == 1
                 continue
             assert ids[-1] == edge.eos_token_id
             found.append((owner, edge.decode(ids[~answer]), edge.decode(ids[answer][:-1])))
-    assert not (arrays["loss_mask"] & ~arrays["query_mask"]).any()
+    assert not (queries.loss_mask & ~queries.mask).any()
     wanted = [
         (number, edge_prompt(user), edge_target(target))
         for number, group in enumerate(ordered)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -63,9 +64,7 @@ def mixed(write):
 
 
 def _equal(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        np.testing.assert_array_equal(left[key], right[key])
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def test_resume_continues_bit_for_bit(mixed, cloud, edge):
@@ -79,7 +78,7 @@ def test_resume_continues_bit_for_bit(mixed, cloud, edge):
     for batch in expected:
         _equal(next(resumed), batch)
     # The five differ among themselves, so equality above says something.
-    assert len({batch["query_tokens"][0].tobytes() for batch in expected}) == 5
+    assert len({batch.queries[0].tokens.tobytes() for batch in expected}) == 5
 
 
 def test_seed_decides_everything(mixed):
@@ -95,12 +94,12 @@ def test_batches_hold_the_groups_in_order(mixed, cloud, edge):
     groups = load_groups(mixed, 1)
     for n, batch in enumerate(itertools.islice(dataset, 3)):
         expected = _take(groups, 4, 4 * n)
-        assert batch["group_ids"].tolist() == [g.index for g in expected]
-        ids, mask = batch["prompt_tokens"][0], batch["prompt_mask"][0]
+        assert batch.group_ids.tolist() == [g.index for g in expected]
+        ids, mask = batch.prompts[0].tokens, batch.prompts[0].mask
         texts = [cloud.decode(i[m][1:]) for i, m in zip(ids, mask, strict=True)]
         assert texts == [f"System: {g.system}" for g in expected]
         real = [q < len(g.queries) for g in expected for q in range(2)]
-        assert batch["loss_mask"][0].any(axis=1).tolist() == real
+        assert batch.queries[0].loss_mask.any(axis=1).tolist() == real
 
 
 def test_weights_are_proportions_of_prompts(mixed):
@@ -314,10 +313,10 @@ def test_real_alpaca_and_arc(shared, edge):
     for batch in itertools.islice(dataset, 4):
         targets = [
             edge.decode(ids[loss][:-1]).strip()
-            for ids, loss in zip(batch["query_tokens"][0], batch["loss_mask"][0], strict=True)
+            for ids, loss in zip(batch.queries[0].tokens, batch.queries[0].loss_mask, strict=True)
             if loss.any()
         ]
         at = {g.index: g for g in groups}
-        expected = [t.strip() for i in batch["group_ids"] for _, t in at[int(i)].queries]
-        assert batch["truncated"] == 0 and targets == expected
+        expected = [t.strip() for i in batch.group_ids for _, t in at[int(i)].queries]
+        assert batch.truncated == 0 and targets == expected
     assert "alpaca.jsonl.gz:" in dataset.describe(0)

@@ -64,7 +64,7 @@ def test_little_of_a_batch_is_padding(shared, monkeypatch):
         masks = []
         for _ in range(16):
             batch = next(batches)
-            masks += [*batch["prompt_mask"], *batch["query_mask"]]
+            masks += [rows.mask for rows in batch.rows]
             shapes |= {(rows, masks[-2].shape, masks[-1].shape)} if rows else set()
         shares[rows] = 1 - sum(x.sum() for x in masks) / sum(x.size for x in masks)
     assert shares[8] < 0.15 and shares[None] > 0.8

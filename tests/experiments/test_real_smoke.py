@@ -11,7 +11,7 @@ from lorage_jax.commands import specialize
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.options import Specialize
 from lorage_jax.config import MeshConfig
-from lorage_jax.train.generator import train
+from lorage_jax.methods.training import train
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

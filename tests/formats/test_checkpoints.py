@@ -16,9 +16,10 @@ from lorage_jax.config import (
     PretrainConfig,
     Source,
 )
-from lorage_jax.methods.lora import load_lora, train_lora
+from lorage_jax.methods.lora import Lora, load_lora
+from lorage_jax.methods.training import train
 from lorage_jax.models.presets import plain_decoder
-from lorage_jax.train.generator import train
+from lorage_jax.train.experiment import train_method
 from lorage_jax.train.pretrain import pretrain
 
 
@@ -83,9 +84,8 @@ def test_a_generators_training(run, config, expected):
 
 
 def test_a_loras_training(old, run, config, expected):
-    result = train_lora(
-        dataclasses.replace(config, out=str(run("lora"))), resume=True, progress=False
-    )
+    config = dataclasses.replace(config, out=str(run("lora")))
+    result = train_method(Lora, config, resume=True, progress=False)
     check_goes_on(result, expected["lora"])
     special = load_lora(result.folder, lg.load_model(old / "edge", "float32"))
     np.testing.assert_allclose(

@@ -20,11 +20,18 @@ from lorage_jax.data.pipeline import make_dataset
 from lorage_jax.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods import lora as lora_module
-from lorage_jax.methods.lora import load_lora, read_lora, train_lora
+from lorage_jax.methods.lora import Lora, load_lora, read_lora
 from lorage_jax.models.model import forward
-from lorage_jax.train import loop as train_run
-from lorage_jax.train.step import QUERY_ARRAYS
+from lorage_jax.train import experiment as run
+from lorage_jax.train import loop
+from lorage_jax.train.experiment import train_method
 from tests.tiny import padded_batch
+
+NAMES = ("tokens", "mask", "loss_mask")
+
+
+def train_lora(config, **options):
+    return train_method(Lora, config, **options)
 
 
 @pytest.fixture
@@ -66,15 +73,14 @@ def arrays(folder):
 
 def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_path, monkeypatch):
     """Also: each step sees the queries of a generator's batch; merged is as unmerged."""
-    seen, place = [], lora_module.device_batch
+    seen, place = [], run.device_batch
 
     def spy(batch, *rest):
         seen.append(batch)
-        placed = place(batch, *rest)
-        assert set(placed) == {"query_tokens", "query_mask", "loss_mask"}
-        return placed
+        assert batch.prompts == ()
+        return place(batch, *rest)
 
-    monkeypatch.setattr(lora_module, "device_batch", spy)
+    monkeypatch.setattr(run, "device_batch", spy)
     config = experiment(steps=24, optimizer={"weight_decay": 0.0}, save_every=12)
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
@@ -83,21 +89,21 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batches = iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed))
     for batch in seen[:3]:
-        np.testing.assert_array_equal(batch["query_tokens"][0], next(batches)["query_tokens"][0])
+        np.testing.assert_array_equal(batch.queries[0].tokens, next(batches).queries[0].tokens)
 
     # Killed behind step 12, then resumed: the same losses and the same LoRA.
     again = dataclasses.replace(config, out=str(tmp_path / "again"))
-    steps = train_run.Watch.record
+    steps = loop.Watch.record
 
     def dies(self, step, *rest):
         if step == 15:
             raise KeyboardInterrupt
         steps(self, step, *rest)
 
-    monkeypatch.setattr(train_run.Watch, "record", dies)
+    monkeypatch.setattr(loop.Watch, "record", dies)
     with pytest.raises(KeyboardInterrupt):
         train_lora(again, progress=False)
-    monkeypatch.setattr(train_run.Watch, "record", steps)
+    monkeypatch.setattr(loop.Watch, "record", steps)
     with pytest.raises(OutputError, match="--resume"):
         train_lora(again, progress=False)
     rest = train_lora(again, resume=True, progress=False)
@@ -128,7 +134,7 @@ def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pai
     found = train_lora(config, progress=False)
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
-    ((tokens,), (mask,), (wanted,)) = (batch[name] for name in QUERY_ARRAYS)
+    tokens, mask, wanted = (getattr(batch.queries[0], name) for name in NAMES)
     logits = forward(edge, tokens[:, :-1], mask[:, :-1])
     logprobs = np.asarray(jax.nn.log_softmax(logits))
     picked = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
@@ -169,7 +175,7 @@ def job_of(config, monkeypatch):
     def stop(job, **_):
         raise Stop(job)
 
-    monkeypatch.setattr(lora_module, "run", stop)
+    monkeypatch.setattr(loop, "run", stop)
     with pytest.raises(Stop) as stopped:
         train_lora(config, progress=False)
     return stopped.value.args[0]
@@ -182,9 +188,9 @@ def test_the_loss_is_that_of_the_saved_lora(experiment, pair, tmp_path, monkeypa
     batch, rng = next(iter(job.batches)), np.random.default_rng(0)
     lora = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape), job.state.trained)
     lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, job.state.trained))
-    lora_module._save(tmp_path / "lora", lora, config, edge)
+    lora_module.save_lora(tmp_path / "lora", lora, config, edge)
     pool, card = read_lora(tmp_path / "lora", edge)
-    ((tokens,), (mask,), (wanted,)) = (batch[name] for name in QUERY_ARRAYS)
+    tokens, mask, wanted = (getattr(batch.queries[0], name) for name in NAMES)
     targets, mask, wanted = tokens[:, 1:, None], mask[:, :-1], wanted[:, 1:]
     bare, ours = (
         -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets, axis=-1)[..., 0]
@@ -218,5 +224,5 @@ def test_rows_that_do_not_divide_over_devices(experiment):
     config = experiment(data={"prompts_per_batch": 3, "queries_per_prompt": 1})
     with pytest.raises(ConfigError, match="3 rows does not divide over 8 devices"):
         train_lora(config, progress=False)
-    with pytest.raises(ConfigError, match="a LoRA begins without"):
+    with pytest.raises(ConfigError, match="lora always begins afresh"):
         train_lora(experiment(init="a/generator"), progress=False)

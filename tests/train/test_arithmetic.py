@@ -6,6 +6,7 @@ import pytest
 
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.config import GeneratorConfig, MeshConfig
+from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.models.presets import SHAPES, with_layers
 from lorage_jax.sharding import make_mesh
 from lorage_jax.train import arithmetic
@@ -24,10 +25,8 @@ def test_step_flops(edge, combine):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     step, arguments, _ = step_program(cloud, edge, mesh, generator=generator, **sizes)
     walked = 2 * matmul_macs(step.trace(*arguments).jaxpr)
-    batch = {
-        "prompt_tokens": (np.zeros(sizes["prompts"], np.int32),),
-        "query_tokens": (np.zeros(sizes["queries"], np.int32),),
-    }
+    chunks = (host_rows(tokens=np.zeros(sizes[name], np.int32), mask=None) for name in sizes)
+    batch = Batch(*((rows,) for rows in chunks))
     counted = arithmetic.step_flops(generator, cloud, edge, batch)
     assert 0.995 < counted / walked < 1.0
 
@@ -38,13 +37,12 @@ def test_packed_rows_pay_for_their_own_pairs():
     generator = GeneratorConfig(combine="products")
 
     def flops(texts, packed):
-        size, batch = 120 // texts, {}
-        for whose, slots in (("prompt", 120), ("query", 120 + 1)):
-            text = np.minimum(np.arange(slots) // size, texts - 1)
-            whole = {"tokens": text, "text": text, "mask": text >= 0}
-            arrays = {f"{whose}_{name}": (np.stack([x, x]),) for name, x in whole.items()}
-            batch |= arrays if packed else {f"{whose}_tokens": arrays[f"{whose}_tokens"]}
-        return arithmetic.step_flops(generator, cloud, edge, batch)
+        size, chunks = 120 // texts, []
+        for slots in (120, 120 + 1):  # of a prompts' row, of a queries'
+            text = np.stack([np.minimum(np.arange(slots) // size, texts - 1)] * 2)
+            more = {"text": text} if packed else {}
+            chunks.append((host_rows(tokens=text, mask=text >= 0, **more),))
+        return arithmetic.step_flops(generator, cloud, edge, Batch(*chunks))
 
     assert flops(1, packed=True) == flops(1, packed=False)
     # One more text a row: its meta tokens and half the pairs.

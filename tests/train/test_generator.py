@@ -11,7 +11,7 @@ import lorage_jax as lg
 from lorage_jax.config import MeshConfig, Source
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.files.safetensors import read_tensors
-from lorage_jax.train.generator import train
+from lorage_jax.methods.training import train
 from lorage_jax.train.watch import Watch, read_logs
 from tests.tiny import make_generator, make_tiny
 
@@ -218,11 +218,11 @@ def test_first_loss_is_the_base_models(experiment):
     cloud, edge = lg.load_model(config.cloud), lg.load_model(config.edge)
     batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
     model = AutoModelForCausalLM.from_pretrained(config.edge).eval()
-    tokens = torch.tensor(batch["query_tokens"][0], dtype=torch.long)
-    labels = tokens.masked_fill(~torch.tensor(batch["loss_mask"][0]), -100)
+    tokens = torch.tensor(batch.queries[0].tokens, dtype=torch.long)
+    labels = tokens.masked_fill(~torch.tensor(batch.queries[0].loss_mask), -100)
     with torch.no_grad():
         expected = model(
-            tokens, attention_mask=torch.tensor(batch["query_mask"][0]).long(), labels=labels
+            tokens, attention_mask=torch.tensor(batch.queries[0].mask).long(), labels=labels
         ).loss
     assert loss == pytest.approx(float(expected), rel=1e-4)
 

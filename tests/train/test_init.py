@@ -9,7 +9,8 @@ import pytest
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.store import save_generator
-from lorage_jax.train.generator import train
+from lorage_jax.methods.training import train
+from lorage_jax.train import loop
 from tests.tiny import make_generator
 
 
@@ -31,7 +32,7 @@ def test_a_run_begins_with_the_parts_of_init(experiment, begun, monkeypatch):
     def stop(job, **_):
         raise Stop(job)
 
-    monkeypatch.setattr(generator, "run", stop)
+    monkeypatch.setattr(loop, "run", stop)
     with pytest.raises(Stop) as stopped:
         train(experiment(init=str(folder), generator={"dropout": 0.2}), progress=False)
     job = stopped.value.args[0]

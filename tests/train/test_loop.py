@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from lorage_jax.config import MeshConfig
+from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.errors import ConfigError, DataError, OutputError
+from lorage_jax.methods.training import train
 from lorage_jax.sharding import make_mesh
-from lorage_jax.train.generator import train
 from lorage_jax.train.loop import _check_ids, check_divides, check_run_folder
 
 
@@ -44,7 +45,10 @@ def test_the_folder_of_a_run(tmp_path):
 
 
 def test_ids_of_every_chunk_are_in_the_table():
-    sizes = {"prompt_tokens": ("cloud", 60)}
-    _check_ids({"prompt_tokens": (np.array([[3, 59]]), np.array([[0]]))}, sizes)
+    def chunks(*rows):
+        return Batch(tuple(host_rows(tokens=np.array([ids]), mask=None) for ids in rows), ())
+
+    sizes = {"prompts": ("cloud", 60)}
+    _check_ids(chunks([3, 59], [0]), sizes)
     with pytest.raises(DataError, match=r"cloud's tokenizer gives id 60, .* 0 to 59"):
-        _check_ids({"prompt_tokens": (np.array([[3, 59]]), np.array([[60]]))}, sizes)
+        _check_ids(chunks([3, 59], [60]), sizes)

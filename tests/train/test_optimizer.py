@@ -12,10 +12,9 @@ from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.models.leaves import Leaf, initialise, model_leaves
 from lorage_jax.models.presets import plain_decoder
-from lorage_jax.sharding import ShardingRules, make_mesh, replicated, tree_shardings
-from lorage_jax.train import pretrain
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
-from lorage_jax.train.state import moment_shardings, state_shardings
+from lorage_jax.train.state import abstract_state, moment_shardings, shardings
 
 EDGE = plain_decoder(
     "llama", vocab_size=40, width=16, layers=2, heads=4, kv_heads=2, ffn_width=24, tied_head=True
@@ -124,7 +123,7 @@ def test_moments_lie_where_their_parameters_do(kind):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     places = tree_shardings(leaves, ShardingRules(), mesh)
     optimizer = make_optimizer(OptimizerConfig(kind=kind, warmup_steps=1), 10, leaves)
-    moments = moment_shardings(leaves, places, optimizer, mesh)
+    moments = moment_shardings(leaves, places, optimizer, Layout(mesh, ShardingRules()))
     state = optimizer.init(initialise(leaves, jax.random.key(0)))
     assert jax.tree.structure(moments) == jax.tree.structure(state)
     found = {}
@@ -135,15 +134,10 @@ def test_moments_lie_where_their_parameters_do(kind):
 
 
 def test_every_trainers_moments_are_sharded():
-    mesh, rules = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), ShardingRules()
-    config = GeneratorConfig()
-    leaves = trained_leaves(config, EDGE, EDGE)
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, leaves)
-    state = state_shardings(config, EDGE, EDGE, optimizer, mesh, rules)
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, model_leaves(EDGE))
-    pretrained = pretrain._shardings(EDGE, optimizer, mesh, rules)
-    for name in ("mu", "nu"):
-        assert optax.tree.get(state.optimizer, name) == state.trained
-        assert optax.tree.get(pretrained.optimizer, name) == pretrained.params
-    for places in (state.trained, pretrained.params):
-        assert not all(place.is_fully_replicated for place in jax.tree.leaves(places))
+    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), ShardingRules())
+    for leaves in (trained_leaves(GeneratorConfig(), EDGE, EDGE), model_leaves(EDGE)):
+        optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, leaves)
+        state = shardings(abstract_state(leaves, {}, optimizer, layout))
+        for name in ("mu", "nu"):
+            assert optax.tree.get(state.optimizer, name) == state.trained
+        assert not all(place.is_fully_replicated for place in jax.tree.leaves(state.trained))

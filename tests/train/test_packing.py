@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorage_jax.data.documents import Document, rows
+from lorage_jax.config import Corpus, PretrainConfig, Source
+from lorage_jax.data.batches import Batch
+from lorage_jax.data.documents import Document, pack_documents
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.train.pretrain import ARRAYS, packed_loss
+from lorage_jax.train.pretrain import pretrain_loss, target_weight
 
 WEIGHT = 0.25
 ASKED = (("bird cat tree", "tree"), ("a b", "b"), ("red sun", "the sun"))
@@ -65,20 +67,34 @@ def plain_loss(params, config, tokens, mask, targets, weights):
     return jnp.sum(nll * weights) / weights.sum()
 
 
+def packed_loss(params, model, batch, prompt_weight):
+    """(the loss that pretraining minimises, that of answers and prose alone)"""
+    config = PretrainConfig(
+        model=model,
+        out="",
+        corpora=(Corpus(Source("x"), documents=1, rows=1),),
+        steps=100,
+        prompt_weight=prompt_weight,
+        remat="none",
+    )
+    batch = jax.tree.map(jnp.asarray, Batch((), batch.queries))
+    found = pretrain_loss(config, model)(params, {}, {}, batch, None)
+    return found.nll / target_weight(batch, prompt_weight), found.metrics["answer_loss"]
+
+
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma2"])
 def test_packed_rows_have_the_loss_of_their_texts(tiny, variant):
     """Sliding windows of 6 tokens included (qwen2, gemma2); gradients for gemma2."""
     model = load_model(tiny(variant)[0])
     texts = documents()
-    packed = rows(model.tokenizer, texts, 2, 180)
-    assert packed["truncated"] == 0 and packed["text"].max() > 0  # several texts in a row
-    batch = {name: jnp.asarray(packed[name]) for name in ARRAYS}
+    batch = pack_documents(model.tokenizer, texts, 2, 180)
+    (packed,) = batch.queries
+    assert batch.truncated == 0 and packed.text.max() > 0  # several texts in a row
     apart = one_by_one(model.tokenizer, texts)
-    assert (packed["loss_mask"] & packed["answer_mask"]).sum() == (apart[-1] == 1).sum()
-    decoder = Decoder(model.config)
+    assert (packed.loss_mask & packed.answer_mask).sum() == (apart[-1] == 1).sum()
 
     def ours(params):
-        return packed_loss(params, batch, decoder, WEIGHT)[0]
+        return packed_loss(params, model.config, batch, WEIGHT)[0]
 
     def plain(params):
         return plain_loss(params, model.config, *apart)
@@ -100,10 +116,8 @@ def test_packed_rows_have_the_loss_of_their_texts(tiny, variant):
 
 def test_answers_alone(tiny):
     model = load_model(tiny("llama")[0])
-    packed = rows(model.tokenizer, documents(), 2, 180)
-    batch = {name: jnp.asarray(packed[name]) for name in ARRAYS}
-    decoder = Decoder(model.config)
-    loss, answers = jax.jit(lambda p: packed_loss(p, batch, decoder, 0.0))(model.params)
+    batch = pack_documents(model.tokenizer, documents(), 2, 180)
+    loss, answers = jax.jit(lambda p: packed_loss(p, model.config, batch, 0.0))(model.params)
     assert loss == answers
     *apart, weights = one_by_one(model.tokenizer, documents())
     wanted = plain_loss(model.params, model.config, *apart, np.where(weights == 1, 1.0, 0.0))

@@ -14,8 +14,8 @@ import pytest
 from lorage_jax.config import MeshConfig
 from lorage_jax.errors import Preempted
 from lorage_jax.files.safetensors import read_tensors
+from lorage_jax.methods.training import train
 from lorage_jax.train.checkpoint import Checkpoints
-from lorage_jax.train.generator import train
 from lorage_jax.train.watch import Watch
 from tests.processes import finish, start, write_experiment
 

@@ -10,7 +10,7 @@ import pytest
 
 import lorage_jax as lg
 from lorage_jax.config import MeshConfig, Source
-from lorage_jax.train.generator import train
+from lorage_jax.methods.training import train
 from tests.processes import finish, start, write_experiment
 
 # On the second host a file of the same name holds something else.

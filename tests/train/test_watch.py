@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.train import watch
 from lorage_jax.train.watch import Watch, read_logs
 
@@ -12,12 +13,8 @@ from lorage_jax.train.watch import Watch, read_logs
 def batch(tokens, truncated):
     """Two chunks of prompts and one of queries, with `tokens` real tokens each."""
     mask = np.arange(8) < tokens
-    return {
-        "prompt_mask": (mask, mask),
-        "query_mask": mask,
-        "loss_mask": mask,
-        "truncated": np.array(truncated),
-    }
+    rows = host_rows(tokens=mask, mask=mask, loss_mask=mask)
+    return Batch((rows, rows), (rows,), truncated=truncated)
 
 
 def metrics(step):
