@@ -1,7 +1,7 @@
 """Several processes as one: joining them, failing together, and gathering what they hold.
 
-JAX runs one process a host (TPU) or one a GPU, each with its own devices; every process runs the
-same program, and process 0 alone writes and prints. A process that dies takes the others down
+JAX runs one process per host (TPU) or one per GPU, each with its own devices; every process runs
+the same program, and process 0 alone writes and prints. A process that dies takes the others down
 within HEARTBEAT seconds.
 """
 
@@ -25,19 +25,27 @@ LEAVING = 20  # seconds that a process waits at its end for the others
 JOINING = 300  # seconds until all processes must have come
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num-processes", "--process-id")
-# How many processes a launcher started. One is no cluster: JAX would hide all devices but the first
+# How many processes a launcher started. One is not a cluster, and JAX would hide all its devices
+# but the first.
 LAUNCHED = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# The same of what this process is part of, not of what the user may yet start.
+# The same for the step that this process is part of, not for what the user may yet start.
 STARTED = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def initialise(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others, before any backend is made; alone, does nothing.
+    """Joins this process to the others, before JAX makes a backend; does nothing if it is alone.
 
-    What is not given comes from VARIABLES, else from what JAX knows of TPU pods (Cloud and GKE),
-    SLURM and Open MPI. ConfigError when these say half of it, or the others do not come.
+    Arguments that are None come from VARIABLES, else from what JAX finds out about TPU pods (Cloud
+    and GKE), SLURM and Open MPI.
+
+    Args:
+        coordinator: HOST:PORT of process 0, reachable from every host.
+        num_processes: how many processes there are.
+        process_id: the number of this one, from 0.
+
+    Raises ConfigError when only some of these are known, or the others do not come in time.
     """
     if jax.distributed.is_initialized():
         return
@@ -45,23 +53,25 @@ def initialise(
     if given is None and not _may_be_cluster():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    settings = {"cluster_detection_method": "deactivate"} if given else {}
+    address, count, number = given or (None, None, None)
     try:
         jax.distributed.initialize(
-            *(given or ()),
+            coordinator_address=address,
+            num_processes=count,
+            process_id=number,
+            cluster_detection_method="deactivate" if given else None,
             initialization_timeout=JOINING,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LEAVING,
-            **settings,
         )
     except (ValueError, OSError):
         if given:
             raise
-        # JAX found no cluster, or TPUs without anybody to ask: this process is alone.
+        # JAX found no cluster, or TPUs without a metadata server: this process is alone.
     except RuntimeError as error:
         if not given and "must be called before" in str(error):
-            return  # a session that has used JAX already; JAX asks this before all else
-        where = f"process {given[2]} of {given[1]} at {given[0]}" if given else "this process"
+            return  # a session that has used JAX already; JAX checks this before all else
+        where = f"process {number} of {count} at {address}" if given else "this process"
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
             f"{where} could not join the others: {reason}. Start all processes with the same "
@@ -70,9 +80,9 @@ def initialise(
 
 
 def alone(command: str) -> None:
-    """ConfigError where a launcher started several processes of a command that runs in one.
+    """Raises ConfigError if a launcher started several processes of a command that runs in one.
 
-    Each would do all of it, and write into the others' folder.
+    Each would do all of the work, and write into the others' folder.
     """
     env = os.environ
     counts = {name: env.get(name, "1") for name in STARTED}
@@ -85,24 +95,27 @@ def alone(command: str) -> None:
             )
 
 
-def _given(*flags: Any) -> tuple[str, int, int] | None:
-    """(address of process 0, processes, which one this is), by flags or variables; None: neither.
+def _given(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int] | None:
+    """(address of process 0, number of processes, number of this one), from flags or variables.
 
-    JAX's own address variable alone is left to JAX.
+    None if neither gives them; JAX's own address variable alone is left to JAX.
     """
+    flags = (coordinator, num_processes, process_id)
     found = [
-        flag if flag is not None else os.environ.get(name)
+        os.environ.get(name, "") if flag is None else str(flag)
         for flag, name in zip(flags, VARIABLES, strict=True)
     ]
-    if found[1] is None and found[2] is None and flags[0] is None:
+    if not found[1] and not found[2] and coordinator is None:
         return None
     for value, flag, name in zip(found, FLAGS, VARIABLES, strict=True):
-        if value is None:
+        if not value:
             raise ConfigError(
                 f"{flag} (or {name}) is missing; several processes need {', '.join(FLAGS)}, all "
                 "three: the address HOST:PORT of process 0, how many there are, and which this is."
             )
-    address, numbers = str(found[0]), found[1:]
+    address, *numbers = found
     if not address.rpartition(":")[2].isdecimal() or not address.rpartition(":")[0]:
         raise ConfigError(f"the coordinator is {address!r}; expected HOST:PORT of process 0.")
     try:
@@ -117,7 +130,7 @@ def _given(*flags: Any) -> tuple[str, int, int] | None:
 
 
 def _may_be_cluster() -> bool:
-    """Whether JAX should look for one. A lone pod of Kubernetes is none, unless it has TPUs."""
+    """True if JAX should look for a cluster; a lone pod of Kubernetes without TPUs is not one."""
     env = os.environ
     for name in LAUNCHED:
         if name in env:
@@ -128,21 +141,21 @@ def _may_be_cluster() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """True in the one process that writes and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Until every process is here."""
+    """Waits until every process has come here; `name` is the same in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one process finds wrong, all raise: none waits for one that has left.
+    """If one process fails, all raise, so none hangs in a collective.
 
-    No collective may run inside.
+    The others raise LorageError with the first one's message. No collective may run inside.
     """
     if jax.process_count() == 1:
         yield
@@ -152,19 +165,18 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    told = gather_texts("" if error is None else str(error) or type(error).__name__)
+    messages = gather_texts("" if error is None else str(error) or type(error).__name__)
     if error is not None:
         raise error
-    for number, message in enumerate(told):
+    for number, message in enumerate(messages):
         if message:
-            raise LorageError(f"process {number} of {len(told)} stopped: {message}")
+            raise LorageError(f"process {number} of {len(messages)} stopped: {message}")
 
 
 def check_same(what: dict[str, Any], advice: str) -> None:
-    """ConfigError, naming fields and process, unless every process brings the same values."""
-    texts = {name: repr(value) for name, value in what.items()}
-    told = [gather_texts(text) for text in texts.values()]
-    for name, values in zip(texts, told, strict=True):
+    """Raises ConfigError, naming field and process, unless all processes have the same values."""
+    gathered = {name: gather_texts(repr(value)) for name, value in what.items()}
+    for name, values in gathered.items():
         for number, value in enumerate(values):
             if value != values[0]:
                 raise ConfigError(
@@ -174,7 +186,7 @@ def check_same(what: dict[str, Any], advice: str) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """OutputError when a process does not see what process 0 writes to `folder`."""
+    """Raises OutputError if a process does not see what process 0 writes to `folder`."""
     if jax.process_count() == 1:
         return
     probe = ""
@@ -198,7 +210,7 @@ def check_shared(folder: Path) -> None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The text of every process, by their numbers."""
+    """The texts of all processes, in the order of their numbers; all must call."""
     data = np.frombuffer(text.encode(), np.uint8)
     if jax.process_count() == 1:
         return [text]
@@ -210,12 +222,15 @@ def gather_texts(text: str) -> list[str]:
 
 
 def spread(rows: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process holds whole, each device fed its own part."""
+    """Spreads an array that every process holds whole; each device gets its own part."""
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def to_host(tree: Any) -> Any:
-    """Whole numpy arrays of a tree spread over the processes, leaf by leaf; all must call."""
+    """Gathers a tree that is spread over the processes, leaf by leaf, as whole numpy arrays.
+
+    All processes must call; with one process the tree is returned as it is.
+    """
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)

@@ -8,15 +8,20 @@ from lorage_jax.errors import ConfigError
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No launcher's variables; tells whether JAX was asked to join."""
+    """No launcher's variables are set; records what JAX was asked to join, None for a search."""
     launchers = (*distributed.LAUNCHED, *distributed.STARTED, "TPU_WORKER_HOSTNAMES")
     for name in (*distributed.VARIABLES, *launchers, "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     asked = []
+
+    def initialize(**settings):
+        place = [settings[name] for name in ("coordinator_address", "num_processes", "process_id")]
+        found = settings["cluster_detection_method"] is None
+        assert found is (place == [None, None, None])
+        asked.append(None if found else tuple(place))
+
     monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(
-        distributed.jax.distributed, "initialize", lambda *args, **_: asked.append(args)
-    )
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
     return asked
 
 
@@ -57,7 +62,7 @@ def test_half_a_cluster_is_refused(alone, flags, says):
 
 def test_flags_before_variables_before_what_jax_finds(alone, monkeypatch):
     distributed.initialise()
-    assert alone.pop() == ()  # JAX looks for a TPU pod
+    assert alone.pop() is None  # JAX looks for a TPU pod
     for name, count in (("SLURM_NTASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1")):
         with monkeypatch.context() as patch:
             patch.setenv(name, count)
@@ -65,7 +70,7 @@ def test_flags_before_variables_before_what_jax_finds(alone, monkeypatch):
             assert not alone
             patch.setenv(name, "2")
             distributed.initialise()
-            assert alone.pop() == ()
+            assert alone.pop() is None
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "x")
     distributed.initialise()
     assert not alone

@@ -14,7 +14,7 @@ and an object that are both seen in others, in seen wordings.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -223,7 +223,7 @@ def posterior(turn: Turn, user: str) -> dict[str, float]:
     request, whatever it is.
     """
     able = [dialect for dialect in DIALECTS if turn.user(dialect) == user]
-    masses: Counter[str] = Counter()
+    masses: dict[str, float] = defaultdict(float)
     for dialect in able:
         masses[turn.target(dialect, True)] += SERVED / len(able)
         masses[turn.target(dialect, False)] += (1 - SERVED) / len(able)

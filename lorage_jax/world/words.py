@@ -185,13 +185,17 @@ def find(system: str) -> TextPrompt | None:
     The order of the sentences, capitals and spaces do not matter. Samples are not read.
     """
     parts = _parts()
-    sentences = [" ".join(text.lower().split()) for text in system.split(".")]
-    found = [parts.get(text) for text in sentences if text]
+    sentences = [text for text in map(_plain, system.split(".")) if text]
+    found = [parts[text] for text in sentences if text in parts]
     kinds = {kind: [p for p in found if p in kind] for kind in (OPERATIONS, STYLES, FORMATS)}
     operations, styles, formats = kinds.values()
-    if None in found or len(operations) != 1 or len(styles) > 1 or len(formats) != 1:
+    if len(found) < len(sentences) or len(operations) != 1 or len(styles) > 1 or len(formats) != 1:
         return None
     return TextPrompt(system, Task(operations[0], styles[0] if styles else PLAIN, formats[0]))
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(sentence.lower().split())
 
 
 @cache
