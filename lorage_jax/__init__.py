@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from lorage_jax.generator.store import save_generator as save_generator
     from lorage_jax.hf.export import export_merged as export_merged
     from lorage_jax.hf.load import load_model as load_model
+    from lorage_jax.infer.forward import forward as forward
     from lorage_jax.infer.generate import generate as generate
     from lorage_jax.methods.training import train as train
     from lorage_jax.models.model import Model as Model
-    from lorage_jax.models.model import forward as forward
 
 _HOMES = {
     "LorageError": "errors",
     "Model": "models.model",
-    "forward": "models.model",
+    "forward": "infer.forward",
     "load_model": "hf.load",
     "export_merged": "hf.export",
     "export_adapter": "generator.adapter",

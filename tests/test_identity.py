@@ -14,7 +14,7 @@ from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.model import forward
+from lorage_jax.infer.forward import forward
 from tests.tiny import FAMILIES, make_generator, padded_batch, torch_logits
 
 PROMPTS = ["You are a pirate.", "Answer yes or no.", "Translate into French: one word only."]

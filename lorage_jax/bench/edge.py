@@ -8,7 +8,8 @@ import numpy as np
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
+from lorage_jax.generator.pool import make_pool, pool_leaves
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import random_model

@@ -16,9 +16,10 @@ from lorage_jax.files.outputs import MANIFEST, check_target, new_folder, write_m
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.merge import merge_weights
-from lorage_jax.generator.pool import Pool, assemble, assembled_rank
+from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.hf import tables
 from lorage_jax.hf.export import ffn_tensors
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-adapter/1"

@@ -15,6 +15,8 @@ import numpy as np
 
 from lorage_jax.errors import OutputError, WeightsError
 from lorage_jax.files.outputs import write_file
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
 
 FORMAT = "lorage-card/1"
 FIELDS = {
@@ -41,7 +43,7 @@ class Card:
     generator: str  # fingerprint of the trained parts and their cloud
     edge: str  # fingerprint of the edge's weights
     about: dict[str, Any] = field(default_factory=dict)
-    pool: Any = field(default=None, repr=False)
+    pool: Pool | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON, beside and renamed. Refuses an existing file."""
@@ -69,7 +71,7 @@ class Card:
             "about": self.about,
         }
 
-    def check(self, edge: Any, pool: Any) -> None:
+    def check(self, edge: Model, pool: Pool) -> None:
         """Raises WeightsError unless this card was made by `pool`'s generator for `edge`."""
         if self.generator != pool.generator:
             raise WeightsError(

@@ -26,9 +26,9 @@ from lorage_jax.generator.adapter import export_adapter, load_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import MergeReport, merge_with_report
-from lorage_jax.generator.pool import Pool
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model, stored_dtype
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model, forward
 
 OUTPUTS = ("card", "adapter", "merged")
@@ -164,7 +164,8 @@ def _logits(
 ) -> Float[np.ndarray, "1 T V"]:
     """Logits in float32, whatever the dtype of the weights."""
     wide = model.replace(params=jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
-    return np.asarray(forward(wide, tokens, gates=card, pool=pool))
+    gates = None if card is None else jnp.asarray(card.gates)[None]
+    return np.asarray(forward(wide, tokens, gates=gates, pool=pool))
 
 
 def _transformers_logits(

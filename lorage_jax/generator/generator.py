@@ -27,9 +27,10 @@ from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
-from lorage_jax.generator.pool import Pool, make_pool, pool_leaves
+from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.models.decoder import Branches
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model

@@ -19,7 +19,8 @@ from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.pool import PROJECTIONS, Pool, assemble, assembled_rank
+from lorage_jax.generator.pool import PROJECTIONS, assemble, assembled_rank
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 LAYERWISE_BYTES = GIB  # larger FFN weights are merged layer by layer, to save memory

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,30 +16,10 @@ from jaxtyping import Array, Float
 
 from lorage_jax import ops
 from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 
 PROJECTIONS = ("gate", "up", "down")
-
-
-@flax.struct.dataclass
-class Pool:
-    """The experts with what it takes to combine them."""
-
-    experts: dict[str, Any]  # projection: {"a", "b"}; arrays, or what jax maps over them
-    combine: str = flax.struct.field(pytree_node=False)
-    scale: float = flax.struct.field(pytree_node=False)  # alpha / R
-    scope: str = flax.struct.field(pytree_node=False)
-    generator: str = flax.struct.field(pytree_node=False, default="")  # fingerprint, once trained
-
-    @property
-    def count(self) -> int:
-        """E."""
-        return self.experts["gate"]["a"].shape[-3]
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.experts["gate"]["a"].shape[-1]
 
 
 def make_pool(experts: dict[str, Any], config: GeneratorConfig, generator: str = "") -> Pool:

@@ -21,11 +21,13 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
 from lorage_jax.models.cache import Cache, new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.model import Model, row_gates
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
 
 CHUNK = 8  # tokens between two looks at the text
 
@@ -53,8 +55,8 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
-    gates: Any = None,
-    pool: Any = None,
+    gates: Gates | None = None,
+    pool: Pool | None = None,
     stream: Callable[[int, str], Any] | None = None,
 ) -> str | list[str]:
     """The continuation of one prompt, or of each of a list, without the prompt itself.
@@ -98,15 +100,15 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    gates: Any = None,
-    pool: Any = None,
+    gates: Gates | None = None,
+    pool: Pool | None = None,
     watch: Watch | None = None,
 ) -> list[list[int]]:
     """`generate` on token ids: the new ids of every row, without the eos that ended it."""
     _check(model, rows, max_new_tokens)
     if not rows:
         return []
-    pool, gates = row_gates(model, gates, pool, len(rows))
+    pool, weights = row_gates(model, gates, pool, len(rows))
     tokens, mask = left_pad(rows, bucket(max(map(len, rows))))
     ends = eos_ids(model)
     controls = sampling_of(sampling).operands() | {
@@ -116,7 +118,7 @@ def generate_tokens(
     size = bucket(max_new_tokens)
     limit = max_new_tokens if watch is None else min(CHUNK, max_new_tokens)
     cache, progress = _start(
-        model.config, size, model.params, tokens, mask, controls, pool, gates, np.int32(limit)
+        model.config, size, model.params, tokens, mask, controls, pool, weights, np.int32(limit)
     )
     outputs: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
@@ -136,7 +138,7 @@ def generate_tokens(
             return outputs
         limit = min(step + CHUNK, max_new_tokens)
         cache, progress = _continue(
-            model.config, model.params, cache, progress, controls, pool, gates, np.int32(limit)
+            model.config, model.params, cache, progress, controls, pool, weights, np.int32(limit)
         )
 
 
@@ -173,7 +175,7 @@ def _decode(
     cache: Cache,
     progress: Progress,
     controls: dict[str, Any],
-    pool: Any,
+    pool: Pool | None,
     gates: Array | None,
     limit: Int[Array, ""],
 ) -> tuple[Cache, Progress]:
@@ -198,7 +200,7 @@ def _next_logits(
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | None,
     cache: Cache,
-    pool: Any,
+    pool: Pool | None,
     gates: Array | None,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Logits behind the last of `tokens`, and the cache with their keys and values."""

@@ -22,8 +22,11 @@ from lorage_jax.buckets import bucket
 from lorage_jax.config import MeshConfig, ModelConfig
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.files.journal import Journal, request_key
+from lorage_jax.generator.card import Card
+from lorage_jax.infer.gates import Gates, RowGates, row_gates
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
-from lorage_jax.models.model import Model, row_gates
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.sharding import MESH_AXES, ShardingRules, make_mesh
 
@@ -65,8 +68,8 @@ def score(
     model: Model,
     requests: Sequence[Request],
     *,
-    gates: Any = None,
-    pool: Any = None,
+    gates: Gates | None = None,
+    pool: Pool | None = None,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
     label: str = "scoring",
@@ -131,7 +134,7 @@ def fit(
     return kept[:-asked], kept[-asked:], len(kept) < len(whole)
 
 
-def identity(model: Model, pool: Any = None) -> str:
+def identity(model: Model, pool: Pool | None = None) -> str:
     """What decides a model's answers beside its input: weights, config, dtype, adapter, experts."""
     card = model.card
     merged = "" if card is None else request_key(card.generator, np.asarray(card.gates).tobytes())
@@ -149,11 +152,11 @@ def place_beside(tree: Any, model: Model) -> Any:
     return _placed(tree, _mesh(model.params))
 
 
-def _distinct(gates: Any, count: int) -> tuple[list[Any] | None, list[int]]:
+def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, list[int]]:
     """Gates without repeats, and which of them each of `count` requests uses."""
     if gates is None:
         return None, [0] * count
-    if hasattr(gates, "gates") or np.ndim(gates) == 2:
+    if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim == 2):
         return [gates], [0] * count
     gates = list(gates)
     if len(gates) != count:
@@ -217,7 +220,9 @@ def _read(row: Row, logprobs: np.ndarray, likeliest: np.ndarray) -> Iterator[tup
 class _Runner:
     """Rows to arrays to the device: the compiled program with the model's weights."""
 
-    def __init__(self, model: Model, pool: Any, gates: np.ndarray | None, batch_tokens: int):
+    def __init__(
+        self, model: Model, pool: Pool | None, gates: np.ndarray | None, batch_tokens: int
+    ):
         mesh = _mesh(model.params)
         self.params, self.pool = _placed(model.params, mesh), _placed(pool, mesh)
         self.gates, self.batch_tokens = gates, batch_tokens

@@ -29,9 +29,10 @@ from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.merge import merge
-from lorage_jax.generator.pool import PROJECTIONS, Pool, expert_leaves
+from lorage_jax.generator.pool import PROJECTIONS, expert_leaves
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register
 from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll

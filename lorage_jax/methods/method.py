@@ -35,8 +35,8 @@ from jax.sharding import NamedSharding
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.pool import Pool
 from lorage_jax.infer.score import place_beside
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 _REGISTRY: dict[str, type[Method]] = {}

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.cache import Cache
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.layer import Context, Layer, LayerInputs
 from lorage_jax.models.leaves import model_leaves
@@ -77,7 +78,7 @@ class Decoder(nn.Module):
         mask: Bool[Array | np.ndarray, "B S"] | None = None,
         *,
         gates: Float[Array, "B *T L E"] | None = None,
-        pool: Any = None,
+        pool: Pool | None = None,
         adapters: dict[str, dict[str, Array]] | None = None,
         adapter_scale: float = 0.0,
         suffix: Float[Array, "M D"] | None = None,
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
         return branches.index is None and (suffix is None or not any(self.config.sliding))
 
     def _layer_inputs(
-        self, gates: Array | None, pool: Any, adapters: dict[str, Any] | None
+        self, gates: Array | None, pool: Pool | None, adapters: dict[str, Any] | None
     ) -> LayerInputs:
         config = self.config
         return LayerInputs(
@@ -171,7 +172,9 @@ class Decoder(nn.Module):
             adapters=adapters,
         )
 
-    def _layers(self, pool: Any, adapter_scale: float, collect: int, flash: bool) -> nn.Module:
+    def _layers(
+        self, pool: Pool | None, adapter_scale: float, collect: int, flash: bool
+    ) -> nn.Module:
         """All layers as one scan over their stacked parameters."""
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
         scanned = nn.scan(
@@ -198,7 +201,7 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B T"],
-        pool: Any,
+        pool: Pool | None,
         cache: Cache | None,
         branches: Branches | None,
     ) -> tuple[Context, Cache | None]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.batches import Rows
 from lorage_jax.generator.losses import frozen_head_nll
-from lorage_jax.generator.pool import Pool
 from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import model_leaves
 
 

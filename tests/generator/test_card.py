@@ -1,6 +1,7 @@
 """Cards: exact, small, and refused when damaged or foreign."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 
 from lorage_jax.errors import OutputError, WeightsError
 from lorage_jax.generator.card import Card, card_from_dict, load_card
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
+from lorage_jax.models.presets import plain_decoder
 
 PRINTS = ("sha256:" + "a" * 64, "sha256:" + "b" * 64)
 
@@ -110,25 +114,21 @@ def test_nothing_there(tmp_path):
             load_card(path)
 
 
-class Edge:
-    fingerprint, source = PRINTS[1], "edge-folder"
-
-    class config:
-        layers = 28
-
-
-class Pool:
-    generator, count = PRINTS[0], 8
+class Edge(Model):
+    fingerprint = PRINTS[1]
 
 
 def test_check():
-    make_card().check(Edge, Pool)
+    sizes = {"width": 2, "layers": 28, "heads": 1, "kv_heads": 1, "ffn_width": 2}
+    edge = Edge(plain_decoder("llama", vocab_size=9, **sizes), {}, None, Path("edge-folder"))
+    pool = Pool({"gate": {"a": np.zeros((28, 8, 2, 1))}}, "factors", 1.0, "per_layer", PRINTS[0])
+    make_card().check(edge, pool)
     foreign = Card(make_card().gates, "sha256:" + "d" * 64, PRINTS[1])
     with pytest.raises(WeightsError, match="made by generator sha256:dddd"):
-        foreign.check(Edge, Pool)
+        foreign.check(edge, pool)
     foreign = Card(make_card().gates, PRINTS[0], "sha256:" + "d" * 64)
     with pytest.raises(WeightsError, match="edge-folder"):
-        foreign.check(Edge, Pool)
+        foreign.check(edge, pool)
     for card in (make_card(layers=27), make_card(experts=4)):
         with pytest.raises(WeightsError, match=r"expected \(28, 8\)"):
-            card.check(Edge, Pool)
+            card.check(edge, pool)

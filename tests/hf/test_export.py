@@ -18,7 +18,7 @@ from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.model import forward
+from lorage_jax.infer.forward import forward
 from lorage_jax.sharding import make_mesh
 from tests.tiny import VOCAB, make_generator, make_tiny, padded_batch, torch_logits
 

@@ -17,11 +17,11 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
+from lorage_jax.infer.forward import forward
 from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.model import forward
 from lorage_jax.sharding import make_mesh
 from tests.tiny import FAMILIES, make_tiny
 

@@ -14,8 +14,8 @@ from lorage_jax.files.journal import Journal
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import score as module
+from lorage_jax.infer.forward import forward
 from lorage_jax.infer.score import Score, fit, place, score
-from lorage_jax.models.model import forward
 from lorage_jax.sharding import make_mesh
 from tests.tiny import FAMILIES, make_generator, random_card
 

@@ -19,9 +19,9 @@ from lorage_jax.config import (
 from lorage_jax.data.pipeline import make_dataset
 from lorage_jax.errors import ConfigError, OutputError, TrainingError, WeightsError
 from lorage_jax.hf.load import load_model
+from lorage_jax.infer.forward import forward
 from lorage_jax.methods import lora as lora_module
 from lorage_jax.methods.lora import Lora, load_lora, read_lora
-from lorage_jax.models.model import forward
 from lorage_jax.train import experiment as run
 from lorage_jax.train import loop
 from lorage_jax.train.experiment import train_method

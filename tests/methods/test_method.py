@@ -11,10 +11,10 @@ from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.load import load_model
+from lorage_jax.infer.forward import forward
 from lorage_jax.methods import lora_gen as lora_gen_module
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import METHODS, Method, get_method, register
-from lorage_jax.models.model import forward
 from tests.tiny import make_generator, padded_batch
 
 PROMPTS = ["Say it twice.", "Shout."]

@@ -13,11 +13,11 @@ from transformers.models.llama import modeling_llama
 from lorage_jax import ops
 from lorage_jax.config import RopeScaling
 from lorage_jax.hf.load import load_model
+from lorage_jax.infer.forward import forward
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.families import FAMILIES as FACTS
 from lorage_jax.models.layer import Layer, LayerInputs
-from lorage_jax.models.model import forward
 from tests.tiny import (
     FAMILIES,
     LINEAR_ROPE,
