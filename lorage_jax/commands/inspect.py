@@ -13,7 +13,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
-from lorage_jax.generator.store import FORMAT, TENSORS, load_generator, read_values
+from lorage_jax.generator.store import GENERATOR, TENSORS, load_generator, read_values
 from lorage_jax.nano import generator_folder
 from lorage_jax.report.explain import to_text
 from lorage_jax.report.pictures import expert_heatmap, gate_heatmap, gate_text
@@ -86,7 +86,7 @@ def _generator(path: Path) -> dict[str, Any]:
     for name, array in tensors.items():
         part = ".".join(name.split(".")[:2])
         sizes[part] = sizes.get(part, 0) + array.size
-    print(f"{FORMAT}  {values['fingerprint']}")
+    print(f"{GENERATOR.format}  {values['fingerprint']}")
     for role in ("cloud", "edge"):
         place = values[role].get("path") or values[role].get("relative", "(not recorded)")
         print(f"{role:6}{place}  {values[role]['fingerprint'][:19]}...")

@@ -34,7 +34,8 @@ from lorage_jax.config import (
 )
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import DataError
-from lorage_jax.files.outputs import check_target, new_folder, write_manifest
+from lorage_jax.files.manifest import write_manifest
+from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.deploy import deploy
 from lorage_jax.generator.generator import Generator, prompt_tokens, specialize

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lorage_jax.commands.options import Report
-from lorage_jax.files.outputs import check_target, new_folder, write_manifest
+from lorage_jax.files.manifest import write_manifest
+from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.report.build import build
 from lorage_jax.report.inputs import read_inputs
 from lorage_jax.report.render import to_html, to_markdown

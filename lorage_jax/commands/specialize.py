@@ -8,7 +8,8 @@ from typing import Any
 from lorage_jax.commands.options import Specialize
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
-from lorage_jax.files.outputs import check_target, new_folder, write_manifest
+from lorage_jax.files.manifest import write_manifest
+from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.deploy import OUTPUTS, DeployReport, deploy
 from lorage_jax.generator.store import (
     check_identity,

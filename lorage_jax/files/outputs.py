@@ -1,14 +1,13 @@
-"""Safe outputs: a folder or file appears whole at its place, or not at all.
+"""Safe outputs: a folder or file appears complete at its path, or not at all.
 
-Everything is written to a hidden sibling and renamed at the end. A folder of ours carries
+Everything is written to a hidden sibling, then renamed into place. A folder of ours carries
 `lorage.json` with the list of its files; only such a folder, holding nothing else, is ever
-replaced. Nothing that a user put somewhere is deleted.
+replaced. Nothing that a user put there is deleted.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import secrets
@@ -16,17 +15,14 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lorage_jax.errors import OutputError, listed
-
-MANIFEST = "lorage.json"
+from lorage_jax.files.manifest import written_files
 
 _log = logging.getLogger(__name__)
 
-# What to do about it, by errno. Other OSErrors are not about the place and pass unchanged.
+# Advice by errno. Other OSErrors are not about the path and pass unchanged.
 _FULL = "Free some space there or choose another place."
 _DENIED = "Choose a place that you may write to, or change its permissions."
 _HINTS = {
@@ -47,10 +43,10 @@ _HINTS = {
 
 
 def check_target(target: str | Path, overwrite: bool) -> None:
-    """Whether `new_folder(target)` may write there. Call it before long work.
+    """Raises OutputError unless `new_folder(target)` may write there. Call it before long work.
 
-    Raises OutputError: a file, link or full folder is there, it is not one of ours, or the
-    place cannot be written.
+    Refused are a file, a link, a full folder that is not ours or not to be overwritten, and a path
+    that cannot be written.
     """
     target = _absolute(target)
     with _clear_errors(target):
@@ -68,7 +64,7 @@ def check_target(target: str | Path, overwrite: bool) -> None:
                 f"{target} exists and is not empty. Choose another folder or, if lorage_jax wrote "
                 "this one, pass --overwrite (Python: overwrite=True)."
             )
-        strangers = _strangers(target, _manifest(target))
+        strangers = _strangers(target, written_files(target))
         if not os.access(target, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
         if strangers:
@@ -82,8 +78,8 @@ def check_target(target: str | Path, overwrite: bool) -> None:
 def new_folder(target: str | Path, *, overwrite: bool) -> Iterator[Path]:
     """Yields a temporary sibling of `target` to fill; renames it to `target` at the end.
 
-    On any exception the temporary folder, and only that, is removed. A folder that shall be
-    replaceable later needs `write_manifest` as the last step inside. Raises OutputError.
+    On any exception only the temporary folder is removed. A folder that may be replaced later needs
+    `write_manifest` as the last step inside. Raises OutputError.
     """
     target = _absolute(target)
     check_target(target, overwrite)
@@ -94,25 +90,15 @@ def new_folder(target: str | Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             yield temporary
             _sync_tree(temporary)
-            check_target(target, overwrite)  # the work was long: somebody may have come first
+            check_target(target, overwrite)  # another process may have written it meanwhile
             _move_in(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def write_manifest(folder: Path, payload: dict[str, Any]) -> None:
-    """Writes `lorage.json`: payload, `files` (relative names, itself included), `lorage_jax`."""
-    reserved = {"files", "lorage_jax"} & set(payload)
-    if reserved:
-        raise ValueError(f"payload must not hold {sorted(reserved)}: they are filled in here.")
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    content = {**payload, "lorage_jax": _version(), "files": sorted(files | {MANIFEST})}
-    write_file(folder / MANIFEST, json.dumps(content, indent=2) + "\n", overwrite=True)
-
-
 def check_file(path: str | Path, overwrite: bool) -> None:
-    """Whether `write_file(path)` may write there. Raises OutputError."""
+    """Raises OutputError unless `write_file(path)` may write there."""
     path = _absolute(path)
     with _clear_errors(path):
         mode = _mode(path)
@@ -156,7 +142,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _mode(path: Path) -> int | None:
-    """What is at `path`, links not followed; None for nothing. A name too long is an OSError."""
+    """Mode of `path`, links not followed; None if nothing is there."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -173,23 +159,8 @@ def _check_ancestors(target: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(ancestor))
 
 
-def _manifest(folder: Path) -> set[str]:
-    """The files that lorage_jax wrote into `folder`, by its manifest."""
-    path = folder / MANIFEST
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        if not all(isinstance(name, str) for name in files):
-            raise TypeError
-        return set(files)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise OutputError(
-            f"{folder} exists and has no usable {MANIFEST}, so lorage_jax did not write it and "
-            "will not replace it. Choose another folder."
-        ) from None
-
-
 def _strangers(folder: Path, files: set[str]) -> list[str]:
-    """What `folder` holds beyond `files`: other files, links, other kinds, empty folders."""
+    """Contents of `folder` beyond `files`: other files, links, other kinds, empty folders."""
     found = []
     for root, folders, names in os.walk(folder):
         here = Path(root)
@@ -204,7 +175,7 @@ def _strangers(folder: Path, files: set[str]) -> list[str]:
 
 
 def _sibling(target: Path, kind: str) -> Path:
-    """A new empty folder beside `target`. Not mkdtemp: mkdir gives the umask's permissions."""
+    """A new empty sibling of `target`; mkdir and not mkdtemp, to apply the umask."""
     while True:
         path = target.parent / f".{target.name[:50]}.{kind}-{secrets.token_hex(4)}"
         try:
@@ -215,12 +186,12 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def _move_in(temporary: Path, target: Path) -> None:
-    """Renames into place; an old folder of ours steps aside first and comes back on failure."""
+    """Renames into place; an old folder of ours is set aside first and restored on failure."""
     if not target.exists() or not any(target.iterdir()):
         temporary.rename(target)  # takes the place of an empty folder, too
         _sync(target.parent)
         return
-    files = _manifest(target)
+    files = written_files(target)
     aside = _sibling(target, "old")
     try:
         target.rename(aside)
@@ -265,7 +236,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """fsync, where delayed writes report a full disk. Some file systems do not know it."""
+    """fsync, so that delayed writes report a full disk; some file systems do not support it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -278,10 +249,10 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _clear_errors(target: Path, temporary: Path | None = None) -> Iterator[None]:
-    """An OSError about the place becomes one OutputError; other errors pass.
+    """Turns an OSError about the target into an OutputError; other errors pass.
 
-    A write reports no file name. With a name, the error must be about a path of ours: a source
-    that cannot be read is not a fault of the output.
+    Errors of a write carry no file name. One with a name must be about a path of ours: an
+    unreadable source is not a fault of the output.
     """
     try:
         yield
@@ -298,10 +269,3 @@ def _clear_errors(target: Path, temporary: Path | None = None) -> Iterator[None]
             f"Cannot write {target}: {os.strerror(error.errno)}{at}. "
             f"{_HINTS[error.errno]} What was there before is unchanged."
         ) from error
-
-
-def _version() -> str:
-    try:
-        return metadata.version("lorage_jax")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"

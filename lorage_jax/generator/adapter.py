@@ -12,7 +12,8 @@ import numpy as np
 
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import WeightsError
-from lorage_jax.files.outputs import MANIFEST, check_target, new_folder, write_manifest
+from lorage_jax.files.manifest import stored, write_manifest
+from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.merge import merge_weights
@@ -134,10 +135,10 @@ def _rank_and_scale(folder: Path) -> tuple[int, float]:
 
 
 def _check_base(folder: Path, edge: Model) -> None:
-    """An adapter of ours says which weights it was made for."""
-    try:
-        ours = json.loads((folder / MANIFEST).read_text("utf-8"))["base"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    """Raises WeightsError if the adapter is one of ours, made for other weights."""
+    base = stored(folder).get("base")
+    ours = base.get("fingerprint") if isinstance(base, dict) else None
+    if not isinstance(ours, str):
         return
     if ours != edge.fingerprint:
         raise WeightsError(

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-card/1"
-FIELDS = {
-    "generator": str,
-    "edge": str,
-    "layers": int,
-    "experts": int,
-    "gates": list,
-    "about": dict,
-}
+CARD = Kind(
+    FORMAT,
+    "a card",
+    "a card file, or a folder that lorage_jax exported",
+    {"generator": str, "edge": str, "layers": int, "experts": int, "gates": list, "about": dict},
+)
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 COLLAPSED = 0.9  # a layer whose router gives one expert more than this share has collapsed
 
@@ -94,13 +93,16 @@ def _short(fingerprint: str) -> str:
 
 
 def load_card(path: str | Path) -> Card:
-    """Reads a card file, or the card inside a folder that lorage_jax exported."""
+    """Reads a card file, or the card inside a folder that lorage_jax exported.
+
+    Raises WeightsError if there is none, or if it is damaged.
+    """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("card.json", "lorage.json") if (path / name).exists()]
+        found = [path / name for name in ("card.json", MANIFEST) if (path / name).exists()]
         if not found:
             raise WeightsError(
-                f"a card does not exist in {path}; expected card.json, or an export's lorage.json."
+                f"a card does not exist in {path}; expected card.json, or an export's {MANIFEST}."
             )
         path = found[0]
     try:
@@ -115,17 +117,10 @@ def load_card(path: str | Path) -> Card:
 
 
 def card_from_dict(values: Any, where: str) -> Card:
-    """The inverse of `Card.to_dict`. WeightsError when the values are no card of this format."""
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise WeightsError(f"{where} is not a card: expected format {FORMAT!r}, found {found!r}.")
-    values = {"about": {}} | values
-    for name, kind in FIELDS.items():
-        if not isinstance(values.get(name), kind):
-            found = repr(values[name])[:80] if name in values else "missing"
-            raise WeightsError(
-                f"{where} is a damaged card: {name} is {found}; expected {kind.__name__}."
-            )
+    """The inverse of `Card.to_dict`. Raises WeightsError if `values` is not a card."""
+    if isinstance(values, dict):
+        values = {"about": {}} | values
+    values = CARD.check(values, where)
     layers, experts, rows = values["layers"], values["experts"], values["gates"]
     try:
         if len(rows) != layers or layers < 1 or not 1 <= experts <= MOST_EXPERTS:

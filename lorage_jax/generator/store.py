@@ -7,7 +7,6 @@ itself and absolute, and their fingerprints, which loading checks.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, LorageError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.outputs import new_folder, write_manifest
+from lorage_jax.files.manifest import Kind, check_fields, write_manifest
+from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
@@ -32,12 +32,27 @@ from lorage_jax.models.model import Model
 from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import ShardingRules
 
-FORMAT = "lorage-generator/1"
 TENSORS = "generator.safetensors"
-# What lorage.json holds; `cloud` and `edge` in turn.
-FIELDS = {"fingerprint": str, "generator": dict, "dtype": str, "cloud": dict, "edge": dict}
-FIELDS |= {"templates": int, "about": dict}
-ROLE_FIELDS = {"fingerprint": str, "relative": str, "path": str}
+GENERATOR = Kind(
+    "lorage-generator/1",
+    "a generator",
+    "a folder that `lorage train` wrote",
+    {
+        "fingerprint": str,
+        "generator": dict,
+        "dtype": str,
+        "cloud": dict,
+        "edge": dict,
+        "templates": int,
+        "about": dict,
+        "cloud.fingerprint": str,
+        "edge.fingerprint": str,
+        "edge.config": dict,
+    },
+)
+PATHS: dict[str, type] = {  # optional
+    f"{role}.{name}": str for role in ("cloud", "edge") for name in ("relative", "path")
+}
 
 
 def save_generator(
@@ -58,7 +73,7 @@ def save_generator(
     with new_folder(target, overwrite=overwrite) as temporary:
         save(temporary / TENSORS, {k: np.asarray(v) for k, v in arrays.items()}, {})
         values = {
-            "format": FORMAT,
+            "format": GENERATOR.format,
             "fingerprint": generator.fingerprint,
             "generator": to_dict(generator.config),
             "templates": TEMPLATE_VERSION,
@@ -87,38 +102,17 @@ def _paths(source: Path | None, target: Path) -> dict[str, str]:
 
 
 def read_values(folder: str | Path) -> dict[str, Any]:
-    """The `lorage.json` of a generator folder."""
+    """The `lorage.json` of a generator folder. Raises WeightsError."""
     folder = generator_folder(Path(folder))
-    path = folder / "lorage.json"
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is not a folder; expected one that `lorage train` wrote.")
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{folder} holds no lorage.json; expected a generator folder, as `lorage train` writes."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise WeightsError(f"{folder} is not a generator ({FORMAT}); it says {found!r}.")
-    _check_fields(path, values, FIELDS)
-    for role in ("cloud", "edge"):
-        _check_fields(path, {"relative": "", "path": ""} | values[role], ROLE_FIELDS, f"{role}.")
-    _check_fields(path, values["edge"], {"config": dict}, "edge.")
+    values = GENERATOR.read(folder)
+    recorded = {name: kind for name, kind in PATHS.items() if _has(values, name)}
+    check_fields(folder, values, recorded)
     return values
 
 
-def _check_fields(
-    path: Path, values: dict[str, Any], fields: dict[str, type], of: str = ""
-) -> None:
-    for name, kind in fields.items():
-        if not isinstance(values.get(name), kind):
-            found = json.dumps(values[name])[:80] if name in values else "missing"
-            raise WeightsError(
-                f"{path} is damaged: {of}{name} is {found}; expected {kind.__name__}."
-            )
+def _has(values: dict[str, Any], name: str) -> bool:
+    role, inside = name.split(".")
+    return inside in values[role]
 
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
@@ -176,8 +170,9 @@ def load_generator(
     source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
     source = source if isinstance(source, Model) else Path(source)
     check_identity(source, values, "cloud")
-    model = source
-    if isinstance(source, Path):
+    if isinstance(source, Model):
+        model = source
+    else:
         model = load_model(source, dtype or values["dtype"], mesh, rules)
     leaves = {
         "trained": trained_leaves(config, model.config, edge),

@@ -19,7 +19,8 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.outputs import MANIFEST, check_target, new_folder, write_manifest
+from lorage_jax.files.manifest import stored, write_manifest
+from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
@@ -110,11 +111,8 @@ def export_merged(
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether `export_merged` wrote this folder."""
-    try:
-        return json.loads((folder / MANIFEST).read_text("utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+    """True if `export_merged` wrote this folder."""
+    return stored(folder).get("format") == FORMAT
 
 
 def ffn_tensors(config: ModelConfig) -> Iterator[tuple[str, str, int, tables.Row]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lorage_jax.files.outputs import new_folder, write_manifest
+from lorage_jax.files.manifest import write_manifest
+from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import INDEX, SINGLE, save
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import to_hf_config

@@ -11,7 +11,6 @@ The folder: `lora.safetensors` (arrays of the pool) and `lorage.json` (rank, alp
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint_arrays
-from lorage_jax.files.outputs import MANIFEST, new_folder, write_manifest
+from lorage_jax.files.manifest import Kind, write_manifest
+from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
@@ -39,9 +39,13 @@ from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training
 from lorage_jax.train.step import Loss, LossFn
 
-FORMAT = "lorage-lora/1"
 TENSORS = "lora.safetensors"
-FIELDS = {"rank": int, "alpha": int | float, "edge": str}
+LORA = Kind(
+    "lorage-lora/1",
+    "a LoRA for all tasks",
+    "the `lora` folder of a run",
+    {"rank": int, "alpha": int | float, "edge": str},
+)
 
 
 @register
@@ -108,7 +112,7 @@ def load_lora(folder: str | Path, edge: Model) -> Model:
 def read_lora(folder: str | Path, edge: Model) -> tuple[Pool, Card]:
     """The LoRA as a pool of one expert, and the card that opens it in every layer, unmerged."""
     folder = Path(folder)
-    values = _values(folder)
+    values = LORA.read(folder)
     if values["edge"] != edge.fingerprint:
         raise WeightsError(
             f"{folder} was trained for the edge model {values['edge'][:19]}..., not for "
@@ -136,27 +140,10 @@ def save_lora(folder: Path, lora: dict[str, Any], config: ExperimentConfig, edge
     with new_folder(folder, overwrite=True) as temporary:
         save(temporary / TENSORS, {k: np.asarray(v) for k, v in flatten(lora).items()}, {})
         values = {
-            "format": FORMAT,
+            "format": LORA.format,
             "rank": config.generator.rank,
             "alpha": config.generator.alpha,
             "edge": edge.fingerprint,
             "about": {"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
         }
         write_manifest(temporary, values)
-
-
-def _values(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{folder} holds no LoRA ({error}); expected the `lora` folder of a run."
-        ) from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise WeightsError(f"{folder} is not a multitask LoRA ({FORMAT}); it says {found!r}.")
-    for name, kind in FIELDS.items():
-        if not isinstance(values.get(name), kind):
-            raise WeightsError(f"{path} is damaged: {name} is {values.get(name)!r}.")
-    return values

@@ -8,13 +8,12 @@ import pytest
 
 from lorage_jax.errors import OutputError
 from lorage_jax.files import outputs as folder_module
+from lorage_jax.files.manifest import MANIFEST, write_manifest
 from lorage_jax.files.outputs import (
-    MANIFEST,
     check_file,
     check_target,
     new_folder,
     write_file,
-    write_manifest,
 )
 
 

@@ -161,7 +161,7 @@ def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pai
     )
     with pytest.raises(WeightsError):
         load_lora(found.folder, edge)
-    with pytest.raises(WeightsError, match="holds no LoRA"):
+    with pytest.raises(WeightsError, match="expected the `lora` folder of a run"):
         load_lora(tmp_path, edge)
 
 
