@@ -1,21 +1,45 @@
 """The protocol of methods: the registry finds them, each prepares prompts and places itself."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorage_jax.errors import ConfigError
+from lorage_jax.config import DataConfig, ExperimentConfig, OptimizerConfig, Source
+from lorage_jax.errors import ConfigError, TrainingError
+from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.journal import Journal
-from lorage_jax.generator.generator import specialize
+from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.generator import flatten, specialize
+from lorage_jax.generator.merge import merge
+from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods import lora_gen as lora_gen_module
 from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.methods.method import METHODS, Method, get_method, register
+from lorage_jax.methods.method import (
+    METHODS,
+    Conditioning,
+    Method,
+    Placement,
+    get_method,
+    register,
+)
+from lorage_jax.methods.training import train
+from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.leaves import Leaf
+from lorage_jax.train.edge_loss import query_nll
+from lorage_jax.train.experiment import Trainable, Trained, Training
+from lorage_jax.train.step import Loss
 from tests.tiny import make_generator, padded_batch
+from tests.train.test_generator import interrupt_at
 
 PROMPTS = ["Say it twice.", "Shout."]
 
@@ -110,3 +134,113 @@ def test_lora_gen_cuts_a_prompt_only_when_asked(edge, generator, tmp_path):
     assert loaded.generator.fingerprint == generator.fingerprint
     with pytest.raises(ConfigError, match="folder of a generator"):
         LoraGen.load(edge)
+
+
+# A method of its own, in this file alone: one vector per layer of the edge opens a single expert.
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class OneExpert(Method, Trainable):
+    """A LoRA of rank 1 without prompts, whose strength per layer is trained too."""
+
+    name: ClassVar[str] = "one_expert"
+    what: ClassVar[str] = "a LoRA of rank 1 with a trained strength per layer"
+    result: ClassVar[str] = "one_expert"
+    frozen: ClassVar[tuple[str, ...]] = ("edge",)
+
+    trained: dict
+
+    @classmethod
+    def load(cls, edge, source=None):
+        leaves = cls.leaves(edge.config)
+        shapes = {name: leaf.shape for name, leaf in flatten(leaves).items()}
+        arrays = read_tensors(source / "arrays.safetensors", shapes)
+        tree = jax.tree.structure(leaves)
+        return cls(jax.tree.unflatten(tree, [jnp.asarray(arrays[name]) for name in sorted(shapes)]))
+
+    def prepare(self, prompts):
+        return [Conditioning()] * len(prompts)
+
+    def place(self, edge, rows):
+        pool = self.pool(self.trained, edge.fingerprint)
+        gates = np.asarray(self.trained["strength"])
+        return Placement(merge(edge, pool, Card(gates, pool.generator, edge.fingerprint)))
+
+    @staticmethod
+    def leaves(edge):
+        strength = Leaf((edge.layers, 1), ("layers", "experts"), "ones")
+        return {"pool": expert_leaves(edge, 1, 1, "per_layer"), "strength": strength}
+
+    @staticmethod
+    def pool(trained, identity=""):
+        return Pool(trained["pool"], "factors", 1.0, "per_layer", identity)
+
+    @classmethod
+    def training(cls, config, models, layout):
+        decoder = Decoder(models["edge"], remat=config.remat, layout=layout)
+        prompts = config.data.prompts_per_batch // config.optimizer.accumulate
+
+        def loss(trained, statistics, frozen, micro, key):
+            gates = jnp.broadcast_to(trained["strength"], (prompts, *trained["strength"].shape))
+            pool = cls.pool(trained)
+            return Loss(query_nll(decoder, frozen["edge"], pool, gates, micro.queries, key))
+
+        return Training(cls.leaves(models["edge"]), loss)
+
+    @classmethod
+    def finish(cls, config, models, trained, statistics):
+        arrays = flatten(trained)
+
+        def write(folder):
+            folder.mkdir()
+            save(folder / "arrays.safetensors", arrays, {})
+
+        return Trained(fingerprint_arrays(arrays), write)
+
+
+def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_path, monkeypatch):
+    """Through the registry, the one step and the one loop: no other file knows of it."""
+    config = ExperimentConfig(
+        cloud=str(pair[0]),
+        edge=str(pair[1]),
+        out=str(tmp_path / "whole"),
+        method="one_expert",
+        data=DataConfig(
+            (Source("synthetic", "synthetic", name="words"),),
+            prompts_per_batch=8,
+            queries_per_prompt=1,
+            max_prompt_tokens=64,
+            max_query_tokens=64,
+            min_bucket=64,
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=1),
+        steps=6,
+        dtype="float32",
+        remat="none",
+        save_every=3,
+    )
+    whole = train(config, progress=False)
+    assert whole.folder == tmp_path / "whole" / "one_expert"
+    assert whole.losses[-1][1] < whole.losses[0][1]
+
+    half = dataclasses.replace(config, out=str(tmp_path / "half"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(half, progress=False)
+    rest = train(half, resume=True, progress=False)
+    assert rest.first_step == 3 and rest.losses == whole.losses[3:]
+    assert rest.fingerprint == whole.fingerprint
+    with pytest.raises(TrainingError, match='method: saved "one_expert", now null'):
+        train(dataclasses.replace(half, method=None), resume=True, progress=False)
+
+    method = get_method("one_expert").load(edge, rest.folder)
+    placed = method.place(edge, method.prepare(PROMPTS))
+    tokens, mask = padded_batch(rows=2)
+    moved = np.asarray(forward(placed.model, tokens, mask) - forward(edge, tokens, mask))
+    assert np.abs(moved[mask]).max() > 1e-3
+    with pytest.raises(ConfigError, match="bare has nothing to train; expected lora, lora_gen, on"):
+        train(dataclasses.replace(config, method="bare"), progress=False)
+    with pytest.raises(ConfigError, match="one_expert always begins afresh"):
+        train(dataclasses.replace(half, out=str(tmp_path / "a"), init="some"), progress=False)
