@@ -8,9 +8,7 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.files.manifest import MANIFEST, Kind, stored, write_manifest
 
 FIELDS = {"size": int, "edge": dict, "edge.a": str}
-KIND = Kind(
-    "lorage-x/1", "an x", "a folder that y wrote", {"size": int, "edge": dict, "edge.a": str}
-)
+KIND = Kind("lorage-x/1", "an x", "a folder of y", FIELDS)
 GOOD = {"format": "lorage-x/1", "size": 3, "edge": {"a": "b"}}
 
 
