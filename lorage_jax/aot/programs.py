@@ -21,7 +21,7 @@ from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch, Rows
-from lorage_jax.generator.generator import _specialize, trained_leaves
+from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import _compiled
 from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
@@ -139,7 +139,7 @@ def specialize_program(setting: Setting) -> Program:
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     length = bucket(config.data.max_prompt_tokens)
     rows = NamedSharding(setting.mesh, PartitionSpec(setting.rules.batch))
-    trace = functools.partial(_specialize.trace, config.generator, cloud)
+    trace = functools.partial(compiled_gates.trace, config.generator, cloud)
     return _program(
         "specialize",
         trace,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.generator.generator import _specialize, trained_leaves
+from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import _assemble, _compiled
 from lorage_jax.generator.pool import PROJECTIONS, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
@@ -35,7 +35,7 @@ def cloud_program(
 
     The trained parts are float32.
     """
-    return _specialize.trace(
+    return compiled_gates.trace(
         generator,
         cloud,
         structs(model_leaves(cloud), dtype),

@@ -11,7 +11,7 @@ import numpy as np
 from lorage_jax.bench.timing import in_turn, largest_spread
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.generator.generator import _specialize, trained_leaves
+from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.presets import random_model
@@ -43,7 +43,7 @@ def bench_specialize(
     tokens, mask = left_pad(ids.tolist(), bucket(instruction_tokens))
 
     def gates(rows: slice) -> Any:
-        return _specialize(
+        return compiled_gates(
             generator, cloud, model.params, trained, running, tokens[rows], mask[rows]
         )
 

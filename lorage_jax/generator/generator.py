@@ -12,29 +12,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.data.batches import Rows
 from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.meta_tokens import adapter_leaves, meta_leaf, read_prompts
+from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
-from lorage_jax.models.decoder import Branches
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +65,13 @@ class Generator:
     def pool(self) -> Pool:
         """The experts, marked with this generator's fingerprint."""
         return make_pool(self.trained["pool"], self.config, self.fingerprint)
+
+
+class Parts(NamedTuple):
+    """Everything trained of a generator, and its running statistics."""
+
+    trained: dict[str, Any]
+    statistics: dict[str, Any]
 
 
 def trained_leaves(
@@ -101,63 +107,38 @@ def new_trained(
 
 
 def prompt_gates(
-    config: GeneratorConfig,
-    cloud: ModelConfig,
-    cloud_params: dict[str, Any],
-    trained: dict[str, Any],
-    statistics: dict[str, Any],
-    tokens: Sequence[Int[Array, "_ _"]],
-    mask: Sequence[Bool[Array, "_ _"]],
-    *,
-    remat: str,
-    key: jax.Array | None,
-    layout: Layout | None,
-    texts: Branches | None = None,
-    each: int = 1,
+    reader: CloudReader,
+    params: dict[str, Any],
+    parts: Parts,
+    prompts: Prompts,
+    key: jax.Array | None = None,
 ) -> tuple[Float[Array, "P L E"], dict[str, Any]]:
-    """Left-padded prompts, in chunks [p, S] of their own lengths, to gates; a cloud pass a chunk.
+    """Gates of P prompts, and the running statistics after them.
 
-    Or with `texts`, one chunk whose rows hold `each` prompts one behind the other.
+    Passing `key` selects training mode: dropout, batch statistics, Gumbel noise; the statistics are
+    then those after all chunks together.
 
-    A `key` means training: dropout, batch statistics, Gumbel noise; also returned are the running
-    statistics after this batch, all chunks together.
+    Args:
+        reader: how the cloud reads.
+        params: the cloud's frozen parameters.
+        parts: trained parts and running statistics of a generator.
+        prompts: the P prompts.
+        key: random bits of this batch.
     """
     dropout_key, gumbel_key = (None, None) if key is None else jax.random.split(key)
-    drops = dropout_key is not None and config.dropout > 0
-    hidden = [
-        read_prompts(
-            config,
-            cloud,
-            cloud_params,
-            trained["meta"],
-            trained["adapters"],
-            *chunk,
-            remat=remat,
-            dropout_key=jax.random.fold_in(dropout_key, i) if drops else None,
-            layout=layout,
-            texts=texts,
-            each=each,
-        )
-        for i, chunk in enumerate(zip(tokens, mask, strict=True))
-    ]
-    hidden, train = jnp.concatenate(hidden), key is not None
-    return route(config, trained["router"], statistics, hidden, train=train, key=gumbel_key)
+    drops = dropout_key if reader.config.dropout > 0 else None
+    hidden = reader.read(params, parts.trained, prompts, drops)
+    router = parts.trained["router"]
+    return route(
+        reader.config, router, parts.statistics, hidden, train=key is not None, key=gumbel_key
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _specialize(config, cloud, cloud_params, trained, statistics, tokens, mask):
-    return prompt_gates(
-        config,
-        cloud,
-        cloud_params,
-        trained,
-        statistics,
-        [tokens],
-        [mask],
-        remat="none",
-        key=None,
-        layout=None,
-    )[0]
+def compiled_gates(config, cloud, params, trained, statistics, tokens, mask):
+    """Gates [P, L, E] of left-padded prompts [P, S], one per row: the program of `specialize`."""
+    prompts = Prompts((Rows(tokens, mask),))
+    return prompt_gates(CloudReader(config, cloud), params, Parts(trained, statistics), prompts)[0]
 
 
 @overload
@@ -173,7 +154,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
     prompts = [prompt] if one else list(prompt)
     rows = [prompt_tokens(generator, p) for p in prompts]
     tokens, mask = left_pad(rows, bucket(max(map(len, rows), default=1)))
-    gates = _specialize(
+    gates = compiled_gates(
         generator.config,
         generator.cloud.config,
         generator.cloud.params,

@@ -6,14 +6,17 @@ the meta tokens before it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.data.batches import Rows
+from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.sharding import Layout
 
@@ -36,61 +39,101 @@ def adapter_leaves(config: GeneratorConfig, cloud: ModelConfig) -> dict[str, dic
     return leaves
 
 
-def read_prompts(
-    config: GeneratorConfig,
-    cloud: ModelConfig,
-    cloud_params: dict[str, Any],
-    meta: Float[Array, "L C"],
-    adapters: dict[str, Any],
-    tokens: Int[Array, "R S"],
-    mask: Bool[Array, "R S"],
-    *,
-    remat: str,
-    dropout_key: jax.Array | None,
-    layout: Layout | None,
-    texts: Branches | None = None,
-    each: int = 1,
-) -> Float[Array, "P L C"]:
-    """Hidden states at the meta positions of left-padded prompts.
+class Prompts(flax.struct.PyTreeNode):
+    """System prompts as the cloud reads them, padded on the left.
 
-    With `texts`, every row of `tokens` holds `each` prompts, one behind the other; the meta tokens
-    of all of them stand at its end.
-
-    Taken after the cloud's final norm, or at the output of layer `config.hidden_layer`.
-    `dropout_key` is given in training only.
+    Attributes:
+        chunks: rows of token ids, each chunk padded to its own length.
+        per_row: prompts in a row; more than 1 only if rows are packed.
     """
-    dropout = config.dropout if dropout_key is not None else 0
-    decoder = Decoder(cloud, remat=remat, dropout=dropout, layout=layout)
-    count = each * meta.shape[0]
-    collect = 0 if config.hidden_layer is None else count
-    output = decoder.apply(
-        {"params": cloud_params},
-        tokens,
-        mask,
-        adapters=adapters or None,
-        adapter_scale=config.cloud_alpha / config.cloud_rank if adapters else 0.0,
-        suffix=jnp.tile(meta, (each, 1)),
-        branches=None if texts is None else _with_meta(texts, mask, each, meta.shape[0]),
-        head=False,
-        collect=collect,
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
-    )
-    if output.layers is not None:
-        hidden = output.layers[config.hidden_layer]
-    else:
-        hidden = output.hidden[:, -count:]
-    return hidden.astype(jnp.float32).reshape(-1, *meta.shape)
+
+    chunks: tuple[Rows, ...]
+    per_row: int = flax.struct.field(pytree_node=False, default=1)
 
 
-def _with_meta(texts: Branches, mask: Bool[Array, "R S"], each: int, layers: int) -> Branches:
-    """The same rows with `layers` more slots behind them for every text, which go on from it."""
-    number = jnp.arange(each)
-    owned = mask[:, None] & (texts.text[:, None] == number[:, None])  # [R, each, S]
+@dataclass(frozen=True)
+class CloudReader:
+    """How the cloud reads prompts: hashable, so that it can be a static argument of a program.
+
+    Attributes:
+        config: switches of the generator.
+        cloud: the cloud's configuration.
+        remat: `full` computes activations again in the backward pass.
+        layout: sharding constraints; None leaves placement to XLA.
+    """
+
+    config: GeneratorConfig
+    cloud: ModelConfig
+    remat: str = "none"
+    layout: Layout | None = None
+
+    def read(
+        self,
+        params: dict[str, Any],
+        trained: dict[str, Any],
+        prompts: Prompts,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "P L C"]:
+        """Hidden states at the meta positions of every prompt, float32; one cloud pass per chunk.
+
+        They are taken after the cloud's final norm, or at the output of layer
+        `config.hidden_layer`.
+
+        Args:
+            params: the cloud's frozen parameters.
+            trained: `meta` [L, C] and `adapters` are used.
+            prompts: P prompts in all.
+            key: for dropout, in training only.
+        """
+        read = []
+        for i, rows in enumerate(prompts.chunks):
+            own = None if key is None else jax.random.fold_in(key, i)
+            read.append(self._chunk(params, trained, rows, prompts.per_row, own))
+        return jnp.concatenate(read)
+
+    def _chunk(
+        self,
+        params: dict[str, Any],
+        trained: dict[str, Any],
+        rows: Rows,
+        per_row: int,
+        key: jax.Array | None,
+    ) -> Float[Array, "p L C"]:
+        config, meta, adapters = self.config, trained["meta"], trained["adapters"]
+        dropout = config.dropout if key is not None else 0.0
+        decoder = Decoder(self.cloud, remat=self.remat, dropout=dropout, layout=self.layout)
+        count, layer = per_row * meta.shape[0], config.hidden_layer
+        output: Output = decoder.apply(
+            {"params": params},
+            rows.tokens,
+            rows.mask,
+            adapters=adapters or None,
+            adapter_scale=config.cloud_alpha / config.cloud_rank if adapters else 0.0,
+            suffix=jnp.tile(meta, (per_row, 1)),
+            branches=_with_meta(rows, per_row, meta.shape[0]),
+            head=False,
+            collect=0 if layer is None else count,
+            rngs={} if key is None else {"dropout": key},
+        )
+        if layer is not None and output.layers is not None:
+            hidden = output.layers[layer]
+        else:
+            assert output.hidden is not None
+            hidden = output.hidden[:, -count:]
+        return hidden.astype(jnp.float32).reshape(-1, *meta.shape)
+
+
+def _with_meta(rows: Rows, per_row: int, layers: int) -> Branches | None:
+    """Texts and positions of packed rows, with `layers` meta slots appended for every text."""
+    if rows.text is None or rows.positions is None:
+        return None
+    number = jnp.arange(per_row)
+    owned = rows.mask[:, None] & (rows.text[:, None] == number[:, None])  # [R, per_row, S]
     positions = jnp.sum(owned, axis=-1)[..., None] + jnp.arange(layers)
-    rows = mask.shape[0]
-    text = jnp.broadcast_to(jnp.repeat(number, layers), (rows, each * layers))
+    count = rows.mask.shape[0]
+    text = jnp.broadcast_to(jnp.repeat(number, layers), (count, per_row * layers))
     return Branches(
         None,
-        jnp.concatenate([texts.positions, positions.reshape(rows, -1)], axis=1),
-        jnp.concatenate([texts.text, text], axis=1),
+        jnp.concatenate([rows.positions, positions.reshape(count, -1)], axis=1),
+        jnp.concatenate([rows.text, text], axis=1),
     )

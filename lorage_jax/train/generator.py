@@ -13,12 +13,19 @@ from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
-from lorage_jax.generator.generator import Generator, new_trained, prompt_gates, trained_leaves
+from lorage_jax.generator.generator import (
+    Generator,
+    Parts,
+    new_trained,
+    prompt_gates,
+    trained_leaves,
+)
 from lorage_jax.generator.losses import expert_usage, squared_cv
+from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.generator.pool import make_pool
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.generator.store import load_generator, save_generator
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.arithmetic import step_flops
@@ -62,23 +69,13 @@ def generator_loss(
     """
     dropout = config.generator.dropout
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
+    reader = CloudReader(config.generator, cloud, config.remat, layout)
 
     def loss(trained, statistics, frozen, micro: Batch, key) -> Loss:
         gate_key, dropout_key = jax.random.split(key)
-        gates, statistics = prompt_gates(
-            config.generator,
-            cloud,
-            frozen["cloud"],
-            trained,
-            statistics,
-            [rows.tokens for rows in micro.prompts],
-            [rows.mask for rows in micro.prompts],
-            remat=config.remat,
-            key=gate_key,
-            layout=layout,
-            texts=_texts(micro),
-            each=config.data.prompts_per_row,
-        )
+        prompts = Prompts(micro.prompts, config.data.prompts_per_row)
+        parts = Parts(trained, statistics)
+        gates, statistics = prompt_gates(reader, frozen["cloud"], parts, prompts, gate_key)
         pool = make_pool(trained["pool"], config.generator)
         nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, dropout_key)
         cv = squared_cv(gates)
@@ -90,11 +87,6 @@ def generator_loss(
         return Loss(nll, statistics, config.generator.cv_weight * cv, metrics)
 
     return loss
-
-
-def _texts(micro: Batch) -> Branches | None:
-    rows = micro.prompts[0]
-    return None if rows.text is None else Branches(None, rows.positions, rows.text)
 
 
 def finished_generator(

@@ -13,14 +13,14 @@ CONFIG = plain_decoder("llama", layers=2, **SIZES)
 
 def test_many_prompts_are_specialised_in_one_call_and_one_by_one(monkeypatch):
     seen = []
-    original = specialize._specialize
+    original = specialize.compiled_gates
 
     def watched(*args):
         gates = original(*args)
         seen.append((args[-2].shape, int(args[-1].sum()), gates))
         return gates
 
-    monkeypatch.setattr(specialize, "_specialize", watched)
+    monkeypatch.setattr(specialize, "compiled_gates", watched)
     cloud = plain_decoder("llama", layers=1, **SIZES)
     result = specialize.bench_specialize(
         CONFIG, cloud, GeneratorConfig(), instruction_tokens=20, repeats=1, dtype="float32"

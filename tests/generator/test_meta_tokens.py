@@ -9,9 +9,9 @@ import pytest
 
 from lorage_jax.buckets import left_pad
 from lorage_jax.config import GeneratorConfig, MeshConfig
+from lorage_jax.data.batches import Rows
 from lorage_jax.data.packing import pack
-from lorage_jax.generator.meta_tokens import adapter_leaves, read_prompts
-from lorage_jax.models.decoder import Branches
+from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
@@ -44,14 +44,16 @@ def test_packed_prompts_are_read_as_alone(monkeypatch, hidden_layer, window, ker
     meta = jnp.asarray(rng.standard_normal((EDGE_LAYERS, 32)), jnp.float32)
     prompts = [rng.integers(0, 97, n).tolist() for n in (21, 3, 14, 9, 30, 1)]
 
-    def read(tokens, mask, **texts):
-        rest = {"remat": "none", "dropout_key": None, "layout": layout, **texts}
-        arrays = (jnp.asarray(tokens), jnp.asarray(mask))
-        return read_prompts(config, cloud, params, meta, adapters, *arrays, **rest)
+    reader = CloudReader(config, cloud, layout=layout)
+    trained = {"meta": meta, "adapters": adapters}
 
-    alone = read(*left_pad(prompts, 32))
+    def read(per_row, **arrays):
+        rows = Rows(**{name: jnp.asarray(x) for name, x in arrays.items()})
+        return reader.read(params, trained, Prompts((rows,), per_row))
+
+    tokens, mask = left_pad(prompts, 32)
+    alone = read(1, tokens=tokens, mask=mask)
     order, arrays = pack(prompts, 2, smallest=16, largest=200, pad=0)
-    texts = Branches(None, jnp.asarray(arrays["positions"]), jnp.asarray(arrays["text"]))
-    packed = read(arrays["tokens"], arrays["mask"], texts=texts, each=3)
+    packed = read(3, **arrays)
     assert packed.shape == (6, EDGE_LAYERS, 32) and np.abs(packed).max() > 0.5
     np.testing.assert_allclose(packed, alone[order.ravel()], atol=2e-5)
