@@ -65,7 +65,7 @@ def check_fields(where: str | Path, values: Mapping[str, Any], fields: Fields) -
         for key in path:
             inside = inside.get(key, {})
         if not isinstance(inside.get(last), kind):
-            found = json.dumps(inside[last])[:80] if last in inside else "missing"
+            found = repr(inside[last])[:80] if last in inside else "missing"
             expected = kind.__name__ if isinstance(kind, type) else kind
             raise WeightsError(f"{where} is damaged: {name} is {found}; expected {expected}.")
 

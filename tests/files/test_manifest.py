@@ -27,8 +27,8 @@ def test_a_manifest_is_read_with_its_files(tmp_path):
             {"format": "lorage-x/2"},
             "is not an x: expected format 'lorage-x/1', found 'lorage-x/2'.",
         ),
-        ({"size": "3"}, 'is damaged: size is "3"; expected int.'),
-        ({"edge": None}, "is damaged: edge is null; expected dict."),
+        ({"size": "3"}, "is damaged: size is '3'; expected int."),
+        ({"edge": None}, "is damaged: edge is None; expected dict."),
         ({"edge": {}}, "is damaged: edge.a is missing; expected str."),
     ],
 )
