@@ -35,6 +35,13 @@ class Instruction:
         found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
+    def callee(self, role: str) -> str:
+        """The computation named as `role`, which must be there."""
+        name = self.called(role)
+        if name is None:
+            raise ValueError(f"{self.opcode} {self.name} names no {role}")
+        return name
+
 
 @dataclass(frozen=True)
 class Computation:
@@ -153,8 +160,8 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known[1])
-    condition = module.computations[loop.called("condition")]
-    body = module.computations[loop.called("body")]
+    condition = module.computations[loop.callee("condition")]
+    body = module.computations[loop.callee("body")]
     test = condition.result
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
@@ -162,7 +169,10 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     end = _constant(limit)
     if end is None or counter is None or counter.opcode != "get-tuple-element":
         return None
-    index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+    found = re.search(r"index=(\d+)", counter.attributes)
+    if found is None:
+        return None
+    index = int(found[1])
     start = _constant(_element(caller, loop.operands[0], index))
     step = _step(_element(body, body.root, index), body)
     if start is None or not step:

@@ -81,14 +81,14 @@ def _traffic(module: Module, computation: Computation, chips_per_slice: int) -> 
     for one in computation.instructions.values():
         if one.opcode == "while":
             times = trip_count(module, computation, one)
-            loop = inner(one.called("body"))
+            loop = inner(one.callee("body"))
             total = total.plus(loop, 1 if times is None else times)
             total = total.plus(Traffic(unknown=times is None))
         elif one.opcode == "conditional":
             branches = [inner(name) for name in _branches(one)]
             total = total.plus(max(branches, key=lambda branch: branch.hbm))
         elif one.opcode == "call":
-            total = total.plus(inner(one.called("to_apply")))
+            total = total.plus(inner(one.callee("to_apply")))
         else:
             total = total.plus(Traffic(_hbm_bytes(module, computation, one)))
             for sent in _collectives(module, computation, one, chips_per_slice, chains):
@@ -100,7 +100,7 @@ def _branches(one: Instruction) -> list[str]:
     lists = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
     if lists:
         return [name.strip().lstrip("%") for name in lists[1].split(",")]
-    return [one.called("true_computation"), one.called("false_computation")]
+    return [one.callee("true_computation"), one.callee("false_computation")]
 
 
 # Between chips
@@ -140,7 +140,9 @@ def _collectives(
 def _between_slices(computation: Computation, one: Instruction, kind: str) -> Collective:
     """A collective of chips that have the same place in their slices, which their hosts run."""
     shape = computation.instructions[one.operands[0]].shape
-    slices = SLICES.search(one.attributes)[1]
+    found = SLICES.search(one.attributes)
+    assert found is not None  # by this it was told from others
+    slices = found[1]
     first, _, last = slices.partition(":")
     group = int(last) - int(first) + 1 if last else slices.count(",") + 1
     sent = round(array_bytes(shape) * _share(kind, group))
@@ -213,7 +215,7 @@ def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> in
 
 def _fusion_bytes(module: Module, computation: Computation, one: Instruction) -> int:
     """Operands of which slices are read count as those; what is updated in place, as the update."""
-    called, total = module.computations[one.called("calls")], 0
+    called, total = module.computations[one.callee("calls")], 0
     for number, name in enumerate(one.operands):
         whole = array_bytes(computation.instructions[name].shape, hbm_only=True)
         inside = called.parameter(number) if whole else None
@@ -223,8 +225,9 @@ def _fusion_bytes(module: Module, computation: Computation, one: Instruction) ->
     parts = result.operands if result.opcode == "tuple" else (called.root,)
     for name, (size, in_hbm) in zip(parts, arrays(one.shape), strict=False):
         part = called.source(name)
-        updates = part is not None and part.opcode == "dynamic-update-slice"
-        total += in_hbm * (_size(called, part.operands[1]) if updates else size)
+        if part is not None and part.opcode == "dynamic-update-slice":
+            size = _size(called, part.operands[1])
+        total += in_hbm * size
     return total
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def bench_train(
     prompt_tokens: int,
     query_tokens: int,
     repeats: int,
-    dtype: str,
+    dtype: Literal["float32", "bfloat16"],
 ) -> dict[str, Any]:
     """Seconds per step, edge tokens per second, and the cloud's share of the arithmetic.
 
@@ -119,7 +119,9 @@ def _steppers(
     return {f"q{queries}": stepper(queries) for queries in QUERIES}
 
 
-def _experiment(data: DataConfig, generator: GeneratorConfig, dtype: str) -> ExperimentConfig:
+def _experiment(
+    data: DataConfig, generator: GeneratorConfig, dtype: Literal["float32", "bfloat16"]
+) -> ExperimentConfig:
     return ExperimentConfig(
         cloud="", edge="", out="", data=data, steps=STEPS, generator=generator, dtype=dtype
     )

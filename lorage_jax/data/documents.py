@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -84,7 +84,7 @@ class Documents:
         return [
             prompt + (edge_target(answer) if answer else "")
             for i in range(count)
-            for prompt, answer in documents[i].texts
+            for prompt, answer in cast(Document, documents[i]).texts
         ]
 
     def batches(self, tokenizer: Any) -> grain.IterDataset:

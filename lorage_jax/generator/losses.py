@@ -46,7 +46,7 @@ def frozen_head_nll(
     return _chunked(config, params, hidden, targets, mask, lambda nll: nll)
 
 
-def _frozen_forward(config, params, hidden, targets, mask):
+def _frozen_forward(config, params, hidden, targets, mask) -> Any:
     # A chunk's gradient together with its loss: the backward pass needs no logits then.
     return _chunked(config, params, hidden, targets, mask, jax.value_and_grad)
 
@@ -58,7 +58,7 @@ def _frozen_backward(config, slope, scale):
 frozen_head_nll.defvjp(_frozen_forward, _frozen_backward)
 
 
-def _chunked(config, params, hidden, targets, mask, transform):
+def _chunked(config, params, hidden, targets, mask, transform) -> Any:
     """The sum over chunks of `transform`(loss of a chunk's states), gradients side by side."""
     rows, slots = mask.shape
     count = -(-slots // CHUNK)

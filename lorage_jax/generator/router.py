@@ -95,7 +95,7 @@ def route(
     """Gates [P, L, E] that sum to 1, and the running statistics after this batch."""
     module, hidden = Router(config, train), hidden.astype(jnp.float32)
 
-    def apply(params, statistics, hidden):
+    def apply(params, statistics, hidden) -> Any:
         variables = {"params": params, "batch_stats": statistics}
         logits, new = module.apply(variables, hidden, mutable=["batch_stats"])
         return logits, new.get("batch_stats", statistics)

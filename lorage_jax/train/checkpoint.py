@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class Checkpoints:
             self._close()
             self._orbax = self._open(cleanup=True)
             self._writing = True
-        listed = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        listed = [checkpoint.step for checkpoint in self._manager.checkpoints]
         if listed and step <= max(listed):
             raise TrainingError(
                 f"{self.folder} already holds step {max(listed)}; step {step} cannot follow it. "
@@ -100,7 +100,7 @@ class Checkpoints:
             f"The checkpoint of step {step} could not be written",
             DISK,
             # force: when to save is the training loop's decision
-            lambda: self._orbax.save_checkpointables_async(
+            lambda: self._manager.save_checkpointables_async(
                 step, parts, force=True, metrics=None if loss is None else {"loss": loss}
             ),
         )
@@ -141,8 +141,8 @@ class Checkpoints:
         """The complete step that was saved with the lowest loss, or None."""
         complete = self.steps()
         found = [
-            (checkpoint.metrics["loss"], checkpoint.step)
-            for checkpoint in (self._orbax.checkpoints if complete else ())
+            (float(cast(dict[str, Any], checkpoint.metrics)["loss"]), checkpoint.step)
+            for checkpoint in (self._manager.checkpoints if complete else ())
             if checkpoint.step in complete and checkpoint.metrics
         ]
         return min(found)[1] if found else None
@@ -193,7 +193,8 @@ class Checkpoints:
             registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
         context = ocp.Context()
         context.checkpointables_options.registry = registry
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies
+        folder: Any = self.folder
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["loss"],
             reverse=True,
@@ -204,7 +205,7 @@ class Checkpoints:
             "The folder cannot be used for checkpoints",
             DISK,
             lambda: ocp.training.Checkpointer(
-                self.folder,
+                folder,
                 context=context,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(self.keep), best]
@@ -212,6 +213,12 @@ class Checkpoints:
                 cleanup_tmp_directories=cleanup,
             ),
         )
+
+    @property
+    def _manager(self) -> ocp.training.Checkpointer:
+        """What `save` or `steps` opened."""
+        assert self._orbax is not None
+        return self._orbax
 
     def _close(self) -> None:
         if self._orbax is not None:
@@ -231,7 +238,7 @@ class Checkpoints:
         return self._attempt(
             f"The checkpoint of step {step} cannot be read",
             OTHER,
-            lambda: self._orbax.load_checkpointables(step, what),
+            lambda: self._manager.load_checkpointables(step, what),
         )
 
     def _check_config(self, step: int, config: dict[str, Any], ignore: Iterable[str]) -> None:
@@ -255,7 +262,7 @@ class Checkpoints:
         """Dotted name -> dtype and shape of every array that was saved."""
 
         def describe() -> dict[str, str]:
-            metadata = self._orbax.checkpointables_metadata(step).metadata["state"]
+            metadata = self._manager.checkpointables_metadata(step).metadata["state"]
             if metadata is None:
                 raise ValueError("the description of its arrays is damaged")
             return {name: _kind(leaf) for name, leaf in metadata.items()}
@@ -345,7 +352,7 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
     return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-def _json(config: dict[str, Any]) -> dict[str, Any]:
+def _json(config: Any) -> Any:
     """As it comes back from disk: tuples are lists."""
     return json.loads(json.dumps(config))
 

@@ -37,12 +37,14 @@ def query_nll(
         queries: the chunks.
         key: for dropout.
     """
+    assert decoder.layout is not None
     total, done = jnp.zeros((), jnp.float32), 0
     name = "embed" if decoder.config.tied_head else "head"
     head = decoder.layout.gathered(model_leaves(decoder.config)[name], edge[name])
     prompts = gates.shape[0] // len(queries)
     for number, chunk in enumerate(queries):
         rows, branches = _row_gates(gates[done : done + prompts], gates, chunk)
+        assert chunk.loss_mask is not None
         targets, wanted = chunk.tokens[:, 1:], chunk.loss_mask[:, 1:]
         front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
         hidden = decoder.apply(
@@ -57,7 +59,8 @@ def query_nll(
             rngs={} if key is None else {"dropout": jax.random.fold_in(key, number)},
         ).hidden
         targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
-        total += frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
+        nll: Array = frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
+        total += nll
         done += prompts
     return total
 
@@ -66,7 +69,7 @@ def _row_gates(
     own: Float[Array, "p L E"], gates: Float[Array, "P L E"], chunk: Rows
 ) -> tuple[Array, Branches | None]:
     """Gates per row, or per slot of packed rows with where its text lies; less the last slot."""
-    if chunk.text is None or chunk.owner is None:
+    if chunk.text is None or chunk.positions is None or chunk.owner is None:
         return jnp.repeat(own, chunk.tokens.shape[0] // own.shape[0], axis=0), None
     rows = jnp.take_along_axis(gates[chunk.owner], chunk.text[..., None, None], axis=1)
     return jax.tree.map(lambda x: x[:, :-1], (rows, Branches(None, chunk.positions, chunk.text)))

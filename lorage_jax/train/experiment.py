@@ -251,11 +251,12 @@ def _place(
 
 
 def _batches(config: ExperimentConfig, models: Mapping[str, Model]) -> Batches:
-    tokenizers = [
-        models[name].tokenizer if name in models else load_tokenizer(Path(getattr(config, name)))
-        for name in ("cloud", "edge")
-    ]
-    return make_dataset(config.data, *tokenizers, config.seed)
+    def tokenizer(name: str) -> Any:
+        if name in models:
+            return models[name].tokenizer
+        return load_tokenizer(Path(getattr(config, name)))
+
+    return make_dataset(config.data, tokenizer("cloud"), tokenizer("edge"), config.seed)
 
 
 def _resolved(

@@ -6,7 +6,7 @@ A run's folder holds `config.json`, `checkpoints/`, `logs/` (tensorboardX) and w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Job:
     resumable: tuple[str, ...]
     state: TrainState
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
-    batches: Iterable[Batch]
+    batches: Any  # `data.pipeline.Batches`, or a grain data set
     describe: Callable[[int], str]
     vocabularies: Mapping[str, tuple[str, int]]
     place: Callable[[Batch], Batch]
@@ -240,7 +240,8 @@ def _not_finite(
 ) -> str:
     checkpoints.wait()
     kept = checkpoints.latest()
-    places = [job.describe(int(i)) for i in batch.group_ids]
+    ids = () if batch.group_ids is None else batch.group_ids
+    places = [job.describe(int(i)) for i in ids]
     return (
         f"step {number}: the loss is {loss} (gradient norm {float(metrics['grad_norm'])}). "
         f"The batch came from {listed(places, 8)}. "

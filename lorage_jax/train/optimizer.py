@@ -31,7 +31,7 @@ def make_optimizer(
     `leaves`: the tree of `Leaf` that is trained, which tells the matrices.
     """
     rate = learning_rate(config, steps)
-    settings = {"b1": config.betas[0], "b2": config.betas[1]}
+    settings: dict[str, Any] = {"b1": config.betas[0], "b2": config.betas[1]}
     if config.kind == "adamw":
         chosen = optax.adamw(rate, weight_decay=config.weight_decay, mask=_decayed, **settings)
     else:

@@ -35,7 +35,7 @@ from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.hf.load import DTYPES, load_model
 from lorage_jax.hf.save import save_model
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
@@ -151,9 +151,10 @@ def pretrain_loss(config: PretrainConfig, model: ModelConfig) -> LossFn:
 
     def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
         (rows,) = micro.queries
-        assert isinstance(rows, DocumentRows)
+        assert isinstance(rows, DocumentRows) and rows.positions is not None
         branches = Branches(rows.branch, rows.positions, rows.text)
         output = decoder.apply({"params": trained}, rows.tokens, rows.mask, branches=branches)
+        assert isinstance(output, Output) and output.logits is not None
         nll = token_nll(output.logits, rows.targets)
         answer = _answers(rows)
         answers = jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)
@@ -170,13 +171,14 @@ def target_weight(batch: Batch, prompt_weight: float) -> Float[Array, ""]:
 
 def _weights(rows: Rows, prompt_weight: float) -> Float[Array, "*A B T"]:
     """1 for a target in an answer or in prose, `prompt_weight` for one in a prompt, else 0."""
-    assert isinstance(rows, DocumentRows)
+    assert isinstance(rows, DocumentRows) and rows.loss_mask is not None
     prompt = (~rows.answer_mask & rows.loss_mask).astype(jnp.float32)
     return _answers(rows) + prompt_weight * prompt
 
 
 def _answers(rows: DocumentRows) -> Float[Array, "*A B T"]:
     """1 for a target in an answer or in prose, else 0."""
+    assert rows.loss_mask is not None
     return (rows.answer_mask & rows.loss_mask).astype(jnp.float32)
 
 

@@ -41,7 +41,7 @@ class Profile:
 
     def after(self, step: int, result: Any) -> None:
         """After `step` was started; `result` is what must be there before the trace ends."""
-        if self._running and step == self.steps[1]:
+        if self._running and self.steps and step == self.steps[1]:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
             self._running = False

@@ -158,8 +158,9 @@ class Watch:
 
 def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """All that a run wrote, {tag: [(step, value)]}; of a step done twice, the last value."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
+    messages: Any = event_pb2  # its classes are made when it is imported
     found: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events*")):
         data, at = path.read_bytes(), 0
@@ -167,7 +168,7 @@ def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
             (length,) = struct.unpack_from("<Q", data, at)
             if at + 12 + length > len(data):
                 break  # the run was killed in the middle of it
-            event = Event.FromString(data[at + 12 : at + 12 + length])
+            event = messages.Event.FromString(data[at + 12 : at + 12 + length])
             at += 16 + length
             for value in event.summary.value:
                 if not value.HasField("simple_value"):
