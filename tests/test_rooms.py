@@ -23,7 +23,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 
 # The only files that import by a name in a string; a reader of imports does not see these.
-BY_NAME = {PACKAGE, "cli", "data.sources", "methods", "methods.method"}
+BY_NAME = {PACKAGE, "cli", "data.sources", "hf.families", "methods", "methods.method"}
 
 # What is not mended yet. The list only shrinks: a line that is not found any more is to go.
 KNOWN: set[str] = {
@@ -35,9 +35,6 @@ KNOWN: set[str] = {
     "bench.programs uses generator.merge._compiled, which is private",
     "evaluate.agent.evaluate_agent is longer than 60 lines",
     "generator.deploy.deploy is longer than 60 lines",
-    "hf.config.from_hf_config is longer than 60 lines",
-    "hf.config.to_hf_config is longer than 60 lines",
-    "models.presets imports hf.load, which is above it",
 }
 
 

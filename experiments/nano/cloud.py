@@ -21,7 +21,7 @@ import edge
 from stages import stage_of
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 STAGES = ("start", "tools", "tools2", "tools3")
 OBJECTS = Source("synthetic", "synthetic", name="objects", weight=1.0)
@@ -36,7 +36,7 @@ def config(stage: str = "start") -> PretrainConfig:
 def start() -> PretrainConfig:
     """From scratch, on the corpora of the edge's first stage."""
     return PretrainConfig(
-        model=plain_decoder(
+        model=family_decoder(
             "llama",
             vocab_size=1792,
             width=160,

@@ -20,7 +20,7 @@ from pathlib import Path
 from stages import stage_of
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[3] / "shared"))
 STAGES = ("start", "tools")
@@ -34,7 +34,7 @@ def config(stage: str = "start") -> PretrainConfig:
 def start() -> PretrainConfig:
     """From scratch: easy tasks, then words, then tools and prose."""
     return PretrainConfig(
-        model=plain_decoder(
+        model=family_decoder(
             "qwen2",
             vocab_size=1536,
             width=128,

@@ -21,11 +21,11 @@ from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import _compiled
 from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.hf.load import DTYPES
 from lorage_jax.infer.generate import Progress, _continue
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.methods.lora_gen import LoraGen

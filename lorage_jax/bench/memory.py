@@ -14,7 +14,7 @@ import numpy as np
 from lorage_jax.buckets import bucket
 from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
-from lorage_jax.hf.load import DTYPES
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.infer.generate import _continue, _start
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.leaves import model_leaves

@@ -14,15 +14,16 @@ import jax
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError
-from lorage_jax.hf.load import DTYPES, load_model
+from lorage_jax.files.dtypes import DTYPES
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
 from lorage_jax.infer.score import BATCH_TOKENS, place, score
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.models.presets import plain_decoder
 
 QUESTIONS, ENDINGS, CONTEXT = 32, 4, 200
-SMALL = plain_decoder(
+SMALL = family_decoder(
     "llama", vocab_size=8192, width=512, layers=6, heads=8, kv_heads=2, ffn_width=1408
 )
 BATCH_SIZES = (1, 8, 32, 64, 128)  # of the hf model; its best one counts

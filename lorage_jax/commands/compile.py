@@ -81,7 +81,8 @@ def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
     ConfigError if the shape is not known.
     """
     from lorage_jax.hf.config import model_config
-    from lorage_jax.models.presets import KNOWN, known_shape, with_layers
+    from lorage_jax.hf.presets import KNOWN, known_shape
+    from lorage_jax.models.presets import with_layers
 
     config = model_config(Path(name)) if Path(name).is_dir() else known_shape(name)
     if config is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lorage_jax.fields import check_types, require
@@ -28,7 +28,7 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only language model. Letters: V vocabulary, D width, L layers, N/K heads, H, F."""
 
-    family: Literal["llama", "qwen2", "gemma", "gemma2"]
+    family: str  # a name in `hf/families/`
     vocab_size: int  # V
     width: int  # D
     layers: int  # L
@@ -53,6 +53,10 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     pad_id: int | None
+    # The family implies these, so that they are not part of a config's text.
+    norm_offset: float = field(default=0.0, repr=False)  # norms multiply by offset + scale
+    scaled_embedding: bool = field(default=False, repr=False)  # by the square root of the width
+    post_norms: bool = field(default=False, repr=False)  # attention and FFN outputs are normed too
 
     def __post_init__(self):
         check_types(self)

@@ -31,7 +31,6 @@ from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leave
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
 
@@ -100,7 +99,7 @@ def new_trained(
     trained = initialise(trained_leaves(config, cloud, edge), key)
     table = embed.astype(jnp.float32)
     size = jnp.sqrt(jnp.mean(table * table))
-    if FAMILIES[cloud.family].scaled_embedding:
+    if cloud.scaled_embedding:
         size = size * cloud.width**0.5
     trained["meta"] = trained["meta"] * size
     return trained, initialise(statistics_leaves(config, edge.layers), key)

@@ -16,17 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.config import GeneratorConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, LorageError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.hf.load import DTYPES, load_model
+from lorage_jax.hf.family import from_values, to_values
+from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.nano import generator_folder
@@ -85,7 +87,7 @@ def save_generator(
             "edge": {
                 **_paths(generator.edge_source, target),
                 "fingerprint": generator.edge_fingerprint,
-                "config": to_dict(generator.edge),
+                "config": to_values(generator.edge),
             },
             "about": generator.about,
         }
@@ -164,7 +166,7 @@ def load_generator(
         )
     try:
         config = from_dict(GeneratorConfig, values["generator"])
-        edge = from_dict(ModelConfig, values["edge"]["config"])
+        edge = from_values(values["edge"]["config"])
     except ConfigError as error:
         raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
     source = cloud if cloud is not None else recorded_path(values, "cloud", folder)

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lorage_jax.hf.families  # noqa: F401  its files register themselves
 from lorage_jax.config import ModelConfig, RopeScaling
 from lorage_jax.errors import LorageError, WeightsError
-
-FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
+from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family
 
 # Fields that say nothing about the arithmetic of inference.
 IGNORED = frozenset(
@@ -108,71 +108,76 @@ def _generation_eos(folder: Path) -> list[int]:
 
 def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
     """`hf`: a transformers config object; `raw`: the fields that the file itself holds."""
+    family = get_family(hf.model_type)
     problems = [
         f"field {name!r} = {json.dumps(value)[:80]} is not supported"
         for name, value in raw.items()
-        if name not in IGNORED and name not in READ and value not in NEUTRAL.get(name, ())
+        if name not in IGNORED | READ | family.reads and value not in NEUTRAL.get(name, ())
     ]
-    family = hf.model_type
 
     def get(name: str, default: Any = None) -> Any:
         value = getattr(hf, name, None)
         return default if value is None else value
 
-    act = get("hidden_activation") or get("hidden_act")
-    activation = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}.get(act)
-    if activation is None:
-        problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
-    rope = get("rope_parameters", {})
-    theta, scaling = _rope(rope, problems)
+    fields = _common(get, problems) | dict(family.fields) | family.read(get)
+    if problems:
+        raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
+    try:
+        return ModelConfig(family=family.name, **fields)
+    except LorageError as error:
+        raise WeightsError(f"{where}/config.json: {error}") from None
 
-    layers = hf.num_hidden_layers
+
+def _common(get: Get, problems: list[str]) -> dict[str, Any]:
+    """The `ModelConfig` fields that are read alike for all families."""
+    act = get("hidden_activation") or get("hidden_act")
+    if act not in ACTIVATIONS:
+        problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
+    theta, scaling = _rope(get("rope_parameters", {}), problems)
+    heads = get("num_attention_heads")
+    head_dim = get("head_dim") or get("hidden_size") // heads
+    bias, eos = bool(get("attention_bias", False)), get("eos_token_id", [])
+    return {
+        "vocab_size": get("vocab_size"),
+        "width": get("hidden_size"),
+        "layers": get("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": get("num_key_value_heads", heads),
+        "head_dim": head_dim,
+        "ffn_width": get("intermediate_size"),
+        "max_positions": get("max_position_embeddings"),
+        "norm_eps": get("rms_norm_eps"),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "tied_head": bool(get("tie_word_embeddings", False)),
+        "activation": ACTIVATIONS.get(act, act),
+        "query_scale": get("query_pre_attn_scalar", head_dim) ** -0.5,
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "ffn_bias": bool(get("mlp_bias", False)),
+        "attn_softcap": None,
+        "final_softcap": None,
+        **_sliding(get, problems),
+        "bos_id": get("bos_token_id"),
+        "eos_ids": tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
+        "pad_id": get("pad_token_id"),
+    }
+
+
+def _sliding(get: Get, problems: list[str]) -> dict[str, Any]:
+    """The window, and the layers that have it."""
+    layers = get("num_hidden_layers")
     types = get("layer_types", ["full_attention"] * layers)
     strange = sorted(set(types) - {"full_attention", "sliding_attention"})
     if strange:
         problems.append(f"layer_types {', '.join(strange)} are not supported")
-    window = get("sliding_window")
-    if "sliding_attention" not in types:
-        window = None
     if len(types) != layers:
         problems.append(f"layer_types names {len(types)} layers, num_hidden_layers is {layers}")
-
-    head_dim = get("head_dim", hf.hidden_size // hf.num_attention_heads)
-    scalar = get("query_pre_attn_scalar", head_dim)
-    eos = get("eos_token_id", [])
-    out_bias = family != "qwen2" and bool(get("attention_bias", False))
-    if problems:
-        raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
-    try:
-        return ModelConfig(
-            family=family,
-            vocab_size=hf.vocab_size,
-            width=hf.hidden_size,
-            layers=layers,
-            heads=hf.num_attention_heads,
-            kv_heads=get("num_key_value_heads", hf.num_attention_heads),
-            head_dim=head_dim,
-            ffn_width=hf.intermediate_size,
-            max_positions=hf.max_position_embeddings,
-            norm_eps=hf.rms_norm_eps,
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tied_head=bool(get("tie_word_embeddings", False)),
-            activation=activation,
-            query_scale=scalar**-0.5,
-            qkv_bias=out_bias or family == "qwen2",
-            out_bias=out_bias,
-            ffn_bias=bool(get("mlp_bias", False)),
-            attn_softcap=get("attn_logit_softcapping") if family == "gemma2" else None,
-            final_softcap=get("final_logit_softcapping") if family == "gemma2" else None,
-            window=window,
-            sliding=tuple(t == "sliding_attention" for t in types),
-            bos_id=get("bos_token_id"),
-            eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
-            pad_id=get("pad_token_id"),
-        )
-    except LorageError as error:
-        raise WeightsError(f"{where}/config.json: {error}") from None
+    slides = "sliding_attention" in types
+    return {
+        "window": get("sliding_window") if slides else None,
+        "sliding": tuple(kind == "sliding_attention" for kind in types),
+    }
 
 
 def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
@@ -205,12 +210,7 @@ def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling
 
 def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a `ModelConfig`: what `transformers` needs to load the model."""
-    architecture = {
-        "llama": "LlamaForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "gemma": "GemmaForCausalLM",
-        "gemma2": "Gemma2ForCausalLM",
-    }[config.family]
+    family = get_family(config.family)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         rope |= {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
@@ -220,12 +220,10 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
                 "high_freq_factor": config.rope_scaling.high_freq_factor,
                 "original_max_position_embeddings": config.rope_scaling.original_max_positions,
             }
-    act = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation]
-    scalar = round(config.query_scale**-2, 6)
     eos = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None
-    out: dict[str, Any] = {
-        "architectures": [architecture],
-        "model_type": config.family,
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
         "dtype": dtype,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -241,27 +239,5 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": config.bos_id,
         "eos_token_id": eos,
         "pad_token_id": config.pad_id,
+        **family.write(config),
     }
-    types = ["sliding_attention" if s else "full_attention" for s in config.sliding]
-    if config.family == "llama":
-        out |= {"hidden_act": act, "attention_bias": config.out_bias, "mlp_bias": config.ffn_bias}
-    elif config.family == "qwen2":
-        out |= {
-            "hidden_act": act,
-            "use_sliding_window": config.window is not None,
-            "sliding_window": config.window,
-            "layer_types": types,
-        }
-    elif config.family == "gemma":
-        out |= {"hidden_act": act, "attention_bias": config.out_bias}
-    else:
-        out |= {
-            "hidden_activation": act,
-            "attention_bias": config.out_bias,
-            "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-            "attn_logit_softcapping": config.attn_softcap,
-            "final_logit_softcapping": config.final_softcap,
-            "sliding_window": config.window,
-            "layer_types": types,
-        }
-    return out

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError, bullets
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.safetensors import FLOATS, Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
@@ -20,7 +21,7 @@ from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+T = TypeVar("T")
 # Buffers that older checkpoints carry and that are computed anew.
 IGNORABLE = ("rotary_emb.inv_freq",)
 
@@ -72,20 +73,25 @@ def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
     """Config, checked tensors and tokenizer; everything that is wrong with them in one error."""
     if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
-    read_config(folder)  # without it, nothing else is worth a word
-    parts, problems = {}, []
-    for read in (model_config, Checkpoint.open, load_tokenizer):
-        if read is load_tokenizer and model_config not in parts:
-            break  # transformers refuses the tokenizer for the same reason
-        try:
-            parts[read] = read(folder)
-        except WeightsError as error:
-            problems.append(str(error))
-    if problems:
+    read_config(folder)  # without it, nothing else is worth reporting
+    problems: list[str] = []
+    config = _attempt(model_config, folder, problems)
+    checkpoint = _attempt(Checkpoint.open, folder, problems)
+    # Without a config, transformers refuses the tokenizer for the same reason.
+    tokenizer = _attempt(load_tokenizer, folder, problems) if config is not None else None
+    if config is None or checkpoint is None or problems:
         raise WeightsError("\n".join(problems))
-    config, checkpoint, tokenizer = parts.values()
     _check(config, checkpoint, folder)
     return config, checkpoint, tokenizer
+
+
+def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
+    """What `read` finds in the folder, or None and one more problem."""
+    try:
+        return read(folder)
+    except WeightsError as error:
+        problems.append(str(error))
+        return None
 
 
 def read_leaf(

@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.models.families import FAMILIES
+from lorage_jax.hf.family import Row, get_family
 from lorage_jax.models.leaves import Leaf, model_leaves
-
-
-@dataclass(frozen=True)
-class Row:
-    """`inputs`: how many leading axes of our (per-layer) array are inputs; 0: a vector or table."""
-
-    name: str  # Hugging Face name; {layer} stands for the layer index
-    inputs: int = 0
-
 
 _LAYER = {
     "attn_norm": Row("input_layernorm.weight"),
@@ -43,12 +33,6 @@ _LAYER = {
     "up_bias": Row("mlp.up_proj.bias"),
     "down_bias": Row("mlp.down_proj.bias"),
 }
-# With post-norms, `post_attention_layernorm` is what its name says, and the FFN gets its own.
-_POST_NORMS = {
-    "attn_post_norm": Row("post_attention_layernorm.weight"),
-    "ffn_norm": Row("pre_feedforward_layernorm.weight"),
-    "ffn_post_norm": Row("post_feedforward_layernorm.weight"),
-}
 _TOP = {
     "embed": Row("model.embed_tokens.weight"),
     "final_norm": Row("model.norm.weight"),
@@ -61,8 +45,7 @@ def row(config: ModelConfig, path: tuple[str, ...]) -> Row:
     """The row of the leaf at `path`, e.g. ("layers", "gate")."""
     if path[0] != "layers":
         return _TOP[path[0]]
-    table = _LAYER | _POST_NORMS if FAMILIES[config.family].post_norms else _LAYER
-    found = table[path[1]]
+    found = get_family(config.family).rows.get(path[1]) or _LAYER[path[1]]
     return Row("model.layers.{layer}." + found.name, found.inputs)
 
 

@@ -20,7 +20,6 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.layer import Context, Layer, LayerInputs
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout
@@ -127,7 +126,7 @@ class Decoder(nn.Module):
         return self.param(name, lambda key: leaf.initialise(key, self.dtype))
 
     def _final_norm(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        offset = FAMILIES[self.config.family].norm_offset
+        offset = self.config.norm_offset
         return ops.rms_norm(x, self._parameter("final_norm"), self.config.norm_eps, offset)
 
     def _embedded(
@@ -135,7 +134,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Embeddings of the tokens and the suffix behind them, and their mask."""
         x = embed[tokens]
-        if FAMILIES[self.config.family].scaled_embedding:
+        if self.config.scaled_embedding:
             x = x * jnp.asarray(self.config.width**0.5, x.dtype)
         if mask is None:
             mask = jnp.ones(x.shape[:2], bool)

@@ -14,7 +14,6 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.flash import flash_attention
 from lorage_jax.models.cache import Cache
-from lorage_jax.models.families import FAMILIES
 from lorage_jax.models.leaves import layer_leaves
 from lorage_jax.sharding import Layout
 
@@ -58,7 +57,7 @@ class Layer(nn.Module):
     def __call__(
         self, carry: tuple[Array, Cache | None], context: Context, inputs: LayerInputs
     ) -> tuple[tuple[Array, Cache | None], Array | None]:
-        config, family = self.config, FAMILIES[self.config.family]
+        config = self.config
         w = {
             name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
             for name, leaf in layer_leaves(config).items()
@@ -70,12 +69,12 @@ class Layer(nn.Module):
             x = self.layout.rows(x)
 
         def norm(name, x):
-            return ops.rms_norm(x, w[name], config.norm_eps, family.norm_offset)
+            return ops.rms_norm(x, w[name], config.norm_eps, config.norm_offset)
 
         y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
-        x = x + (norm("attn_post_norm", y) if family.post_norms else y)
+        x = x + (norm("attn_post_norm", y) if config.post_norms else y)
         y = self._ffn(w, norm("ffn_norm", x), context, inputs)
-        x = x + (norm("ffn_post_norm", y) if family.post_norms else y)
+        x = x + (norm("ffn_post_norm", y) if config.post_norms else y)
         collected = x[:, x.shape[1] - self.collect :] if self.collect else None
         return (x, cache), collected
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.models.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
     """The leaves of one layer, without the layer axis."""
     d, f, h = config.width, config.ffn_width, config.head_dim
     n, k = config.heads, config.kv_heads
-    norm = Leaf((d,), ("embed",), "zeros" if FAMILIES[config.family].norm_offset else "ones")
+    norm = Leaf((d,), ("embed",), "zeros" if config.norm_offset else "ones")
     leaves = {
         "attn_norm": norm,
         "q": Leaf((d, n, h), ("embed", "heads", "head_dim")),
@@ -80,7 +79,7 @@ def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
         "up": Leaf((d, f), ("embed", "ffn")),
         "down": Leaf((f, d), ("ffn", "embed")),
     }
-    if FAMILIES[config.family].post_norms:
+    if config.post_norms:
         leaves |= {"attn_post_norm": norm, "ffn_post_norm": norm}
     if config.qkv_bias:
         leaves |= {

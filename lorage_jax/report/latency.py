@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lorage_jax.evaluate.results import ArmResult
-from lorage_jax.models.presets import SHAPES, parameter_count, with_layers
+from lorage_jax.hf.presets import SHAPES
+from lorage_jax.models.presets import parameter_count, with_layers
 from lorage_jax.report.inputs import Inputs, Result
 from lorage_jax.report.page import Picture, Section, number
 from lorage_jax.report.paper import BASE, OURS, SOURCE, TABLE_2

@@ -30,10 +30,12 @@ from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
-from lorage_jax.hf.load import DTYPES, load_model
+from lorage_jax.hf.family import to_values
+from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.leaves import initialise, model_leaves
@@ -90,6 +92,7 @@ def pretrain(
         config=config,
         resolved={
             **to_dict(config),
+            "model": to_values(config.model),
             "data_contents": data_fingerprint(sources),
             "tokenizer_contents": _digest(tokenizer),
         },

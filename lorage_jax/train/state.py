@@ -12,7 +12,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, UInt32
 
-from lorage_jax.hf.load import DTYPES
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.sharding import Layout, replicated
 
 

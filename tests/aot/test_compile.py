@@ -11,7 +11,8 @@ import pytest
 from lorage_jax.aot.report import page, refused, step_roofline
 from lorage_jax.aot.topology import parse_topology
 from lorage_jax.hf.config import to_hf_config
-from lorage_jax.models.presets import SHAPES, plain_decoder
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.presets import SHAPES
 from tests.commands.world import REPOSITORY, lorage, subprocess_lorage
 
 needs_libtpu = pytest.mark.skipif(
@@ -34,7 +35,7 @@ def config():
 def experiment(root):
     """Models of 3 and 2 layers that are nothing but a config.json."""
     for name, layers in (("cloud", 3), ("edge", 2)):
-        config = plain_decoder(
+        config = family_decoder(
             "llama", layers=layers, vocab_size=256, width=128, heads=4, kv_heads=4, ffn_width=256
         )
         (root / name).mkdir()
@@ -260,7 +261,7 @@ def test_models_without_a_shape(tmp_path, capfd):
 
 
 def test_known_names_have_their_shape():
-    from lorage_jax.models.presets import KNOWN, known_shape
+    from lorage_jax.hf.presets import KNOWN, known_shape
 
     assert known_shape("meta-llama/Meta-Llama-3-8B") == SHAPES["llama3-8b"]
     assert known_shape("models/gemma-2-2b/") == SHAPES["gemma2-2b"]

@@ -16,7 +16,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.batches import Encoder, TokenGroup
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 from lorage_jax.train.step import device_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
@@ -44,8 +44,8 @@ def setting(cloud_layers=2, edge_layers=3, remat="none"):
     )
     return Setting(
         config,
-        plain_decoder("llama", layers=cloud_layers, **LLAMA),
-        plain_decoder("qwen2", layers=edge_layers, **LLAMA),
+        family_decoder("llama", layers=cloud_layers, **LLAMA),
+        family_decoder("qwen2", layers=edge_layers, **LLAMA),
         make_mesh(MeshConfig(1, 8, 1)),
         ShardingRules(),
     )

@@ -1,6 +1,6 @@
 """Tiny models of two families, and the formula of their arithmetic."""
 
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 TOKENS = 24
 
@@ -12,7 +12,7 @@ def tiny(family, layers):
         sliding = ((True, False) * layers)[:layers]
         fields |= {"window": 6, "sliding": sliding, "attn_softcap": 4.0}
     sizes = {"vocab_size": 97, "width": 48, "heads": 4, "kv_heads": 2, "ffn_width": 80}
-    return plain_decoder(family, layers=layers, **sizes, **fields)
+    return family_decoder(family, layers=layers, **sizes, **fields)
 
 
 def projections(config):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from lorage_jax.bench import decode
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-CONFIG = plain_decoder("llama", layers=2, **SIZES)
+CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_decoding_is_measured_for_both(monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 
 from lorage_jax.bench import latency, timing
 from lorage_jax.bench.memory import bench_memory, cache_bytes
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.models.cache import new_cache
-from lorage_jax.models.presets import parameter_count, plain_decoder
+from lorage_jax.models.presets import parameter_count
 
 COUNTS = {"input_tokens": 20, "instruction_tokens": 30, "new_tokens": 5}
 
@@ -15,7 +16,7 @@ COUNTS = {"input_tokens": 20, "instruction_tokens": 30, "new_tokens": 5}
 @pytest.fixture
 def config():
     sizes = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-    return plain_decoder("qwen2", layers=3, **sizes, eos_ids=(7,))
+    return family_decoder("qwen2", layers=3, **sizes, eos_ids=(7,))
 
 
 def test_in_turn_warms_every_action_and_alternates():

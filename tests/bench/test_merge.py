@@ -6,10 +6,10 @@ import pytest
 import lorage_jax as lg
 from lorage_jax.bench.edge import random_edge
 from lorage_jax.bench.merge import bench_merge
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-CONFIG = plain_decoder("llama", layers=2, **SIZES)
+CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_the_card_changes_the_edge():
@@ -22,7 +22,7 @@ def test_the_card_changes_the_edge():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_merge_is_measured_beside_peft(family):
-    config = plain_decoder(family, layers=2, **SIZES)
+    config = family_decoder(family, layers=2, **SIZES)
     result = bench_merge(config, 2, "bfloat16")
     ratio = result["peft_seconds"] / result["lorage_donated_seconds"]
     assert result["ratio_peft_to_lorage_donated"] == pytest.approx(ratio)

@@ -5,10 +5,10 @@ import pytest
 
 from lorage_jax.bench import specialize
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-CONFIG = plain_decoder("llama", layers=2, **SIZES)
+CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_many_prompts_are_specialised_in_one_call_and_one_by_one(monkeypatch):
@@ -21,7 +21,7 @@ def test_many_prompts_are_specialised_in_one_call_and_one_by_one(monkeypatch):
         return gates
 
     monkeypatch.setattr(specialize, "compiled_gates", watched)
-    cloud = plain_decoder("llama", layers=1, **SIZES)
+    cloud = family_decoder("llama", layers=1, **SIZES)
     result = specialize.bench_specialize(
         CONFIG, cloud, GeneratorConfig(), instruction_tokens=20, repeats=1, dtype="float32"
     )

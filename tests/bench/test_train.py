@@ -7,10 +7,10 @@ import pytest
 
 from lorage_jax.bench import train
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-CONFIG = plain_decoder("llama", layers=2, **SIZES)
+CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_training_steps_are_of_the_same_rows(monkeypatch):
@@ -29,7 +29,7 @@ def test_training_steps_are_of_the_same_rows(monkeypatch):
         return dataclasses.replace(program, step=run)
 
     monkeypatch.setattr(train, "build_step", watched)
-    cloud = plain_decoder("llama", layers=3, **SIZES)
+    cloud = family_decoder("llama", layers=3, **SIZES)
     result = train.bench_train(
         CONFIG,
         cloud,

@@ -9,12 +9,14 @@ import pytest
 from lorage_jax.commands.bench import flops, latency
 from lorage_jax.commands.bench.shown import WIDENED
 from lorage_jax.hf.config import to_hf_config
-from lorage_jax.models.presets import SHAPES, plain_decoder, with_layers
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.presets import SHAPES
+from lorage_jax.models.presets import with_layers
 from tests.bench.shapes import tiny
 from tests.commands.world import lorage
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
-CONFIG = plain_decoder("llama", layers=2, **SIZES)
+CONFIG = family_decoder("llama", layers=2, **SIZES)
 MEASUREMENTS = "merge decode export flops latency memory score specialize train".split()
 
 

@@ -22,12 +22,12 @@ def corpora():
 """
 PRETRAIN = """
 from lorage_jax.config import OptimizerConfig, PretrainConfig
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
 def config():
     from sibling import corpora
 
-    model = plain_decoder("qwen2", vocab_size=300, width=16, layers=1, heads=2, kv_heads=1,
+    model = family_decoder("qwen2", vocab_size=300, width=16, layers=1, heads=2, kv_heads=1,
                           ffn_width=16, tied_head=True)
     return PretrainConfig(model=model, out="unused", corpora=corpora(), steps=3,
                           tokenizer_documents=20, optimizer=OptimizerConfig(1e-2, warmup_steps=1),

@@ -21,7 +21,7 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.world.source import SYNTHETIC_EPOCH
 
 WORDS = Source("synthetic", "synthetic", name="words")
@@ -42,7 +42,7 @@ def document(system, queries, index=0, blind=False):
 def pretrain_config(*corpora, **changes):
     shape = {"vocab_size": 320, "width": 16, "layers": 1, "heads": 2, "kv_heads": 1}
     return PretrainConfig(
-        model=plain_decoder("llama", ffn_width=16, **shape),
+        model=family_decoder("llama", ffn_width=16, **shape),
         out="unused",
         corpora=corpora,
         steps=100,

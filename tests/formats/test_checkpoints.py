@@ -16,9 +16,9 @@ from lorage_jax.config import (
     PretrainConfig,
     Source,
 )
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.methods.lora import Lora, load_lora
 from lorage_jax.methods.training import train
-from lorage_jax.models.presets import plain_decoder
 from lorage_jax.train.experiment import train_method
 from lorage_jax.train.pretrain import pretrain
 
@@ -95,7 +95,7 @@ def test_a_loras_training(old, run, config, expected):
 
 def test_pretraining(old, run, expected):
     shape = {"vocab_size": 280, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1}
-    model = plain_decoder("qwen2", **shape, ffn_width=24, bos_id=None, tied_head=True)
+    model = family_decoder("qwen2", **shape, ffn_width=24, bos_id=None, tied_head=True)
     requests, prose = (Source(str(old / "train.jsonl")), Source(str(old / "prose.jsonl"), "text"))
     prose = dataclasses.replace(prose, weight=0.5)
     config = PretrainConfig(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lorage_jax.errors import OutputError, WeightsError
 from lorage_jax.generator.card import Card, card_from_dict, load_card
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
-from lorage_jax.models.presets import plain_decoder
 
 PRINTS = ("sha256:" + "a" * 64, "sha256:" + "b" * 64)
 
@@ -120,7 +120,7 @@ class Edge(Model):
 
 def test_check():
     sizes = {"width": 2, "layers": 28, "heads": 1, "kv_heads": 1, "ffn_width": 2}
-    edge = Edge(plain_decoder("llama", vocab_size=9, **sizes), {}, None, Path("edge-folder"))
+    edge = Edge(family_decoder("llama", vocab_size=9, **sizes), {}, None, Path("edge-folder"))
     pool = Pool({"gate": {"a": np.zeros((28, 8, 2, 1))}}, "factors", 1.0, "per_layer", PRINTS[0])
     make_card().check(edge, pool)
     foreign = Card(make_card().gates, "sha256:" + "d" * 64, PRINTS[1])

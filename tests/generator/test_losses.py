@@ -8,8 +8,9 @@ import torch
 
 from lorage_jax.generator import losses
 from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.presets import SHAPES
 from lorage_jax.models.decoder import head_logits
-from lorage_jax.models.presets import SHAPES, plain_decoder
 
 
 def test_cross_entropy_against_torch():
@@ -83,7 +84,7 @@ def test_expert_usage():
 def test_frozen_head_nll(monkeypatch, tied, cap):
     """In chunks of 3 slots, the last one part empty, as from all logits at once."""
     monkeypatch.setattr(losses, "CHUNK", 3)
-    config = plain_decoder(
+    config = family_decoder(
         "llama",
         vocab_size=13,
         width=6,

@@ -118,7 +118,14 @@ def test_no_file(tmp_path):
 def test_model_config_checks_itself(tmp_path):
     saved(tmp_path, "gemma2")
     config = model_config(tmp_path)
-    for change in ({"family": "bert"}, {"sliding": (True,)}, {"window": None}, {"head_dim": 15}):
+    with pytest.raises(ConfigError, match="family is 'bert'; expected one of gemma, "):
+        to_hf_config(dataclasses.replace(config, family="bert"), "float32")
+    for change in (
+        {"activation": "relu"},
+        {"sliding": (True,)},
+        {"window": None},
+        {"head_dim": 15},
+    ):
         with pytest.raises(ConfigError):
             dataclasses.replace(config, **change)
 

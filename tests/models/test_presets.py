@@ -7,14 +7,9 @@ import pytest
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.config import model_config, to_hf_config
-from lorage_jax.models.presets import (
-    SHAPES,
-    parameter_count,
-    plain_decoder,
-    random_model,
-    shape_name,
-    with_layers,
-)
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.presets import SHAPES, shape_name
+from lorage_jax.models.presets import parameter_count, random_model, with_layers
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 
@@ -29,7 +24,7 @@ PARAMETERS = {
 
 def sliding(*pattern):
     fields = {"window": 8, "sliding": pattern}
-    return plain_decoder("gemma2", **SIZES, layers=len(pattern), **fields)
+    return family_decoder("gemma2", **SIZES, layers=len(pattern), **fields)
 
 
 def test_they_have_the_published_number_of_parameters():
@@ -74,7 +69,7 @@ def test_impossible_depths():
 
 
 def test_random_models_are_never_stopped_by_an_eos():
-    config = plain_decoder("llama", **SIZES, layers=2, eos_ids=(5,))
+    config = family_decoder("llama", **SIZES, layers=2, eos_ids=(5,))
     model = random_model(config, "bfloat16")
     assert model.config.eos_ids == ()
     assert model.dtype == "bfloat16"

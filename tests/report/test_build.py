@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lorage_jax.evaluate.paired import Gap
-from lorage_jax.models.presets import SHAPES, parameter_count
+from lorage_jax.hf.presets import SHAPES
+from lorage_jax.models.presets import parameter_count
 from lorage_jax.report.controls import verdict
 from lorage_jax.report.paper import TABLE_2, TABLE_3, TABLE_13, TASKS, TOOL_SCORES
 from tests.report.example import (

@@ -7,7 +7,8 @@ import pytest
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.data.batches import Batch, host_rows
-from lorage_jax.models.presets import SHAPES, with_layers
+from lorage_jax.hf.presets import SHAPES
+from lorage_jax.models.presets import with_layers
 from lorage_jax.sharding import make_mesh
 from lorage_jax.train import arithmetic
 from tests.programs import step_program

@@ -10,13 +10,13 @@ import pytest
 
 from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.generator.generator import trained_leaves
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.models.leaves import Leaf, initialise, model_leaves
-from lorage_jax.models.presets import plain_decoder
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh, replicated, tree_shardings
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.state import abstract_state, moment_shardings, shardings
 
-EDGE = plain_decoder(
+EDGE = family_decoder(
     "llama", vocab_size=40, width=16, layers=2, heads=4, kv_heads=2, ffn_width=24, tied_head=True
 )
 

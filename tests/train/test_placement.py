@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import make_mesh
 from lorage_jax.train.placement import check_spread
 from tests.programs import step_program
@@ -47,8 +47,8 @@ def test_data_parallelism_is_only_told():
 def test_gradients_and_moments_are_spread_as_their_parameters():
     """Of the compiled step: its outputs, and what the loop over micro-batches carries along."""
     sizes = {"vocab_size": 64, "heads": 2, "kv_heads": 2}
-    cloud = plain_decoder("llama", width=32, layers=1, ffn_width=48, **sizes)
-    edge = plain_decoder("llama", width=64, layers=3, ffn_width=96, **sizes)
+    cloud = family_decoder("llama", width=32, layers=1, ffn_width=48, **sizes)
+    edge = family_decoder("llama", width=64, layers=3, ffn_width=96, **sizes)
     step, arguments, shardings = step_program(
         cloud,
         edge,

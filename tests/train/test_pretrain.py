@@ -20,8 +20,8 @@ from lorage_jax.data.templates import encode
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.files.safetensors import read_tensors
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.load import load_tokenizer
-from lorage_jax.models.presets import plain_decoder
 from lorage_jax.train.pretrain import pretrain
 from lorage_jax.train.watch import read_logs
 from tests.tiny import FAMILIES, hf_config, torch_logits
@@ -39,7 +39,7 @@ def config(tmp_path):
 
     def make(family="qwen2", **changes):
         bos = 1 if family == "llama" else None
-        model = plain_decoder(family, **SHAPE, bos_id=bos, tied_head=family == "qwen2")
+        model = family_decoder(family, **SHAPE, bos_id=bos, tied_head=family == "qwen2")
         words = Source("synthetic", "synthetic", name="words", weight=0.7)
         base = PretrainConfig(
             model=model,

@@ -9,7 +9,7 @@ from lorage_jax.config import (
     OptimizerConfig,
     Source,
 )
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import make_mesh
 from tests.programs import step_program
 
@@ -19,8 +19,8 @@ def test_weights_come_to_the_rows_layer_by_layer():
     nor logits of all slots.
     """
     sizes = {"vocab_size": 88, "heads": 4, "kv_heads": 2}
-    cloud = plain_decoder("llama", width=64, layers=5, ffn_width=96, **sizes)
-    edge = plain_decoder("llama", width=48, layers=3, ffn_width=104, tied_head=True, **sizes)
+    cloud = family_decoder("llama", width=64, layers=5, ffn_width=96, **sizes)
+    edge = family_decoder("llama", width=48, layers=3, ffn_width=104, tied_head=True, **sizes)
     step, arguments, _ = step_program(
         cloud,
         edge,

@@ -10,7 +10,7 @@ from lorage_jax.commands.bench.paper import paper_macs
 from lorage_jax.commands.bench.shapes import check_context, cloud_shape, cut, edge_shape
 from lorage_jax.commands.bench.shown import shown
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.models.presets import shape_name
+from lorage_jax.hf.presets import shape_name
 
 
 def run(options: Flops) -> dict[str, Any]:

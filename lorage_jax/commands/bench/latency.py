@@ -11,7 +11,8 @@ from lorage_jax.commands.bench.options import Latency
 from lorage_jax.commands.bench.paper import paper_latency
 from lorage_jax.commands.bench.shapes import check_context, cut, edge_shape
 from lorage_jax.commands.bench.shown import shown, widened
-from lorage_jax.models.presets import shape_name, with_layers
+from lorage_jax.hf.presets import shape_name
+from lorage_jax.models.presets import with_layers
 
 CPU_LAYERS = 4  # full depth takes minutes per request on a CPU
 

@@ -8,7 +8,8 @@ from lorage_jax.commands.bench.options import EdgeShape
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.config import model_config
-from lorage_jax.models.presets import SHAPES, shape_name, with_layers
+from lorage_jax.hf.presets import SHAPES, shape_name
+from lorage_jax.models.presets import with_layers
 
 
 def edge_shape(options: EdgeShape) -> tuple[str, ModelConfig]:

@@ -11,9 +11,9 @@ from lorage_jax.commands.bench.options import Specialize
 from lorage_jax.commands.bench.shapes import check_context, cloud_shape, cut, edge_shape
 from lorage_jax.commands.bench.shown import shown, widened
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.models.presets import plain_decoder
+from lorage_jax.hf.family import family_decoder
 
-CPU_CLOUD = plain_decoder(
+CPU_CLOUD = family_decoder(
     "llama", vocab_size=32_000, width=512, layers=4, heads=8, kv_heads=2, ffn_width=1792
 )
 

@@ -12,7 +12,8 @@ from lorage_jax.commands.bench.shapes import check_context, cloud_shape, edge_sh
 from lorage_jax.commands.bench.shown import shown, widened
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.models.presets import shape_name, with_layers
+from lorage_jax.hf.presets import shape_name
+from lorage_jax.models.presets import with_layers
 
 ROWS = 64
 CPU_LAYERS, CPU_ROWS = 2, 8  # a CPU takes the true widths, but few layers and rows

@@ -1,0 +1,7 @@
+"""The dtypes in which weights are kept, by the names that options and files use."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

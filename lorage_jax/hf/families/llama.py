@@ -1,0 +1,56 @@
+"""Llama 2 and 3, TinyLlama, SmolLM, and everything else of `model_type` llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.hf.family import Family, activation, register
+from lorage_jax.models.presets import plain_decoder
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "hidden_act": activation(config),
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.ffn_bias,
+    }
+
+
+register(
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        write=_write,
+        shapes={
+            "tinyllama": plain_decoder(
+                "llama",
+                vocab_size=32_000,
+                width=2048,
+                layers=22,
+                heads=32,
+                kv_heads=4,
+                ffn_width=5632,
+                bos_id=1,
+                eos_ids=(2,),
+            ),
+            "llama3-8b": plain_decoder(
+                "llama",
+                vocab_size=128_256,
+                width=4096,
+                layers=32,
+                heads=32,
+                kv_heads=8,
+                ffn_width=14_336,
+                max_positions=8192,
+                rope_theta=500_000.0,
+                bos_id=128_000,
+                eos_ids=(128_001,),
+            ),
+        },
+        known={
+            "TinyLlama-1.1B-intermediate-step-1431k-3T": "tinyllama",
+            "Meta-Llama-3-8B": "llama3-8b",
+        },
+    )
+)

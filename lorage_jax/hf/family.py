@@ -1,0 +1,119 @@
+"""What a file in `hf/families/` says of its family, and the registry of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.errors import ConfigError
+from lorage_jax.fields import from_dict, to_dict
+from lorage_jax.models.presets import plain_decoder
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Recorded configs leave these fields out where the family implies them, as version 0.1.0 did.
+IMPLIED = ("norm_offset", "scaled_embedding", "post_norms")
+
+# A field of config.json (with transformers' default filled in), or the given default.
+Get = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tensor of a leaf in a Hugging Face file.
+
+    `inputs`: the number of leading axes of our (per-layer) array that are inputs; 0 for a vector
+    or a table.
+    """
+
+    name: str  # Hugging Face name; {layer} stands for the layer index
+    inputs: int = 0
+
+
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family of transformers.
+
+    Attributes:
+        name: `model_type` in config.json.
+        architecture: the class in transformers, for `architectures` in config.json.
+        fields: `ModelConfig` fields that all models of the family share.
+        read: further `ModelConfig` fields, from a function that gets fields of a config.json.
+        reads: the names of fields that only this family's `read` uses.
+        write: the fields of config.json besides those that all families share.
+        rows: the tensors of the layer's leaves that differ from llama's, by leaf name.
+        shapes: named model shapes, for benchmarks without downloads.
+        known: last part of a model's name on the Hub -> its name in `shapes`.
+    """
+
+    name: str
+    architecture: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[Get], dict[str, Any]] = _nothing
+    reads: frozenset[str] = frozenset()
+    write: Callable[[ModelConfig], dict[str, Any]] = _nothing
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    shapes: Mapping[str, ModelConfig] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
+
+
+_REGISTRY: dict[str, Family] = {}
+FAMILIES: Mapping[str, Family] = MappingProxyType(_REGISTRY)  # complete once hf.families is loaded
+
+
+def register(family: Family) -> Family:
+    """Adds a family. Raises ConfigError if its name is taken by another."""
+    if _REGISTRY.setdefault(family.name, family) is not family:
+        raise ConfigError(f"two families are called {family.name!r}.")
+    return family
+
+
+def get_family(name: str) -> Family:
+    """The family called `name`. Raises ConfigError that lists those there are."""
+    import lorage_jax.hf.families  # noqa: F401  its files register themselves
+
+    if name not in FAMILIES:
+        raise ConfigError(f"family is {name!r}; expected one of {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def family_decoder(name: str, **sizes: Any) -> ModelConfig:
+    """A decoder of this family: `plain_decoder` with what all models of the family share."""
+    return plain_decoder(name, **(dict(get_family(name).fields) | sizes))
+
+
+def to_values(config: ModelConfig) -> dict[str, Any]:
+    """A config as JSON values; fields that its family implies are left out."""
+    values, fields = to_dict(config), get_family(config.family).fields
+    defaults = {one.name: one.default for one in dataclasses.fields(config)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in IMPLIED or value != fields.get(name, defaults[name])
+    }
+
+
+def from_values(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of `to_values`. Raises ConfigError for an unknown family or field."""
+    fields = get_family(str(values.get("family"))).fields
+    return from_dict(ModelConfig, {k: fields[k] for k in IMPLIED if k in fields} | values)
+
+
+# Parts of config.json that several families write.
+
+
+def activation(config: ModelConfig) -> str:
+    """The name of the activation in transformers."""
+    return {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation]
+
+
+def layer_types(config: ModelConfig) -> list[str]:
+    """`layer_types`: which layers slide."""
+    return ["sliding_attention" if slides else "full_attention" for slides in config.sliding]
