@@ -72,7 +72,7 @@ class Computation:
         return found
 
     def source(self, name: str) -> Instruction | None:
-        """Where a value comes from, through bitcasts and copies."""
+        """The instruction that made a value, through bitcasts and copies."""
         one = self.instructions.get(name)
         while one is not None and one.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
             one = self.instructions.get(one.operands[0])
@@ -123,7 +123,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that `text` begins with is closed."""
+    """Index of the parenthesis that closes the one at the start of `text`."""
     depth = 0
     for at, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -187,7 +187,7 @@ def _constant(one: Instruction | None) -> int | None:
 
 
 def _element(computation: Computation, name: str, index: int) -> Instruction | None:
-    """What the `index`-th part of a tuple is."""
+    """The instruction that made the `index`-th part of a tuple."""
     whole = computation.source(name)
     if whole is None or whole.opcode != "tuple":
         return None
@@ -195,7 +195,7 @@ def _element(computation: Computation, name: str, index: int) -> Instruction | N
 
 
 def _step(one: Instruction | None, body: Computation) -> int | None:
-    """What is added to a counter in a turn."""
+    """The constant that one turn adds to a counter."""
     if one is None or one.opcode != "add":
         return None
     return next((n for n in (_constant(body.source(x)) for x in one.operands) if n), None)

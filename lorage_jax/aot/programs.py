@@ -56,7 +56,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the programs are of."""
+    """The models, the run and the mesh that the programs are for."""
 
     config: ExperimentConfig
     cloud: ModelConfig

@@ -80,7 +80,7 @@ def _collective(one: Collective, times: int) -> dict[str, Any]:
 
 
 def refused(message: str, usable_gib: float) -> dict[str, Any]:
-    """What is known of a program that the compiler gave up for want of memory."""
+    """The figures of a program that the compiler gave up for lack of memory."""
     units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
     named = re.findall(r"([\d.]+)([KMGT])\b", message)
     sizes = [float(size) * units[unit] for size, unit in named]
@@ -100,7 +100,7 @@ def refused(message: str, usable_gib: float) -> dict[str, Any]:
 
 
 def argument_bytes(program: Program) -> int:
-    """Of one chip's parts of all arguments."""
+    """Bytes of one chip's parts of all arguments."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(program.arguments)
@@ -108,7 +108,7 @@ def argument_bytes(program: Program) -> int:
 
 
 def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> dict[str, Any]:
-    """Of the train step's figures; `macs`: those of the model on all chips.
+    """The roofline of the train step's figures; `macs`: those of the model on all chips.
 
     Of a step that was refused only the arithmetic is known; the rest is None.
     """
@@ -167,7 +167,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def _batch(result: dict[str, Any]) -> str:
-    """What the train step is given."""
+    """The inputs of the train step."""
     prompts, queries, rows = result["prompts"], result["rows"], result["packed_rows"]
     lengths = [result["prompt_tokens"], result["query_tokens"]]
     if rows is not None:

@@ -33,7 +33,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As `parse_topology` reads it."""
+        """The name that `parse_topology` reads."""
         shape = "x".join(map(str, self.shape))
         return f"{self.chip.name}:{shape}" + (f"*{self.slices}" if self.slices > 1 else "")
 

@@ -1,4 +1,4 @@
-"""What one run of a compiled program moves: bytes over HBM, and between chips by collectives."""
+"""Bytes that one run of a compiled program moves over HBM, and between chips by collectives."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Traffic:
 
 
 def traffic(module: Module, chips_per_slice: int) -> Traffic:
-    """Of the whole program, loops as often as they run; a conditional is its largest branch."""
+    """Traffic of the whole program; loops repeat, a conditional is its largest branch."""
     found = _traffic(module, module.computations[module.entry], chips_per_slice)
     sent = Counter({one: count for one, count in found.collectives.items() if one.bytes})
     return Traffic(found.hbm, sent, found.unknown)
@@ -141,7 +141,7 @@ def _between_slices(computation: Computation, one: Instruction, kind: str) -> Co
     """A collective of chips that have the same place in their slices, which their hosts run."""
     shape = computation.instructions[one.operands[0]].shape
     found = SLICES.search(one.attributes)
-    assert found is not None  # by this it was told from others
+    assert found is not None  # the caller chose it by this
     slices = found[1]
     first, _, last = slices.partition(":")
     group = int(last) - int(first) + 1 if last else slices.count(",") + 1
@@ -150,7 +150,7 @@ def _between_slices(computation: Computation, one: Instruction, kind: str) -> Co
 
 
 def _share(kind: str, size: int) -> float:
-    """Of its operands, what each of `size` chips sends on a ring."""
+    """Share of its operands that each of `size` chips sends on a ring."""
     shares = {
         "all-gather": size - 1,
         "all-reduce": 2 * (size - 1) / size,
@@ -180,7 +180,7 @@ def _size(computation: Computation, name: str) -> int:
 
 
 def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> int:
-    """What an instruction reads from and writes to HBM; of a slice, only the slice."""
+    """Bytes that an instruction reads from and writes to HBM; for a slice, only the slice."""
 
     def shape(name: str) -> str:
         return computation.instructions[name].shape

@@ -110,7 +110,7 @@ class Documents:
         return grain.MapDataset.mix(parts, [self._weights[n] for n in used])[: end - begin]
 
     def describe(self, index: int) -> str:
-        """Where a number in `group_ids` comes from."""
+        """The origin of a number in `group_ids`."""
         for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
             if 0 <= index < end:
                 return places[index - end]
@@ -185,7 +185,10 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def _check_room(tokenizer: Any, corpus: Corpus, sample: Sequence[Document]) -> None:
-    """What is cut loses its answers: rows that hold no document at all would teach nothing."""
+    """Raises ConfigError if no document of the sample fits into a row.
+
+    A cut document loses its answers, so such rows would teach nothing.
+    """
     shortest = min(len(_line(tokenizer, document.texts)) for document in sample)
     if shortest > corpus.row_tokens:
         raise ConfigError(

@@ -41,7 +41,7 @@ class Batches:
         return iter(self._batches.to_iter_dataset(options))
 
     def describe(self, group_id: int) -> str:
-        """Where a number in `group_ids` comes from: `file:line` of its first row."""
+        """The origin of a number in `group_ids`: `file:line` of its first row."""
         for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
             if 0 <= group_id < end:
                 return places[group_id - end]

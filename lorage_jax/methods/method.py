@@ -142,7 +142,7 @@ def discover() -> None:
 
 
 def shared(rows: Sequence[Conditioning]) -> bool:
-    """Whether one conditioning serves the whole batch."""
+    """True if one conditioning serves the whole batch."""
     return all(row is rows[0] for row in rows)
 
 

@@ -1,9 +1,9 @@
 """Checkpoints of a run: state, resolved config and data position, committed as one step.
 
 A step is a folder `<step>/` that orbax writes under a temporary name and renames when complete, so
-a killed save leaves no step behind. The state is stored as a flat dict of arrays, `params.router.w`
--> array: its structure comes from the abstract state, and a mismatch is told by leaf. This is the
-only file that imports orbax.
+a killed save leaves no step behind. The state is stored as a flat dict of arrays,
+`trained.router.w` -> array: its structure comes from the abstract state, and a mismatch is reported
+by leaf. This is the only file that imports orbax.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from orbax.checkpoint import v1 as ocp
 
 from lorage_jax.errors import TrainingError, bullets
 
-# orbax tells its progress line by line, and of one full disk in a thousand lines of tracebacks,
-# all through absl's logger. What matters comes as an exception, too, which `_attempt` tells.
+# orbax logs its progress line by line, and one full disk in a thousand lines of tracebacks,
+# all through absl's logger. What matters comes as an exception, too, which `_attempt` reports.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 ABSENT = "(absent)"
@@ -216,7 +216,7 @@ class Checkpoints:
 
     @property
     def _manager(self) -> ocp.training.Checkpointer:
-        """What `save` or `steps` opened."""
+        """The checkpointer that `save` or `steps` opened."""
         assert self._orbax is not None
         return self._orbax
 
@@ -254,8 +254,7 @@ class Checkpoints:
         if lines:
             raise TrainingError(
                 f"{self.folder}: step {step} was saved with another config:\n"
-                + "\n".join(lines)
-                + "\nUse the saved values, or train into another folder."
+                f"{bullets(lines)}\nUse the saved values, or train into another folder."
             )
 
     def _saved_leaves(self, step: int) -> dict[str, str]:
@@ -297,7 +296,7 @@ class Checkpoints:
 
 
 def is_url(folder: str | Path) -> bool:
-    """Whether it names a bucket. Such a name must not become a Path, which makes one / of two."""
+    """True if it names a bucket. Such a name must not become a Path, which makes one / of two."""
     return "://" in str(folder)
 
 
@@ -353,7 +352,7 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
 
 
 def _json(config: Any) -> Any:
-    """As it comes back from disk: tuples are lists."""
+    """The values as they come back from disk: tuples are lists."""
     return json.loads(json.dumps(config))
 
 

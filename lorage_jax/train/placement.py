@@ -1,4 +1,4 @@
-"""What a start-up looks for before any step: big arrays that every device holds whole."""
+"""A check before the first step: no big array may lie whole on every device of a mesh."""
 
 from __future__ import annotations
 

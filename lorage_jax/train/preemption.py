@@ -32,7 +32,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after `step`. All processes must ask at every step."""
+        """True if the run must save and stop after `step`. All processes must ask at every step."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noted

@@ -113,7 +113,7 @@ def test_it_can_begin_from_a_folder(config, tmp_path):
     elsewhere = dataclasses.replace(settings, out=str(tmp_path / "other"))
     refused(dataclasses.replace(elsewhere, model=other), "ffn_width 64, there 48")
     nowhere = dataclasses.replace(elsewhere, init=str(tmp_path / "nowhere"))
-    refused(nowhere, "nowhere, which is no folder")
+    refused(nowhere, "nowhere, which is not a folder")
 
 
 def test_resume_is_bit_exact(config, monkeypatch, tmp_path):
