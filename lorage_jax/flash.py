@@ -44,7 +44,9 @@ def flash_attention(
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         q, k, v = (_pad(x, padded).swapaxes(1, 2) for x in (q, k, v))
         length, segments = segments.shape[1], _pad(segments, padded)
-        y = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
+        y: Array = jax.vmap(kernel)(  # pyright: ignore[reportAssignmentType]  no residuals
+            q, k, v, splash.SegmentIds(segments, segments)
+        )
         return y.swapaxes(1, 2)[:, :length]
 
     by_head = PartitionSpec(rows, None, heads)

@@ -137,7 +137,7 @@ def attention(
     batch, length, heads, size = q.shape
     kv = k.shape[2]
     grouped = q.reshape(batch, length, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
-    y = _attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)
+    y: Array = _attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)  # pyright: ignore[reportAssignmentType]
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
 

@@ -19,7 +19,9 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(
-    config: MeshConfig, devices: Sequence[jax.Device] | None = None, rows: int | None = None
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    rows: int | None = None,
 ) -> Mesh:
     """The mesh over all devices (or `devices`), for batches of `rows` rows.
 
@@ -37,7 +39,7 @@ def make_mesh(
     return Mesh(grid, MESH_AXES, axis_types=types)
 
 
-def _is_tpu(device: jax.Device) -> bool:
+def _is_tpu(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
     return device.platform == "tpu"
 
 
@@ -105,7 +107,8 @@ class ShardingRules:
         """
         if len(axes) != len(shape):
             raise ConfigError(f"{len(axes)} axis names {axes} for an array of shape {shape}.")
-        parts, used = [], set()
+        parts: list[Any] = []
+        used: set[str] = set()
         for name, size in zip(axes, shape, strict=True):
             if not hasattr(self, name):
                 raise ConfigError(f"unknown logical axis {name!r} in {axes}.")
@@ -121,7 +124,7 @@ class ShardingRules:
                     f"axes {axes}: mesh axis {sorted(used & set(wanted))} used twice."
                 )
             used |= set(wanted)
-            parts.append(wanted if len(wanted) > 1 else wanted[0])
+            parts.append(wanted[0] if len(wanted) == 1 else wanted)
         return PartitionSpec(*parts)
 
     def sharding(self, leaf: Any, mesh: Mesh) -> NamedSharding:

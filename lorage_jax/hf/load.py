@@ -49,9 +49,11 @@ def load_model(
             if mesh is None
             else rules.sharding(leaf, mesh)
         )
-        return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: read_leaf(checkpoint, leaf, row, index, dtype)
-        )
+
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            return read_leaf(checkpoint, leaf, row, index or (), dtype)
+
+        return jax.make_array_from_callback(leaf.shape, sharding, read)
 
     params: dict[str, Any] = {}
     for path, leaf, row in tables.rows(config):

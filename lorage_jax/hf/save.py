@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def save_model(
 def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under its Hugging Face name, one at a time."""
     for path, leaf, row in tables.rows(model.config):
-        value = model.params
+        value: Any = model.params
         for name in path:
             value = value[name]
         if leaf.axes[0] != "layers":

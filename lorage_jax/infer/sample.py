@@ -64,8 +64,10 @@ def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
     return sampling
 
 
-def row_keys(seed: UInt32[Array, ""], rows: int, step: Int[Array, ""]) -> Key[Array, "B"]:
-    """One key a row for the token number `step`, whatever other rows the batch holds."""
+def row_keys(
+    seed: UInt32[Array, ""], rows: int, step: Int[Array | np.ndarray, ""]
+) -> Key[Array, "B"]:
+    """One key per row for the token number `step`, whatever other rows the batch holds."""
     key = jax.random.key(seed)
     at = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))
     return at(jnp.arange(rows, dtype=jnp.uint32))

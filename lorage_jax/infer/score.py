@@ -322,8 +322,9 @@ def _score(config, params, pool, gates, tokens, mask, branch, positions, at, tar
 def _mesh(params: Any) -> Mesh:
     """The mesh the weights lie on, or all devices in a row."""
     sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == MESH_AXES:
-        return sharding.mesh
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if isinstance(mesh, Mesh) and mesh.axis_names == MESH_AXES:
+        return mesh
     return make_mesh(MeshConfig(data=-1))
 
 

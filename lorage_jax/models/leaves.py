@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lorage_jax.config import ModelConfig
 
@@ -27,7 +28,7 @@ class Leaf:
         """The same array once a layer, the layer axis in front."""
         return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
 
-    def initialise(self, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def initialise(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
         """A fresh value: `zeros`, `ones`, `unit` (std 1), `normal` (std 1/sqrt(inputs)) or
         `kaiming` (uniform within 1/sqrt(inputs), as LoRA starts its A).
         """
@@ -42,7 +43,7 @@ class Leaf:
 
     @property
     def inputs(self) -> int:
-        """How many numbers enter one output: a head axis in front counts with its channels."""
+        """Fan-in: a head axis in front counts with its channels."""
         shape, axes = self.shape, self.axes
         while axes[0] in ("layers", "experts"):
             shape, axes = shape[1:], axes[1:]
@@ -111,7 +112,7 @@ def model_leaves(config: ModelConfig) -> dict[str, Any]:
     return leaves
 
 
-def initialise(leaves: Any, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Any:
+def initialise(leaves: Any, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Any:
     """A tree of fresh arrays, each leaf with a key of its own."""
     flat, tree = jax.tree.flatten(leaves)
     keys = jax.random.split(key, max(len(flat), 1))
