@@ -23,10 +23,10 @@ from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
-from lorage_jax.generator.merge import _compiled
+from lorage_jax.generator.merge import compiled_merge
 from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.infer.generate import Progress, _continue
+from lorage_jax.infer.generate import Progress, compiled_continue
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.cache import Cache
@@ -164,7 +164,7 @@ def merge_program(setting: Setting) -> Program:
     rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
 
     def merge(ffn, pool, gates):
-        return _compiled(placed, donate=False)(ffn, assemble(pool, gates, rank))
+        return compiled_merge(placed, donate=False)(ffn, assemble(pool, gates, rank))
 
     gates = jax.ShapeDtypeStruct(
         (edge.layers, generator.experts), jnp.float32, sharding=replicated(setting.mesh)
@@ -200,7 +200,7 @@ def decode_program(setting: Setting) -> Program:
     controls = sampling | {"eos": array((1,), jnp.int32), "pad": array((), jnp.int32)}
     params, limit = _model(setting, edge), array((), jnp.int32)
     arguments = (params, cache, progress, controls, None, None, limit)
-    traced = _continue.trace(edge, *arguments)
+    traced = compiled_continue.trace(edge, *arguments)
 
     def turn(params, cache, newest):
         return Decoder(edge).apply({"params": params}, newest, cache=cache, last=True)

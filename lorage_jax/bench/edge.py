@@ -19,8 +19,7 @@ EDGE = "sha256:random-weights"
 
 def random_edge(config: ModelConfig, dtype: str) -> tuple[Model, Pool, Card]:
     """A model of this shape, a pool of two experts of rank 16, and a card that opens both."""
-    edge = random_model(config, dtype)
-    edge.__dict__["fingerprint"] = EDGE  # hashing random weights would be a waste of time
+    edge = random_model(config, dtype).replace(identity=EDGE)  # saves hashing random weights
     generator = GeneratorConfig(experts=2, top_k=2)
     experts = initialise(pool_leaves(generator, config), jax.random.key(1))
     experts = jax.tree.map(lambda x: jnp.where(x == 0, 0.01, x), experts)

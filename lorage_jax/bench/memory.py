@@ -15,7 +15,7 @@ from lorage_jax.buckets import bucket
 from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.infer.generate import _continue, _start
+from lorage_jax.infer.generate import compiled_continue, compiled_start
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count, structs
@@ -75,9 +75,9 @@ def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[s
     mask = jax.ShapeDtypeStruct((1, length), bool)
     controls = Sampling().operands() | {"eos": np.zeros(0, np.int32), "pad": np.int32(0)}
     limit = np.int32(size)
-    start = _start.lower(config, size, params, tokens, mask, controls, None, None, limit)
+    start = compiled_start.lower(config, size, params, tokens, mask, controls, None, None, limit)
     cache, progress = start.out_info
-    more = _continue.lower(config, params, cache, progress, controls, None, None, limit)
+    more = compiled_continue.lower(config, params, cache, progress, controls, None, None, limit)
     return {"request": start.compile(), "decode": more.compile()}
 
 

@@ -8,7 +8,7 @@ from jax.extend.core import ClosedJaxpr
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
-from lorage_jax.generator.merge import _assemble, _compiled
+from lorage_jax.generator.merge import compiled_assemble, compiled_merge
 from lorage_jax.generator.pool import PROJECTIONS, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.decoder import Decoder
@@ -51,8 +51,8 @@ def merge_programs(generator: GeneratorConfig, edge: ModelConfig, dtype: str) ->
     pool = make_pool(structs(pool_leaves(generator, edge), "float32"), generator)
     gates = jax.ShapeDtypeStruct((edge.layers, generator.experts), jnp.float32)
     rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
-    assembled = _assemble.trace(pool, gates, rank)
+    assembled = compiled_assemble.trace(pool, gates, rank)
     weights = structs(model_leaves(edge), dtype)["layers"]
     ffn = {name: weights[name] for name in PROJECTIONS}
     placed = tuple((name, None) for name in PROJECTIONS)  # wherever: nothing is run
-    return [assembled.jaxpr, _compiled(placed, False).trace(ffn, assembled.out_info).jaxpr]
+    return [assembled.jaxpr, compiled_merge(placed, False).trace(ffn, assembled.out_info).jaxpr]

@@ -88,21 +88,13 @@ def deploy(
     """Specialises the edge for `prompt` and writes the results into `out`, an existing folder.
 
     Args:
-        generator: a trained generator with its cloud.
-        prompt: the system prompt.
-        out: folder for card.json, adapter/, merged/ and report.json.
         edge_folder: Hugging Face folder of the generator's edge.
-        save: which of `card`, `adapter`, `merged` to write.
+        save: which of `card`, `adapter`, `merged` to write; report.json always is.
         dtype: dtype of the merged weights, `float32` or `bfloat16`; the edge's own for None.
         base_name: name of the base model in the adapter's config; `edge_folder` for None.
 
-    Returns:
-        The report, which `report.json` also holds.
-
-    Raises:
-        ConfigError: for an unknown output.
-        DataError: for a prompt that is empty or does not fit the cloud's context.
-        WeightsError: for another edge, or for logits that are not finite.
+    Raises ConfigError (unknown output), DataError (a prompt that is empty or does not fit the
+    cloud's context), and WeightsError (another edge, or logits that are not finite).
     """
     check_outputs(save)
     began = time.time()
@@ -121,25 +113,22 @@ def deploy(
         logits["adapter"] = _logits(load_adapter(out / "adapter", edge), probe)
     merge_began = time.time()
     special, rounding = merge_with_report(edge, generator.pool, card, donate=True)
-    merge_seconds = time.time() - merge_began
+    timings = Timings(specialize_seconds, time.time() - merge_began)
     del edge  # its FFN weights were donated
     logits["merged"] = _logits(special, probe)
     if "merged" in save:
         export_merged(special, out / "merged", base=edge_folder, dtype=dtype)
-        logits["reloaded"] = _logits(load_model(out / "merged", "float32"), probe)
-        if importlib.util.find_spec("torch") is not None:
-            logits["transformers"] = _transformers_logits(out / "merged", probe)
-    written = card.to_dict()
+        logits |= _reloaded_logits(out / "merged", probe)
     report = DeployReport(
         parity=_differences(logits),
         dtype=dtype or str(special.dtype),
         merge=rounding,
         prompt_tokens_saved=_tokens_saved(special, prompt),
         cloud_tokens=card.about["cloud_tokens"],
-        card_bytes=len(json.dumps(written)),
-        gates=written["gates"],
+        card_bytes=len(json.dumps(card.to_dict())),
+        gates=card.to_dict()["gates"],
         seconds=time.time() - began,
-        timings=Timings(specialize_seconds, merge_seconds),
+        timings=timings,
         saved=tuple(save),
     )
     (out / REPORT).write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
@@ -166,6 +155,16 @@ def _logits(
     wide = model.replace(params=jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
     gates = None if card is None else jnp.asarray(card.gates)[None]
     return np.asarray(forward(wide, tokens, gates=gates, pool=pool))
+
+
+def _reloaded_logits(
+    folder: Path, tokens: Int[np.ndarray, "1 T"]
+) -> dict[str, Float[np.ndarray, "1 T V"]]:
+    """Logits of an exported folder, read by us, and by transformers where torch is installed."""
+    found = {"reloaded": _logits(load_model(folder, "float32"), tokens)}
+    if importlib.util.find_spec("torch") is not None:
+        found["transformers"] = _transformers_logits(folder, tokens)
+    return found
 
 
 def _transformers_logits(

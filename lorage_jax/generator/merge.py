@@ -82,7 +82,7 @@ def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Facto
     if edge.card is not None:
         raise WeightsError("this model already has an adapter merged; merge into the base edge.")
     card.check(edge, pool)
-    factors = _assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
+    factors = compiled_assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
     return {name: edge.params["layers"][name] for name in PROJECTIONS}, factors
 
 
@@ -92,11 +92,11 @@ def merge_weights(ffn: dict[str, Array], factors: Factors, *, donate: bool) -> d
     The weights keep their sharding.
     """
     shardings = tuple((name, ffn[name].sharding) for name in PROJECTIONS)
-    return _compiled(shardings, donate)(ffn, factors)
+    return compiled_merge(shardings, donate)(ffn, factors)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
+def compiled_merge(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
     def merge_all(ffn, factors):
         return {name: _add(ffn[name], *factors[name]) for name in PROJECTIONS}
 
@@ -152,4 +152,4 @@ def _rounding(
     return jax.lax.map(one, (weights, a, b))
 
 
-_assemble = jax.jit(assemble, static_argnums=2)
+compiled_assemble = jax.jit(assemble, static_argnums=2)

@@ -117,7 +117,7 @@ def generate_tokens(
     }
     size = bucket(max_new_tokens)
     limit = max_new_tokens if watch is None else min(CHUNK, max_new_tokens)
-    cache, progress = _start(
+    cache, progress = compiled_start(
         model.config, size, model.params, tokens, mask, controls, pool, weights, np.int32(limit)
     )
     outputs: list[list[int]] = [[] for _ in rows]
@@ -137,7 +137,7 @@ def generate_tokens(
         if last or progress.done.all():
             return outputs
         limit = min(step + CHUNK, max_new_tokens)
-        cache, progress = _continue(
+        cache, progress = compiled_continue(
             model.config, model.params, cache, progress, controls, pool, weights, np.int32(limit)
         )
 
@@ -149,7 +149,7 @@ def eos_ids(model: Model) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(config, size, params, tokens, mask, controls, pool, gates, limit):
+def compiled_start(config, size, params, tokens, mask, controls, pool, gates, limit):
     """Prefill of [B, T] and tokens up to `limit` in a new cache with room for `size` of them."""
     rows, length = tokens.shape
     cache = new_cache(config, rows, length + size, params["embed"].dtype)
@@ -164,7 +164,7 @@ def _start(config, size, params, tokens, mask, controls, pool, gates, limit):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _continue(config, params, cache, progress, controls, pool, gates, limit):
+def compiled_continue(config, params, cache, progress, controls, pool, gates, limit):
     """More tokens, up to `limit` in all, in the donated cache."""
     return _decode(config, params, cache, progress, controls, pool, gates, limit)
 

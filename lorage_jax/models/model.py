@@ -39,6 +39,7 @@ class Model:
         params: a plain nested dict of arrays, as `models/leaves.py` describes.
         source: the folder it was loaded from.
         card: the card whose adapter is merged into `params`; None for a base model.
+        identity: the fingerprint, where it is known; hashed from the weights otherwise.
     """
 
     config: ModelConfig
@@ -46,6 +47,7 @@ class Model:
     tokenizer: Any
     source: Path | None = None
     card: MergedCard | None = None
+    identity: str | None = None
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some fields changed."""
@@ -59,6 +61,8 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the base weights: a hash over the tensors of the folder."""
+        if self.identity is not None:
+            return self.identity
         if self.source is not None:
             return fingerprint(self.source)
         flat = jax.tree_util.tree_flatten_with_path(self.params)[0]

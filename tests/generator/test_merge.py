@@ -137,11 +137,11 @@ def test_no_collective_on_any_mesh(world, cloud_dir, mesh, combine, rules):
     pool = gen.pool.replace(experts=jax.device_put(gen.pool.experts, shardings))
     weights = {name: edge.params["layers"][name] for name in PROJECTIONS}
     gates, rank = jnp.asarray(card.gates), assembled_rank(pool, card.gates)
-    factors = merging._assemble(pool, gates, rank)
+    factors = merging.compiled_assemble(pool, gates, rank)
     ways = tuple((name, weights[name].sharding) for name in PROJECTIONS)
     programs = [
-        merging._assemble.lower(pool, gates, rank),
-        merging._compiled(ways, True).lower(weights, factors),
+        merging.compiled_assemble.lower(pool, gates, rank),
+        merging.compiled_merge(ways, True).lower(weights, factors),
         merging._compiled_layer(weights["up"].sharding).lower(
             weights["up"], factors["up"][0][0], factors["up"][1][0], 0
         ),

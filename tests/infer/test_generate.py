@@ -211,16 +211,16 @@ def test_stop_strings_end_a_row_before_them(stories):
 
 def test_a_stop_saves_the_rest_of_the_work(stories, monkeypatch):
     calls = []
-    real = module._continue
-    monkeypatch.setattr(module, "_continue", lambda *a: calls.append(1) or real(*a))
+    real = module.compiled_continue
+    monkeypatch.setattr(module, "compiled_continue", lambda *a: calls.append(1) or real(*a))
     generate(stories, "Once upon a time", max_new_tokens=60, stop="little")
     assert len(calls) <= 2
 
 
 def test_the_device_writes_pads_behind_eos(model, monkeypatch):
     end = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=24)[0][5]
-    seen, real = [], module._start
-    monkeypatch.setattr(module, "_start", lambda *a: seen.append(real(*a)) or seen[-1])
+    seen, real = [], module.compiled_start
+    monkeypatch.setattr(module, "compiled_start", lambda *a: seen.append(real(*a)) or seen[-1])
     config = dataclasses.replace(with_eos(model, end).config, pad_id=77)
     row = generate_tokens(with_eos(model, end).replace(config=config), PROMPTS, max_new_tokens=24)
     tokens = np.asarray(seen[0][1].tokens)[0].tolist()
@@ -276,39 +276,39 @@ def test_calls_within_a_bucket_share_a_program(model):
         longer = [row + [20] * (length - len(row)) for row in rows]
         return generate_tokens(model, longer, max_new_tokens=steps, **more)
 
-    before = module._start._cache_size()
+    before = module.compiled_start._cache_size()
     run(5, 17)
     run(16, 24)
     run(9, 20, sampling=Sampling(0.7, 5, 0.9, 4))
     run(9, 20, watch=lambda rows, ended: ended)
-    assert module._start._cache_size() == before + 1
+    assert module.compiled_start._cache_size() == before + 1
     run(17, 24)
-    assert module._start._cache_size() == before + 2
-    before = module._continue._cache_size()
+    assert module.compiled_start._cache_size() == before + 2
+    before = module.compiled_continue._cache_size()
     watch = lambda rows, ended: ended  # noqa: E731
     run(17, 24, watch=watch)
-    once = module._continue._cache_size()
+    once = module.compiled_continue._cache_size()
     assert once <= before + 1
     run(20, 22, watch=watch, sampling=Sampling(0.7))
-    assert module._continue._cache_size() == once
+    assert module.compiled_continue._cache_size() == once
 
 
 def test_the_cache_is_donated(model):
     seen = []
-    real = module._continue
+    real = module.compiled_continue
 
     def spy(config, params, cache, *rest):
         out = real(config, params, cache, *rest)
         seen.append(cache.k.is_deleted() and cache.v.is_deleted())
         return out
 
-    module._continue = spy
+    module.compiled_continue = spy
     try:
         generate_tokens(
             with_eos(model), PROMPTS, max_new_tokens=24, watch=lambda rows, ended: ended
         )
     finally:
-        module._continue = real
+        module.compiled_continue = real
     assert seen and all(seen)
 
 
@@ -331,9 +331,9 @@ def test_sharded_weights(tmp_path, model):
     assert generate_tokens(sharded, PROMPTS, max_new_tokens=20) == expected
     watch = lambda rows, ended: ended  # noqa: E731
     assert generate_tokens(sharded, PROMPTS, max_new_tokens=20, watch=watch) == expected
-    before = module._start._cache_size(), module._continue._cache_size()
+    before = module.compiled_start._cache_size(), module.compiled_continue._cache_size()
     assert generate_tokens(sharded, PROMPTS, max_new_tokens=20, watch=watch) == expected
-    assert (module._start._cache_size(), module._continue._cache_size()) == before
+    assert (module.compiled_start._cache_size(), module.compiled_continue._cache_size()) == before
 
 
 def test_errors(model):
