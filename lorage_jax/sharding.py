@@ -74,22 +74,25 @@ def _mesh_sizes(
     return data, fsdp, tensor
 
 
+Axis = str | tuple[str, ...] | None  # one mesh axis, several, or whole on every device
+
+
 @dataclass(frozen=True)
 class ShardingRules:
     """Logical axis to mesh axis (or axes, or None for whole). The defaults are FSDP + tensor."""
 
-    batch: str | tuple[str, ...] | None = ("data", "fsdp")
-    layers: str | None = None
-    vocab: str | None = "tensor"
-    embed: str | None = "fsdp"
-    heads: str | None = "tensor"
-    kv_heads: str | None = "tensor"
-    head_dim: str | None = None
-    ffn: str | None = "tensor"
-    cloud: str | None = "fsdp"  # cloud width, in the router and the meta tokens
-    hidden: str | None = None  # router's inner width
-    experts: str | None = None  # whole on every device: the merge then needs no collective
-    rank: str | None = None
+    batch: Axis = ("data", "fsdp")
+    layers: Axis = None
+    vocab: Axis = "tensor"
+    embed: Axis = "fsdp"
+    heads: Axis = "tensor"
+    kv_heads: Axis = "tensor"
+    head_dim: Axis = None
+    ffn: Axis = "tensor"
+    cloud: Axis = "fsdp"  # cloud width, in the router and the meta tokens
+    hidden: Axis = None  # router's inner width
+    experts: Axis = None  # whole on every device: the merge then needs no collective
+    rank: Axis = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -5,12 +5,17 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintException
 from jaxtyping import install_import_hook
 
 
@@ -34,8 +39,29 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
 jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # bytes; the oldest go first
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-# Before the first import of these: the annotations of their functions become checks.
-install_import_hook(["lorage_jax.ops", "lorage_jax.generator"], "beartype.beartype")
+# Before the package's first import: annotations of functions that take arrays become checks.
+CHECKED = (
+    *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot"),
+    *("data.batches", "data.packing", "data.documents", "train"),
+    *("infer.forward", "infer.gates", "infer.sample", "infer.score"),
+    *("methods.lora", "methods.lora_gen"),
+)
+
+
+def _checked(function: Callable) -> Callable:
+    # The fields of a pytree also hold shapes and shardings of its arrays.
+    if function.__name__ in ("__init__", "check_single_arg"):
+        return function
+    try:
+        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
+    except BeartypeDecorHintException:
+        return function  # typing.Self, or a class of protocols: not checked at run time
+
+
+checks = ModuleType("runtime_checks")  # the hook takes a name to import
+checks.check = _checked
+sys.modules[checks.__name__] = checks
+install_import_hook([f"lorage_jax.{room}" for room in CHECKED], "runtime_checks.check")
 
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -98,7 +98,7 @@ def test_every_text_is_found_again(cloud, edge):
     [
         ({"packed_rows": 3}, "packed_rows is 3; expected a divisor of the 8 prompts"),
         ({"packed_rows": 0}, "packed_rows is 0"),
-        ({"packed_rows": 2, "prompt_chunks": 2}, "set one of them"),
+        ({"packed_rows": 2, "prompt_chunks": 2}, "set only one of them"),
     ],
 )
 def test_bad_settings(values, says):
