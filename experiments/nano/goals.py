@@ -27,7 +27,7 @@ def _scores(splits: dict[str, Any]) -> Iterator[Row]:
     for where, share in (("paraphrase", 1.0), ("composition", COMPOSITION)):
         for name in (name for name in splits if name.endswith(where)):
             methods = splits[name]["methods"]
-            found, wanted = methods["lorage"]["mean"], share * methods["edge_with_prompt"]["mean"]
+            found, wanted = methods["lora_gen"]["mean"], share * methods["in_context"]["mean"]
             goal = f"at least {share:.0%} of the edge with the prompt in context"
             yield goal, name, found, wanted, found >= wanted
 

@@ -25,11 +25,13 @@ import generator as recipe
 import table
 
 from lorage_jax.config import ExperimentConfig
+from lorage_jax.evaluate.results import by_arm
 from lorage_jax.files.outputs import write_file
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.training import train
-from lorage_jax.world.scores import draw_world, generator_arms
+from lorage_jax.world.samples import draw_world
+from lorage_jax.world.scores import generator_arms
 
 STEPS = 250
 PROMPTS, QUERIES, SELECTION = 60, 4, 7
@@ -81,11 +83,11 @@ def measure(run: ExperimentConfig) -> dict[str, Any]:
     generator = load_generator(train(run, resume=True).folder)
     samples = draw_world(PROMPTS, QUERIES, SELECTION, families=("words",))
     edge = load_model(run.edge, "float32")
-    arms = generator_arms(generator, edge, samples, seed=SEED, arms=("lorage", "shuffled"))
+    arms = generator_arms(generator, edge, samples, seed=SEED, arms=("lora_gen", "shuffled"))
     return {
         split: {
-            arm: {"mean": found["exact_match"], "stderr": found["stderr"]}
-            for arm, found in arms[split]["methods"].items()
+            arm: {"mean": found.exact_match, "stderr": found.stderr}
+            for arm, found in arms[split].arms.items()
         }
         for split in COLUMNS
     }
@@ -109,7 +111,8 @@ def markdown(rows: dict[str, Any]) -> str:
     ]
     for name, row in rows.items():
         cells = [
-            f"{row[s]['lorage']['mean']:.3f} ± {row[s]['lorage']['stderr']:.3f}" for s in COLUMNS
+            f"{one['mean']:.3f} ± {one['stderr']:.3f}"
+            for one in (row[split]["lora_gen"] for split in COLUMNS)
         ]
         control = row["words/composition"]["shuffled"]["mean"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {control:.3f} |")
@@ -124,7 +127,8 @@ def main(names: Sequence[str]) -> None:
         run = experiment(name)
         what = table.identity(run, prompts=PROMPTS, queries=QUERIES, seed=SELECTION)
         path = table.RESULTS / "nano_switches" / f"{file_name(name)}.json"
-        rows[name] = table.measured(path, what, partial(measure, run))
+        found = table.measured(path, what, partial(measure, run))
+        rows[name] = {split: by_arm(arms) for split, arms in found.items()}
     if not names:
         found = {"rows": rows, "provenance": table.origin()}
         path = table.RESULTS / "nano_switches.json"

@@ -43,14 +43,9 @@ from lorage_jax.report.world import combine, to_markdown
 from lorage_jax.train.experiment import train_method
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import tools as world_tools
-from lorage_jax.world.scores import (
-    WorldSample,
-    base_arms,
-    draw_world,
-    generator_arms,
-    lora_arm,
-    request_seconds,
-)
+from lorage_jax.world.samples import WorldSample, draw_world
+from lorage_jax.world.scores import base_arms, from_json, generator_arms, lora_arm, to_json
+from lorage_jax.world.seconds import request_seconds
 
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parents[1] / "results"
@@ -84,19 +79,21 @@ def parts() -> dict[str, Part]:
     found: dict[str, Part] = {
         "base": (
             (),
-            lambda edge, samples: base_arms(edge, load_model(nano.CLOUD, "float32"), samples),
+            lambda edge, samples: to_json(
+                base_arms(edge, load_model(nano.CLOUD, "float32"), samples)
+            ),
         )
     }
     for seed in SEEDS:
         found[f"seed{seed}"] = (
             (recipe.config("tools", seed), recipe.config("both", seed)),
-            lambda edge, samples, seed=seed: generator_arms(
-                generator(seed), edge, samples, seed=seed
+            lambda edge, samples, seed=seed: to_json(
+                generator_arms(generator(seed), edge, samples, seed=seed)
             ),
         )
         found[f"lora{seed}"] = (
             (lora_config(seed),),
-            lambda edge, samples, seed=seed: lora_arm(lora(seed, edge), samples),
+            lambda edge, samples, seed=seed: to_json(lora_arm(lora(seed, edge), samples)),
         )
     found["time"] = (
         (recipe.config("tools"), recipe.config("both")),
@@ -179,9 +176,9 @@ def main(names: Sequence[str]) -> None:
     if names:
         return
     table = combine(
-        [found[f"seed{seed}"] for seed in SEEDS],
-        found["base"],
-        [found[f"lora{seed}"] for seed in SEEDS],
+        [from_json(found[f"seed{seed}"]) for seed in SEEDS],
+        from_json(found["base"]),
+        [from_json(found[f"lora{seed}"]) for seed in SEEDS],
         found["time"],
     )
     table |= {"goals": goals(table), "provenance": origin()}

@@ -1,10 +1,11 @@
-"""`lorage eval`: scores with their controls, what went where, and a file of every record."""
+"""`lorage eval`: scores with their controls, tokens and times, and a file of every record."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,17 @@ import jax
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.agent import evaluate_agent, room_for_input
+from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
+from lorage_jax.evaluate.answers import room_for_input
+from lorage_jax.evaluate.arms import CONTROLS
 from lorage_jax.evaluate.local_tasks import TaskData, check_names
+from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import check_identity, load_generator, read_values, recorded_path
 from lorage_jax.hf.load import load_model
+from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.model import Model
 from lorage_jax.world.tools import draw
 
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
 AGENT = "gpt4tools"
 HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit
-GENERATED_RECORDS = 100  # a set, of our own, where GPT4Tools' files are not there
+GENERATED_RECORDS = 100  # per set of our own, where GPT4Tools' files are not there
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -42,9 +47,9 @@ def run(options: Eval) -> dict[str, Any]:
     _shots(options.shots)
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
     data = TaskData(options.data)
-    records = _records(options) if AGENT in names else None
+    sets = _tool_sets(options) if AGENT in names else []
     edge, generator = _models(options)
-    if records is not None:  # before the other tasks have been scored
+    if sets:  # before the other tasks have been scored
         room_for_input(edge, options.max_new_tokens or AGENT_TOKENS)
     journal = Journal.open(progress_path(options.json))
     about = _about(edge, generator)
@@ -52,20 +57,24 @@ def run(options: Eval) -> dict[str, Any]:
     print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
     if len(journal):
         print(f"Going on: {len(journal)} finished requests were found.")
-    result, samples = _scores(options, plain, data, edge, generator, journal)
-    if records is not None:
-        sets = {}
-        for name, (source, items) in records.items():
-            sets[name], more = _agent(options, source, items, edge, generator, journal)
-            samples += [{"task": AGENT, "set": name, **sample} for sample in more]
-            result["data"][f"{AGENT}/{name}"] = {"records": source["files"]}
-        result[AGENT] = {"sets": sets}
+    result, samples = _tasks(options, plain, data, edge, generator, journal)
+    result = dataclasses.replace(
+        result,
+        model=about,
+        config=_plain(dataclasses.asdict(options)),
+        seeds={"seed": options.seed},
+        data=data.fingerprints | {f"{AGENT}/{one.name}": {"records": one.files} for one in sets},
+    )
+    for one in sets:
+        outcome = _agent(options, one, edge, generator, journal)
+        result.gpt4tools[one.name] = outcome.result
+        samples += [{"task": AGENT, "set": one.name, **sample} for sample in outcome.samples]
     if options.samples is not None:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         write_file(options.samples, lines, overwrite=True)
-    for sentence in result["words"]:
+    for sentence in result.words:
         print(sentence)
-    return {"kind": "eval", "model": about, **result}
+    return result.to_json()
 
 
 def progress_path(result: Path | None) -> Path | None:
@@ -98,8 +107,9 @@ def _check(options: Eval) -> None:
 
 
 def _models(options: Eval) -> tuple[Model, Generator | None]:
-    if options.generator is None:
+    if options.model is not None:
         return load_model(options.model, options.dtype), None
+    assert options.generator is not None, "checked before"
     values = read_values(options.generator)
     folder = options.edge or recorded_path(values, "edge", options.generator)
     check_identity(folder, values, "edge")  # before anything large is loaded
@@ -107,66 +117,49 @@ def _models(options: Eval) -> tuple[Model, Generator | None]:
     return load_model(folder, options.dtype), generator
 
 
-def _scores(
+def _tasks(
     options: Eval,
     names: Sequence[str],
     data: TaskData,
     edge: Model,
     generator: Generator | None,
     journal: Journal,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    found: dict[str, Any] = {"main": None, "arms": {}, "gaps": {}, "words": []}
-    samples: list[dict[str, Any]] = []
-    if names:
-        from lorage_jax.evaluate.arms import Run, evaluate_generator, evaluate_model
-        from lorage_jax.evaluate.harness import LorageLM  # these need lm-eval
+) -> tuple[EvalResult, list[dict[str, Any]]]:
+    """The result on lm-eval's tasks, and a row per record; empty without names."""
+    if not names:
+        return EvalResult(), []
+    from lorage_jax.evaluate.commonsense import Run, evaluate_generator, evaluate_model
+    from lorage_jax.evaluate.harness import LorageLM  # these need lm-eval
 
-        lm = LorageLM(
-            edge,
-            batch_tokens=options.batch_tokens,
-            max_gen_toks=options.max_new_tokens or HARNESS_TOKENS,
-            journal=journal,
-        )
-        scored = Run(lm, data, _shots(options.shots), options.limit, options.seed)
-        if generator is None:
-            found = evaluate_model(scored, edge, names)
-        else:
-            found = evaluate_generator(
-                scored,
-                edge,
-                generator,
-                names,
-                template=options.template,
-                controls=options.controls,
-                baseline=options.baseline,
-            )
-        samples = scored.samples
-    tasks = found["arms"][found["main"]]["tasks"] if names else {}
-    return {
-        "results": tasks,
-        **found,
-        "config": _plain(dataclasses.asdict(options)),
-        "seeds": {"seed": options.seed},
-        "data": data.fingerprints,
-    }, samples
+    lm = LorageLM(
+        edge,
+        batch_tokens=options.batch_tokens,
+        max_gen_toks=options.max_new_tokens or HARNESS_TOKENS,
+        journal=journal,
+    )
+    shots = _shots(options.shots)
+    scored = Run(lm, data, shots, options.limit, options.seed, options.template)
+    if generator is None:
+        return evaluate_model(scored, edge, names), scored.samples
+    method = LoraGen(generator, journal)
+    found = evaluate_generator(
+        scored, edge, method, names, controls=options.controls, baseline=options.baseline
+    )
+    return found, scored.samples
 
 
 def _agent(
-    options: Eval,
-    source: dict[str, Any],
-    items: list[ToolRecord],
-    edge: Model,
-    generator: Generator | None,
-    journal: Journal,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    print(f"GPT4Tools: {source['what']}")
+    options: Eval, tools: ToolSet, edge: Model, generator: Generator | None, journal: Journal
+) -> AgentOutcome:
+    """The outcome on one set of GPT4Tools records; prints a line per arm and the verdicts."""
+    print(f"GPT4Tools: {tools.source}")
     arms = None
     if generator is not None:
-        arms = ["specialized"]
-        arms += ["in_context", "no_tools", "specialized_tools"] * options.baseline
-        arms += ["shuffled", "random", "mean_gates", "no_adapter"] * options.controls
+        arms = ["lora_gen"]
+        arms += ["in_context", "no_tools", "lora_gen_tools"] * options.baseline
+        arms += [*CONTROLS * options.controls]
     found = evaluate_agent(
-        items,
+        tools.records,
         edge,
         generator,
         arms=arms,
@@ -176,27 +169,36 @@ def _agent(
         seed=options.seed,
         journal=journal,
     )
-    for arm, values in found["arms"].items():
-        official = "  ".join(f"{k} {v:.3f}" for k, v in values["official"].items())
-        cut = f", {values['truncated']} truncated" if values["truncated"] else ""
+    for arm, score in found.result.arms.items():
+        official = "  ".join(f"{k} {v:.3f}" for k, v in score.scores["official"].items())
+        cut = f", {score.truncated} truncated" if score.truncated else ""
         print(
-            f"{arm:18}{official}  (n {values['n']}, {values['edge_tokens']:.0f} tokens at the "
-            f"edge{cut}, compression {values['compression']:.1f}x, {values['seconds']:.1f} s)"
+            f"{arm:18}{official}  (n {score.n}, {score.edge_tokens:.0f} tokens at the "
+            f"edge{cut}, compression {score.compression:.1f}x, {score.seconds:.1f} s)"
         )
-    for sentence in found["words"]:
+    for sentence in found.result.words:
         print(sentence)
-    samples = found.pop("samples")
-    return {"source": source["what"], **found}, samples
+    return dataclasses.replace(found, result=dataclasses.replace(found.result, source=tools.source))
 
 
-def _records(options: Eval) -> dict[str, tuple[dict[str, Any], list[ToolRecord]]]:
-    """What is scored, set by set, and where it is from: the benchmark's files, or generated ones.
+@dataclass(frozen=True)
+class ToolSet:
+    """Records that are scored together: their name, where they are from, and a digest of that."""
+
+    name: str
+    source: str
+    files: str
+    records: list[ToolRecord]
+
+
+def _tool_sets(options: Eval) -> list[ToolSet]:
+    """The benchmark's files in the data folder, or generated records where there are none.
 
     A file is a set of its own: the benchmark's test files differ in whether the tools were seen.
     """
     folder = None if options.data == "hub" else Path(options.data) / AGENT
     if folder is None or not folder.is_dir():
-        return dict(_generated(split, options) for split in ("seen", "unseen"))
+        return [_generated(split, options) for split in ("seen", "unseen")]
     files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))
     training = [path for path in files if any(mark in path.name for mark in ("train", "71k"))]
     files = [path for path in files if path not in training]
@@ -204,22 +206,22 @@ def _records(options: Eval) -> dict[str, tuple[dict[str, Any], list[ToolRecord]]
         print(f"Left out, as it is for training: {', '.join(path.name for path in training)}.")
     if not files:
         raise DataError(f"{folder}: no test records; expected GPT4Tools' {' or '.join(ENDINGS)}.")
-    sets = {}
+    sets = []
     for path in files:
         records = read_tool_records(path)
-        source = {"what": f"{len(records)} records of {path.name}", "files": file_digest(path)}
-        sets[path.name.split(".")[0]] = source, records
+        source = f"{len(records)} records of {path.name}"
+        sets.append(ToolSet(path.name.split(".")[0], source, file_digest(path), records))
     return sets
 
 
-def _generated(split: str, options: Eval) -> tuple[str, tuple[dict[str, Any], list[ToolRecord]]]:
+def _generated(split: str, options: Eval) -> ToolSet:
     count = options.limit or GENERATED_RECORDS
     rows = draw("train" if split == "seen" else split, count, options.seed)
-    what = (
+    source = (
         f"{count} generated records with {split} tools (seed {options.seed}), not the benchmark, "
         f"whose files are read from {AGENT}/ in the data folder"
     )
-    return f"generated_{split}", ({"what": what, "files": "generated"}, to_tool_records(rows))
+    return ToolSet(f"generated_{split}", source, "generated", to_tool_records(rows))
 
 
 def _shots(text: str | None) -> dict[str, int]:

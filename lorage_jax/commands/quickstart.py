@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -34,25 +34,31 @@ from lorage_jax.config import (
 )
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import DataError
+from lorage_jax.evaluate.answers import Generation, turns
+from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
+from lorage_jax.evaluate.controls import Ready, Shuffled
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.deploy import deploy
-from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
-from lorage_jax.generator.merge import merge
+from lorage_jax.generator.generator import Generator, prompt_tokens
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
+from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.in_context import InContext
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.report.pictures import gate_heatmap, gate_text, loss_curve
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.seconds import endless
 
-QUESTIONS = 24  # on which the ways to answer are compared
+QUESTIONS = 24  # on which the arms are compared
 LONGEST = 48  # tokens of an answer at most
 REPEATS = 3  # of the timing
 TRAIN_STEPS = 60  # of `--train`
-WAYS = ("without_prompt", "with_prompt", "specialized", "control")
+ARMS = ("bare", "in_context", "lora_gen", "shuffled")
 
 
 def run(options: Quickstart) -> dict[str, Any]:
@@ -185,58 +191,61 @@ def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
 def _ask(
     folder: Path, questions: Sequence[tuple[str, str]], generator: Generator, other: str
 ) -> dict[str, Any]:
-    """The same questions in every way: answers, exact matches, tokens and seconds a request."""
+    """The same questions by every arm: answers, exact matches, tokens and seconds per request.
+
+    The specialised edge is the folder that was exported.
+    """
     edge, special = load_model(nano.EDGE, "float32"), load_model(folder / "merged", "float32")
-    wrong = merge(edge, generator.pool, specialize(generator, other))
     system = (folder / "prompt.txt").read_text("utf-8").strip()
-    bare = [edge_prompt(user) for user, _ in questions]
-    told = [edge_prompt_with_system(system, user) for user, _ in questions]
-    asked = dict(
-        zip(WAYS, ((edge, bare), (edge, told), (special, bare), (wrong, bare)), strict=True)
-    )
-    texts = {way: _answers(*pair) for way, pair in asked.items()}
-    rights = [target for _, target in questions]
+    users, rights = [user for user, _ in questions], [target for _, target in questions]
+    methods = (Bare(), InContext(), Ready(special), Shuffled(LoraGen(generator), [other]))
+    arms = [Arm(name, method) for name, method in zip(ARMS, methods, strict=True)]
+    unit = Unit("quickstart", [system], users, [0] * len(users))
+    found = {arm: one[unit.name].answered for arm, one in ask(arms, edge, [unit], _answer).items()}
+    texts = {arm: [text.strip() for text in one.answers] for arm, one in found.items()}
     known = all(rights)
-    written = rights if known else texts["specialized"]
+    written = rights if known else texts["lora_gen"]
     new = max(len(encode_target(edge.tokenizer, text)) for text in written)
     match = {
-        way: float(np.mean([a == b for a, b in zip(texts[way], rights, strict=True)]))
-        for way in WAYS
+        arm: float(np.mean([a == b for a, b in zip(texts[arm], rights, strict=True)]))
+        for arm in ARMS
     }
-    control = {"prompt": other, "exact_match": match.pop("control") if known else None}
+    timed = {
+        "bare": (edge, [edge_prompt(user) for user in users]),
+        "in_context": (edge, [edge_prompt_with_system(system, user) for user in users]),
+        "lora_gen": (special, [edge_prompt(user) for user in users]),
+    }
     return {
         "answers": [
-            {"user": user, "expected": target or None, **{way: texts[way][i] for way in WAYS}}
+            {"user": user, "expected": target or None, **{arm: texts[arm][i] for arm in ARMS}}
             for i, (user, target) in enumerate(questions)
         ],
         "exact_match": match if known else None,
-        "control": control,
-        "tokens_per_request": {way: _tokens(*asked[way]) for way in WAYS[:3]},
-        "seconds_per_request": _seconds({way: asked[way] for way in WAYS[:3]}, new),
+        "control": {"prompt": other},
+        "tokens_per_request": {arm: found[arm].edge_tokens for arm in timed},
+        "seconds_per_request": _seconds(timed, new),
     }
 
 
-def _answers(model: Model, asked: Sequence[str]) -> list[str]:
-    return [text.strip() for text in generate(model, asked, max_new_tokens=LONGEST)]
+def _answer(
+    arm: Arm, unit: Unit[str], placement: Placement, rows: list[Conditioning]
+) -> Answered[str]:
+    texts = [turns(user, row) for user, row in zip(unit.questions, rows, strict=True)]
+    return Generation(LONGEST, batch_rows=len(texts))(arm.name, placement, texts)
 
 
-def _tokens(model: Model, asked: Sequence[str]) -> float:
-    """Mean tokens that the edge reads for one request."""
-    return float(np.mean([len(encode(model.tokenizer, text, bos=True)) for text in asked]))
-
-
-def _seconds(asked: dict[str, tuple[Model, Sequence[str]]], new: int) -> dict[str, float]:
-    """Of each way, median seconds a request of one batch; all write `new` tokens."""
+def _seconds(asked: Mapping[str, tuple[Model, Sequence[str]]], new: int) -> dict[str, float]:
+    """Median seconds per request of one batch, by arm; all write `new` tokens."""
     calls = {
-        way: partial(generate, endless(model), texts, max_new_tokens=new)
-        for way, (model, texts) in asked.items()
+        arm: partial(generate, endless(model), texts, max_new_tokens=new)
+        for arm, (model, texts) in asked.items()
     }
     times = in_turn(calls, REPEATS)
-    return {way: statistics.median(times[way]) / len(asked[way][1]) for way in asked}
+    return {arm: statistics.median(times[arm]) / len(asked[arm][1]) for arm in asked}
 
 
 def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
-    """What the terminal shows."""
+    """The summary for the terminal."""
     tokens, seconds = report["tokens_per_request"], report["seconds_per_request"]
     gap = "\n\n" if "\n" in report["prompt"].strip() else " "
     lines = [f"\n{title}:{gap}{report['prompt'].strip()}"]
@@ -244,19 +253,19 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
         loss = report["generator_loss"]
         lines.append(f"Generator loss {loss['first']:.2f} -> {loss['last']:.2f} nats per token")
     columns: list[tuple[str, Callable[[str], str]]] = [
-        ("edge tokens a request", lambda way: f"{tokens[way]:.0f}"),
-        ("ms a request (batch)", lambda way: f"{1e3 * seconds[way]:.1f}"),
+        ("edge tokens per request", lambda arm: f"{tokens[arm]:.0f}"),
+        ("ms per request (batch)", lambda arm: f"{1e3 * seconds[arm]:.1f}"),
     ]
     if report["exact_match"] is not None:
         match = report["exact_match"]
         right_of = f"right of {report['questions']}"
-        columns.insert(0, (right_of, lambda way: f"{match[way] * report['questions']:.0f}"))
+        columns.insert(0, (right_of, lambda arm: f"{match[arm] * report['questions']:.0f}"))
     lines.append(f"\n{'':34}" + "".join(f"{name:>24}" for name, _ in columns))
     names = ("edge without prompt", "edge with prompt in context", "edge specialised, no prompt")
-    for way, name in zip(WAYS, names, strict=False):
-        lines.append(f"{name:34}" + "".join(f"{show(way):>24}" for _, show in columns))
+    for arm, name in zip(ARMS, names, strict=False):
+        lines.append(f"{name:34}" + "".join(f"{show(arm):>24}" for _, show in columns))
     if report["exact_match"] is not None:
-        right = report["control"]["exact_match"] * report["questions"]
+        right = report["exact_match"]["shuffled"] * report["questions"]
         lines.append(f"{'control: card of another prompt':34}{right:>24.0f}")
         blind = report["blind_ceiling"] * report["questions"]
         lines.append(f"{'best guess without the prompt':34}{blind:>24.1f}")
@@ -265,9 +274,9 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     shown = {
         "user": "user",
         "expected": "expected",
-        "without_prompt": "no prompt",
-        "with_prompt": "in context",
-        "specialized": "specialised",
+        "bare": "no prompt",
+        "in_context": "in context",
+        "lora_gen": "specialised",
     }
     for example in report["answers"][:3]:
         lines.append("")

@@ -1,101 +1,121 @@
-"""The cards of an evaluation: those of the prompts, and those that should not help."""
+"""Controls: methods that wrap a method and change its prompts or cards, so as not to help.
+
+A model under a control answers as well as the method only if the prompt made no difference.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from lorage_jax.data.tasks import TASKS
 from lorage_jax.data.templates import cloud_prompt, encode
-from lorage_jax.evaluate.protocol import SystemPrompt
-from lorage_jax.files.journal import Journal
+from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.generator import Generator
-from lorage_jax.methods.lora_gen import journaled_cards
-
-# Tasks whose prompts say nearly the same: one is no control of another.
-KINDS = dict.fromkeys(("arc_challenge", "arc_easy", "openbookqa"), "science questions")
-BATCH_PROMPTS = 8
-FEWEST_TASKS = 4  # whose mean gates are the mean of many prompts
+from lorage_jax.methods.method import Conditioning, Method, Placement
+from lorage_jax.models.model import Model
 
 
-@dataclass(frozen=True)
-class Read:
-    """A card, and what the cloud was given for it: tokens, samples, whose prompt."""
+class Control(Method, ABC):
+    """A wrapped method that still places the edge."""
 
-    card: Card
-    facts: dict[str, Any]
+    method: Method
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> Control:
+        raise ConfigError(f"{cls.name} wraps another method; it is not loaded by itself.")
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        return self.method.place(edge, rows)
 
 
-def read_prompts(
-    generator: Generator,
-    prompts: dict[str, SystemPrompt],
-    prompt_of: Callable[[str], SystemPrompt],
-    *,
-    seed: int,
-    controls: bool,
-    journal: Journal,
-) -> dict[str, dict[str, Read]]:
-    """By arm and task, what the edge is specialised by. `prompt_of` makes those not in `prompts`.
+@dataclass(frozen=True, eq=False)
+class OtherPrompts(Control):
+    """The method reads `others`, one per prompt; `facts` are added to each conditioning's."""
 
-    `mean_gates`: over the run's own prompts, or of all described tasks when there are few.
+    name: ClassVar[str] = "other_prompts"
+    what: ClassVar[str] = "specialised by other prompts"
+
+    method: Method
+    others: Sequence[str]
+    facts: Sequence[dict[str, Any]] = ()
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        if len(prompts) != len(self.others):
+            raise ConfigError(
+                f"{len(self.others)} other prompts stand in for {len(prompts)}; expected one each."
+            )
+        ready = self.method.prepare(self.others)
+        facts = self.facts or [{}] * len(ready)
+        return [
+            dataclasses.replace(one, facts=one.facts | more)
+            for one, more in zip(ready, facts, strict=True)
+        ]
+
+
+class Shuffled(OtherPrompts):
+    """Another task's prompt."""
+
+    name: ClassVar[str] = "shuffled"
+    what: ClassVar[str] = "specialised by another task's prompt"
+
+
+class RandomText(OtherPrompts):
+    """Random text of as many tokens."""
+
+    name: ClassVar[str] = "random"
+    what: ClassVar[str] = "specialised by random text of equal length"
+
+
+@dataclass(frozen=True, eq=False)
+class MeanGates(Control):
+    """One card for all prompts: the mean of those of `over`, by default of the prompts asked."""
+
+    name: ClassVar[str] = "mean_gates"
+    what: ClassVar[str] = "specialised by the mean gates of many prompts"
+
+    method: Method
+    over: Sequence[str] | None = None
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        own = self.method.prepare(prompts if self.over is None else self.over)
+        cards = [one.card for one in own if one.card is not None]
+        if len(cards) < len(own):
+            raise ConfigError(f"{self.method.name} makes no cards, so there are no mean gates.")
+        card, facts = mean_card(cards), [{} for _ in prompts]
+        if self.over is None:  # facts of the prompt itself hold, but for the tokens of one card
+            facts = [{k: v for k, v in one.facts.items() if k != "cloud_tokens"} for one in own]
+        return [Conditioning(card=card, facts=one | {"prompts": len(cards)}) for one in facts]
+
+
+@dataclass(frozen=True, eq=False)
+class Ready(Method):
+    """A model that needs no preparation and takes the edge's place: `shown` puts prompts before it.
+
+    For a cloud that answers itself, and for a folder with an adapter merged already.
     """
 
-    def read(texts: dict[str, SystemPrompt], **facts: dict[str, Any]) -> dict[str, Read]:
-        cards = journaled_cards(generator, [p.text for p in texts.values()], BATCH_PROMPTS, journal)
-        return {
-            name: Read(
-                card,
-                {
-                    "cloud_tokens": card.about["cloud_tokens"],
-                    "cloud_shots": texts[name].shots,
-                    **{key: values[name] for key, values in facts.items()},
-                },
-            )
-            for name, card in zip(texts, cards, strict=True)
-        }
+    name: ClassVar[str] = "ready"
+    what: ClassVar[str] = "a model as it is"
 
-    found = {"specialized": read(prompts)}
-    if not controls:
-        return found
-    others = {name: partner(name, list(prompts)) for name in prompts}
-    shuffled = {
-        name: prompts[other] if other in prompts else prompt_of(other)
-        for name, other in others.items()
-    }
-    rng = Random(f"random/{seed}")
-    noise = {
-        name: SystemPrompt(
-            random_prompt(generator.cloud.tokenizer, one.facts["cloud_tokens"], rng), 0
-        )
-        for name, one in found["specialized"].items()
-    }
-    own = [one.card for one in found["specialized"].values()]
-    if len(own) < FEWEST_TASKS:
-        texts = [text for task in TASKS.values() for text in task.descriptions]
-        own = journaled_cards(generator, texts, BATCH_PROMPTS, journal)
-    blind = mean_card(own)
-    return found | {
-        "shuffled": read(shuffled, prompt_of=others),
-        "random": read(noise),
-        "mean_gates": dict.fromkeys(prompts, Read(blind, {"prompts": len(own)})),
-    }
+    model: Model
+    shown: bool = False
 
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> Ready:
+        return cls(edge)
 
-def partner(name: str, names: Sequence[str]) -> str:
-    """The task whose prompt is the control of `name`: of another kind, if possible of this run."""
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        return [Conditioning(context=prompt if self.shown else None) for prompt in prompts]
 
-    def behind(order: Sequence[str]) -> list[str]:
-        at = list(order).index(name)
-        turned = [*order[at + 1 :], *order[:at]]
-        return [other for other in turned if KINDS.get(other, other) != KINDS.get(name, name)]
-
-    return (behind(names) or behind(list(TASKS)))[0]
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        return Placement(self.model)
 
 
 def mean_card(cards: Sequence[Card]) -> Card:
@@ -105,12 +125,18 @@ def mean_card(cards: Sequence[Card]) -> Card:
     return dataclasses.replace(cards[0], gates=mean, about=about)
 
 
+def cloud_length(tokenizer: Any, prompt: str) -> int:
+    """Tokens that the cloud reads of a prompt."""
+    return len(encode(tokenizer, cloud_prompt(prompt), bos=True))
+
+
 def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str]:
-    """For each prompt a random string of as many tokens of the cloud."""
-    lengths = [len(encode(tokenizer, cloud_prompt(prompt), bos=True)) for prompt in prompts]
+    """For each prompt, random text of as many cloud tokens."""
     return [
-        random_prompt(tokenizer, length, Random(f"random prompt/{seed}/{i}"))
-        for i, length in enumerate(lengths)
+        random_prompt(
+            tokenizer, cloud_length(tokenizer, prompt), Random(f"random prompt/{seed}/{i}")
+        )
+        for i, prompt in enumerate(prompts)
     ]
 
 
@@ -118,7 +144,7 @@ def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:
     """Random printable text of which `cloud_prompt` makes `tokens` tokens (bos included)."""
 
     def size(text: str) -> int:
-        return len(encode(tokenizer, cloud_prompt(text), bos=True))
+        return cloud_length(tokenizer, text)
 
     words = [_word(tokenizer, rng)]
     while (short := tokens - size(" ".join(words))) > 0:
@@ -126,7 +152,7 @@ def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:
     while len(words) > 1 and size(" ".join(words)) > tokens:
         words.pop()
     text = " ".join(words)
-    # What is missing now is less than a word: letter by letter, of which one may add no token.
+    # Less than a word is missing now: letter by letter, of which one may add no token.
     for _ in range(100):
         if size(text) == tokens:
             break

@@ -99,7 +99,7 @@ def _official_call(gold: str, prediction: str) -> tuple[float, ...]:
         _equal(actions, predicted),
         _similar(inputs, _found(INPUT, prediction)),
     )
-    thought, action, args = (np.mean(vector) if vector.size else 0.0 for vector, _ in parts)
+    thought, action, args = (_mean(vector) for vector, _ in parts)
     success = thought == 1 and action == 1 and args >= 0.5
     vectors = [np.concatenate(side) for side in zip(*parts, strict=True)]
     return thought, action, args, success, _iou(*vectors)
@@ -109,7 +109,7 @@ def _official_answer(gold: str, prediction: str) -> tuple[float, ...]:
     thoughts = _found(THOUGHT, prediction)
     vectors = _equal(_found(THOUGHT, gold), thoughts)
     answered = thoughts[:1] == ["No"] and ANSWER.search(prediction) is not None
-    thought = np.mean(vectors[0]) if answered else 0.0
+    thought = _mean(vectors[0]) if answered else 0.0
     right = thought == 1
     return thought, right, right, right, _iou(*vectors)
 
@@ -120,7 +120,7 @@ def _strict_call(gold: str, prediction: str) -> tuple[float, ...]:
     if len(thoughts) == len(made) + 1 and thoughts[-1] == "No":
         thoughts = thoughts[:-1]
     vector, _ = _equal(_found(THOUGHT, gold)[: len(wanted)], thoughts)
-    thought = np.mean(vector) if vector.size else 0.0
+    thought = _mean(vector)
     most = max(len(wanted), len(made), 1)  # a damaged gold may hold no whole call
     action, args = (
         _common([call[part] for call in wanted], [call[part] for call in made]) / most
@@ -161,8 +161,12 @@ def _vectors(hits: list[float], gold: int, predicted: int) -> tuple[np.ndarray, 
     return vector, ones
 
 
+def _mean(vector: np.ndarray) -> float:
+    return float(np.mean(vector)) if vector.size else 0.0
+
+
 def _iou(vector: np.ndarray, gold: np.ndarray) -> float:
-    return np.sum(vector * gold) / max(np.sum(np.maximum(vector, gold)), 1.0)
+    return float(np.sum(vector * gold) / max(np.sum(np.maximum(vector, gold)), 1.0))
 
 
 def _input_score(gold: str, predicted: str) -> float:

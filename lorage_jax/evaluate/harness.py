@@ -34,13 +34,15 @@ from lorage_jax.progress import progress
 # Ours: what a text becomes in training. The harness's: as its `hf` model does it.
 ENCODINGS = ("harness", "trained")
 
+Job = tuple[list[int], tuple[str, ...], int]  # token ids, stop strings, most new tokens
+
 
 @register_model("lorage")
 class LorageLM(TemplateLM):
     """A loaded `Model`, or the Hugging Face folder of one, that answers lm-eval's requests.
 
-    `counts` tells what has been asked so far: requests, tokens read at the edge, and how many
-    requests lost the start of a context that was too long.
+    `counts` holds the totals since the last reset: requests, tokens read at the edge, and requests
+    that lost the start of a context that was too long.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class LorageLM(TemplateLM):
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
-    def apply_chat_template(self, chat_history: list, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The tokenizer's own template."""
         return self.tokenizer.apply_chat_template(
             chat_history,
@@ -104,7 +108,9 @@ class LorageLM(TemplateLM):
         """As the `hf` model: the tokenizer's own special tokens, but no second bos."""
         if self.encoding == "trained":
             return encode(self.tokenizer, string, bos=add_special_tokens is not False)
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        options: dict[str, Any] = (
+            {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        )
         first = self.prefix_token_id
         known = add_special_tokens is None and first is not None
         if known and string.startswith(self.tokenizer.decode(first)):
@@ -136,7 +142,7 @@ class LorageLM(TemplateLM):
         for (text, _, _), answer in zip(requests, scores, strict=True):
             if text is not None:  # rolling windows have no text of their own
                 self.cache_hook.add_partial("loglikelihood", text, tuple(answer))
-        return [tuple(answer) for answer in scores]
+        return [(answer.loglikelihood, answer.greedy) for answer in scores]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -191,7 +197,7 @@ class LorageLM(TemplateLM):
             )
         return self.max_length - limit
 
-    def _job(self, context: str, settings: dict[str, Any]) -> tuple[list[int], tuple, int]:
+    def _job(self, context: str, settings: dict[str, Any]) -> Job:
         """(token ids, stop strings, most new tokens) of a request."""
         values = normalize_gen_kwargs(settings, self.max_gen_toks)
         if values.get("do_sample"):
@@ -204,11 +210,11 @@ class LorageLM(TemplateLM):
         self._count(min(len(ids), room), len(ids) > room)
         return ids[-room:], until, limit
 
-    def _generation_batches(self, order: Sequence[int], jobs: Sequence) -> Iterator[list[int]]:
+    def _generation_batches(self, order: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
         while order:
-            ids, *settings = jobs[order[0]]
-            rows = max(1, self.batch_tokens // bucket(len(ids) + settings[1]))
-            same = [i for i in order[:rows] if list(jobs[i][1:]) == settings]
+            ids, until, limit = jobs[order[0]]
+            rows = max(1, self.batch_tokens // bucket(len(ids) + limit))
+            same = [i for i in order[:rows] if jobs[i][1:] == (until, limit)]
             yield same
             order = order[len(same) :]
 

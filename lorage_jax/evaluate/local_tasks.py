@@ -274,6 +274,7 @@ class TaskData:
         return DatasetDict(splits)
 
     def _folder(self, name: str) -> Path:
+        assert self.folder is not None, "asked for only with local data"
         places = [self.folder / name, *sorted(self.folder.glob(f"*/{name}"))]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:

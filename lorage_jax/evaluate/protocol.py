@@ -6,7 +6,7 @@ gets is a change of a few fields of lm-eval's definition; everything else of it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -23,10 +23,20 @@ from lorage_jax.data.templates import (
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
 
+# Tasks whose prompts say nearly the same: one is no control of another.
+KINDS: dict[str, str] = dict.fromkeys(
+    ("arc_challenge", "arc_easy", "openbookqa"), "science questions"
+)
+
+
+def kind(name: str) -> str:
+    """The kind of a task's questions: its own name, unless several tasks share it."""
+    return KINDS.get(name, name)
+
 
 @dataclass(frozen=True)
 class SystemPrompt:
-    """What the cloud reads of a task, and how many samples are in it."""
+    """A task's system prompt, and how many samples are in it."""
 
     text: str
     shots: int
@@ -56,6 +66,17 @@ def system_prompt(
     while samples and not _fits(generator, few_shot_prompt(task.descriptions[0], samples)):
         samples.pop()
     return SystemPrompt(few_shot_prompt(task.descriptions[0], samples), len(samples))
+
+
+def partner(name: str, names: Sequence[str]) -> str:
+    """The task whose prompt is the control of `name`: of another kind, if possible of `names`."""
+
+    def after(order: Sequence[str]) -> list[str]:
+        at = list(order).index(name)
+        turned = [*order[at + 1 :], *order[:at]]
+        return [other for other in turned if kind(other) != kind(name)]
+
+    return (after(names) or after(list(TASKS)))[0]
 
 
 def _fits(generator: Generator, prompt: str) -> bool:

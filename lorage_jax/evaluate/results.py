@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.paired import Gap
@@ -32,7 +32,7 @@ OLD_ARMS = {
     "multitask_lora": "lora",
     "control": "shuffled",
 }
-MODES = ("official", "strict")  # scorers of GPT4Tools
+MODES: tuple[Literal["official"], Literal["strict"]] = ("official", "strict")  # of GPT4Tools
 
 
 def arm_name(name: str) -> str:
@@ -59,6 +59,7 @@ class TaskScore:
         seconds: wall time of the task.
         cloud_tokens: tokens that the cloud reads, once per task.
         cloud_shots: few-shot samples in the prompt that the cloud reads.
+        prompts: number of prompts whose gates were averaged, in `mean_gates`.
         facts: anything else that the file holds.
     """
 
@@ -70,6 +71,7 @@ class TaskScore:
     seconds: float | None = None
     cloud_tokens: float | None = None
     cloud_shots: int | None = None
+    prompts: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

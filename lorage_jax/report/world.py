@@ -1,4 +1,4 @@
-"""The world's table out of several runs: one number a method and split, as JSON and as Markdown."""
+"""The world's table from several runs: one number per arm and split, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.gpt4tools import SCORES
 from lorage_jax.evaluate.paired import mean_stderr
+from lorage_jax.evaluate.results import by_arm
 from lorage_jax.report.page import (
     DASH,
     Block,
@@ -22,41 +23,39 @@ from lorage_jax.report.page import (
     row,
 )
 from lorage_jax.report.render import to_markdown as render
+from lorage_jax.world.scores import ArmScore, WorldResult
 
-Result = Mapping[str, Any]  # by split: {"methods": {name: what `world.measure` returns}}
 METHODS = (
-    "edge_without_prompt",
-    "multitask_lora",
-    "lorage",
-    "edge_with_prompt",
-    "cloud_with_prompt",
+    "bare",
+    "lora",
+    "lora_gen",
+    "in_context",
+    "cloud_in_context",
     "shuffled",
     "random",
     "mean_gates",
 )
-OURS = "lorage"
+OURS = "lora_gen"
 
 
 def combine(
-    per_seed: Sequence[Result],
-    base: Result,
-    loras: Sequence[Result] = (),
+    per_seed: Sequence[WorldResult],
+    base: WorldResult,
+    loras: Sequence[WorldResult] = (),
     seconds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """{"splits": {split: {"methods", "blind_ceiling", "tokens"}}, "seconds_per_request"}.
 
-    `per_seed`: of `generator_arms`, one a trained generator; `loras`: of `lora_arm`, one a trained
-    LoRA; `base`: of `base_arms`; all over the same samples. A method is {"mean", "stderr", "over",
-    "stderr_prompts", "seeds", "n", "records"}: `stderr` is over the seeds of a method trained
-    twice or more (the same prompts for all, so it says nothing about other prompts), else over the
-    `n` prompts; `over` says which. `stderr_prompts` is over prompts in any case, each the mean of
-    its seeds. `seeds` is 0 for a method without training.
+    `per_seed`: results of `generator_arms`, one per trained generator; `loras`: of `lora_arm`, one
+    per trained LoRA; `base`: of `base_arms`; all over the same samples. A method is {"mean",
+    "stderr", "over", "stderr_prompts", "seeds", "n", "records"}: `stderr` is over the seeds of a
+    method trained twice or more (the same prompts for all, so it says nothing about other prompts),
+    else over the `n` prompts; `over` says which. `stderr_prompts` is over prompts in any case, each
+    the mean of its seeds. `seeds` is 0 for a method without training. `seconds` may have old names.
     """
     splits = {}
     for name, one in base.items():
-        methods = {
-            method: _combined(name, method, [found], 0) for method, found in one["methods"].items()
-        }
+        methods = {arm: _combined(name, arm, [found], 0) for arm, found in one.arms.items()}
         for runs in (loras, per_seed):
             for run in runs:
                 if name not in run:
@@ -64,47 +63,54 @@ def combine(
                         f"a run has no results of {name}; expected those of "
                         f"{', '.join(base)}. Evaluate all runs on the same samples."
                     )
-            for method in runs[0][name]["methods"] if runs else ():
-                found = [run[name]["methods"][method] for run in runs]
+            for method in runs[0][name].arms if runs else ():
+                found = [run[name].arms[method] for run in runs]
                 methods[method] = _combined(name, method, found, len(runs))
         splits[name] = {
             "methods": {method: methods[method] for method in sorted(methods, key=_order)},
-            "blind_ceiling": one["blind_ceiling"],
-            "tokens": one["tokens"],
+            "blind_ceiling": one.blind_ceiling,
+            "tokens": one.tokens,
         }
-    return {"splits": splits, "seconds_per_request": dict(seconds or {})}
+    return {
+        "splits": splits,
+        "seconds_per_request": {name: _renamed(time) for name, time in (seconds or {}).items()},
+    }
+
+
+def _renamed(time: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: by_arm(v) if isinstance(v, dict) else v for k, v in time.items()}
 
 
 def _order(method: str) -> int:
     return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
-def _combined(split: str, method: str, found: Sequence[Result], seeds: int) -> dict[str, Any]:
-    prompts = {len(one["by_prompt"]) for one in found}
+def _combined(split: str, method: str, found: Sequence[ArmScore], seeds: int) -> dict[str, Any]:
+    prompts = {len(one.by_prompt) for one in found}
     if len(prompts) > 1:
         raise DataError(
             f"{split}, {method}: the runs were evaluated on {sorted(prompts)} prompts; expected "
             "the same samples for all."
         )
     by_prompt = [
-        sum(values) / len(found)
-        for values in zip(*(one["by_prompt"] for one in found), strict=True)
+        sum(values) / len(found) for values in zip(*(one.by_prompt for one in found), strict=True)
     ]
     _, over_prompts = mean_stderr(by_prompt)
-    mean, stderr = _over_seeds([one["exact_match"] for one in found], over_prompts)
-    combined = {
+    mean, stderr = _over_seeds([one.exact_match for one in found], over_prompts)
+    combined: dict[str, Any] = {
         "mean": mean,
         "stderr": stderr,
         "over": "seeds" if len(found) > 1 else "prompts",
         "stderr_prompts": over_prompts,
         "seeds": seeds,
         "n": len(by_prompt),
-        "records": found[0]["records"],
+        "records": found[0].records,
     }
-    if "scores" in found[0]:
+    scores = [one.scores for one in found if one.scores is not None]
+    if scores:
         combined["scores"] = {
-            mode: {name: _score([one["scores"][mode] for one in found], name) for name in SCORES}
-            for mode in found[0]["scores"]
+            mode: {name: _score([one[mode] for one in scores], name) for name in SCORES}
+            for mode in scores[0]
         }
     return combined
 
@@ -114,7 +120,7 @@ def _over_seeds(values: Sequence[float], over_prompts: float | None) -> tuple[fl
     return mean, stderr if len(values) > 1 else over_prompts
 
 
-def _score(found: Sequence[Result], name: str) -> dict[str, float | None]:
+def _score(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
     mean, stderr = _over_seeds([one["mean"][name] for one in found], found[0]["stderr"][name])
     return {"mean": mean, "stderr": stderr}
 
@@ -122,7 +128,7 @@ def _score(found: Sequence[Result], name: str) -> dict[str, float | None]:
 # Markdown
 
 
-def to_markdown(table: Result, title: str = "The built-in world") -> str:
+def to_markdown(table: Mapping[str, Any], title: str = "The built-in world") -> str:
     """A section of tables for each family: exact match, tokens, time, and the tools' scores."""
     families: dict[str, dict[str, Any]] = {}
     for name, split in table["splits"].items():
@@ -151,7 +157,8 @@ def _exact_match(splits: Mapping[str, Any]) -> Table:
     sizes = {(m["n"], m["records"]) for s in splits.values() for m in s["methods"].values()}
     seeds = {m["seeds"] for s in splits.values() for m in s["methods"].values()} - {0}
     notes = [
-        f"{_listed(n for n, _ in sizes)} prompts a split, {_listed(n for _, n in sizes)} requests."
+        f"{_listed(n for n, _ in sizes)} prompts per split, "
+        f"{_listed(n for _, n in sizes)} requests."
     ]
     if max(seeds, default=0) > 1:
         notes.append(
@@ -175,7 +182,7 @@ def _tokens(splits: Mapping[str, Any]) -> Table:
         for name, split in splits.items()
     ]
     columns = ("split", "with prompt", "without", "compression")
-    return Table("Tokens that the edge reads a request, mean", columns, tuple(rows))
+    return Table("Mean tokens that the edge reads per request", columns, tuple(rows))
 
 
 def _seconds(times: Mapping[str, Any]) -> Table:
@@ -185,12 +192,12 @@ def _seconds(times: Mapping[str, Any]) -> Table:
         for kind in ("batch", "single"):
             one = time[kind]
             count = f"{time['rows']} at once" if kind == "batch" else "one at a time"
-            cells = [decimal(1e3 * one[way], ".2f") for way in ("with_prompt", "specialized")]
+            cells = [decimal(1e3 * one[way], ".2f") for way in ("in_context", "lora_gen")]
             rows.append(row(f"{_split(name)}, {count}", *cells, decimal(one["ratio"], ".2f", "x")))
     tokens = ", ".join(f"{_split(name)} {time['new_tokens']}" for name, time in times.items())
-    note = f"By generate; new tokens, the same in both ways: {tokens}."
-    columns = ("requests", "with prompt", "specialized", "ratio")
-    return Table("Milliseconds a request, median", columns, tuple(rows), (note,))
+    note = f"By generate; new tokens, the same for both arms: {tokens}."
+    columns = ("requests", "in_context", "lora_gen", "ratio")
+    return Table("Median milliseconds per request", columns, tuple(rows), (note,))
 
 
 def _tool_scores(splits: Mapping[str, Any], mode: str) -> list[Table]:
@@ -215,7 +222,7 @@ def _methods(splits: Mapping[str, Any]) -> list[str]:
     return sorted(found, key=lambda method: (_order(method), method))
 
 
-def _figure(found: Result | None) -> Cell:
+def _figure(found: Mapping[str, Any] | None) -> Cell:
     """`0.873 ± 0.012`."""
     if found is None or number(found["mean"]) is None:
         return Cell(DASH)

@@ -1,4 +1,4 @@
-"""Samples of the built-in world: drawn prompts with their requests, and what is read for them."""
+"""Samples of the built-in world: drawn prompts with their requests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from random import Random
 from typing import Any
 
 from lorage_jax.data.records import Record
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError
-from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import words as world_words
 
@@ -19,7 +17,7 @@ from lorage_jax.world import words as world_words
 class WorldSample:
     """Records of one family and split, those of one prompt in one group.
 
-    `tasks`: of every group, the name that `synthetic` gives its task, where it was drawn there.
+    `tasks` names the task of every group, where the world drew it.
     """
 
     family: str
@@ -38,11 +36,11 @@ class WorldSample:
 
     @property
     def records(self) -> list[Record]:
-        """Of all groups, one behind the other."""
+        """The records of all groups, in order."""
         return [record for group in self.groups for record in group]
 
     def by_group(self, values: Sequence[Any]) -> list[list[Any]]:
-        """Values of the records, those of a group together."""
+        """One value per record, as one list per group."""
         rest = iter(values)
         return [[next(rest) for _ in group] for group in self.groups]
 
@@ -67,18 +65,6 @@ def draw_world(
         for split in world_prompts.SPLITS
         if family in world_prompts.families(split)
     ]
-
-
-def inputs(sample: WorldSample, shown: bool) -> list[str]:
-    """What the answering model reads for every record; `shown`: with the prompt in its context."""
-    if shown:
-        return [edge_prompt_with_system(record.system, record.user) for record in sample.records]
-    return [edge_prompt(record.user) for record in sample.records]
-
-
-def tokens(model: Model, text: str) -> list[int]:
-    """As `generate` reads it."""
-    return encode(model.tokenizer, text, bos=True)
 
 
 def other_tasks(sample: WorldSample, seed: int) -> list[int]:

@@ -1,101 +1,157 @@
-"""The built-in world's table: exact match by split, with the prompt, without it, and with cards.
+"""The built-in world as a suite: exact match by split, with the prompt, without it, with cards.
 
-Methods (what the cloud reads | what the answering model reads):
+Arms (what the method reads | what the answering model reads):
 
-    edge_without_prompt   nothing | the user text
-    edge_with_prompt      nothing | prompt and user text
-    cloud_with_prompt     nothing | prompt and user text; the cloud itself answers
-    multitask_lora        nothing | the user text; one LoRA for all tasks (`baselines`)
-    lorage                the prompt | the user text; each row under its own prompt's gates
-and the controls of `lorage`, which say whether the prompt made the difference:
-    shuffled              a prompt of another task of the same split | as lorage
-    random                a random string of as many cloud tokens | as lorage
-    mean_gates            (the mean of the split's cards) | as lorage
+    bare              nothing | the user text
+    in_context        nothing | prompt and user text
+    cloud_in_context  nothing | prompt and user text; the cloud itself answers
+    lora              nothing | the user text; one LoRA for all tasks (`methods/lora.py`)
+    lora_gen          the prompt | the user text; each row under its own prompt's gates
+and the controls of `lora_gen`, which say whether the prompt made the difference:
+    shuffled          a prompt of another task of the same split | as lora_gen
+    random            random text of as many cloud tokens | as lora_gen
+    mean_gates        (the mean of the split's cards) | as lora_gen
 
-A result is {"words/paraphrase": {"methods": {"lorage": ...}}}, JSON values; see `world_table`,
-which combines the arms, each measured on the same samples.
+A result is {"words/paraphrase": SplitScores}; `report.world` combines results, each measured on
+the same samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lorage_jax.buckets import bucket
+from lorage_jax.data.records import Record
 from lorage_jax.data.templates import encode_target
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.controls import mean_card, random_prompts
+from lorage_jax.evaluate.answers import Generation, mean_tokens, turns
+from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask
+from lorage_jax.evaluate.controls import MeanGates, RandomText, Ready, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import SCORES, Mode, corpus_score, score
 from lorage_jax.evaluate.paired import mean_stderr
-from lorage_jax.files.journal import Journal
-from lorage_jax.generator.card import Card
+from lorage_jax.evaluate.results import MODES, by_arm
 from lorage_jax.generator.generator import Generator
-from lorage_jax.infer.generate import generate
-from lorage_jax.methods.lora_gen import journaled_cards
+from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.in_context import InContext
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
-from lorage_jax.progress import progress
 from lorage_jax.world import prompts as world_prompts
-from lorage_jax.world.samples import WorldSample, draw_world, inputs, other_tasks, tokens
-from lorage_jax.world.seconds import request_seconds
+from lorage_jax.world.samples import WorldSample, other_tasks
 
-__all__ = [
-    "WorldSample",
-    "base_arms",
-    "draw_world",
-    "generator_arms",
-    "lora_arm",
-    "request_seconds",
-]
-
-GENERATOR_ARMS = ("lorage", "shuffled", "random", "mean_gates")
+GENERATOR_ARMS = ("lora_gen", "shuffled", "random", "mean_gates")
 BATCH_TOKENS = 8192
 BATCH_PROMPTS = 16
 MARGIN = 4  # tokens an answer may be longer than the longest right one
-MODES: tuple[Mode, ...] = ("official", "strict")
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """One arm on one split.
+
+    Requests of one prompt stand or fall together: every mean is over prompts, each the mean of its
+    records, and so is its standard error.
+
+    Attributes:
+        exact_match: share of answers that are right to the letter, white space around them apart.
+        stderr: its standard error over prompts; None for a single prompt.
+        prompts, records: their numbers.
+        by_prompt: exact match of each prompt.
+        scores: of `tools` by scorer: {"mean", "stderr"} of the scores of GPT4Tools.
+        cloud_tokens: mean tokens that the cloud reads, once per prompt; `lora_gen` only.
+        texts: the answers by prompt, if they were kept.
+    """
+
+    exact_match: float
+    stderr: float | None
+    prompts: int
+    records: int
+    by_prompt: list[float]
+    scores: dict[str, Any] | None = None
+    cloud_tokens: float | None = None
+    texts: list[list[str]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, without those that are None but for `stderr`."""
+        values = dict(vars(self))
+        return {k: v for k, v in values.items() if v is not None or k == "stderr"}
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """The arms on one split, with facts of its samples where a run measured them.
+
+    `blind_ceiling` is the best exact match without the prompt; `tokens` are the mean tokens that
+    the edge reads per request (`without_prompt`, `with_prompt`) and their ratio (`compression`).
+    """
+
+    arms: dict[str, ArmScore]
+    blind_ceiling: float | None = None
+    tokens: dict[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; arms under the key `methods`."""
+        out: dict[str, Any] = {"methods": {k: arm.to_json() for k, arm in self.arms.items()}}
+        if self.tokens is not None:
+            out |= {"blind_ceiling": self.blind_ceiling, "tokens": self.tokens}
+        return out
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SplitScores:
+        """The inverse of `to_json`, for results of any age."""
+        arms = {name: ArmScore(**one) for name, one in values["methods"].items()}
+        return cls(by_arm(arms), values.get("blind_ceiling"), values.get("tokens"))
+
+
+WorldResult = dict[str, SplitScores]
+
+
+def to_json(result: WorldResult) -> dict[str, Any]:
+    """JSON values of a result, by split."""
+    return {name: split.to_json() for name, split in result.items()}
+
+
+def from_json(values: Mapping[str, Any]) -> WorldResult:
+    """The inverse of `to_json`, for results of any age."""
+    return {name: SplitScores.from_json(split) for name, split in values.items()}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Settings of a run: tokens per batch, cache included; keep the answers?"""
+
+    batch_tokens: int = BATCH_TOKENS
+    keep_texts: bool = False
 
 
 def base_arms(
-    edge: Model,
-    cloud: Model,
-    samples: Sequence[WorldSample],
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    keep_texts: bool = False,
-) -> dict[str, Any]:
-    """The methods without training, and facts of the samples: what can be guessed, tokens.
-
-    `tokens`: mean tokens that the edge reads a request, without and with the prompt, and their
-    ratio (compression).
-    """
-    models = {
-        "edge_without_prompt": (edge, False),
-        "edge_with_prompt": (edge, True),
-        "cloud_with_prompt": (cloud, True),
-    }
+    edge: Model, cloud: Model, samples: Sequence[WorldSample], asking: Asking | None = None
+) -> WorldResult:
+    """The arms without training, and facts of the samples."""
+    arms = [
+        Arm("bare", Bare()),
+        Arm("in_context", InContext()),
+        Arm("cloud_in_context", Ready(cloud, shown=True), "the cloud itself reads the prompt"),
+    ]
     found = {}
     for sample in samples:
-        methods = {}
-        for name, (model, shown) in models.items():
-            texts = answers(
-                model, sample, shown=shown, batch_tokens=batch_tokens, label=f"{sample.name} {name}"
-            )
-            methods[name] = measure(sample, texts, keep_texts=keep_texts)
-        without, whole = (
-            float(np.mean([len(tokens(edge, text)) for text in inputs(sample, shown)]))
-            for shown in (False, True)
+        scores = score_arms(arms, edge, sample, asking)
+        without, whole = (_edge_tokens(edge, sample, shown) for shown in (False, True))
+        found[sample.name] = SplitScores(
+            scores,
+            world_prompts.blind_ceiling(sample.split, sample.family),
+            {"without_prompt": without, "with_prompt": whole, "compression": whole / without},
         )
-        found[sample.name] = {
-            "methods": methods,
-            "blind_ceiling": world_prompts.blind_ceiling(sample.split, sample.family),
-            "tokens": {
-                "without_prompt": without,
-                "with_prompt": whole,
-                "compression": whole / without,
-            },
-        }
     return found
+
+
+def _edge_tokens(edge: Model, sample: WorldSample, shown: bool) -> float:
+    contexts = [record.system if shown else None for record in sample.records]
+    pairs = zip(sample.records, contexts, strict=True)
+    return mean_tokens(edge, [turns(r.user, Conditioning(context=c)) for r, c in pairs])
 
 
 def generator_arms(
@@ -105,126 +161,95 @@ def generator_arms(
     *,
     seed: int,
     arms: Sequence[str] = GENERATOR_ARMS,
-    batch_tokens: int = BATCH_TOKENS,
-    keep_texts: bool = False,
-) -> dict[str, Any]:
-    """`lorage` and its controls. The cloud reads every prompt once, whatever is asked under it."""
+    asking: Asking | None = None,
+) -> WorldResult:
+    """`lora_gen` and its controls. The cloud reads every prompt once, for all arms and requests."""
     for arm in arms:
         if arm not in GENERATOR_ARMS:
             raise ConfigError(f"there is no arm {arm!r}; expected {', '.join(GENERATOR_ARMS)}.")
     found = {}
     for sample in samples:
-        cards, methods = _cards(generator, sample, arms, seed), {}
-        for arm in arms:
-            texts = answers(
-                edge,
-                sample,
-                cards=cards[arm],
-                pool=generator.pool,
-                batch_tokens=batch_tokens,
-                label=f"{sample.name} {arm}",
-            )
-            methods[arm] = measure(sample, texts, keep_texts=keep_texts)
-            if arm == "lorage":
-                read = [card.about["cloud_tokens"] for card in cards[arm]]
-                methods[arm]["cloud_tokens"] = float(np.mean(read))  # once a prompt
-        found[sample.name] = {"methods": methods}
+        makers = _makers(LoraGen(generator, batch_rows=BATCH_PROMPTS), sample, seed)
+        asked = [Arm(name, makers[name]()) for name in arms]
+        found[sample.name] = SplitScores(score_arms(asked, edge, sample, asking))
     return found
+
+
+def _makers(method: LoraGen, sample: WorldSample, seed: int) -> dict[str, Callable[[], Any]]:
+    """Makers of the methods: a control that nobody asked for may be impossible."""
+
+    def random() -> RandomText:
+        tokenizer = method.generator.cloud.tokenizer
+        return RandomText(method, random_prompts(tokenizer, sample.prompts, seed))
+
+    def shuffled() -> Shuffled:
+        return Shuffled(method, [sample.prompts[donor] for donor in other_tasks(sample, seed)])
+
+    return {
+        "lora_gen": lambda: method,
+        "shuffled": shuffled,
+        "random": random,
+        "mean_gates": lambda: MeanGates(method),
+    }
 
 
 def lora_arm(
-    model: Model,
-    samples: Sequence[WorldSample],
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    keep_texts: bool = False,
-) -> dict[str, Any]:
-    """`multitask_lora`: `model` is the edge with the LoRA merged (`baselines.load_lora`)."""
-    found = {}
-    for sample in samples:
-        label = f"{sample.name} multitask_lora"
-        texts = answers(model, sample, batch_tokens=batch_tokens, label=label)
-        one = measure(sample, texts, keep_texts=keep_texts)
-        found[sample.name] = {"methods": {"multitask_lora": one}}
-    return found
+    model: Model, samples: Sequence[WorldSample], asking: Asking | None = None
+) -> WorldResult:
+    """`lora`: `model` is the edge with the LoRA merged (`methods.lora.load_lora`)."""
+    arm = Arm("lora", Ready(model), "one LoRA for all tasks, trained without prompts")
+    return {
+        sample.name: SplitScores(score_arms([arm], model, sample, asking)) for sample in samples
+    }
 
 
-# Cards
+def score_arms(
+    arms: Sequence[Arm], edge: Model, sample: WorldSample, asking: Asking | None = None
+) -> dict[str, ArmScore]:
+    """The scores of any arms on one sample: the engine with the world's way to answer."""
+    asking = asking or Asking()
+    owners = [i for i, group in enumerate(sample.groups) for _ in group]
+    unit = Unit(sample.name, sample.prompts, sample.records, owners)
+    found = ask(arms, edge, [unit], _Answering(asking.batch_tokens))
+    return {arm: _arm_score(arm, sample, one[unit.name], asking) for arm, one in found.items()}
 
 
-def _cards(
-    generator: Generator, sample: WorldSample, arms: Sequence[str], seed: int
-) -> dict[str, list[Card]]:
-    """Of each arm, the card of every group."""
-    donors = other_tasks(sample, seed) if "shuffled" in arms else []  # may be impossible
-    journal = Journal()
-    own = journaled_cards(generator, sample.prompts, BATCH_PROMPTS, journal)
-    cards = {"lorage": own, "shuffled": [own[donor] for donor in donors]}
-    cards["mean_gates"] = [mean_card(own)] * len(own)
-    if "random" in arms:
-        texts = random_prompts(generator.cloud.tokenizer, sample.prompts, seed)
-        cards["random"] = journaled_cards(generator, texts, BATCH_PROMPTS, journal)
-    return cards
+@dataclass(frozen=True)
+class _Answering:
+    """The way to answer: the user text in the turns of training, then greedy generation."""
+
+    batch_tokens: int
+
+    def __call__(
+        self, arm: Arm, unit: Unit[Record], placement: Placement, rows: list[Conditioning]
+    ) -> Answered[str]:
+        tokenizer = placement.model.tokenizer
+        longest = max(len(encode_target(tokenizer, record.target)) for record in unit.questions)
+        texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
+        way = Generation(longest + MARGIN, batch_tokens=self.batch_tokens)
+        return way(f"{unit.name} {arm.name}", placement, texts)
 
 
-# Answers
-
-
-def answers(
-    model: Model,
-    sample: WorldSample,
-    *,
-    shown: bool = False,
-    cards: Sequence[Card] | None = None,
-    pool: Any = None,
-    batch_tokens: int = BATCH_TOKENS,
-    label: str = "answering",
-) -> list[str]:
-    """The model's greedy answer to every record; `shown`: with the prompt in its context.
-
-    `cards`: of every group. Batches hold about `batch_tokens`, cache included.
-    """
-    texts = inputs(sample, shown)
-    lengths = [len(tokens(model, text)) for text in texts]
-    longest = max(len(encode_target(model.tokenizer, record.target)) for record in sample.records)
-    given = None
-    if cards is not None:
-        groups = zip(cards, sample.groups, strict=True)
-        given = [card for card, group in groups for _ in group]
-    order = sorted(range(len(texts)), key=lambda i: -lengths[i])
-    found = [""] * len(texts)
-    with progress(label, len(order)) as advance:
-        while order:
-            slots = bucket(lengths[order[0]]) + bucket(longest + MARGIN)
-            size = max(1, batch_tokens // slots)
-            batch, order = order[:size], order[size:]
-            # Filled up behind others: no program is compiled for what is left alone.
-            fill = size - len(batch) if len(texts) > size else 0
-            rows = batch + batch[-1:] * fill
-            said = generate(
-                model,
-                [texts[i] for i in rows],
-                max_new_tokens=longest + MARGIN,
-                gates=None if given is None else [given[i] for i in rows],
-                pool=pool,
-            )
-            for i, text in zip(batch, said, strict=False):
-                found[i] = text
-            advance(len(batch))
-    return found
-
-
-# Figures
+def _arm_score(arm: str, sample: WorldSample, asked: Asked[str], asking: Asking) -> ArmScore:
+    cloud_tokens = None
+    if arm == "lora_gen":
+        cloud_tokens = float(np.mean([facts["cloud_tokens"] for facts in asked.facts]))
+    return measure(
+        sample,
+        asked.answered.answers,
+        keep_texts=asking.keep_texts,
+        cloud_tokens=cloud_tokens,
+    )
 
 
 def measure(
-    sample: WorldSample, texts: Sequence[str], *, keep_texts: bool = False
-) -> dict[str, Any]:
-    """Exact match of the stripped answers, for `tools` also the scores of GPT4Tools.
-
-    Requests of one prompt stand or fall together: a mean is taken over prompts, each the mean of
-    its records, and so is its standard error. `by_prompt`: these means.
-    """
+    sample: WorldSample,
+    texts: Sequence[str],
+    *,
+    keep_texts: bool = False,
+    cloud_tokens: float | None = None,
+) -> ArmScore:
+    """The score of these answers, one per record of the sample, in its order."""
     if len(texts) != len(sample.records):
         raise DataError(f"{len(texts)} answers came for {len(sample.records)} records.")
     right = [
@@ -233,24 +258,26 @@ def measure(
     ]
     by_prompt = [float(np.mean(part)) for part in sample.by_group(right)]
     mean, stderr = mean_stderr(by_prompt)
-    found: dict[str, Any] = {
-        "exact_match": mean,
-        "stderr": stderr,
-        "prompts": len(sample.groups),
-        "records": len(sample.records),
-        "by_prompt": by_prompt,
-    }
-    if sample.family == "tools":
-        found["scores"] = {mode: _tool_scores(sample, texts, mode) for mode in MODES}
-    if keep_texts:
-        found["texts"] = sample.by_group(texts)
-    return found
+    return ArmScore(
+        mean,
+        stderr,
+        len(sample.groups),
+        len(sample.records),
+        by_prompt,
+        _tool_scores(sample, texts) if sample.family == "tools" else None,
+        cloud_tokens,
+        sample.by_group(texts) if keep_texts else None,
+    )
 
 
-def _tool_scores(sample: WorldSample, texts: Sequence[str], mode: Mode) -> dict[str, Any]:
-    pairs = zip(sample.records, texts, strict=True)
-    scores = [score(record.target, text, mode) for record, text in pairs]
-    return corpus_score([_mean_scores(part) for part in sample.by_group(scores)])
+def _tool_scores(sample: WorldSample, texts: Sequence[str]) -> dict[str, Any]:
+    pairs = list(zip(sample.records, texts, strict=True))
+
+    def scores(mode: Mode) -> dict[str, Any]:
+        found = [score(record.target, text, mode) for record, text in pairs]
+        return corpus_score([_mean_scores(part) for part in sample.by_group(found)])
+
+    return {mode: scores(mode) for mode in MODES}
 
 
 def _mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Time of a request to a specialised edge, against the edge with the prompt in its context."""
+"""Seconds per request of a specialised edge, and of the edge with the prompt in its context."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 from lorage_jax.bench.timing import in_turn, largest_spread
 from lorage_jax.buckets import bucket
 from lorage_jax.data.records import Record
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode_target
+from lorage_jax.data.templates import (
+    edge_prompt,
+    edge_prompt_with_system,
+    encode,
+    encode_target,
+)
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.infer.generate import generate
 from lorage_jax.models.model import Model
-from lorage_jax.world.samples import WorldSample, tokens
+from lorage_jax.world.samples import WorldSample
 
 
 def request_seconds(
@@ -28,26 +33,24 @@ def request_seconds(
     rows: int = 32,
     repeats: int = 7,
 ) -> dict[str, Any]:
-    """Seconds of a request by `generate`: the edge with the prompt against the merged edge without.
+    """Seconds per request by `generate`, with the prompt in context and specialised without it.
 
     Per sample, for the prompt of median length: `batch`, `rows` requests at once, seconds divided
-    by `rows`; `single`, one request. Medians of `repeats` calls after one that compiles, the ways
+    by `rows`; `single`, one request. Medians of `repeats` calls after one that compiles, the arms
     taking turns. All of them write the same number of tokens, as many as a mean target has: no eos
-    ends them. Reading the prompt by the cloud and the merge, once a prompt, are not in it.
+    ends them. The cloud's reading of the prompt and the merge, once per prompt, are not included.
     `special`: a generator, or the edge with an adapter merged.
     """
     found = {}
     for sample in samples:
         group = _median_group(edge, sample)
-        model = special
-        if isinstance(special, Generator):
-            model = merge(edge, special.pool, specialize(special, group[0].system))
+        model = _specialised(edge, special, group[0].system)
         asked = [group[i % len(group)] for i in range(rows)]
         texts = {
-            "with_prompt": [edge_prompt_with_system(r.system, r.user) for r in asked],
-            "specialized": [edge_prompt(r.user) for r in asked],
+            "in_context": [edge_prompt_with_system(r.system, r.user) for r in asked],
+            "lora_gen": [edge_prompt(r.user) for r in asked],
         }
-        models = {"with_prompt": endless(edge), "specialized": endless(model)}
+        models = {"in_context": endless(edge), "lora_gen": endless(model)}
         targets = [len(encode_target(edge.tokenizer, r.target)) for r in sample.records]
         new = round(statistics.fmean(targets))
         counts = {"batch": rows, "single": 1}
@@ -62,11 +65,11 @@ def request_seconds(
             repeats,
         )
         took = {name: statistics.median(each) for name, each in times.items()}
-        lengths = {way: max(len(tokens(edge, text)) for text in texts[way]) for way in texts}
+        lengths = {way: max(_tokens(edge, text) for text in texts[way]) for way in texts}
         found[sample.name] = {
             kind: {
                 **{way: took[f"{kind}_{way}"] / count for way in texts},
-                "ratio": took[f"{kind}_with_prompt"] / took[f"{kind}_specialized"],
+                "ratio": took[f"{kind}_in_context"] / took[f"{kind}_lora_gen"],
             }
             for kind, count in counts.items()
         } | {
@@ -80,8 +83,14 @@ def request_seconds(
     return found
 
 
+def _specialised(edge: Model, special: Generator | Model, prompt: str) -> Model:
+    if isinstance(special, Generator):
+        return merge(edge, special.pool, specialize(special, prompt))
+    return special
+
+
 def endless(model: Model) -> Model:
-    """The model without an eos: rows run to the last token that is asked for."""
+    """The model without an eos: rows run to the last token requested."""
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.eos_token = None
     return model.replace(config=dataclasses.replace(model.config, eos_ids=()), tokenizer=tokenizer)
@@ -89,6 +98,10 @@ def endless(model: Model) -> Model:
 
 def _median_group(edge: Model, sample: WorldSample) -> list[Record]:
     def length(group: list[Record]) -> int:
-        return len(tokens(edge, edge_prompt_with_system(group[0].system, group[0].user)))
+        return _tokens(edge, edge_prompt_with_system(group[0].system, group[0].user))
 
     return sorted(sample.groups, key=length)[len(sample.groups) // 2]
+
+
+def _tokens(model: Model, text: str) -> int:
+    return len(encode(model.tokenizer, text, bos=True))

@@ -59,18 +59,18 @@ def test_a_generator_is_scored_with_controls_and_told_in_words(world, data, tmp_
     args += ["--data", data, "--json", tmp_path / "scores.json"]
     assert lorage(*args) == 0
     result = json.loads((tmp_path / "scores.json").read_text())
-    assert result["main"] == "specialized"
+    assert result["main"] == "lora_gen"
     assert set(result["arms"]) == {
-        *("specialized", "in_context", "few_shot", "shuffled", "random", "mean_gates"),
-        "no_adapter",
+        *("lora_gen", "in_context", "few_shot", "shuffled", "random", "mean_gates"),
+        "bare",
     }
-    assert set(result["gaps"]) == {"shuffled", "random", "mean_gates", "no_adapter"}
-    assert result["results"] == result["arms"]["specialized"]["tasks"]
+    assert set(result["gaps"]) == {"shuffled", "random", "mean_gates", "bare"}
+    assert result["results"] == result["arms"]["lora_gen"]["tasks"]
     assert result["cards"]["piqa"]["layers"] == 3
     out = capsys.readouterr().out
     assert "to the cloud" in out and "The prompt" in out and "tokenizer" in out
     assert lorage(*args, "--no-controls", "--no-baseline") == 0
-    assert set(json.loads((tmp_path / "scores.json").read_text())["arms"]) == {"specialized"}
+    assert set(json.loads((tmp_path / "scores.json").read_text())["arms"]) == {"lora_gen"}
 
 
 def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
     assert list(sets) == ["generated_seen", "generated_unseen"]
     result = sets["generated_unseen"]
     assert "2 generated records with unseen tools" in result["source"]
-    assert {"specialized", "in_context", "no_tools", "specialized_tools"} == set(result["arms"])
+    assert {"lora_gen", "in_context", "no_tools", "lora_gen_tools"} == set(result["arms"])
     arm = result["arms"]["in_context"]
     assert arm["truncated"] == arm["n"] == 2 and set(arm["official"]) > {"iou", "average"}
     rows = (tmp_path / "samples.jsonl").read_text().splitlines()

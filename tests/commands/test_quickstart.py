@@ -18,10 +18,12 @@ from lorage_jax.commands import quickstart
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
+from lorage_jax.evaluate import answers
 from lorage_jax.world import prompts as world_prompts
 
 PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
-WAYS = {"without_prompt", "with_prompt", "specialized"}
+TIMED = {"bare", "in_context", "lora_gen"}
+ARMS = {*TIMED, "shuffled"}
 KNOWN = "Reverse the words. Put a comma between words."
 
 
@@ -50,23 +52,22 @@ def test_the_report_is_what_was_measured(made):
     } - {"max_abs_logit_diff"}
     assert report["parity"]["max_abs_logit_diff"] < 2e-4
     assert len(report["answers"]) == report["questions"] == quickstart.QUESTIONS
-    assert set(report["exact_match"]) == WAYS
-    scores = report["exact_match"] | {"control": report["control"]["exact_match"]}
-    for way, score in scores.items():
+    assert set(report["exact_match"]) == ARMS
+    for way, score in report["exact_match"].items():
         right = [answer[way] == answer["expected"] for answer in report["answers"]]
         assert score == pytest.approx(np.mean(right))
     tokens, tokenizer = report["tokens_per_request"], lg.load_model(nano.EDGE).tokenizer
     users = [answer["user"] for answer in report["answers"]]
     assert len(set(users)) == len(users)
     for way, texts in {
-        "without_prompt": [edge_prompt(user) for user in users],
-        "specialized": [edge_prompt(user) for user in users],
-        "with_prompt": [edge_prompt_with_system(report["prompt"], user) for user in users],
+        "bare": [edge_prompt(user) for user in users],
+        "lora_gen": [edge_prompt(user) for user in users],
+        "in_context": [edge_prompt_with_system(report["prompt"], user) for user in users],
     }.items():
         lengths = [len(encode(tokenizer, text, bos=True)) for text in texts]
         assert tokens[way] == pytest.approx(np.mean(lengths))
-    assert tokens["specialized"] < tokens["with_prompt"]
-    assert set(report["seconds_per_request"]) == WAYS
+    assert tokens["lora_gen"] < tokens["in_context"]
+    assert set(report["seconds_per_request"]) == TIMED
 
 
 def test_the_prompt_is_what_does_it(made):
@@ -75,10 +76,10 @@ def test_the_prompt_is_what_does_it(made):
     prompt = world_prompts.find(report["prompt"])
     for answer in report["answers"]:
         assert prompt.answer(answer["user"]) == answer["expected"]
-    match, control = report["exact_match"], report["control"]
-    assert match["specialized"] >= 0.8
-    assert match["without_prompt"] <= 0.1 and control["exact_match"] <= 0.1
-    assert control["prompt"] != report["prompt"]
+    match = report["exact_match"]
+    assert match["lora_gen"] >= 0.8
+    assert match["bare"] <= 0.1 and match["shuffled"] <= 0.1
+    assert report["control"]["prompt"] != report["prompt"]
 
 
 def test_who_is_asked_what_and_timed(made, monkeypatch):
@@ -91,7 +92,15 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
         calls.append((model, asked, max_new_tokens))
         return texts
 
+    def write(model, rows, max_new_tokens, **_):
+        asked = [model.tokenizer.decode(row) for row in rows]
+        answer(model, asked, max_new_tokens)
+        users = [text.split("User: ")[-1].removesuffix("\nAssistant:") for text in asked]
+        known = dict(questions)
+        return [encode(model.tokenizer, f" {known[user]}", bos=False) for user in users]
+
     monkeypatch.setattr(quickstart, "generate", answer)
+    monkeypatch.setattr(answers, "generate_tokens", write)
     monkeypatch.setattr(
         quickstart,
         "in_turn",
@@ -100,7 +109,7 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
     generator = lg.load_generator("nano", dtype="float32")
     found = quickstart._ask(out, questions, generator, KNOWN)
     assert found["exact_match"] == dict.fromkeys(found["exact_match"], 1.0)
-    assert found["seconds_per_request"] == dict.fromkeys(WAYS, 48.0 / len(questions))
+    assert found["seconds_per_request"] == dict.fromkeys(TIMED, 48.0 / len(questions))
 
     edge = lg.load_model(nano.EDGE, dtype="float32")
     special, other = (
@@ -114,7 +123,7 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
     for number, (model, asked, new) in enumerate(calls):
         wanted, shown = expected[number % 4]
         timed = number >= 4
-        assert asked == shown and new == (longest if timed else quickstart.LONGEST)
+        assert sorted(asked) == sorted(shown) and new == (longest if timed else quickstart.LONGEST)
         assert (model.config.eos_ids == ()) is timed
         np.testing.assert_allclose(
             model.params["layers"]["up"], wanted.params["layers"]["up"], atol=1e-6
@@ -127,7 +136,7 @@ def test_the_merged_folder_answers(made):
     special = lg.load_model(out / "merged")
     asked = [edge_prompt(answer["user"]) for answer in report["answers"]]
     said = lg.generate(special, asked, max_new_tokens=32)
-    assert [text.strip() for text in said] == [a["specialized"] for a in report["answers"]]
+    assert [text.strip() for text in said] == [a["lora_gen"] for a in report["answers"]]
     # The edge is bfloat16, the merged sum is not rounded to that.
     weight = load_file(out / "merged" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     assert weight.dtype == np.float32
@@ -138,10 +147,10 @@ def test_a_prompt_of_the_users_own(tmp_path, capfd):
     """Of one that the world knows the answers are scored; of any other they are only shown."""
     report = run(tmp_path / "known", "--prompt", KNOWN)
     assert (report["prompt"], report["task"]) == (KNOWN, "reverse/plain/comma")
-    assert report["exact_match"]["specialized"] > report["exact_match"]["without_prompt"]
+    assert report["exact_match"]["lora_gen"] > report["exact_match"]["bare"]
     report = run(tmp_path / "unknown", "--prompt", "Be kind to animals.")
     assert report["prompt"] == "Be kind to animals."
-    assert report["exact_match"] is None and report["control"]["exact_match"] is None
+    assert report["exact_match"] is None
     assert {answer["expected"] for answer in report["answers"]} == {None}
     assert "Your system prompt: Be kind to animals." in capfd.readouterr().out
 
@@ -163,13 +172,13 @@ def test_a_prompt_of_tools(tmp_path, capsys):
     assert all(other.parts[kind] != task.parts[kind] for kind in ("word", "pattern", "input"))
     calls = [a for a in report["answers"] if "Action:" in a["expected"]]
     assert len(calls) > len(report["answers"]) / 2
-    for way, most in {"specialized": 1.0, "without_prompt": 0.1}.items():
+    for way, most in {"lora_gen": 1.0, "bare": 0.1}.items():
         right = np.mean([a[way] == a["expected"] for a in calls])
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
     assert "best guess without the prompt                          9.3" in shown
     again = run(tmp_path / "again", "--prompt", report["prompt"])
-    assert again["task"] == report["task"] and again["exact_match"]["specialized"] > 0.6
+    assert again["task"] == report["task"] and again["exact_match"]["lora_gen"] > 0.6
 
 
 def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):

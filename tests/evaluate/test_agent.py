@@ -10,11 +10,13 @@ import pytest
 from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_records
 from lorage_jax.data.templates import cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate import agent
-from lorage_jax.evaluate.agent import ARMS, CONTROLS, evaluate_agent, other_tools
+from lorage_jax.evaluate import answers
+from lorage_jax.evaluate.agent import READS, evaluate_agent, other_tools
+from lorage_jax.evaluate.answers import Generation
+from lorage_jax.evaluate.arms import CONTROLS, Answered
 from lorage_jax.evaluate.controls import random_prompt
 from lorage_jax.evaluate.gpt4tools import score
-from lorage_jax.evaluate.paired import FEWEST
+from lorage_jax.evaluate.paired import FEWEST, Gap
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
@@ -68,7 +70,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every batch for `generate_tokens`, as (rows, gates). The edge's answer is a hash of them."""
+    """Every batch for `generate_tokens`, as (rows, cards). The edge's answer is a hash of them."""
     seen = []
 
     def answer(edge, rows, *, gates, watch, **_):
@@ -77,7 +79,7 @@ def calls(monkeypatch):
         texts = [request_key(str(row), gate) for row, gate in zip(rows, given, strict=True)]
         watch([encode(edge.tokenizer, text, bos=False) for text in texts], [True] * len(rows))
 
-    monkeypatch.setattr(agent, "generate_tokens", answer)
+    monkeypatch.setattr(answers, "generate_tokens", answer)
     return seen
 
 
@@ -94,39 +96,44 @@ def fake(monkeypatch, text_of):
         texts = [text_of(edge.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
         watch([encode(edge.tokenizer, text, bos=False) for text in texts], [True] * len(rows))
 
-    monkeypatch.setattr(agent, "generate_tokens", answer)
+    monkeypatch.setattr(answers, "generate_tokens", answer)
 
 
 def predictions(result, arm):
-    return [sample["predictions"][arm] for sample in result["samples"]]
+    return [sample["predictions"][arm] for sample in result.samples]
 
 
 def test_gates_per_row_are_a_merge_per_record(models):
     """No faked edge here: the same texts, one record at a time, through merged weights."""
     edge, generator = models
     records = RECORDS[:3]
-    result = run(models, records, arms=("specialized", "no_adapter"), batch_rows=4)
-    for one, text in zip(records, predictions(result, "specialized"), strict=True):
+    result = run(models, records, arms=("lora_gen", "bare"), batch_rows=4)
+    for one, text in zip(records, predictions(result, "lora_gen"), strict=True):
         special = merge(edge, generator.pool, specialize(generator, one.instruction.static))
         prompt = edge_prompt(one.instruction.dynamic)
         assert text == generate(special, prompt, max_new_tokens=NEW, stop="Observation:")
-    texts = predictions(result, "specialized") + predictions(result, "no_adapter")
+    texts = predictions(result, "lora_gen") + predictions(result, "bare")
     assert len(set(texts)) > 3 and all(texts)
+
+
+# Whose card an arm's rows are under.
+WHOSE = {"lora_gen": "own", "lora_gen_tools": "own", "shuffled": "shuffled", "random": "random"}
+WHOSE |= {"mean_gates": "mean"}
 
 
 def test_what_each_arm_reads_and_under_which_gates(models, calls):
     edge, generator = models
     result = run(models, template="harness", batch_rows=8)
-    reads = dict.fromkeys(("specialized", *CONTROLS), "dynamic")
+    reads = dict.fromkeys(("lora_gen", *CONTROLS), "dynamic")
     reads |= {"in_context": "text", "no_tools": "without_tools"}
-    reads |= {"specialized_tools": "without_tools"}
-    assert {arm: part for arm, (part, _) in ARMS.items()} == reads
-    assert list(result["arms"]) == list(ARMS)
-    by_arm = dict(zip(ARMS, calls, strict=True))
+    reads |= {"lora_gen_tools": "without_tools"}
+    assert reads == READS
+    assert list(result.result.arms) == list(READS)
+    by_arm = dict(zip(READS, calls, strict=True))
     own = {one.id: specialize(generator, one.instruction.static).gates for one in RECORDS}
     for arm, (rows, gates) in by_arm.items():
-        part, whose = ARMS[arm]
-        assert [len(row) for row in rows] == sorted(len(row) for row in rows)
+        part, whose = READS[arm], WHOSE.get(arm)
+        assert [len(row) for row in rows] == sorted((len(row) for row in rows), reverse=True)
         texts = [edge.tokenizer.decode(row[1:]) for row in rows]
         expected = [getattr(one.instruction, part) for one in RECORDS]
         assert sorted(texts) == sorted(expected)
@@ -146,27 +153,29 @@ def test_what_each_arm_reads_and_under_which_gates(models, calls):
 
 def test_figures_of_an_arm(models, calls):
     edge, generator = models
-    result = run(models, arms=("in_context", "specialized", "random", "mean_gates"))
-    arms = result["arms"]
+    result = run(models, arms=("in_context", "lora_gen", "random", "mean_gates"))
+    arms = result.result.arms
 
     def tokens(part):
         texts = (edge_prompt(getattr(one.instruction, part)) for one in RECORDS)
         return np.mean([len(encode(edge.tokenizer, text, bos=True)) for text in texts])
 
-    assert arms["specialized"]["edge_tokens"] == tokens("dynamic")
-    assert arms["specialized"]["full_tokens"] == tokens("text") == arms["in_context"]["edge_tokens"]
-    assert arms["specialized"]["compression"] == tokens("text") / tokens("dynamic") > 2
-    assert arms["in_context"]["compression"] == 1
+    assert arms["lora_gen"].edge_tokens == tokens("dynamic")
+    assert arms["lora_gen"].full_tokens == tokens("text") == arms["in_context"].edge_tokens
+    assert arms["lora_gen"].compression == tokens("text") / tokens("dynamic") > 2
+    assert arms["in_context"].compression == 1
     cloud = [
         len(encode(generator.cloud.tokenizer, cloud_prompt(one.instruction.static), bos=True))
         for one in RECORDS
     ]
-    assert arms["specialized"]["cloud_tokens"] == arms["random"]["cloud_tokens"] == np.mean(cloud)
-    assert arms["in_context"]["cloud_tokens"] is arms["mean_gates"]["cloud_tokens"] is None
+    assert arms["lora_gen"].cloud_tokens == arms["random"].cloud_tokens == np.mean(cloud)
+    assert arms["in_context"].cloud_tokens is arms["mean_gates"].cloud_tokens is None
     for arm in arms.values():
-        assert (arm["n"], arm["truncated"], arm["cloud_truncated"]) == (5, 0, 0)
-        assert set(arm["official"]) == set(arm["strict_stderr"])
-    assert json.loads(json.dumps(result)) == result
+        assert (arm.n, arm.truncated, arm.cloud_truncated) == (5, 0, 0)
+        assert set(arm.scores["official"]) == set(arm.stderrs["strict"])
+    values = result.result.to_json()
+    assert json.loads(json.dumps(values)) == values
+    assert json.loads(json.dumps(result.samples)) == result.samples
 
 
 def test_answers_stop_at_the_observation_and_come_in_record_order(models, monkeypatch):
@@ -178,22 +187,22 @@ def test_answers_stop_at_the_observation_and_come_in_record_order(models, monkey
         return f" {gold}image/x.png\n{gold}"
 
     fake(monkeypatch, text_of)
-    result = run(models, arms=("specialized", "in_context"))
-    for one, text in zip(RECORDS, predictions(result, "specialized"), strict=True):
+    result = run(models, arms=("lora_gen", "in_context"))
+    for one, text in zip(RECORDS, predictions(result, "lora_gen"), strict=True):
         assert text == f" {one.output.split('Observation')[0]}"
-    for arm in result["arms"].values():
-        assert arm["strict"]["average"] == 1
-        assert arm["official"]["average"] == pytest.approx(1)
-    sample = result["samples"][1]
+    for arm in result.result.arms.values():
+        assert arm.scores["strict"]["average"] == 1
+        assert arm.scores["official"]["average"] == pytest.approx(1)
+    sample = result.samples[1]
     assert (sample["id"], sample["gold"]) == ("r0", RECORDS[1].output)
-    expected = score(sample["gold"], sample["predictions"]["specialized"], "strict")
-    assert sample["scores"]["specialized"]["strict"] == expected
+    expected = score(sample["gold"], sample["predictions"]["lora_gen"], "strict")
+    assert sample["scores"]["lora_gen"]["strict"] == expected
 
 
 def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, calls):
     whole = run(models)
-    every, counted = len(calls), agent.generate_tokens
-    assert every == 3 * len(ARMS)  # batches of 2, 2 and 1
+    every, counted = len(calls), answers.generate_tokens
+    assert every == 3 * len(READS)  # batches of 2, 2 and 1
     assert [len(rows) for rows, _ in calls] == [2] * every  # the last is filled up
 
     def journaled(**options):
@@ -205,19 +214,19 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
         return counted(*args, **options)
 
     calls.clear()
-    monkeypatch.setattr(agent, "generate_tokens", dies)
+    monkeypatch.setattr(answers, "generate_tokens", dies)
     with pytest.raises(KeyboardInterrupt):
         journaled()
     calls.clear()
     made = []
-    monkeypatch.setattr(agent, "generate_tokens", counted)
+    monkeypatch.setattr(answers, "generate_tokens", counted)
     monkeypatch.setattr(lora_gen, "specialize", lambda *args: made.append(args))
     again = journaled()
     assert len(calls) == every - 4
     assert not made  # the cards are there too
-    for arm in ARMS:
+    for arm in READS:
         assert predictions(again, arm) == predictions(whole, arm)
-    assert again["gaps"] == whole["gaps"]
+    assert again.result.gaps == whole.result.gaps
     calls.clear()
     journaled(batch_rows=5)
     assert not calls
@@ -226,7 +235,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("what", ["edge", "generator", "length", "template", "text"])
 def test_whatever_changes_the_answer_changes_the_key(models, what, calls):
     edge, generator = models
-    arms = ("no_tools",) if what == "edge" else ("specialized",)
+    arms = ("no_tools",) if what == "edge" else ("lora_gen",)
     journal, records, options = Journal(), RECORDS, {}
     run(models, journal=journal, arms=arms)
     run(models, journal=journal, arms=arms, batch_rows=3)
@@ -253,15 +262,16 @@ def test_what_is_too_long_loses_its_start_and_is_counted(models, calls):
     tools = "".join(f"> Tool {i}: does {'this and that' * 5}\n" for i in range(15))
     text = "Tools:\n" + tools + "```\n" + dynamic + "Think step by step.\n"
     long = ToolRecord("long", split_instruction(text, "long"), long.output)
-    result = run(models, [long, *RECORDS], arms=("in_context", "specialized", "shuffled"))
-    for arm, part in (("in_context", "text"), ("specialized", "dynamic")):
-        figures = result["arms"][arm]
-        assert figures["truncated"] == 1
+    result = run(models, [long, *RECORDS], arms=("in_context", "lora_gen", "mean_gates"))
+    for arm, part in (("in_context", "text"), ("lora_gen", "dynamic")):
+        figures = result.result.arms[arm]
+        assert figures.truncated == 1
         ids = encode(edge.tokenizer, edge_prompt(getattr(long.instruction, part)), bos=True)
         assert ids[-room:] in [row for rows, _ in calls for row in rows]
-        assert figures["edge_tokens"] > 400  # what it was before the cut
-    assert result["arms"]["in_context"]["cloud_truncated"] == 0
-    assert result["arms"]["specialized"]["cloud_truncated"] == 1
+        assert figures.edge_tokens > 400  # what it was before the cut
+    assert result.result.arms["in_context"].cloud_truncated == 0
+    for arm in ("lora_gen", "mean_gates"):
+        assert result.result.arms[arm].cloud_truncated == 1
     kept, cut = fit_cloud(generator, long.instruction.static)
     assert cut and long.instruction.static.startswith(kept) and "> Tool 0" in kept
     length = len(encode(generator.cloud.tokenizer, cloud_prompt(kept), bos=True))
@@ -270,36 +280,37 @@ def test_what_is_too_long_loses_its_start_and_is_counted(models, calls):
 
 def test_without_a_generator(models, calls):
     result = run((models[0], None))
-    assert list(result["arms"]) == ["in_context", "no_tools"]
-    assert result["gaps"] == {} and result["words"] == []
+    assert list(result.result.arms) == ["in_context", "no_tools"]
+    assert result.result.gaps == {} and result.result.words == []
     with pytest.raises(ConfigError, match="needs a generator"):
-        run((models[0], None), arms=("specialized",))
+        run((models[0], None), arms=("lora_gen",))
 
 
 def test_gaps_are_paired_and_put_into_words(models, monkeypatch):
     """`specialized` and `random` are right, the others wrong: one control does as well."""
     records = [record(i) for i in range(FEWEST)]
 
-    def answers(edge, generator, arm, rows, *_):
-        right = arm in ("specialized", "random")
-        return [one.output if right else "no" for one in records[: len(rows)]], 0
+    def answer(self, arm, placement, texts):
+        right = arm in ("lora_gen", "random")
+        return Answered([one.output if right else "no" for one in records[: len(texts)]], 9.0)
 
-    monkeypatch.setattr(agent, "_answers", answers)
-    result = run(models, records)
-    gaps = result["gaps"]
-    assert list(gaps) == ["shuffled", "random", "mean_gates", "no_adapter"]
-    assert gaps["random"]["average"] == {"gap": 0.0, "stderr": 0.0, "significant": False}
-    assert gaps["shuffled"]["success"] == {"gap": 1.0, "stderr": 0.0, "significant": True}
-    assert len(result["words"]) == 1
-    assert "not significantly better than random" in result["words"][0]
-    one = run(models, records[:1], arms=("specialized", "no_adapter"))
-    assert one["gaps"]["no_adapter"]["average"]["significant"] is False
-    assert "not significantly better than no_adapter" in one["words"][0]
+    monkeypatch.setattr(Generation, "__call__", answer)
+    result = run(models, records).result
+    gaps = result.gaps
+    assert list(gaps) == ["shuffled", "random", "mean_gates", "bare"]
+    assert gaps["random"]["average"] == Gap(0.0, 0.0, False)
+    assert gaps["shuffled"]["success"] == Gap(1.0, 0.0, True)
+    told = [word for word in result.words if "no significant difference" in word]
+    assert len(told) == 1 and "difference against random" in told[0]
+    assert sum("the prompt helps: better than" in word for word in result.words) == 3
+    one = run(models, records[:1], arms=("lora_gen", "bare")).result
+    assert one.gaps["bare"]["average"].significant is False
+    assert "no significant difference against bare" in one.words[0]
 
 
 def test_the_first_records_only(models, calls):
     result = run(models, limit=2, arms=("in_context",))
-    assert [sample["id"] for sample in result["samples"]] == ["r4", "r0"]
+    assert [sample["id"] for sample in result.samples] == ["r4", "r0"]
 
 
 def test_other_tools():
@@ -336,9 +347,9 @@ def test_a_random_prompt_has_as_many_tokens(name, tokens):
 def test_generated_records_run(models, calls):
     """Our own generator's records, cut to a small model's context."""
     records = to_tool_records(draw("unseen", 3, seed=0))
-    result = run(models, records, arms=("in_context", "specialized"))
-    assert result["arms"]["in_context"]["truncated"] > 0
-    assert result["arms"]["specialized"]["truncated"] == 0
+    result = run(models, records, arms=("in_context", "lora_gen"))
+    assert result.result.arms["in_context"].truncated > 0
+    assert result.result.arms["lora_gen"].truncated == 0
 
 
 @pytest.mark.parametrize(

@@ -1,219 +1,91 @@
-"""The LoRA-Gen protocol: what goes to the cloud and to the edge in every arm, and what is said."""
+"""The engine: units under their prompts, arms in order, gaps and verdicts."""
 
-import json
+from dataclasses import dataclass
+from typing import ClassVar
 
-import jax
-import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
-
-from lorage_jax.data.tasks import TASKS as DESCRIBED
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import (
-    BASELINES,
-    CONTROLS,
-    SEEN,
-    UNSEEN,
-    Run,
-    evaluate_generator,
-    evaluate_model,
-    summary,
+    Answered,
+    Arm,
+    Unit,
+    ask,
+    mean_gap,
+    paired_gaps,
+    verdicts,
 )
-from lorage_jax.evaluate.harness import LorageLM
-from lorage_jax.evaluate.local_tasks import TaskData
-from lorage_jax.generator.generator import specialize
-from lorage_jax.generator.merge import merge
-from lorage_jax.hf.load import load_model
-from lorage_jax.infer.score import score
-from tests.evaluate.local_data import record, write_tasks
-from tests.tiny import make_generator
-
-NAMES = ["arc_easy", "piqa"]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+from lorage_jax.evaluate.controls import MeanGates, OtherPrompts, Ready
+from lorage_jax.evaluate.paired import FEWEST, Gap
+from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.method import Conditioning, Method, Placement
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return TaskData(str(write_tasks(tmp_path_factory.mktemp("tasks"), records=6)))
+@dataclass(frozen=True)
+class Shouted(Method):
+    name: ClassVar[str] = "shouted"
+    what: ClassVar[str] = "the prompt in capitals"
+
+    def prepare(self, prompts):
+        return [Conditioning(context=p.upper(), facts={"length": len(p)}) for p in prompts]
+
+    def place(self, edge, rows):
+        return Placement((edge, [row.context for row in rows]))
 
 
-@pytest.fixture(scope="module")
-def generator(pair):
-    return make_generator(*pair)
+UNITS = [Unit("one", ["a", "bb"], [1, 2, 3], [0, 1, 0]), Unit("two", ["c"], [4], [0])]
 
 
-@pytest.fixture(scope="module")
-def edge(pair):
-    return load_model(pair[1])
+def echo(arm, unit, placement, rows):
+    pairs = zip(unit.questions, rows, strict=True)
+    return Answered([(placement.model, q, row.context) for q, row in pairs], 1.0)
 
 
-def a_run(edge, data, shots):
-    return Run(LorageLM(edge), data, {"*": shots}, None, 1234, say=lambda line: None)
+def test_every_question_is_asked_under_its_own_prompt():
+    seen = []
+    arms = [Arm("loud", Shouted(), "in capitals"), Arm("bare", Bare())]
+    found = ask(arms, "edge", UNITS, echo, lambda arm, unit, _: seen.append((arm.name, unit.name)))
+    model = ("edge", ["A", "BB", "A"])
+    loud = found["loud"]["one"]
+    assert loud.answered.answers == [(model, 1, "A"), (model, 2, "BB"), (model, 3, "A")]
+    assert loud.facts == [{"length": 1}, {"length": 2}] and loud.seconds >= 0
+    assert found["loud"]["two"].answered.answers == [(("edge", ["C"]), 4, "C")]
+    assert found["bare"]["two"].answered.answers == [("edge", 4, None)]
+    assert seen == [(arm, unit) for arm in ("loud", "bare") for unit in ("one", "two")]
+    assert [arm.meaning for arm in arms] == ["in capitals", Bare.what]
 
 
-def run_all(generator, edge, data, names=NAMES, template="trained", shots=1, **options):
-    run = a_run(edge, data, shots)
-    options = {"controls": True, "baseline": True} | options
-    found = evaluate_generator(run, edge, generator, names, template=template, **options)
-    return found, run.samples
+def test_controls_change_the_prompts_and_nothing_else():
+    others = OtherPrompts(Shouted(), ["x", "y", "z"], [{"of": 1}, {"of": 2}, {"of": 3}])
+    found = ask([Arm("others", others)], "edge", UNITS, echo)["others"]
+    assert [text for _, _, text in found["one"].answered.answers] == ["X", "Y", "X"]
+    assert found["two"].facts == [{"length": 1, "of": 3}]
+    with pytest.raises(ConfigError, match="1 other prompts stand in for 3"):
+        ask([Arm("others", OtherPrompts(Shouted(), ["x"]))], "edge", UNITS, echo)
+    with pytest.raises(ConfigError, match="shouted makes no cards"):
+        MeanGates(Shouted()).prepare(["a"])
+    cloud = ask([Arm("cloud", Ready("cloud", shown=True))], "edge", UNITS, echo)["cloud"]
+    assert cloud["two"].answered.answers == [("cloud", 4, "c")]
 
 
-@pytest.fixture(scope="module")
-def outcome(generator, edge, data):
-    return run_all(generator, edge, data)
+def test_gaps_and_verdicts():
+    right, wrong = [1.0] * FEWEST, [0.0] * FEWEST
+    scores = {arm: {"t": v} for arm, v in (("main", right), ("bare", wrong), ("random", right))}
+    gaps = paired_gaps(scores, "main")
+    assert gaps == {"random": {"t": Gap(0.0, 0.0, False)}, "bare": {"t": Gap(1.0, 0.0, True)}}
+    assert paired_gaps(scores, "absent") == {}
+    what = {"random": "noise", "bare": "nothing"}
+    assert verdicts(gaps, "t", what) == [
+        "The prompt made no significant difference against random (noise): mean gap +0.000, "
+        "standard error 0.000.",
+        "The prompt helps: better than bare (nothing): mean gap +1.000, standard error 0.000.",
+    ]
+    harm = {"bare": {"t": Gap(-0.5, 0.1, True)}}
+    [said] = verdicts(harm, "t", what, "Tools")
+    assert said.startswith("Tools: the prompt did harm: worse than bare (nothing): mean gap -0.500")
 
 
-def lls(samples, arm, name):
-    return [row["loglikelihoods"] for row in samples if (row["arm"], row["task"]) == (arm, name)]
-
-
-def by_hand(model, name, system=None):
-    """Log-likelihoods of the choices behind the edge's own template, record by record."""
-    split = {"arc_easy": 200, "piqa": 100}[name]  # records of test and validation
-    rows = [record(name, split + i) for i in range(6)]
-    found = []
-    for row in rows:
-        user = row["question"]
-        text = edge_prompt(user) if system is None else edge_prompt_with_system(system, user)
-        context = encode(model.tokenizer, text, bos=True)
-        choices = [encode_target(model.tokenizer, choice)[:-1] for choice in row["choices"]]
-        scores = score(model, [(context, choice) for choice in choices])
-        found.append([one.loglikelihood for one in scores])
-    return found
-
-
-def test_the_prompt_goes_to_the_cloud_and_the_bare_question_to_the_edge(outcome, generator, edge):
-    found, samples = outcome
-    for name in NAMES:
-        prompt = found["cards"][name]["about"]["prompt"]
-        assert prompt.startswith(DESCRIBED[name].descriptions[0])
-        assert prompt.count("User: ") == 1  # one sample
-        special = merge(edge, generator.pool, specialize(generator, prompt))
-        wanted = by_hand(special, name)
-        np.testing.assert_allclose(lls(samples, "specialized", name), wanted, atol=5e-3)
-        assert np.abs(np.subtract(wanted, by_hand(edge, name))).max() > 0.5  # the card matters
-        task = found["arms"]["specialized"]["tasks"][name]
-        assert task["cloud_tokens"] == found["cards"][name]["about"]["cloud_tokens"] > 50
-        assert task["edge_tokens"] < found["arms"]["in_context"]["tasks"][name]["edge_tokens"] - 50
-
-
-def test_baselines_and_controls_ask_what_they_say(outcome, generator, edge):
-    found, samples = outcome
-    assert set(found["arms"]) == {"specialized", *BASELINES, *CONTROLS}
-    first, second = NAMES
-    prompts = {name: found["cards"][name]["about"]["prompt"] for name in NAMES}
-
-    def close(arm, model, name, system=None):
-        wanted = by_hand(model, name, system)
-        np.testing.assert_allclose(lls(samples, arm, name), wanted, atol=5e-3)
-
-    close("no_adapter", edge, first)
-    close("in_context", edge, first, prompts[first])
-    close("shuffled", merge(edge, generator.pool, specialize(generator, prompts[second])), first)
-    close("shuffled", merge(edge, generator.pool, specialize(generator, prompts[first])), second)
-    known = [text for task in DESCRIBED.values() for text in task.descriptions]
-    mean = np.mean([card.gates for card in specialize(generator, known)], axis=0)
-    card = specialize(generator, "x")
-    blind = type(card)(mean, card.generator, card.edge, pool=card.pool)
-    close("mean_gates", merge(edge, generator.pool, blind), first)
-    close("mean_gates", merge(edge, generator.pool, blind), second)
-    tokens = {
-        arm: found["arms"][arm]["tasks"][first]["cloud_tokens"] for arm in ("specialized", "random")
-    }
-    assert tokens["random"] == tokens["specialized"]
-    assert lls(samples, "random", first) != lls(samples, "specialized", first)
-    few = found["arms"]["few_shot"]["tasks"][first]
-    assert few["shots"] == 1 and found["arms"]["specialized"]["tasks"][first]["shots"] == 0
-
-
-def test_few_shot_is_lm_evals_own_protocol(outcome, edge, data):
-    _, samples = outcome
-    run = a_run(edge, data, 1)
-    evaluate_model(run, edge, NAMES)
-    for name in NAMES:
-        assert lls(samples, "few_shot", name) == lls(run.samples, "model", name)
-
-
-def test_the_harness_template_is_lm_evals_zero_shot_text(generator, edge, data):
-    found, samples = run_all(generator, edge, data, ["piqa"], "harness", baseline=False)
-    run = a_run(edge, data, 0)
-    evaluate_model(run, edge, ["piqa"])
-    wanted = lls(run.samples, "model", "piqa")
-    np.testing.assert_allclose(lls(samples, "no_adapter", "piqa"), wanted, atol=2e-3)
-    assert set(found["arms"]) == {"specialized", *CONTROLS}
-
-
-def test_in_the_harness_template_the_prompt_stands_in_front_as_text(generator, edge, data):
-    found, samples = run_all(generator, edge, data, ["piqa"], "harness", controls=False)
-    prompt = found["cards"]["piqa"]["about"]["prompt"]
-    row = record("piqa", 100)
-    text = f"{prompt}\n\nQuestion: {row['question']}\nAnswer:"
-    context = edge.tokenizer.encode(text)
-    scores = score(edge, [(context, edge.tokenizer.encode(f" {c}")) for c in row["choices"]])
-    wanted = [one.loglikelihood for one in scores]
-    np.testing.assert_allclose(lls(samples, "in_context", "piqa")[0], wanted, atol=5e-3)
-
-
-def test_gaps_are_paired_by_record(outcome):
-    found, samples = outcome
-
-    def right(arm, name):
-        rows = [row for row in samples if (row["arm"], row["task"]) == (arm, name)]
-        return np.array([float(row["label"] == row["prediction"]) for row in rows])
-
-    for arm in CONTROLS:
-        differences = [right("specialized", name) - right(arm, name) for name in NAMES]
-        for name, difference in zip(NAMES, differences, strict=True):
-            gap = found["gaps"][arm][name]
-            assert gap["gap"] == pytest.approx(difference.mean())
-            assert gap["stderr"] == pytest.approx(difference.std(ddof=1) / np.sqrt(6))
-        mean = found["gaps"][arm]["ave"]
-        assert mean["gap"] == pytest.approx(np.mean([d.mean() for d in differences]))
-
-
-def test_a_generator_that_ignores_the_prompt_is_told_so(pair, edge, data):
-    blind = make_generator(*pair)
-    router = blind.trained["router"]
-    router["f2"] = jax.tree.map(lambda x: x * 0, router["f2"])  # the same logits for all prompts
-    cards = specialize(blind, ["one prompt", "a very different one"])
-    np.testing.assert_array_equal(cards[0].gates, cards[1].gates)
-    found, _ = run_all(blind, edge, data, baseline=False)
-    words = " ".join(found["words"])
-    for arm in ("shuffled", "random"):
-        assert found["gaps"][arm]["ave"] == {"gap": 0, "stderr": 0, "significant": False}
-        assert f"no significant difference against {arm}" in words
-
-
-def test_samples_that_do_not_fit_the_cloud_are_left_out(generator, edge, data):
-    found, _ = run_all(generator, edge, data, ["boolq"], shots=5, controls=False, baseline=False)
-    card = found["cards"]["boolq"]["about"]
-    room = generator.cloud.config.max_positions - generator.edge.layers
-    assert 0 < card["shots"] < 5 and card["cloud_tokens"] <= room
-    task = found["arms"]["specialized"]["tasks"]["boolq"]
-    assert task["cloud_shots"] == card["shots"]
-
-
-def test_a_task_without_a_description_is_refused(generator, edge, data):
-    with pytest.raises(ConfigError, match="needs a description of mmlu; there are those of arc"):
-        run_all(generator, edge, data, ["mmlu"])
-
-
-def test_means_over_the_eight():
-    tasks = {
-        name: {"acc": 0.1 * i, "acc_stderr": 0.01} for i, name in enumerate((*SEEN, *UNSEEN), 1)
-    }
-    found = summary(tasks)
-    assert found["ave"] == pytest.approx(0.45) and found["mean"] == pytest.approx(0.45)
-    assert found["har"] == pytest.approx(8 / sum(1 / (0.1 * i) for i in range(1, 9)))
-    assert found["seen"] == pytest.approx(0.3) and found["unseen"] == pytest.approx(0.7)
-    assert found["ave_stderr"] == pytest.approx(0.01 / np.sqrt(8))
-    del tasks["piqa"]
-    found = summary(tasks)
-    assert found["ave"] is found["har"] is found["unseen"] is None
-    assert found["mean"] == pytest.approx(0.4) and found["seen"] == pytest.approx(0.3)
-
-
-def test_the_outcome_is_json(outcome):
-    assert json.loads(json.dumps(outcome[0])) == outcome[0]
+def test_the_mean_of_gaps_is_of_independent_tasks():
+    found = mean_gap([Gap(0.3, 0.3, True), Gap(0.1, 0.4, False)], 100)
+    assert found == Gap(pytest.approx(0.2), pytest.approx(0.25), False)
+    assert mean_gap([Gap(0.3, None, False)], 1).stderr is None

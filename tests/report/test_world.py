@@ -8,6 +8,7 @@ import pytest
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.gpt4tools import SCORES
 from lorage_jax.report.world import combine, to_markdown
+from lorage_jax.world.scores import from_json
 
 SPLITS = ("words/paraphrase", "tools/tools")
 
@@ -23,6 +24,10 @@ def measured(by_prompt, scores=None, stderr=0.25):
 
 
 def result(**methods):
+    return from_json(values(**methods))
+
+
+def values(**methods):
     return {
         split: {
             "methods": {
@@ -39,19 +44,19 @@ def base(**methods):
         "blind_ceiling": 0.125,
         "tokens": {"without_prompt": 10.0, "with_prompt": 45.0, "compression": 4.5},
     }
-    return {split: one | facts for split, one in result(**methods).items()}
+    return from_json({split: one | facts for split, one in values(**methods).items()})
 
 
-BASE = base(edge_with_prompt=[1.0, 0.5], edge_without_prompt=[0.0, 0.0])
+BASE = base(in_context=[1.0, 0.5], bare=[0.0, 0.0])
 SEEDS = [
-    result(lorage=[0.9, 0.7], shuffled=[0.1, 0.1]),
-    result(lorage=[0.5, 0.5], shuffled=[0.1, 0.3]),
-    result(lorage=[1.0, 0.3], shuffled=[0.1, 0.2]),
+    result(lora_gen=[0.9, 0.7], shuffled=[0.1, 0.1]),
+    result(lora_gen=[0.5, 0.5], shuffled=[0.1, 0.3]),
+    result(lora_gen=[1.0, 0.3], shuffled=[0.1, 0.2]),
 ]
 SECONDS = {
     "words/paraphrase": {
-        "batch": {"with_prompt": 0.009, "specialized": 0.002, "ratio": 4.5},
-        "single": {"with_prompt": 0.02, "specialized": 0.01, "ratio": 2.0},
+        "batch": {"in_context": 0.009, "lora_gen": 0.002, "ratio": 4.5},
+        "single": {"in_context": 0.02, "lora_gen": 0.01, "ratio": 2.0},
         "rows": 32,
         "new_tokens": 7,
     }
@@ -59,10 +64,10 @@ SECONDS = {
 
 
 def test_errors_over_seeds_and_over_prompts():
-    table = combine(SEEDS, BASE, [result(multitask_lora=[0.25, 0.75])], SECONDS)
+    table = combine(SEEDS, BASE, [result(lora=[0.25, 0.75])], SECONDS)
     split = table["splits"]["words/paraphrase"]
     # Seeds' means 0.8, 0.5, 0.65: variance 0.0225.
-    assert split["methods"]["lorage"] == pytest.approx(
+    assert split["methods"]["lora_gen"] == pytest.approx(
         {
             "mean": 0.65,
             "stderr": math.sqrt(0.0225 / 3),
@@ -75,17 +80,17 @@ def test_errors_over_seeds_and_over_prompts():
         }
     )
     over_prompts = {"over": "prompts", "n": 2, "records": 6}
-    assert split["methods"]["edge_with_prompt"] == pytest.approx(
+    assert split["methods"]["in_context"] == pytest.approx(
         {"mean": 0.75, "stderr": 0.25, "stderr_prompts": 0.25, "seeds": 0, **over_prompts}
     )
-    assert split["methods"]["multitask_lora"] == pytest.approx(
+    assert split["methods"]["lora"] == pytest.approx(
         {"mean": 0.5, "stderr": 0.25, "stderr_prompts": 0.25, "seeds": 1, **over_prompts}
     )
     assert list(split["methods"]) == [
-        "edge_without_prompt",
-        "multitask_lora",
-        "lorage",
-        "edge_with_prompt",
+        "bare",
+        "lora",
+        "lora_gen",
+        "in_context",
         "shuffled",
     ]
     assert split["blind_ceiling"] == 0.125 and split["tokens"]["compression"] == 4.5
@@ -93,10 +98,10 @@ def test_errors_over_seeds_and_over_prompts():
     # The tools' scores: 0.9, 0.5, 1.0 over seeds; 1.0 with its own error over prompts.
     methods = table["splits"]["tools/tools"]["methods"]
     variance = ((0.9 - 0.8) ** 2 + (0.5 - 0.8) ** 2 + (1.0 - 0.8) ** 2) / 2
-    assert methods["lorage"]["scores"]["strict"]["iou"] == pytest.approx(
+    assert methods["lora_gen"]["scores"]["strict"]["iou"] == pytest.approx(
         {"mean": 0.8, "stderr": math.sqrt(variance / 3)}
     )
-    assert methods["edge_with_prompt"]["scores"]["official"]["args"] == {
+    assert methods["in_context"]["scores"]["official"]["args"] == {
         "mean": 1.0,
         "stderr": 0.25,
     }
@@ -104,17 +109,14 @@ def test_errors_over_seeds_and_over_prompts():
 
 
 def test_one_seed_has_an_error_over_prompts():
-    one = combine(SEEDS[:1], BASE)["splits"]["words/paraphrase"]["methods"]["lorage"]
+    one = combine(SEEDS[:1], BASE)["splits"]["words/paraphrase"]["methods"]["lora_gen"]
     assert (one["seeds"], one["over"]) == (1, "prompts")
     assert one["stderr"] == one["stderr_prompts"] == pytest.approx(0.1)
 
 
 def test_without_trained_methods():
     table = combine([], BASE)
-    assert (
-        list(table["splits"]["tools/tools"]["methods"])
-        == list(BASE["tools/tools"]["methods"])[::-1]
-    )
+    assert list(table["splits"]["tools/tools"]["methods"]) == list(BASE["tools/tools"].arms)[::-1]
     assert "±" in to_markdown(table)
 
 
@@ -122,7 +124,7 @@ def test_runs_on_other_samples_are_refused():
     with pytest.raises(DataError, match="same samples"):
         combine([SEEDS[0], {SPLITS[0]: SEEDS[1][SPLITS[0]]}], BASE)
     with pytest.raises(DataError, match=r"\[2, 3\] prompts"):
-        combine([SEEDS[0], result(lorage=[0.1, 0.2, 0.3], shuffled=[0.1, 0.1])], BASE)
+        combine([SEEDS[0], result(lora_gen=[0.1, 0.2, 0.3], shuffled=[0.1, 0.1])], BASE)
 
 
 def test_markdown():
@@ -133,7 +135,7 @@ def test_markdown():
         "## words",
         "## tools",
     ]
-    header = "split | edge_without_prompt | lorage | edge_with_prompt | shuffled | blind_ceiling"
+    header = "split | bare | lora_gen | in_context | shuffled | blind_ceiling"
     assert f"| {header} |" in lines
     figures = "0.000 ± 0.000 | 0.650 ± 0.087 | 0.750 ± 0.250 | 0.150 ± 0.029 | 0.125"
     assert f"| paraphrase | {figures} |" in lines
@@ -141,8 +143,16 @@ def test_markdown():
     assert "| paraphrase, 32 at once | 9.00 | 2.00 | 4.50x |" in lines
     assert "| paraphrase, one at a time | 20.00 | 10.00 | 2.00x |" in lines
     score = "0.800 ± 0.153"
-    assert lines.count(f"| **lorage** |{f' {score} |' * 5}") == 2  # official and strict
+    assert lines.count(f"| **lora_gen** |{f' {score} |' * 5}") == 2  # official and strict
     words = text[: text.index("## tools")]
     assert "GPT4Tools" not in words and "Milliseconds" not in text[len(words) :]
     assert "over 3 seeds" in text
-    assert "2 prompts a split, 6 requests." in text
+    assert "2 prompts per split, 6 requests." in text
+
+
+def test_times_of_old_files_come_under_todays_names():
+    """As `seconds` did in files of version 0.1."""
+    old = {"with_prompt": 0.009, "specialized": 0.002, "ratio": 4.5}
+    table = combine([], BASE, seconds={"words/paraphrase": {"batch": old, "rows": 32}})
+    found = table["seconds_per_request"]["words/paraphrase"]
+    assert found == {"batch": {"in_context": 0.009, "lora_gen": 0.002, "ratio": 4.5}, "rows": 32}

@@ -17,7 +17,7 @@ from lorage_jax.data.templates import (
     encode_target,
 )
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate import controls
+from lorage_jax.evaluate import answers, controls
 from lorage_jax.files.journal import request_key
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
@@ -26,19 +26,21 @@ from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.methods import lora_gen
 from lorage_jax.report.world import combine
 from lorage_jax.world import prompts as world_prompts
-from lorage_jax.world import scores, seconds
-from lorage_jax.world.samples import other_tasks
+from lorage_jax.world import seconds
+from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import (
     GENERATOR_ARMS,
     MARGIN,
-    WorldSample,
+    ArmScore,
+    Asking,
     base_arms,
-    draw_world,
+    from_json,
     generator_arms,
     lora_arm,
     measure,
-    request_seconds,
+    to_json,
 )
+from lorage_jax.world.seconds import request_seconds
 from tests.tiny import make_generator, make_tiny
 
 SAMPLES = draw_world(4, 3, seed=1)
@@ -69,12 +71,22 @@ def calls(monkeypatch):
     """Every batch as (model, texts, options). The answer tells texts and gates apart."""
     seen = []
 
-    def answer(model, texts, *, gates, pool, **options):
+    def answer(model, rows, *, gates, pool, **options):
+        texts = read(model, rows)
         seen.append((model, texts, options | {"gates": gates, "pool": pool}))
-        return [said(text, gates and gates[i]) for i, text in enumerate(texts)]
+        return write(model, [said(text, gates and gates[i]) for i, text in enumerate(texts)])
 
-    monkeypatch.setattr(scores, "generate", answer)
+    monkeypatch.setattr(answers, "generate_tokens", answer)
     return seen
+
+
+def read(model, rows):
+    """The texts of token rows, each behind a bos."""
+    return [model.tokenizer.decode(row[1:]) for row in rows]
+
+
+def write(model, texts):
+    return [encode(model.tokenizer, text, bos=False) for text in texts]
 
 
 @pytest.fixture
@@ -83,13 +95,13 @@ def fake_cards(models, monkeypatch):
     generator, gates = models[1], {}
     one = specialize(generator, "Hello.")
 
-    def read(generator, prompts):
+    def make(generator, prompts):
         for prompt in prompts:
             rng = np.random.default_rng(zlib.crc32(prompt.encode()))
             gates.setdefault(prompt, rng.random(one.gates.shape).astype(np.float32))
         return [dataclasses.replace(one, gates=gates[prompt]) for prompt in prompts]
 
-    monkeypatch.setattr(lora_gen, "specialize", read)
+    monkeypatch.setattr(lora_gen, "specialize", make)
     return gates
 
 
@@ -107,7 +119,9 @@ def oracle(monkeypatch, samples):
         ):
             assert known.setdefault(text, record.target) == record.target
     monkeypatch.setattr(
-        scores, "generate", lambda model, texts, **_: [f" {known[text]}" for text in texts]
+        answers,
+        "generate_tokens",
+        lambda model, rows, **_: write(model, [f" {known[text]}" for text in read(model, rows)]),
     )
 
 
@@ -135,22 +149,22 @@ def test_right_answers_score_one_in_every_arm(models, fake_cards, monkeypatch):
         methods = {
             name: one
             for found in (base, ours, lora)
-            for name, one in found[sample.name]["methods"].items()
+            for name, one in found[sample.name].arms.items()
         }
         assert list(methods) == [
-            "edge_without_prompt",
-            "edge_with_prompt",
-            "cloud_with_prompt",
+            "bare",
+            "in_context",
+            "cloud_in_context",
             *GENERATOR_ARMS,
-            "multitask_lora",
+            "lora",
         ]
         for one in methods.values():
-            assert (one["exact_match"], one["stderr"]) == (1.0, 0.0)
-            assert (one["prompts"], one["records"]) == (4, 12)
-            assert one["by_prompt"] == [1.0] * 4
-            assert ("scores" in one) == (sample is TOOLS) and "texts" not in one
+            assert (one.exact_match, one.stderr) == (1.0, 0.0)
+            assert (one.prompts, one.records) == (4, 12)
+            assert one.by_prompt == [1.0] * 4
+            assert (one.scores is not None) == (sample is TOOLS) and one.texts is None
         found = base[sample.name]
-        assert found["blind_ceiling"] == world_prompts.blind_ceiling(sample.split, sample.family)
+        assert found.blind_ceiling == world_prompts.blind_ceiling(sample.split, sample.family)
         lengths = [
             np.mean([len(encode(edge.tokenizer, text, bos=True)) for text in texts])
             for texts in (
@@ -158,35 +172,35 @@ def test_right_answers_score_one_in_every_arm(models, fake_cards, monkeypatch):
                 [edge_prompt_with_system(r.system, r.user) for r in sample.records],
             )
         ]
-        assert found["tokens"] == {
+        assert found.tokens == {
             "without_prompt": lengths[0],
             "with_prompt": lengths[1],
             "compression": lengths[1] / lengths[0],
         }
-    strict = base["tools/tools"]["methods"]["edge_with_prompt"]["scores"]["strict"]
+    strict = base["tools/tools"].arms["in_context"].scores["strict"]
     assert strict["mean"] == dict.fromkeys(strict["mean"], 1.0)
 
 
 def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
     """Each record gets back what was said to it, in its place; batches are small and filled up."""
     edge, generator = models
-    small = {"batch_tokens": 700, "keep_texts": True}
-    base = base_arms(edge, generator.cloud, [WORDS], **small)
+    small = Asking(batch_tokens=700, keep_texts=True)
+    base = base_arms(edge, generator.cloud, [WORDS], small)
     assert {id(model) for model, _, _ in calls} == {id(edge), id(generator.cloud)}
-    ours = generator_arms(generator, edge, [WORDS], seed=3, **small)
-    lora = lora_arm(generator.cloud, [WORDS], **small)
+    ours = generator_arms(generator, edge, [WORDS], seed=3, asking=small)
+    lora = lora_arm(generator.cloud, [WORDS], small)
     bare = [[said(edge_prompt(r.user), None) for r in group] for group in WORDS.groups]
     full = [
         [said(edge_prompt_with_system(r.system, r.user), None) for r in group]
         for group in WORDS.groups
     ]
-    texts = {name: one["texts"] for name, one in base["words/paraphrase"]["methods"].items()}
+    texts = {name: one.texts for name, one in base["words/paraphrase"].arms.items()}
     assert texts == {
-        "edge_without_prompt": bare,
-        "edge_with_prompt": full,
-        "cloud_with_prompt": full,
+        "bare": bare,
+        "in_context": full,
+        "cloud_in_context": full,
     }
-    assert lora["words/paraphrase"]["methods"]["multitask_lora"]["texts"] == bare
+    assert lora["words/paraphrase"].arms["lora"].texts == bare
     own = [fake_cards[prompt] for prompt in WORDS.prompts]
     mean = np.mean(own, axis=0, dtype=np.float64).astype(np.float32)
     noise = controls.random_prompts(generator.cloud.tokenizer, WORDS.prompts, 3)
@@ -196,14 +210,14 @@ def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
     ]
     assert size[0] == size[1]
     gates = {
-        "lorage": own,
+        "lora_gen": own,
         "shuffled": [own[donor] for donor in other_tasks(WORDS, 3)],
         "random": [fake_cards[text] for text in noise],
         "mean_gates": [mean] * 4,
     }
     card = specialize(generator, "Hello.")
     for arm in GENERATOR_ARMS:
-        assert ours["words/paraphrase"]["methods"][arm]["texts"] == [
+        assert ours["words/paraphrase"].arms[arm].texts == [
             [said(edge_prompt(r.user), dataclasses.replace(card, gates=g)) for r in group]
             for g, group in zip(gates[arm], WORDS.groups, strict=True)
         ]
@@ -260,11 +274,11 @@ def test_the_standard_error_is_over_prompts():
     targets = [record.target for record in sample.records]
     texts = [f" {t}\n" for t in targets[:3]] + [targets[3], "no", targets[5] + "s", "", "x", "y"]
     found = measure(sample, texts)
-    assert found["by_prompt"] == pytest.approx([1, 1 / 3, 0])
+    assert found.by_prompt == pytest.approx([1, 1 / 3, 0])
     mean = 4 / 9
     variance = ((1 - mean) ** 2 + (1 / 3 - mean) ** 2 + mean**2) / 2
-    assert found["exact_match"] == pytest.approx(mean)
-    assert found["stderr"] == pytest.approx(math.sqrt(variance / 3))
+    assert found.exact_match == pytest.approx(mean)
+    assert found.stderr == pytest.approx(math.sqrt(variance / 3))
     with pytest.raises(DataError, match="8 answers came for 9 records"):
         measure(sample, texts[:-1])
 
@@ -273,12 +287,12 @@ def test_the_tool_scores_are_over_prompts_too():
     """One prompt answered rightly, one by nothing at all; a record counts by its prompt."""
     groups = [TOOLS.groups[0], TOOLS.groups[1][:1]]
     sample = WorldSample("tools", "tools", groups)
-    found = measure(sample, [r.target for r in groups[0]] + [""])["scores"]
+    found = measure(sample, [r.target for r in groups[0]] + [""]).scores
     for mode in ("official", "strict"):
         assert found[mode]["mean"]["success"] == 0.5
         assert found[mode]["stderr"]["success"] == pytest.approx(0.5)
     half = measure(WorldSample("tools", "tools", groups[:1]), [groups[0][0].target, "", ""])
-    assert half["scores"]["strict"]["mean"]["success"] == pytest.approx(1 / 3)
+    assert half.scores["strict"]["mean"]["success"] == pytest.approx(1 / 3)
 
 
 def test_gates_per_row_are_a_merge_per_prompt(models):
@@ -286,19 +300,19 @@ def test_gates_per_row_are_a_merge_per_prompt(models):
     edge, generator = models
     sample = WorldSample("words", "train", [group[:2] for group in WORDS.groups[:3]])
     found = generator_arms(
-        generator, edge, [sample], seed=0, arms=("lorage",), keep_texts=True, batch_tokens=400
+        generator, edge, [sample], seed=0, arms=("lora_gen",), asking=Asking(400, keep_texts=True)
     )
-    one = found["words/train"]["methods"]["lorage"]
+    one = found["words/train"].arms["lora_gen"]
     longest = max(len(encode_target(edge.tokenizer, r.target)) for r in sample.records)
     cards = specialize(generator, sample.prompts)
-    for card, group, texts in zip(cards, sample.groups, one["texts"], strict=True):
+    for card, group, texts in zip(cards, sample.groups, one.texts, strict=True):
         special = merge(edge, generator.pool, card)
         prompts = [edge_prompt(record.user) for record in group]
         assert texts == generate(special, prompts, max_new_tokens=longest + MARGIN)
-    assert len({text for texts in one["texts"] for text in texts}) == 6
+    assert len({text for texts in one.texts for text in texts}) == 6
     tokenizer = generator.cloud.tokenizer
     lengths = [len(encode(tokenizer, cloud_prompt(text), bos=True)) for text in sample.prompts]
-    assert one["cloud_tokens"] == pytest.approx(np.mean(lengths))
+    assert one.cloud_tokens == pytest.approx(np.mean(lengths))
     with pytest.raises(ConfigError, match="no arm 'magic'"):
         generator_arms(generator, edge, [sample], seed=0, arms=("magic",))
 
@@ -332,16 +346,16 @@ def test_requests_are_timed_alike(models, monkeypatch):
     assert edge.tokenizer.eos_token_id == 2 and edge.config.eos_ids == (2,)
     for kind in ("batch", "single"):
         one = found[kind]
-        assert one["ratio"] == pytest.approx(one["with_prompt"] / one["specialized"])
+        assert one["ratio"] == pytest.approx(one["in_context"] / one["lora_gen"])
     # A batch's seconds are those of one request in it.
     times = {
         f"{k}_{w}": [x]
         for k, x in (("batch", 10.0), ("single", 4.0))
-        for w in ("with_prompt", "specialized")
+        for w in ("in_context", "lora_gen")
     }
     monkeypatch.setattr(seconds, "in_turn", lambda actions, repeats: times)
     found = request_seconds(edge, special, [WORDS], rows=5)["words/paraphrase"]
-    assert (found["batch"]["specialized"], found["single"]["specialized"]) == (2.0, 4.0)
+    assert (found["batch"]["lora_gen"], found["single"]["lora_gen"]) == (2.0, 4.0)
 
 
 def test_endless_models_write_on(models):
@@ -372,5 +386,17 @@ def test_the_whole(models, fake_cards, monkeypatch):
     )
     assert list(table["splits"]) == ["words/paraphrase", "tools/tools"]
     methods = table["splits"]["tools/tools"]["methods"]
-    assert methods["lorage"]["mean"] == 1.0 and methods["lorage"]["seeds"] == 2
+    assert methods["lora_gen"]["mean"] == 1.0 and methods["lora_gen"]["seeds"] == 2
     assert set(table["seconds_per_request"]) == set(table["splits"])
+
+
+def test_results_of_any_age_load():
+    old = {"exact_match": 0.5, "stderr": None, "prompts": 1, "records": 2, "by_prompt": [0.5]}
+    facts = {"blind_ceiling": 0.1, "tokens": {"with_prompt": 3.0}}
+    names = ("edge_without_prompt", "cloud_with_prompt", "lorage", "multitask_lora")
+    found = from_json({"words/train": {"methods": dict.fromkeys(names, old), **facts}})
+    split = found["words/train"]
+    assert list(split.arms) == ["bare", "cloud_in_context", "lora_gen", "lora"]
+    assert split.arms["bare"] == ArmScore(0.5, None, 1, 2, [0.5])
+    assert from_json(to_json(found)) == found
+    assert to_json(found)["words/train"]["methods"]["lora"] == old

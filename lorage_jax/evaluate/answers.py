@@ -1,0 +1,140 @@
+"""Generated answers to many questions: batches, cuts, stop strings, and a journal of what is done.
+
+How an edge reads a question: in the turns of training (`turns`), the context of a conditioning in
+front of it where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from lorage_jax.buckets import bucket
+from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
+from lorage_jax.errors import ConfigError
+from lorage_jax.evaluate.arms import Answered
+from lorage_jax.files.journal import Journal, request_key
+from lorage_jax.infer.generate import eos_ids, generate_tokens
+from lorage_jax.infer.score import identity
+from lorage_jax.infer.text import GrowingTexts, continuation
+from lorage_jax.methods.method import Conditioning, Placement
+from lorage_jax.models.model import Model
+from lorage_jax.progress import progress
+
+Template = Literal["trained", "harness"]
+
+
+def turns(user: str, conditioning: Conditioning) -> str:
+    """The text that a model reads of a question, behind the conditioning's context if any."""
+    if conditioning.context is None:
+        return edge_prompt(user)
+    return edge_prompt_with_system(conditioning.context, user)
+
+
+def encoded(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, as `generate` reads it."""
+    return [encode(model.tokenizer, text, bos=True) for text in texts]
+
+
+def mean_tokens(model: Model, texts: Sequence[str]) -> float:
+    """Mean number of tokens that the model reads per text."""
+    return float(np.mean([len(row) for row in encoded(model, texts)]))
+
+
+def room_for_input(model: Model, max_new_tokens: int) -> int:
+    """Tokens that an input may have. ConfigError when the answer leaves none."""
+    room = model.config.max_positions - max_new_tokens
+    if room < 1 or max_new_tokens < 1:
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens}; expected 1 or more, and room for a question in "
+            f"the edge's context of {model.config.max_positions}. Ask for fewer: --max-new-tokens."
+        )
+    return room
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy answers.
+
+    Attributes:
+        max_new_tokens: tokens of an answer at most.
+        stops: strings that end an answer.
+        batch_rows: requests per batch; None takes as many as `batch_tokens` have room for.
+        batch_tokens: tokens per batch, padding and cache included.
+        cut: keep the end of an input that is too long for the context, instead of raising.
+        journal: finished requests, which are not run again.
+    """
+
+    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+    batch_rows: int | None = None
+    batch_tokens: int = 8192
+    cut: bool = False
+    journal: Journal = field(default_factory=Journal)
+
+    def __call__(self, label: str, placement: Placement, texts: Sequence[str]) -> Answered[str]:
+        """The answer to every text, under the cards of the placement. `label` names the progress.
+
+        Raises ConfigError for an input that is too long, unless `cut`.
+        """
+        model = placement.model
+        whole = encoded(model, texts)
+        rows, truncated = whole, 0
+        if self.cut:
+            room = room_for_input(model, self.max_new_tokens)
+            rows = [row[-room:] for row in whole]  # as lm-eval: the end is kept
+            truncated = sum(len(row) > room for row in whole)
+        keys = self._keys(placement, rows)
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        todo = [i for key, i in first.items() if self.journal.get(key) is None]
+        todo.sort(key=lambda i: -len(rows[i]))
+        total = len(todo)
+        with progress(label, total) as advance:
+            while todo:
+                size = self.batch_rows or self._size(len(rows[todo[0]]))
+                batch, todo = todo[:size], todo[size:]
+                # Filled up behind others: no program is compiled for the rest alone.
+                filled = batch + batch[-1:] * (size - len(batch) if total > size else 0)
+                said = self._write(placement, rows, filled)
+                self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})
+                advance(len(batch))
+        tokens = float(np.mean([len(row) for row in whole]))
+        return Answered([self.journal.get(key) for key in keys], tokens, truncated)
+
+    def _size(self, longest: int) -> int:
+        return max(1, self.batch_tokens // (bucket(longest) + bucket(self.max_new_tokens)))
+
+    def _keys(self, placement: Placement, rows: Sequence[list[int]]) -> list[str]:
+        model, cards = placement.model, placement.cards
+        base = request_key(
+            identity(model, placement.pool), *eos_ids(model), self.max_new_tokens, *self.stops
+        )
+        gates = [b""] * len(rows)
+        if cards is not None:
+            gates = [np.asarray(card.gates, np.float32).tobytes() for card in cards]
+        return [
+            request_key("answer", base, gate, np.asarray(row, np.int32).tobytes())
+            for row, gate in zip(rows, gates, strict=True)
+        ]
+
+    def _write(
+        self, placement: Placement, rows: Sequence[list[int]], batch: Sequence[int]
+    ) -> list[str]:
+        model, asked = placement.model, [rows[i] for i in batch]
+        growing = GrowingTexts(model.tokenizer, asked, self.stops, None) if self.stops else None
+        written = generate_tokens(
+            model,
+            asked,
+            max_new_tokens=self.max_new_tokens,
+            gates=None if placement.cards is None else [placement.cards[i] for i in batch],
+            pool=placement.pool,
+            watch=None if growing is None else growing.update,
+        )
+        if growing is not None:
+            return growing.texts
+        return [
+            continuation(model.tokenizer, row, ids) for row, ids in zip(asked, written, strict=True)
+        ]

@@ -1,0 +1,334 @@
+"""lm-eval's tasks as a suite: the task's prompt to the method, the bare question to the edge.
+
+Every task is one unit with one prompt. lm-eval builds the requests and scores the answers; an arm
+decides which model answers and in which text the question is put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+
+from lorage_jax.data.tasks import TASKS
+from lorage_jax.errors import DataError
+from lorage_jax.evaluate.arms import (
+    Answered,
+    Arm,
+    Asked,
+    Unit,
+    ask,
+    mean_error,
+    mean_gap,
+    paired_gaps,
+    verdicts,
+)
+from lorage_jax.evaluate.controls import (
+    MeanGates,
+    RandomText,
+    Shuffled,
+    cloud_length,
+    random_prompt,
+)
+from lorage_jax.evaluate.harness import LorageLM, run_tasks
+from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.evaluate.paired import harmonic_mean
+from lorage_jax.evaluate.protocol import (
+    SystemPrompt,
+    described,
+    edge_text,
+    partner,
+    system_prompt,
+)
+from lorage_jax.evaluate.results import ArmResult, EvalResult, TaskScore
+from lorage_jax.generator.card import Card
+from lorage_jax.infer.score import place
+from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.few_shot import FewShot
+from lorage_jax.methods.in_context import InContext
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning, Placement
+from lorage_jax.models.model import Model
+
+SEEN = ("arc_challenge", "arc_easy", "openbookqa", "boolq", "social_iqa")
+UNSEEN = ("hellaswag", "winogrande", "piqa")  # the paper trains on none of them
+MAIN, MODEL = "lora_gen", "model"
+FEWEST_TASKS = 4  # whose mean gates are the mean of many prompts
+AS_IT_IS = "the model as it is, lm-eval's own few-shot prompt in its context"
+
+Template = Literal["trained", "harness"]
+
+
+@dataclass
+class Run:
+    """An evaluation: the language model of lm-eval, its data, and the samples kept so far."""
+
+    lm: LorageLM
+    data: TaskData
+    shots: dict[str, int]  # by task; "*": all others
+    limit: int | None
+    seed: int
+    template: Template = "trained"
+    say: Callable[[str], None] = print
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def shots_of(self, name: str) -> int:
+        """Samples for this task: its own number, that for all, or its definition's."""
+        number = self.shots.get(name, self.shots.get("*"))
+        return self.data.default_shots(name) if number is None else number
+
+    def checked(self, name: str, **text: Any) -> Any:
+        """The task, when its data are there and its answers have room in the model's context."""
+        task = self.data.load(name, self.shots_of(name), **text)
+        if task.OUTPUT_TYPE == "generate_until":
+            self.lm.room(task.config.generation_kwargs)
+        return task
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """lm-eval's answers to one task: its metrics, few-shot samples, and the records' scores."""
+
+    metrics: dict[str, Any]
+    shots: int
+    scores: list[float]
+
+
+def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> EvalResult:
+    """lm-eval's protocol on one model: few-shot samples in its own context."""
+    for name in names:  # finds out what is missing, before long work
+        run.checked(name)
+    units = [Unit(name, [""], [name], [0]) for name in names]
+    arms = [Arm(MODEL, FewShot(), AS_IT_IS)]
+    found = ask(arms, place(model), units, _Answering(run, {}), _Printing(run))
+    return EvalResult(main=MODEL, arms=_results(arms, found, {}))
+
+
+def evaluate_generator(
+    run: Run,
+    edge: Model,
+    method: LoraGen,
+    names: Sequence[str],
+    *,
+    controls: bool,
+    baseline: bool,
+) -> EvalResult:
+    """The LoRA-Gen protocol with the arms asked for; `gaps` are the main arm less each control."""
+    sources = {}
+    for name in names:  # finds out what is missing, before long work
+        described(name)
+        sources[name] = run.checked(name)
+    prompts = {
+        name: system_prompt(method.generator, name, source, run.shots_of(name), run.seed)
+        for name, source in sources.items()
+    }
+    arms = [Arm(MAIN, method)]
+    arms += [Arm("in_context", InContext()), Arm("few_shot", FewShot())] * baseline
+    controlling = _controls(run, method, prompts) if controls else []
+    arms += controlling
+    units = [Unit(name, [prompt.text], [name], [0]) for name, prompt in prompts.items()]
+    shots = {name: prompt.shots for name, prompt in prompts.items()}
+    found = ask(arms, place(edge), units, _Answering(run, shots), _Printing(run))
+    scores = {
+        arm: {name: one.answered.answers[0].scores for name, one in units.items()}
+        for arm, units in found.items()
+    }
+    gaps = paired_gaps(scores, MAIN, [arm.name for arm in controlling])
+    records = sum(map(len, scores[MAIN].values()))
+    gaps = {arm: {**by, "ave": mean_gap(list(by.values()), records)} for arm, by in gaps.items()}
+    results = _results(arms, found, shots)
+    return EvalResult(
+        main=MAIN,
+        arms=results,
+        gaps=gaps,
+        words=_words(gaps, results),
+        cards=_cards(method, prompts),
+    )
+
+
+def _controls(run: Run, method: LoraGen, prompts: dict[str, SystemPrompt]) -> list[Arm]:
+    """`mean_gates`: over the run's own prompts, or those of all described tasks if too few."""
+    generator = method.generator
+
+    def prompt_of(other: str) -> SystemPrompt:
+        shots = run.shots_of(other)
+        try:
+            return system_prompt(generator, other, run.data.load(other, shots), shots, run.seed)
+        except DataError:  # its records are not there: the description alone
+            return SystemPrompt(described(other).descriptions[0], 0)
+
+    names = [partner(name, list(prompts)) for name in prompts]
+    others = [prompts.get(name) or prompt_of(name) for name in names]
+    facts = [
+        {"cloud_shots": other.shots, "prompt_of": name}
+        for name, other in zip(names, others, strict=True)
+    ]
+    rng, tokenizer = Random(f"random/{run.seed}"), generator.cloud.tokenizer
+    noise = [
+        random_prompt(tokenizer, cloud_length(tokenizer, prompt.text), rng)
+        for prompt in prompts.values()
+    ]
+    over = None
+    if len(prompts) < FEWEST_TASKS:
+        over = [text for task in TASKS.values() for text in task.descriptions]
+    return [
+        Arm("shuffled", Shuffled(method, [other.text for other in others], facts)),
+        Arm("random", RandomText(method, noise, [{"cloud_shots": 0}] * len(noise))),
+        Arm("mean_gates", MeanGates(method, over)),
+        Arm("bare", Bare()),
+    ]
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """The way to answer: lm-eval asks the placed model; `shots` are in the tasks' prompts."""
+
+    run: Run
+    shots: dict[str, int]
+
+    def __call__(
+        self, arm: Arm, unit: Unit[str], placement: Placement, rows: list[Conditioning]
+    ) -> Answered[TaskAnswers]:
+        run, name = self.run, unit.name
+        encoding, shots, text = run.template, 0, {}
+        if arm.method.few_shot:
+            encoding, shots = "harness", run.shots_of(name)
+        else:
+            text = edge_text(name, run.template, rows[0].context)
+        task = run.data.load(name, shots, **text)
+        run.lm.reset(placement.model, encoding)
+        metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed)
+        run.samples += [_sample(arm.name, name, task, sample) for sample in samples[name]]
+        counts = run.lm.counts
+        scores = [] if arm.name == MODEL else _record_scores(samples[name])
+        shots = task.get_config("num_fewshot")
+        if rows[0].context is not None and not arm.method.few_shot:
+            shots = self.shots[name]
+        answers = TaskAnswers(metrics[name], shots, scores)
+        tokens = counts["edge_tokens"] / max(1, counts["requests"])
+        return Answered([answers], tokens, counts["truncated"])
+
+
+def _score(asked: Asked[TaskAnswers], cloud_shots: int | None) -> TaskScore:
+    answers, facts = asked.answered.answers[0], asked.facts[0]
+    if "cloud_tokens" in facts:
+        facts = {"cloud_tokens": facts["cloud_tokens"], "cloud_shots": cloud_shots} | facts
+    return TaskScore.from_json(
+        {
+            **answers.metrics,
+            "shots": answers.shots,
+            "edge_tokens": asked.answered.edge_tokens,
+            "truncated": asked.answered.truncated,
+            "seconds": asked.seconds,
+            **facts,
+        }
+    )
+
+
+def _results(
+    arms: Sequence[Arm], found: dict[str, dict[str, Asked[TaskAnswers]]], shots: dict[str, int]
+) -> dict[str, ArmResult]:
+    results = {}
+    for arm in arms:
+        tasks = {name: _score(one, shots.get(name)) for name, one in found[arm.name].items()}
+        results[arm.name] = ArmResult(arm.meaning, tasks, summary(tasks))
+    return results
+
+
+def summary(tasks: dict[str, TaskScore]) -> dict[str, float | None]:
+    """Means of `acc`. AVE and HAR (harmonic mean) are over the paper's eight, or None.
+
+    A mean's standard error is that of independent tasks: sqrt(sum of squares) / number.
+    """
+
+    def mean(names: Sequence[str]) -> tuple[float | None, float | None]:
+        if not names or any(name not in tasks for name in names):
+            return None, None
+        scores = [tasks[name].metrics for name in names]
+        values, errors = ([one.get(key) for one in scores] for key in ("acc", "acc_stderr"))
+        return sum(value or 0.0 for value in values) / len(values), mean_error(errors)
+
+    eight = (*SEEN, *UNSEEN)
+    ave, ave_stderr = mean(eight)
+    some, some_stderr = mean([name for name in tasks if "acc" in tasks[name].metrics])
+    return {
+        "mean": some,
+        "mean_stderr": some_stderr,
+        "ave": ave,
+        "ave_stderr": ave_stderr,
+        "har": None if ave is None else harmonic_mean([tasks[n].metrics["acc"] for n in eight]),
+        "seen": mean(SEEN)[0],
+        "unseen": mean(UNSEEN)[0],
+    }
+
+
+def _words(gaps: dict[str, Any], arms: dict[str, ArmResult]) -> list[str]:
+    """The verdicts, the tasks that do not share them, and a warning of cut requests."""
+    words = []
+    for arm, found in gaps.items():
+        words += verdicts({arm: found}, "ave", {arm: arms[arm].what or arm})
+        same = [name for name, gap in found.items() if name != "ave" and not gap.significant]
+        if found["ave"].significant and same:
+            words.append(f"No significant difference against {arm} on {', '.join(same)}.")
+    cut = sum(task.truncated or 0 for arm in arms.values() for task in arm.tasks.values())
+    if cut:
+        words.append(f"{cut} requests were longer than the edge's context and lost their start.")
+    return words
+
+
+def _cards(method: LoraGen, prompts: dict[str, SystemPrompt]) -> dict[str, Card]:
+    """The cards of the run, with their prompts; they are in the method's journal already."""
+    ready = method.prepare([prompt.text for prompt in prompts.values()])
+    cards = {}
+    for (name, prompt), one in zip(prompts.items(), ready, strict=True):
+        if one.card is not None:
+            about = one.card.about | {"prompt": prompt.text, "shots": prompt.shots}
+            card = one.card
+            cards[name] = Card(card.gates, card.generator, card.edge, about)
+    return cards
+
+
+def _sample(arm: str, name: str, task: Any, sample: dict[str, Any]) -> dict[str, Any]:
+    """A record for --samples. A generated answer has one for each of the task's filters."""
+    row = {"task": name, "arm": arm, "doc_id": sample["doc_id"]}
+    answers = sample["filtered_resps"]
+    if task.OUTPUT_TYPE != "multiple_choice":
+        scores = {metric: sample[metric] for metric in sample["metrics"]}
+        return {**row, "filter": sample["filter"], "answer": sample["resps"][0][0], **scores}
+    count = len(task.doc_to_choice(sample["doc"]))
+    values = [answer[0] for answer in answers[:count]]  # then those without a context follow
+    # Partial evaluation (WinoGrande): the choices are in the context, and so is the label.
+    label = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    return {**row, "loglikelihoods": values, "label": label, "prediction": int(np.argmax(values))}
+
+
+def _record_scores(samples: Sequence[dict[str, Any]]) -> list[float]:
+    """The main metric of every record, by the first filter."""
+    first = samples[0]
+    metric = "acc" if "acc" in first["metrics"] else first["metrics"][0]
+    rows = [sample for sample in samples if sample["filter"] == first["filter"]]
+    return [float(row[metric]) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Printing:
+    """Prints a line per arm and task as it is finished."""
+
+    run: Run
+
+    def __call__(self, arm: Arm, unit: Unit[str], asked: Asked[TaskAnswers]) -> None:
+        score = _score(asked, None)
+        figures = "  ".join(
+            f"{key} {value:.4f}"
+            for key, value in score.metrics.items()
+            if key.startswith(("acc", "exact")) and "stderr" not in key
+        )
+        where = f"{score.edge_tokens:.0f} tokens at the edge"
+        if score.cloud_tokens is not None:
+            where = f"{score.cloud_tokens} tokens to the cloud once, {where}"
+        cut = f", {score.truncated} truncated" if score.truncated else ""
+        counts = f"(n {score.n}, {where}{cut}, {score.seconds:.1f} s)"
+        self.run.say(f"{arm.name:12} {unit.name:14} {figures}  {counts}")
