@@ -44,7 +44,7 @@ def test_flash_attention(monkeypatch, heads, size, window, cap, mesh):
     where = layout(*mesh)
 
     def blocks(q, k, v):
-        return flash.flash_attention(q, k, v, valid, window, 0.3, cap, where)
+        return flash.flash_attention(q, k, v, valid.astype(jnp.int32), window, 0.3, cap, where)
 
     def whole(q, k, v):
         mask = ops.attention_mask(valid, jnp.arange(LENGTH), window)

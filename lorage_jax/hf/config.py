@@ -70,7 +70,7 @@ def model_config(folder: Path) -> ModelConfig:
     """The `ModelConfig` of a Hugging Face folder. Raises WeightsError naming every bad field."""
     raw = read_config(folder)
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise WeightsError(
             f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
             f"supported are {', '.join(FAMILIES)}."

@@ -246,16 +246,16 @@ def test_the_recipe_says_what_the_experiments_do():
     if not (root / "experiments").is_dir():
         pytest.skip("the recipe is tested in a checkout, where experiments/ is")
     text = (nano.FOLDER / "README.md").read_text("utf-8")
-    steps = re.findall(r"lorage (pretrain|train) (experiments/\w+\.py) .*?(\d+) steps", text)
+    steps = re.findall(r"lorage (pretrain|train) (experiments/\S+) .*?(\d+) (?:more )?steps", text)
     assert len(steps) == 8
     made = set()
     for command, path, count in steps:
         kind = PretrainConfig if command == "pretrain" else ExperimentConfig
-        config = load_experiment(root / path, kind)
+        config = load_experiment(str(root / path), kind)
         assert config.steps == int(count), path
         assert getattr(config, "init", "") in {"", *made}, path
         made.add(f"{config.out}/{'model' if command == 'pretrain' else 'generator'}")
-    bundled = re.findall(r"bundle_nano.py \w+ (\S+)", text)
+    bundled = re.findall(r"bundle.py \w+ (\S+)", text)
     assert set(bundled) < made and bundled[2] == f"{config.out}/generator"
 
 

@@ -96,12 +96,12 @@ def test_every_bad_file_is_named_at_once(files, tmp_path, refused):
             r"deep\.json is not JSON",
             r"list\.json is not a result: it holds a list",
             r"strange\.json is JSON, but not a result of lorage and not a card",
-            r"card\.json is a damaged card: generator is missing",
+            r"card\.json is damaged: generator is missing",
             r"nowhere\.json does not exist",
             "Expected files that --json of lorage eval",
         ],
     )
-    refused(tmp_path, "--out", tmp_path / "out", says=["damaged card"])
+    refused(tmp_path, "--out", tmp_path / "out", says=["is damaged"])
     refused(files, "--out", tmp_path / "out", says=["a card does not exist in", "Expected files"])
 
 
