@@ -1,6 +1,6 @@
 """`lorage quickstart`: the whole method on the bundled pair, in a minute.
 
-A system prompt in words that no training has seen becomes a card, an adapter and a merged
+A system prompt in a wording that was not in training becomes a card, an adapter and a merged
 checkpoint. The same questions go to the edge without the prompt, with the prompt in its context,
 specialised, and, as a control, specialised by another prompt.
 """
@@ -68,14 +68,14 @@ def run(options: Quickstart) -> dict[str, Any]:
     task = _task(seed, prompt, options.family)
     if options.train and task.family != "words":
         raise DataError(
-            "--train is too short for tool calls, it trains on words alone. Leave it out, or take "
-            "a prompt of the words."
+            "--train trains on word tasks alone, as it is too short for tool calls. Leave it out, "
+            "or use --family words."
         )
     check_target(out, options.overwrite)
     records = _questions(task, seed)
     with new_folder(out, overwrite=options.overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
-        unseen = "" if prompt else " that no training has seen"
+        unseen = "" if prompt else " whose wording was not in training"
         generator = load_generator(nano.GENERATOR, dtype="float32")
         _check_fits(generator, task.system, records)
         if options.train:
@@ -100,7 +100,7 @@ def run(options: Quickstart) -> dict[str, Any]:
 
 
 def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:
-    """A prompt in unseen wordings, or the user's own with the task that it asks for, if known."""
+    """A prompt in an unseen wording, or the user's own, with its task if that is a built-in one."""
     if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty; expected a system prompt.")
     if prompt is not None and (known := world_prompts.find(prompt)) is not None:
@@ -109,7 +109,7 @@ def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:
     if prompt is None:
         return drawn
 
-    def draw(rng: Random) -> tuple[str, str]:  # what is asked is of the world, the answer unknown
+    def draw(rng: Random) -> tuple[str, str]:  # a built-in question whose answer is unknown
         return drawn.draw(rng)[0], ""
 
     return world_prompts.Prompt(prompt.strip(), "", family, draw)
@@ -118,7 +118,7 @@ def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:
 def _other(
     task: world_prompts.Prompt, questions: Sequence[tuple[str, str]], seed: int
 ) -> world_prompts.Prompt:
-    """A prompt by which every answer would be another; of tools, every call."""
+    """A prompt under which every answer (for tools, every call) would be different."""
     rng = Random(f"other/{seed}")
     while True:
         other = world_prompts.draw_prompt("paraphrase", rng, task.family)
@@ -131,7 +131,7 @@ def _other(
 
 
 def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
-    """(user, right answer) pairs without repetition; the answer is empty where nobody knows it."""
+    """(user, right answer) pairs without repetition; an unknown answer is empty."""
     rng, found = Random(f"questions/{seed}"), {}
     while len(found) < QUESTIONS:
         user, target = task.draw(rng)
@@ -140,21 +140,21 @@ def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
 
 
 def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str, str]]) -> None:
-    """DataError if cloud or edge cannot read the prompt: before all work, not after it."""
+    """Raises DataError if cloud or edge cannot read the prompt, before any long work."""
     prompt_tokens(generator, system)
     edge = load_model(nano.EDGE)
-    told = [edge_prompt_with_system(system, user) for user, _ in questions]
-    longest = max(len(encode(edge.tokenizer, text, bos=True)) for text in told)
+    texts = [edge_prompt_with_system(system, user) for user, _ in questions]
+    longest = max(len(encode(edge.tokenizer, text, bos=True)) for text in texts)
     room = edge.config.max_positions - LONGEST
     if longest > room:
         raise DataError(
-            f"--prompt makes {longest} tokens with a question; the edge, which reads both for "
+            f"--prompt and a question are {longest} tokens; the edge, which reads both for "
             f"comparison, has room for {room}. Shorten the prompt."
         )
 
 
 def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
-    """On words alone, and not for long."""
+    """A generator trained for a short while on word tasks, with its first and last loss."""
     from lorage_jax.methods.training import train
 
     devices = jax.device_count()
@@ -191,9 +191,9 @@ def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
 def _ask(
     folder: Path, questions: Sequence[tuple[str, str]], generator: Generator, other: str
 ) -> dict[str, Any]:
-    """The same questions by every arm: answers, exact matches, tokens and seconds per request.
+    """Answers, exact matches, tokens and seconds per request of every arm on the same questions.
 
-    The specialised edge is the folder that was exported.
+    The specialised edge is loaded from the exported folder.
     """
     edge, special = load_model(nano.EDGE, "float32"), load_model(folder / "merged", "float32")
     system = (folder / "prompt.txt").read_text("utf-8").strip()
@@ -235,7 +235,7 @@ def _answer(
 
 
 def _seconds(asked: Mapping[str, tuple[Model, Sequence[str]]], new: int) -> dict[str, float]:
-    """Median seconds per request of one batch, by arm; all write `new` tokens."""
+    """Median seconds per request by arm, in one batch; all arms generate `new` tokens."""
     calls = {
         arm: partial(generate, endless(model), texts, max_new_tokens=new)
         for arm, (model, texts) in asked.items()
@@ -260,17 +260,17 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
         match = report["exact_match"]
         right_of = f"right of {report['questions']}"
         columns.insert(0, (right_of, lambda arm: f"{match[arm] * report['questions']:.0f}"))
-    lines.append(f"\n{'':34}" + "".join(f"{name:>24}" for name, _ in columns))
+    lines.append(f"\n{'':32}" + "".join(f"{name:>25}" for name, _ in columns))
     names = ("edge without prompt", "edge with prompt in context", "edge specialised, no prompt")
     for arm, name in zip(ARMS, names, strict=False):
-        lines.append(f"{name:34}" + "".join(f"{show(arm):>24}" for _, show in columns))
+        lines.append(f"{name:32}" + "".join(f"{show(arm):>25}" for _, show in columns))
     if report["exact_match"] is not None:
         right = report["exact_match"]["shuffled"] * report["questions"]
-        lines.append(f"{'control: card of another prompt':34}{right:>24.0f}")
+        lines.append(f"{'control: card of another prompt':32}{right:>25.0f}")
         blind = report["blind_ceiling"] * report["questions"]
-        lines.append(f"{'best guess without the prompt':34}{blind:>24.1f}")
+        lines.append(f"{'best guess without the prompt':32}{blind:>25.1f}")
     else:
-        lines.append("No task of the built-in world in its words: answers are not scored.")
+        lines.append("This is not the wording of a built-in task, so answers are not scored.")
     shown = {
         "user": "user",
         "expected": "expected",
@@ -287,7 +287,7 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
         ]
     lines += [
         f"\n{gates}",
-        f"\nAll of it, with gates.png: {out}",
+        f"\nAll results, gates.png among them: {out}",
         f"{report['seconds']:.0f} s. Next: lorage generate --model {out}/merged --input ...",
     ]
     return "\n".join(lines)

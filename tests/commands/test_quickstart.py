@@ -206,7 +206,7 @@ def test_training_anew(tmp_path, monkeypatch):
     [
         ((), "--overwrite"),
         (("--prompt", " "), "--prompt is empty"),
-        (("--family", "tools", "--train", "--overwrite"), "--train is too short for tool calls"),
+        (("--family", "tools", "--train", "--overwrite"), "--train trains on word tasks alone"),
         (("--prompt", "kind " * 3000, "--overwrite"), "Shorten the prompt"),
     ],
 )
