@@ -1,15 +1,16 @@
 """Built-in data whose tasks are defined by the system prompt alone, in two families.
 
-`words`: tasks on a few words, described, shown by samples or both (`text_tasks`). `tools`: the
-prompt lists tools, the user wants something done (`tool_calls`). Without the prompt the answer
-cannot be known; `blind_ceiling` says how often it can be guessed.
+`words`: tasks on a few words, which the prompt describes, shows by solved samples, or both
+(`words.py`). `tools`: the prompt lists tools and the user asks for something to be done
+(`tools.py`). The answer cannot be known without the prompt; `blind_ceiling` gives how often it can
+be guessed.
 
 | split         | holds                                                          | families     |
 |---------------|----------------------------------------------------------------|--------------|
 | `train`       | seen tasks and tools, in seen wordings                         | words, tools |
 | `paraphrase`  | seen tasks and tools, in unseen wordings                       | words, tools |
 | `composition` | unseen pairs of an operation and a format, in seen wordings    | words        |
-| `samples`     | seen tasks, shown by samples alone that no training prompt has | words        |
+| `samples`     | seen tasks, shown only by samples that are not in training     | words        |
 | `tools`       | unseen tools                                                   | tools        |
 
     >>> from lorage_jax.world import prompts
@@ -19,12 +20,12 @@ cannot be known; `blind_ceiling` says how often it can be guessed.
     >>> prompts.find(record.system).answer("sun cat oil")
     'cat oil stop'
 
-Two more families are drawn by their names only, to pretrain small models: `easy`, a few of the
-operations of `words`, on which they learn to copy; `objects`, the same on the objects of the tools,
-which in tool calls alone they learn to tell apart late.
+Two more families exist only to pretrain small models and must be asked for by name: `easy` holds a
+few operations of `words`, on which a model learns to copy; `objects` holds the same operations on
+the objects of the tools, which a model is slow to tell apart if it sees nothing but tool calls.
 
-There are too many prompts to list: they are drawn, and equal seeds draw equal ones. A draw holds
-no prompt twice, and a longer draw begins with the shorter one.
+There are too many prompts to list, so they are drawn: equal seeds draw equal prompts, no draw holds
+a prompt twice, and a longer draw begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -41,21 +42,26 @@ from lorage_jax.world import words as world_words
 
 SPLITS = ("train", "paraphrase", "composition", "samples", "tools")
 
-# Raise it when drawn data change: a resumed run must see the same examples.
+# Increase when the drawn data change: a resumed run must see the same examples.
 VERSION = 2
 
-TRIES = 10_000  # draws in a row without anything new, after which there is nothing new
+TRIES = 10_000  # give up after this many draws in a row without a new prompt or text
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A system prompt, the name of its task, and `draw(rng)` for (user, target) under it.
+    """A system prompt, its task, and a source of (user, target) pairs under it.
 
-    Of `tools` the dialect counts as the task: calls in one are wrong in every other.
-    `answer`: the right answer to any user text, where the family knows it (`words` does).
-    `parts`: what the prompt is made of, by kind. `words`: one operation, style and format; `tools`:
-    one word (which of a verb's three), pattern and input of its dialect, and the verbs, by the
-    first of their words, and objects of the tools in its list.
+    Attributes:
+        system: the prompt.
+        task: name of the task. For `tools` it is the dialect, since a call in one dialect is wrong
+            in every other.
+        family: key in `FAMILIES`.
+        draw: draws (user text, target).
+        answer: the right answer to any user text, if the family can compute it (`words` can).
+        parts: the building blocks of the prompt, by kind. For `words`: its operation, style and
+            format. For `tools`: word (which of a verb's three), pattern and input of the dialect,
+            and the verbs (each by its first word) and objects of the tools listed.
     """
 
     system: str
@@ -68,7 +74,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Family:
-    """Tasks of one kind: `draw_prompt(split, rng)`, and the blind ceiling of a split."""
+    """Tasks of one kind, with `draw_prompt(split, rng)` and the blind ceiling of each split."""
 
     splits: tuple[str, ...]
     draw_prompt: Callable[[str, Random], Prompt]
@@ -90,7 +96,7 @@ def _draw_words(split: str, rng: Random) -> Prompt:
     return _words(world_words.draw_prompt(split, rng))
 
 
-# The splits of `tools`, and what `tool_calls` calls them.
+# Splits of this module and their names in `tools.py`.
 _TOOL_SPLITS = {"train": "train", "paraphrase": "paraphrase", "tools": "unseen"}
 
 
@@ -126,7 +132,7 @@ def _draw_objects(split: str, rng: Random) -> Prompt:
 
 EASY_SPLITS = ("train", "paraphrase")
 
-# A weight of 0: drawn by its name only.
+# A family of weight 0 is drawn only if it is asked for by name.
 FAMILIES = {
     "words": Family(world_words.SPLITS, _draw_words, world_words.blind_ceiling, weight=3),
     "tools": Family(tuple(_TOOL_SPLITS), _draw_tools, _blind_tools, weight=1),
@@ -154,9 +160,9 @@ def _check(split: str, family: str) -> None:
 
 
 def draw_prompt(split: str, rng: Random, family: str = "") -> Prompt:
-    """A prompt of the split; without `family`, of its families in proportion to their weights.
+    """Draws a prompt of a split, from `family` or from all its families by weight.
 
-    DataError for an unknown split or family, and for a family without this split.
+    Raises DataError for an unknown split or family, and for a family without this split.
     """
     if not family:
         names = families(split)
@@ -166,30 +172,30 @@ def draw_prompt(split: str, rng: Random, family: str = "") -> Prompt:
 
 
 def draw_group(split: str, queries: int, rng: Random, family: str = "") -> list[Record]:
-    """One prompt with `queries` different user texts."""
+    """Draws one prompt with `queries` different user texts."""
     return _group(draw_prompt(split, rng, family), queries, rng)
 
 
 def draw_groups(
     split: str, n: int, queries: int, seed: int, family: str = ""
 ) -> list[list[Record]]:
-    """`n` different prompts with `queries` different user texts each.
+    """Draws `n` different prompts with `queries` different user texts each.
 
-    The prompts do not depend on `queries`. DataError if the split has not as many.
+    The prompts do not depend on `queries`. Raises DataError if the split has fewer than `n`.
     """
     prompts = _different_prompts(split, n, seed, family)
     return [_group(prompt, queries, rng) for prompt, rng in prompts]
 
 
 def draw_prompts(split: str, n: int, seed: int, family: str = "") -> list[Prompt]:
-    """The prompts of `draw_groups`, with what is known of them instead of user texts."""
+    """The same prompts as `draw_groups`, with their tasks instead of user texts."""
     return [prompt for prompt, _ in _different_prompts(split, n, seed, family)]
 
 
 def _different_prompts(
     split: str, n: int, seed: int, family: str
 ) -> Iterator[tuple[Prompt, Random]]:
-    """Each with the generator that drew it, which may draw on."""
+    """Yields each prompt with the random generator that drew it, for further draws."""
     seen: set[str] = set()
     for number in range(n):
         rng = Random(f"synthetic {VERSION}/{split}/{family}/{seed}/{number}")
@@ -204,7 +210,7 @@ def _different_prompts(
 
 
 def draw(split: str, n: int, seed: int, family: str = "") -> list[Record]:
-    """`n` records, each under another prompt."""
+    """Draws `n` records, each under a prompt of its own."""
     return [record for group in draw_groups(split, n, 1, seed, family) for record in group]
 
 
@@ -219,17 +225,16 @@ def _group(prompt: Prompt, queries: int, rng: Random) -> list[Record]:
 
 
 def blind_ceiling(split: str, family: str) -> float:
-    """Expected exact match of the best answerer that sees the user text, but not the prompt."""
+    """Highest expected exact match without the prompt, for an answerer that sees the user text."""
     _check(split, family)
     return FAMILIES[family].blind(split)
 
 
 def find(system: str) -> Prompt | None:
-    """The prompt of `words` or `tools` that a text is, seen or unseen, so that right answers are
-    known.
+    """Recognises a prompt of `words` or `tools`, so that answers under it can be scored.
 
-    Order of the sentences, capitals and spaces do not matter in `words`; of `tools` the list is
-    read. None for any other text.
+    `words` prompts may have their sentences in any order, and any capitals and spaces; of `tools`
+    prompts only the list of tools is read. Returns None for any other text.
     """
     if words := world_words.find(system):
         return _words(words)

@@ -1,14 +1,14 @@
-"""Records in the format of GPT4Tools over a tool library of our own: verbs x objects.
+"""Tool calls in the format of GPT4Tools, over a library of verbs x objects.
 
-A system prompt is a provider's list of 2 to 5 tools, and everything in it is written in one
-dialect: which of three words a verb goes by, how names are put together, how an input is written.
-A request names a verb's work, an object and a file, but neither dialect nor tools. So the right
-call stands in the prompt alone, and whether there is one: a quarter of the requests is for what
-no tool of the list does, and their wording does not tell. `blind_ceiling` says how many answers
-can be right without the prompt.
+A system prompt lists 2 to 5 tools of one provider, all written in one dialect, which decides the
+word for a verb (one of three), how names are composed and how an input is written. A request names
+the work, an object and a file, but neither dialect nor tools. The right call can therefore be known
+only from the prompt, and so can whether there is one: a quarter of the requests ask for something
+that no listed tool does, in the same wordings. `blind_ceiling` gives the share of answers that can
+be right without the prompt.
 
 Splits: `train`; `paraphrase`, seen tools in unseen wordings; `unseen`, held-out pairs of a verb
-and an object that are both seen in others, in seen wordings.
+and an object, each seen in other pairs, in seen wordings.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from lorage_jax.world.tools_texts import MISSING, OBJECTS, VERBS, Verb, wording
 
 SPLITS = ("train", "paraphrase", "unseen")
 
-# Raise it when drawn data change: results name the data by split, size and seed.
+# Increase when the drawn data change: results name their data by split, size and seed.
 VERSION = 2
 
 PATTERNS = ("{Verb} {Objects}", "{Objects} {Verb}", "{verb}_{objects}", "{objects}.{verb}")
 INPUTS = ("image/{}", "file={}", "[{}]")
-# Turns: a request, small talk, the end of a request, and the second half of a longer one.
+# Kinds of turns and their shares: a request, small talk, the end of a request, the second half of
+# a longer one.
 KINDS = {"request": 0.8, "chat": 0.1, "done": 0.05, "next": 0.05}
-SERVED = 0.75
-LACKING = 3  # things that users of a prompt ask for in vain
+SERVED = 0.75  # share of requests that a listed tool can serve
+LACKING = 3  # tools that a prompt lacks and its users ask for
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One entry of the library. What it is called is the dialect's."""
+    """One entry of the library; its name depends on the dialect."""
 
     verb: Verb
     object: str
@@ -50,7 +51,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class Task:
-    """What a user wants: a tool's work, with the further argument if its verb has one."""
+    """A user's wish: the work of a tool, with a further argument if its verb takes one."""
 
     tool: Tool
     extra: str
@@ -59,25 +60,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How all names and inputs of one prompt are written."""
+    """The way that all names and inputs of one prompt are written."""
 
     word: int
     pattern: str
     input: str
 
     def name(self, tool: Tool) -> str:
-        """Of the tool, in the list and in a call."""
+        """The tool's name in this dialect, in the list and in a call."""
         word, what = tool.verb.words[self.word], tool.object
         return self.pattern.format(
             Verb=word, Objects=what.capitalize(), verb=word.lower(), objects=what
         )
 
     def given(self, file: str, extra: str) -> str:
-        """An input, or with placeholders the form of one."""
+        """An input in this dialect; given placeholders, the form of an input."""
         return self.input.format(f"{file}, {extra}" if extra else file)
 
     def call(self, task: Task, file: str) -> str:
-        """Up to the observation, which is not the model's."""
+        """The call, up to the observation, which the model does not write."""
         return say.CALL.format(
             name=self.name(task.tool), given=self.given(f"{file}.png", task.extra)
         )
@@ -88,21 +89,27 @@ DIALECTS = tuple(Dialect(*parts) for parts in product(range(3), PATTERNS, INPUTS
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user wants of some prompt, before the prompt has a say in how it is answered.
+    """One turn of a user, before any prompt decides how it is answered.
 
-    `reply` is what any prompt answers; None means a call for `task`, if a tool serves it.
+    Attributes:
+        ask: the request.
+        file: the file to work on, without its ending.
+        reply: the answer under every prompt; None asks for a call for `task` if a tool serves it.
+        task: the work that is asked for.
+        before: work that was called for already, on the file `start`.
+        seen: the observation of that call.
     """
 
     ask: str
     file: str = ""
     reply: str | None = None
     task: Task | None = None
-    before: Task | None = None  # has been called, with `start`
+    before: Task | None = None
     start: str = ""
     seen: str = ""
 
     def user(self, dialect: Dialect) -> str:
-        """The dynamic part; a call that has been made is in the prompt's dialect."""
+        """The dynamic part; an earlier call in it is written in the prompt's dialect."""
         trace = f"{dialect.call(self.before, self.start)} {self.seen}\n" if self.before else ""
         return say.TURN.format(ask=self.ask) + trace
 
@@ -115,7 +122,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class ToolPrompt:
-    """A system prompt, what it is made of, and `draw(rng)` for (user text, right output)."""
+    """A system prompt with its dialect and tools; `draw(rng)` gives (user text, right output)."""
 
     system: str
     dialect: Dialect
@@ -125,26 +132,26 @@ class ToolPrompt:
 
 @cache
 def library(split: str) -> tuple[Tool, ...]:
-    """What tools and requests of a split can be about. DataError for an unknown one."""
+    """The tools of a split, for lists and requests. Raises DataError for an unknown split."""
     if split not in SPLITS:
         raise DataError(f"tool calls have no split {split!r}; expected {', '.join(SPLITS)}.")
     every = ((i, j) for i in range(len(VERBS)) for j in range(len(OBJECTS)))
-    # A quarter of each verb's tools, and of each object's, is held out.
+    # A quarter of the tools of each verb, and of each object, is held out.
     kept = [(i, j) for i, j in every if ((3 * i + j) % 4 == 0) == (split == "unseen")]
     return tuple(Tool(VERBS[i], OBJECTS[j]) for i, j in kept)
 
 
 def draw_prompt(split: str, rng: Random) -> ToolPrompt:
-    """A prompt of the split: its dialect, tools, wordings, and what users miss in it."""
+    """Draws a prompt of a split: dialect, tools, wordings, and the tools that it lacks."""
     dialect = rng.choice(DIALECTS)
     tools, lacking = _tools(split, rng)
     return _prompt(_system(split, dialect, tools, rng), dialect, tools, lacking)
 
 
 def find(system: str) -> ToolPrompt | None:
-    """The prompt that a text is, in any wordings: it lists tools of the library in one dialect.
+    """Recognises a prompt, in any wordings, by its list of tools of the library in one dialect.
 
-    What users of it ask for in vain is drawn anew. None for any other text.
+    The tools that it lacks are drawn anew. Returns None for any other text.
     """
     listed = dict(re.findall(r"^> (.+?): (.+)$", system, re.MULTILINE))
     every = [tool for split in ("train", "unseen") for tool in library(split)]
@@ -172,9 +179,9 @@ def _prompt(system: str, dialect: Dialect, tools: list[Tool], lacking: list[Tool
 
 
 def draw(split: str, n: int, seed: int) -> list[Row]:
-    """`n` rows {instruction, input, output, id}, each under another prompt.
+    """Draws `n` rows {instruction, input, output, id}, each under a prompt of its own.
 
-    A longer draw begins with the shorter one.
+    A longer draw begins with the shorter one. Raises DataError for an unknown split or `n` < 1.
     """
     library(split)
     if n < 1:
@@ -190,7 +197,7 @@ def draw(split: str, n: int, seed: int) -> list[Row]:
 
 
 def to_prompt_records(rows: Iterable[Row]) -> list[dict[str, str]]:
-    """Training data: the static part is the system prompt, the rest of the turn is the user's."""
+    """Rows as training data: the static part becomes the system prompt, the rest the user text."""
     return [
         {
             "system": record.instruction.static,
@@ -202,14 +209,14 @@ def to_prompt_records(rows: Iterable[Row]) -> list[dict[str, str]]:
 
 
 def blind_ceiling(split: str) -> float:
-    """Expected exact match of the best answerer that sees the dynamic part, but no prompt.
+    """Highest expected exact match without the prompt, for an answerer that sees the dynamic part.
 
-    The largest posterior mass of one output, averaged over seeded turns of every kind.
+    It is the largest posterior probability of one output, averaged over seeded turns of each kind.
     """
     rng, turns, total = Random(f"blind {VERSION}/{split}"), 100, 0.0
     for kind, share in KINDS.items():
         for _ in range(turns):
-            # Served or not, a turn's distribution is the same: see `_tools`.
+            # Turns are distributed alike whether served or not: see `_tools`.
             turn = _turn(kind, rng.random() < SERVED, *_tools(split, rng), rng)
             masses = posterior(turn, turn.user(rng.choice(DIALECTS)))
             total += share * max(masses.values()) / turns
@@ -217,10 +224,10 @@ def blind_ceiling(split: str) -> float:
 
 
 def posterior(turn: Turn, user: str) -> dict[str, float]:
-    """P(right output | dynamic part) over random prompts.
+    """P(right output | dynamic part) over random prompts, by output.
 
-    All dialects are as likely, but a call that has been made may tell; `SERVED` holds for every
-    request, whatever it is.
+    All dialects are equally likely unless an earlier call in the turn shows the dialect; every
+    request is served with probability `SERVED`.
     """
     able = [dialect for dialect in DIALECTS if turn.user(dialect) == user]
     masses: dict[str, float] = defaultdict(float)
@@ -231,11 +238,11 @@ def posterior(turn: Turn, user: str) -> dict[str, float]:
 
 
 def _tools(split: str, rng: Random) -> tuple[list[Tool], list[Tool]]:
-    """Two to five tools of a prompt, and `LACKING` others that are asked for in vain.
+    """Draws the two to five tools of a prompt, and `LACKING` others that its users ask for too.
 
-    Most have their verb or object in common with another, so both have to be read. As all are
-    drawn alike and shuffled, no request, and no second one after a first, tells by itself whether
-    a tool serves it.
+    Most tools share their verb or object with another one, so both have to be read. All are drawn
+    alike and then shuffled, so that neither a request nor its sequel shows by itself whether a tool
+    serves it.
     """
     tools, size = library(split), rng.randint(2, 5)
     some, others = [], list(tools)
@@ -270,7 +277,7 @@ def _turn(kind: str, served: bool, tools: list[Tool], lacking: list[Tool], rng: 
     rest = [other for other in tools if other != tool]
     task = _task(rng.choice(rest if served else lacking), rng)
     ask = _sentence(f"{ask}, then {task.ask}")
-    # What was made is worked on; what was only looked at is as it was.
+    # The next call works on the new image, or on the old one if the first call only looked.
     return Turn(ask, file if reports else new, None, task, first, file, seen)
 
 

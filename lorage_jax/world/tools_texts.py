@@ -1,7 +1,7 @@
-"""What the prompts of `world.tools` say, and in which words.
+"""The texts of `world.tools`: verbs, objects, and the wordings of prompts and requests.
 
-Of the wordings of one thing the last third is kept for the split `paraphrase`; all their words
-occur in the others. What users say is worded alike in every split.
+The last third of the wordings of one thing is kept for the split `paraphrase`; all words in them
+occur in the other wordings, too. Requests use the same wordings in every split.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ Wordings = tuple[str, ...]
 
 
 def wording(wordings: Wordings, split: str, rng: Random) -> str:
-    """One that the split may use."""
+    """Draws a wording that the split may use."""
     kept = len(wordings) // 3
     return rng.choice(wordings[-kept:] if split == "paraphrase" else wordings[:-kept])
 
 
-@dataclass(frozen=True, eq=False)  # drawing compares and hashes them all the time
+@dataclass(frozen=True, eq=False)  # compared by identity: drawing does it all the time
 class Verb:
-    """What tools can do. {o}: an object, {x}: the further argument."""
+    """A kind of work that tools do. In texts, {o} is an object and {x} the further argument."""
 
-    words: tuple[str, str, str]  # in tool names, one for each kind of dialect
+    words: tuple[str, str, str]  # in tool names, one per kind of dialect
     does: Wordings  # in descriptions
     asks: Wordings  # in requests
-    extra: str = ""  # what the further argument is called
+    extra: str = ""  # name of the further argument
     extras: Wordings = ()
-    reports: Wordings = ()  # what it observes; without, it makes a new image
+    reports: Wordings = ()  # observations; without any, the tool makes a new image
 
 
 COLOURS = ("red", "blue", "green", "yellow", "white", "black")
 THINGS = ("balls", "stones", "lamps", "boxes", "plants", "toys")
 WORDS = ("hello", "mine", "sold", "new", "open", "stop")
 
-# As many verbs, and as many objects, as four divides: `tool_calls.library` holds out a quarter.
+# The numbers of verbs and of objects are multiples of four: `tools.library` holds out a quarter.
 VERBS = (
     Verb(
         ("Blur", "Smudge", "Soften"),
@@ -278,7 +278,7 @@ AI: {says}
 
 """
 
-# What comes after it, and what the model writes.
+# The turn that follows the system prompt, and the outputs of the model.
 TURN = "Previous conversation:\n\nNew input: {ask}\n"
 CALL = "Thought: Do I need to use a tool? Yes\nAction: {name}\nAction Input: {given}\nObservation:"
 REPLY = "Thought: Do I need to use a tool? No\nAI: {answer}\n"

@@ -2,12 +2,12 @@
 
 The user gives three to five words. The prompt says what to do with them ("Reverse the words."), in
 which letters ("Use only capital letters.") and how to write the answer ("Put bars around each
-word."), in any order of these sentences; or it shows solved samples; or both. Without the prompt
-the answer cannot be known.
+word."), with these sentences in any order; or it shows solved samples; or both. The answer cannot
+be known without the prompt.
 
-Splits: `train`; `paraphrase`, its tasks in unseen wordings; `composition`, unseen pairs of a seen
-operation and a seen format, in every style; `samples`, tasks of `train` shown by samples alone, on
-user texts that no sample in training has.
+Splits: `train`; `paraphrase`, the same tasks in unseen wordings; `composition`, unseen pairs of a
+seen operation and a seen format, in every style; `samples`, tasks of `train` shown only by samples
+whose user texts occur in no training sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORDS = tuple(
 )
 SIZES = (3, 4, 5)  # words of a user text
 
-# Training prompts by what they carry: a description, both, or samples under a generic line.
+# Shares of training prompts: a description alone, both, or samples under a generic line.
 MIX = {"description": 0.6, "both": 0.2, "samples": 0.2}
 GENERIC = (
     "Answer as in the samples.",
@@ -41,14 +41,14 @@ GENERIC = (
     "Treat the words as the samples do.",
     "Look at the samples and do the same.",
 )
-# A model that starts from nothing learns to copy words on these operations, and is stuck without.
+# A model trained from scratch learns to copy words on these operations; without them it does not.
 EASY = ("copy", "reverse", "first", "last")
-SAMPLES = 3  # of a prompt without description; a description goes with one or two
+SAMPLES = 3  # in a prompt without a description; with a description there are one or two
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with the words of a user."""
+    """A way to transform the words of a user: operation, style and format."""
 
     operation: Part
     style: Part
@@ -66,7 +66,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A system prompt, its task, the user texts that are solved in it, and words for others."""
+    """A system prompt with its task, the user texts solved in it, and words for further texts."""
 
     system: str
     task: Task
@@ -74,7 +74,7 @@ class TextPrompt:
     words: tuple[str, ...] = WORDS
 
     def draw(self, rng: Random) -> tuple[str, str]:
-        """(user, target); never one of the samples."""
+        """Draws (user text, target), never one of the samples."""
         user = draw_user(rng, self.words)
         while user in self.samples:
             user = draw_user(rng, self.words)
@@ -82,11 +82,12 @@ class TextPrompt:
 
 
 def draw_user(rng: Random, words: tuple[str, ...] = WORDS) -> str:
+    """Draws a user text of three to five different words."""
     return " ".join(rng.sample(words, rng.choice(SIZES)))
 
 
 def draw_prompt(split: str, rng: Random) -> TextPrompt:
-    """A prompt for a task of the split, all tasks being equally likely."""
+    """Draws a prompt for a task of the split; all its tasks are equally likely."""
     task = rng.choice(tasks(split))
     if split in ("paraphrase", "composition"):
         return TextPrompt(_describe(task, split == "paraphrase", rng), task)
@@ -109,7 +110,7 @@ def draw_prompt(split: str, rng: Random) -> TextPrompt:
 
 @cache
 def tasks(split: str) -> tuple[Task, ...]:
-    """Every task of a split. DataError for an unknown split."""
+    """Every task of a split. Raises DataError for an unknown split."""
     if split not in SPLITS:
         raise DataError(f"text tasks have no split {split!r}; expected {', '.join(SPLITS)}.")
     return tuple(
@@ -124,28 +125,28 @@ def tasks(split: str) -> tuple[Task, ...]:
 
 @cache
 def easy_tasks() -> tuple[Task, ...]:
-    """The tasks of `train` that do no more than pick words out by their place."""
+    """The tasks of `train` that only pick words by their position."""
     return tuple(t for t in tasks("train") if t.operation.name in EASY and t.style is PLAIN)
 
 
 def draw_easy_prompt(split: str, rng: Random, words: tuple[str, ...] = WORDS) -> TextPrompt:
-    """A description of an easy task, as it also occurs in `train` or `paraphrase`."""
+    """Draws a description of an easy task, in the wordings of `train` or `paraphrase`."""
     task = rng.choice(easy_tasks())
     return TextPrompt(_describe(task, split == "paraphrase", rng), task, words=words)
 
 
 def held_out(operation: int, format: int) -> bool:
-    """Whether this pair of indices is kept for `composition`: each part stays seen in others."""
+    """True if this pair of indices is kept for `composition`; both parts occur in seen pairs."""
     return (3 * operation + format) % 8 == 0
 
 
 def sample_half(user: str) -> str:
-    """The split in whose prompts a user text may be a solved sample: `train` or `samples`."""
+    """The split whose prompts may show this user text as a solved sample: `train` or `samples`."""
     return ("train", "samples")[zlib.crc32(user.encode()) & 1]
 
 
 def draw_sample(split: str, size: int, rng: Random) -> str:
-    """A user text of `size` words from the half of this split."""
+    """Draws a user text of `size` words that this split may show as a sample."""
     while True:
         user = " ".join(rng.sample(WORDS, size))
         if sample_half(user) == split:
@@ -153,8 +154,10 @@ def draw_sample(split: str, size: int, rng: Random) -> str:
 
 
 def _telling_samples(task: Task, split: str, rng: Random) -> tuple[str, ...]:
-    """Samples that no other task would answer alike: with three words, say, the first two are
-    all but the last."""
+    """Draws samples that tell the task: no other operation answers all of them alike.
+
+    Three words alone would not do: their first two are also all but the last.
+    """
     while True:
         sizes = rng.sample(SIZES, SAMPLES)
         users = tuple(draw_sample(split, size, rng) for size in sizes)
@@ -180,7 +183,7 @@ def _describe(task: Task, unseen: bool, rng: Random) -> str:
 
 
 def find(system: str) -> TextPrompt | None:
-    """The task that a description asks for, by its wordings; None if there is another sentence.
+    """Recognises a description by its sentences; None if any sentence is unknown.
 
     The order of the sentences, capitals and spaces do not matter. Samples are not read.
     """
@@ -200,21 +203,22 @@ def _plain(sentence: str) -> str:
 
 @cache
 def _parts() -> dict[str, Part]:
-    """Parts by wording."""
+    """All parts, by wording."""
     parts = (*OPERATIONS, *STYLES, *FORMATS)
     return {text: part for part in parts for text in part.seen + part.unseen if text}
 
 
 def blind_ceiling(split: str, users: int = 300) -> float:
-    """Expected exact match of the best answerer that does not see the prompt.
+    """Highest expected exact match without the prompt.
 
-    It gives each user text the answer that most tasks of the split have; a mean over user texts.
+    Such an answerer gives the answer that most tasks of the split have for the user text; the
+    result is a mean over `users` drawn user texts.
     """
     return _blind_ceiling(tasks(split), users)
 
 
 def easy_blind_ceiling(split: str) -> float:
-    """The same for the easy tasks."""
+    """`blind_ceiling` of the easy tasks."""
     return _blind_ceiling(easy_tasks(), 300)
 
 

@@ -1,7 +1,7 @@
-"""The parts of the text tasks: what each does to words, and the sentences that ask for it.
+"""The parts of the word tasks: their effect on words, and the sentences that ask for them.
 
-A part's last two wordings are unseen in training; every word of theirs occurs in seen ones. No
-wording belongs to two parts, so the wordings of a prompt tell its task.
+The last two wordings of a part are unseen in training, but all words in them occur in seen ones. No
+wording belongs to two parts, so the wordings of a prompt determine its task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A third of a task. Of any words, none included, it makes something."""
+    """One third of a task: an operation, style or format. `apply` accepts an empty list, too."""
 
     name: str
     apply: Callable[[Any], Any]
@@ -209,7 +209,7 @@ OPERATIONS = (
     ),
 )
 
-# Word -> word. A prompt that says nothing about letters wants them as they are.
+# Word -> word. A prompt that does not mention letters leaves them as they are.
 PLAIN = Part("plain", str, ("",), ("",))
 STYLES = (
     PLAIN,
@@ -245,7 +245,7 @@ STYLES = (
     ),
 )
 
-# Words -> text. All differ even on a single word.
+# Words -> text. All formats differ even on a single word.
 FORMATS = (
     _part(
         "comma",
