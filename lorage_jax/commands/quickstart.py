@@ -221,7 +221,7 @@ def _ask(
             for i, (user, target) in enumerate(questions)
         ],
         "exact_match": match if known else None,
-        "control": {"prompt": other},
+        "control": {"prompt": other, "exact_match": match["shuffled"] if known else None},
         "tokens_per_request": {arm: found[arm].edge_tokens for arm in timed},
         "seconds_per_request": _seconds(timed, new),
     }

@@ -30,9 +30,8 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import DataError
-from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.methods.lora_gen import fit_cloud, journaled_cards
+from lorage_jax.methods.lora_gen import LoraGen, fit_cloud
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.prompts import Prompt
 
@@ -73,6 +72,7 @@ def explain(
     or `prompt` is one.
     """
     query = None if prompt is None else (prompt, specialize(generator, prompt).gates)
+    method = LoraGen(generator, batch_rows=BATCH_PROMPTS)
     samples, left_out = [], {}
     for family in FAMILIES:
         halves = (prompts_per_family // 2, prompts_per_family - prompts_per_family // 2)
@@ -86,7 +86,8 @@ def explain(
         if len(kept) < FEWEST:
             continue
         prompts = [p for p, _ in kept]
-        cards = journaled_cards(generator, [p.system for p in prompts], BATCH_PROMPTS, Journal())
+        rows = method.prepare([p.system for p in prompts])
+        cards = [row.card for row in rows if row.card is not None]
         gates = np.asarray([card.gates for card in cards], np.float64)
         samples.append(Sample(family, prompts, [split for _, split in kept], gates))
     if not samples:

@@ -80,6 +80,7 @@ def test_the_prompt_is_what_does_it(made):
     assert match["lora_gen"] >= 0.8
     assert match["bare"] <= 0.1 and match["shuffled"] <= 0.1
     assert report["control"]["prompt"] != report["prompt"]
+    assert report["control"]["exact_match"] == match["shuffled"]
 
 
 def test_who_is_asked_what_and_timed(made, monkeypatch):
@@ -150,7 +151,7 @@ def test_a_prompt_of_the_users_own(tmp_path, capfd):
     assert report["exact_match"]["lora_gen"] > report["exact_match"]["bare"]
     report = run(tmp_path / "unknown", "--prompt", "Be kind to animals.")
     assert report["prompt"] == "Be kind to animals."
-    assert report["exact_match"] is None
+    assert report["exact_match"] is None and report["control"]["exact_match"] is None
     assert {answer["expected"] for answer in report["answers"]} == {None}
     assert "Your system prompt: Be kind to animals." in capfd.readouterr().out
 
