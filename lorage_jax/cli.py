@@ -73,7 +73,7 @@ Command = Annotated[
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one command. Returns 0 only if it did what was asked for."""
+    """Runs one command and returns its exit code, 0 for success."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # replace what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")

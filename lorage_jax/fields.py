@@ -57,7 +57,7 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _expected(hint: Any) -> str:
-    """An annotation in words: `int`, `one of a, b`, `one of a, b, or None`."""
+    """An annotation in words, such as `int`, `one of a, b` or `one of a, b, or None`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
@@ -69,7 +69,7 @@ def _expected(hint: Any) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values (tuples become lists)."""
+    """Converts a dataclass to plain JSON values (tuples become lists)."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`. Raises ConfigError naming an unknown or missing field."""
+    """The inverse of `to_dict`. Raises ConfigError that names an unknown or missing field."""
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object, got {type(values).__name__}.")
     hints = _hints(cls)

@@ -1,8 +1,8 @@
-"""Arithmetic of a traced program: exact for matrix products, or as the compiler counts it.
+"""Counts the arithmetic of a traced program in two ways, which check each other.
 
-`matmul_macs` walks the program. `compiled_flops` asks the compiler, which adds all elementwise work
-(2 FLOPs per multiply-accumulate) and depends on the device: a CPU widens bfloat16, a GPU calls
-libraries. The two check each other.
+`matmul_macs` walks the program and counts matrix products exactly. `compiled_flops` asks the
+compiler, which includes all elementwise work (2 FLOPs per multiply-accumulate) and depends on the
+device: a CPU widens bfloat16, a GPU calls libraries.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 
 def matmul_macs(program: ClosedJaxpr) -> int:
-    """Multiply-accumulates of all matrix products: a loop's body as often as it runs, and of a
-    condition's branches (layers that slide or not, chunks without a target) the costliest.
+    """Multiply-accumulates of all matrix products.
+
+    The body of a loop counts as often as it runs. Of the branches of a condition (sliding or full
+    attention, chunks with or without a target), the most expensive one counts.
     """
     return _matmul_macs(program.jaxpr)
 
@@ -33,14 +35,14 @@ def _matmul_macs(jaxpr: Any) -> int:
             continue
         parts = [_matmul_macs(part.jaxpr) for part in _parts(equation)]
         if any(parts) and name == "while":
-            raise ValueError("matrix products in a while: how often they run is not known")
+            raise ValueError("matrix products in a while loop: the number of its runs is unknown")
         inner = max(parts, default=0) if name == "cond" else sum(parts)
         total += inner * _times(equation) if inner else 0
     return total
 
 
 def _times(equation: Any) -> int:
-    """How often an operation runs the program inside it."""
+    """The number of times that an operation runs the program inside it."""
     params = equation.params
     match equation.primitive.name:
         case "scan":
@@ -54,16 +56,16 @@ def _times(equation: Any) -> int:
 
 
 def compiled_flops(program: ClosedJaxpr) -> float:
-    """FLOPs by the compiler's cost analysis, scans in full.
+    """FLOPs by the compiler's cost analysis, with every step of a scan counted.
 
-    The analysis counts a loop's body once, so that each scan's body is compiled by itself too:
-    total(program) = counted(program) + sum over scans (length total(body) - counted(body)).
+    The analysis counts a loop's body once, so the body of each scan is also compiled by itself:
+    total(program) = counted(program) + sum over scans (length * total(body) - counted(body)).
     """
     return _compiled_flops(program)[1]
 
 
 def _compiled_flops(program: ClosedJaxpr) -> tuple[float, float]:
-    """(bodies once, bodies as often as they run)."""
+    """FLOPs with each scan body counted once, and with each counted as often as it runs."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals]
     compiled = jax.jit(jaxpr_as_fun(program)).lower(*shapes).compile()
     once = total = compiled.cost_analysis()["flops"]
@@ -74,7 +76,7 @@ def _compiled_flops(program: ClosedJaxpr) -> tuple[float, float]:
 
 
 def _scans(jaxpr: Any) -> Iterator[Any]:
-    """The outermost scans, those inside called functions too."""
+    """The outermost scans, including those in called functions."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation
@@ -84,7 +86,7 @@ def _scans(jaxpr: Any) -> Iterator[Any]:
 
 
 def _parts(equation: Any) -> Iterator[ClosedJaxpr]:
-    """The programs that an operation runs: a loop's body, a called function, the branches."""
+    """The programs inside an operation: a loop's body, a called function, branches."""
     for value in equation.params.values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, ClosedJaxpr):

@@ -1,4 +1,4 @@
-"""Time of decoding with merged weights: the same program as with the base, other numbers."""
+"""Decoding time with merged weights, against the base weights: the same program runs both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from lorage_jax.infer.generate import generate_tokens
 
 
 def bench_decode(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]:
-    """Greedy decoding by the merged model against the base: the same program, other numbers.
+    """Times greedy decoding with merged weights against the base weights.
 
-    Seconds for 32 tokens behind a prompt of 32, one row, base and merged in turn.
+    Seconds are for 32 new tokens after a prompt of 32 tokens, in one row; base and merged take
+    turns. Medians of `repeats` calls.
     """
     edge, pool, card = random_edge(config, dtype)
     special = merge(edge, pool, card)

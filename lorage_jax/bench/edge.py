@@ -1,4 +1,4 @@
-"""An edge, a pool and a card with random values: run time does not depend on them."""
+"""An edge, a pool and a card with random values, since run time does not depend on values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EDGE = "sha256:random-weights"
 
 
 def random_edge(config: ModelConfig, dtype: str) -> tuple[Model, Pool, Card]:
-    """A model of this shape, a pool of two experts of rank 16, and a card that opens both."""
+    """A model of this shape, a pool of two experts of rank 16, and a card that selects both."""
     edge = random_model(config, dtype).replace(identity=EDGE)  # saves hashing random weights
     generator = GeneratorConfig(experts=2, top_k=2)
     experts = initialise(pool_leaves(generator, config), jax.random.key(1))

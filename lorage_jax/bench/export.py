@@ -1,7 +1,7 @@
-"""Peak memory of specialising: load, merge, export, in a process of their own (Linux).
+"""Peak memory of load, merge and export, in a fresh process (Linux).
 
-Two figures: anonymous memory, which is what a machine must have, and resident memory, which counts
-the pages of mapped weight files too, though the system may drop them at any time.
+There are two figures: anonymous memory, which the machine must have, and resident memory, which
+includes the pages of mapped weight files, although the system may drop them at any time.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ STATUS = Path("/proc/self/status")
 
 
 def bench_export(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]:
-    """A folder of this shape in shards of 500 MB: peaks of load + merge + export, and of the
-    export alone, in GiB, with the size of the base beside them. Worst of the repeats.
+    """Measures the peak memory of load, merge and export together, and of the export alone.
+
+    The base is a folder of this shape in shards of 500 MB. Figures are in GiB, and each is the
+    worst of `repeats` runs. Raises ConfigError except on Linux.
     """
     if not STATUS.exists():
         raise ConfigError("bench export reads /proc, which only Linux has.")
-    spawn = multiprocessing.get_context("spawn")  # fresh processes: nothing left over is counted
+    spawn = multiprocessing.get_context("spawn")  # fresh processes: no earlier memory counts
     with tempfile.TemporaryDirectory() as root:
         maker = spawn.Process(target=_make, args=(root, config, dtype))
         maker.start()
@@ -100,7 +102,7 @@ def _work(root: str, config: ModelConfig, dtype: str, number: int) -> None:
 
 @contextmanager
 def _peaks() -> Iterator[dict[str, int]]:
-    """Highest RssAnon and VmRSS in bytes while the block runs, looked at every 2 ms."""
+    """Highest RssAnon and VmRSS in bytes while the block runs, sampled every 2 ms."""
     peaks = {"RssAnon": 0, "VmRSS": 0}
     ended = threading.Event()
 

@@ -1,7 +1,7 @@
 """Arithmetic of a request with and without the system prompt, and of the cloud pass (Table 13).
 
-Counted in multiply-accumulates (MACs) on the programs themselves, at true shapes and without
-weights. As in the paper: logits at every position, attention over all pairs.
+Multiply-accumulates (MACs) are counted on the programs themselves, at true shapes and without
+weights. As in the paper, logits are computed at every position and attention over all pairs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ def bench_flops(
     instruction_tokens: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """MACs of one request that carries the prompt (`with_prompt`: base, LoRA) and of one that does
-    not (`specialized`); of the cloud pass, and after how many requests it has paid for itself.
+    """Counts the MACs of a request with the prompt and without it, and of the cloud pass.
 
-    `last_logit` counts the head at the last position only, which is what `generate` computes.
-    `compiled_flops` are the compiler's own.
+    The result also has the number of requests after which the cloud pass has paid for itself.
+    `with_prompt` (base, LoRA) reads instruction and input, `specialized` the input alone.
+    `last_logit` counts the head at the last position only, as `generate` computes it.
+    `compiled_flops` are the compiler's own counts.
     """
     lengths = {"with_prompt": input_tokens + instruction_tokens, "specialized": input_tokens}
     programs = {
@@ -61,5 +62,5 @@ def bench_flops(
 
 
 def break_even(cloud_pass: int, macs: dict[str, int]) -> int:
-    """The number of requests whose savings are at least the cloud pass."""
+    """The number of requests after which the savings outweigh the cloud pass."""
     return math.ceil(cloud_pass / (macs["with_prompt"] - macs["specialized"]))

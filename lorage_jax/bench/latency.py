@@ -1,6 +1,6 @@
 """Time of a request with and without the system prompt (the latency column of Table 2).
 
-By `generate_tokens`, the path that users take, on random weights: time does not depend on values.
+It times `generate_tokens`, which users call, on random weights: time does not depend on values.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def bench_latency(
     repeats: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """Milliseconds of one row, medians: of a request (`new_tokens` tokens), of its prefill (up to
-    the first token) and of each token after that.
+    """Times a request of one row, its prefill (up to the first token) and each token after that.
 
-    `with_prompt` reads instruction and input, `specialized` the input alone; a merged model has the
-    base's shapes, so one set of weights serves both. Rows are padded as `generate` pads them:
-    `padded_*` says to what. The key/value cache has the padded row's length and room for the rest.
+    Times are medians in milliseconds. `with_prompt` reads instruction and input, `specialized` the
+    input alone; a merged model has the base's shapes, so one set of weights serves both. Rows are
+    padded to `padded_*` tokens, as in `generate`. The key/value cache has room for the padded row
+    and the new tokens. Raises ConfigError for fewer than 2 new tokens.
     """
     if new_tokens < 2:
         raise ConfigError(
-            f"new_tokens is {new_tokens}; expected 2 or more: decoding is timed from the second on."
+            f"new_tokens is {new_tokens}; expected 2 or more: timing starts at the second token."
         )
     lengths = dict(zip(WAYS, (instruction_tokens + input_tokens, input_tokens), strict=True))
     model = random_model(config, dtype)
@@ -50,7 +50,7 @@ def bench_latency(
             )
     times = in_turn(actions, repeats)
     took = {name: statistics.median(each) for name, each in times.items()}
-    for way in WAYS:  # calls that followed each other, as the machine's pace drifts
+    for way in WAYS:  # pairs of consecutive calls, as the machine's speed drifts
         pairs = zip(times[f"request_{way}"], times[f"prefill_{way}"], strict=True)
         decode = statistics.median(request - prefill for request, prefill in pairs)
         took[f"decode_per_token_{way}"] = decode / (new_tokens - 1)

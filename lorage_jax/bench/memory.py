@@ -1,6 +1,6 @@
 """Device memory of a request with and without the system prompt (Table 13).
 
-Read from the compiled programs at full depth and true shapes; no weights are made.
+It is read from the compiled programs, at full depth and true shapes; no weights are made.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def bench_memory(
     new_tokens: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """GiB of one row in `generate`'s programs: weights and cache by formula, then by the compiler.
+    """Device memory in GiB of one row in `generate`'s programs, by formula and by the compiler.
 
-    `request`: prefill and all tokens, in one program. `decode`: tokens behind a prefill, in the
-    donated cache. Each is arguments (weights and cache among them) + temporary + output, less what
-    output shares with arguments.
+    Weights and cache have a formula. For the two programs, the compiler gives arguments (which
+    include weights and cache), temporaries, output, and their total less the memory that output
+    and arguments share. `request` is prefill and all new tokens in one program; `decode` continues
+    after a prefill, in the donated cache.
     """
     result: dict[str, Any] = {
         "layers": config.layers,
@@ -59,7 +60,7 @@ def bench_memory(
 
 
 def cache_bytes(config: ModelConfig, slots: int, dtype: str) -> int:
-    """2 L K H slots numbers a row: keys and values of every layer."""
+    """Bytes of the keys and values of all layers, for one row: 2 L K H `slots` numbers."""
     numbers = 2 * config.layers * config.kv_heads * config.head_dim * slots
     return numbers * DTYPES[dtype].dtype.itemsize
 
@@ -82,7 +83,7 @@ def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[s
 
 
 def _sizes(program: Any) -> dict[str, int]:
-    """Bytes by the compiler's analysis."""
+    """Bytes of a program by the compiler's memory analysis."""
     sizes = program.memory_analysis()
     argument, output = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
     temporary, shared = sizes.temp_size_in_bytes, sizes.alias_size_in_bytes

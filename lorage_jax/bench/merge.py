@@ -17,9 +17,10 @@ from lorage_jax.models.model import Model
 
 
 def bench_merge(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]:
-    """The jitted merge against `peft`'s merge_and_unload of a LoRA of the same rank (16).
+    """Times the jitted merge against `peft`'s merge_and_unload of a LoRA of the same rank (16).
 
-    Seconds; ours without its compilation, which is given apart.
+    Figures are seconds, medians of `repeats`. Ours exclude compilation, which is a figure of its
+    own. Without peft or torch, `peft_seconds` is None.
     """
     edge, pool, card = random_edge(config, dtype)
 
@@ -54,7 +55,7 @@ def bench_merge(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]
     theirs = [_peft_merge(config, dtype) for _ in range(repeats)]
     peft = statistics.median(theirs)
     return result | {
-        "peft_seconds": peft,  # in place, as our donating merge
+        "peft_seconds": peft,  # in place, like our donating merge
         "ratio_peft_to_lorage": peft / result["lorage_seconds"],
         "ratio_peft_to_lorage_donated": peft / result["lorage_donated_seconds"],
     }

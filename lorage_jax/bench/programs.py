@@ -1,4 +1,4 @@
-"""The programs of a specialisation and a request, traced on shapes: no weights are made."""
+"""Programs of a specialisation and a request, traced on shapes without making weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lorage_jax.models.presets import structs
 def prefill_program(
     config: ModelConfig, tokens: int, *, dtype: str, last: bool = False
 ) -> ClosedJaxpr:
-    """One row of `tokens` tokens to logits at every position, or at the last one only."""
+    """Prefill of one row of `tokens` tokens, with logits at every position or only the `last`."""
 
     def prefill(params, row):
         return Decoder(config).apply({"params": params}, row, last=last).logits
@@ -31,9 +31,10 @@ def prefill_program(
 def cloud_program(
     generator: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, tokens: int, dtype: str
 ) -> ClosedJaxpr:
-    """A prompt of `tokens` tokens to gates: cloud with adapters and meta tokens, router; no head.
+    """The program that turns a prompt of `tokens` tokens into gates.
 
-    The trained parts are float32.
+    It runs the cloud with adapters and meta tokens, and the router, but no head. Trained parts are
+    float32.
     """
     return compiled_gates.trace(
         generator,
@@ -47,12 +48,12 @@ def cloud_program(
 
 
 def merge_programs(generator: GeneratorConfig, edge: ModelConfig, dtype: str) -> list[ClosedJaxpr]:
-    """Experts to one LoRA, and that into the weights: what `merge` runs."""
+    """The two programs of `merge`: experts to one LoRA, and the LoRA into the weights."""
     pool = make_pool(structs(pool_leaves(generator, edge), "float32"), generator)
     gates = jax.ShapeDtypeStruct((edge.layers, generator.experts), jnp.float32)
     rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
     assembled = compiled_assemble.trace(pool, gates, rank)
     weights = structs(model_leaves(edge), dtype)["layers"]
     ffn = {name: weights[name] for name in PROJECTIONS}
-    placed = tuple((name, None) for name in PROJECTIONS)  # wherever: nothing is run
+    placed = tuple((name, None) for name in PROJECTIONS)  # any placement: nothing is run
     return [assembled.jaxpr, compiled_merge(placed, False).trace(ffn, assembled.out_info).jaxpr]

@@ -1,4 +1,4 @@
-"""Scoring requests like HellaSwag's, side by side with lm-eval's own `hf` model in one run."""
+"""Scoring speed on requests like HellaSwag's, against lm-eval's own `hf` model in one run."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ QUESTIONS, ENDINGS, CONTEXT = 32, 4, 200
 SMALL = family_decoder(
     "llama", vocab_size=8192, width=512, layers=6, heads=8, kv_heads=2, ffn_width=1408
 )
-BATCH_SIZES = (1, 8, 32, 64, 128)  # of the hf model; its best one counts
+BATCH_SIZES = (1, 8, 32, 64, 128)  # of the hf model; the fastest is reported
 
 
 def bench_score(folder: Path | None, repeats: int, dtype: str) -> dict:
     """Requests per second of `score` and of lm-eval's `hf` at its best batch size, and the ratio.
 
-    Questions of 200 tokens with four endings of 15 to 35. Medians of `repeats`, ours without its
-    compilation, which is given apart. Without a folder: SMALL with random weights.
+    Questions have 200 tokens and four endings of 15 to 35 tokens. Rates are medians of `repeats`.
+    Ours exclude compilation, which is a figure of its own. Without a folder, the model is SMALL
+    with random weights. Raises ConfigError unless torch and lm-eval are installed.
     """
     try:
         import torch
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise ConfigError(
-            f"{error.name} is not installed, to compare with: pip install torch lm-eval."
+            f"the comparison needs {error.name}; pip install torch lm-eval."
         ) from None
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:

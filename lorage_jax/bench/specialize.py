@@ -1,4 +1,4 @@
-"""Time of the cloud pass over many prompts, in one batch and one by one."""
+"""Time of the cloud pass over 64 prompts, in one batch and one by one."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def bench_specialize(
     repeats: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """Seconds to turn 64 prompts into gates in one batch, and in 64 calls, each waited for.
+    """Times turning 64 prompts into gates, in one batch and in 64 blocking calls.
 
-    All prompts have `instruction_tokens` tokens and are padded as `specialize` pads them.
+    Figures are seconds, medians of `repeats`. All prompts have `instruction_tokens` tokens and are
+    padded like those of `specialize`.
     """
     model = random_model(cloud, dtype)
     trained = initialise(
-        # The pool takes no part in making gates, and it is large.
+        # The pool is large and not needed to make gates.
         {k: v for k, v in trained_leaves(generator, cloud, edge).items() if k != "pool"},
         jax.random.key(1),
     )

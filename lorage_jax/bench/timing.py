@@ -1,4 +1,4 @@
-"""Wall time on noisy machines: what counts are ratios within a run."""
+"""Wall time on noisy machines, where only ratios within a run are meaningful."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import jax
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """Wall time of one call, its arrays finished."""
+    """Wall time of one call in seconds, until its arrays are ready."""
     began = time.perf_counter()
     jax.block_until_ready(action())
     return time.perf_counter() - began
 
 
 def in_turn(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of every action.
+    """Seconds of `repeats` calls of every action, by name.
 
-    All are called once before, which compiles and is not counted. Then they take turns, the order
-    reversed every other time, so that drift of the machine hits all alike.
+    Each action is first called once to compile, which is not timed. Then they take turns, in
+    reverse order every other time, so that a drift of the machine affects all of them alike.
     """
     for action in actions.values():
         seconds(action)
@@ -32,5 +32,5 @@ def in_turn(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 
 def largest_spread(times: Mapping[str, list[float]]) -> float:
-    """Slowest over fastest call of one action, the worst of all actions."""
+    """The largest ratio of the slowest to the fastest call of one action."""
     return max(max(each) / min(each) for each in times.values())

@@ -1,4 +1,4 @@
-"""Savings of several queries per prompt: the training step at B rows, in P prompts x Q queries."""
+"""Time of the training step with Q queries per prompt, at a fixed number of queries."""
 
 from __future__ import annotations
 
@@ -41,11 +41,16 @@ def bench_train(
     repeats: int,
     dtype: Literal["float32", "bfloat16"],
 ) -> dict[str, Any]:
-    """Seconds per step, edge tokens per second, and the cloud's share of the arithmetic.
+    """Times the training step with 1, 2, 4 and 8 queries per prompt.
 
-    For Q = 1, 2, 4, 8 queries per prompt, with `rows` (a multiple of 8) queries in all.
+    For each, the result has seconds per step (medians), edge tokens per second, and the cloud's
+    share of the arithmetic. Weights and tokens are random, all rows have full length (no padding),
+    and all devices take part.
 
-    Random weights and full-length random tokens, on all devices: nothing is padding.
+    Args:
+        rows: queries per batch, a multiple of 8.
+        prompt_tokens: tokens of a prompt.
+        query_tokens: tokens of a query, target included.
     """
     data = {
         queries: DataConfig(
@@ -92,7 +97,7 @@ def _steppers(
     batches: dict[int, Batch],
     models: dict[str, ModelConfig],
 ) -> dict[str, Callable[[], Any]]:
-    """By name, a call that takes a step on the batch of Q queries; all share weights and state."""
+    """Calls by name that take a step with Q queries per prompt; all share weights and state."""
     fewest = experiments[max(QUERIES)].data.prompts_per_batch  # must divide over the devices
     layout = Layout(make_mesh(MeshConfig(-1, -1, -1), rows=fewest), ShardingRules())
     programs = {
@@ -128,7 +133,7 @@ def _experiment(
 
 
 def random_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> Batch:
-    """A batch like the pipeline's: one chunk, all tokens real, half of a query's ones targets."""
+    """A batch like the pipeline's, without padding; the second half of a query is its target."""
     rng = np.random.default_rng(0)
     prompts = (data.prompts_per_batch, data.max_prompt_tokens)
     queries = (data.rows, data.max_query_tokens)

@@ -1,4 +1,4 @@
-"""`lorage compile`: an experiment's programs through the TPU compiler, without a TPU."""
+"""`lorage compile`: run an experiment's programs through the TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorage_jax.errors import ConfigError
 
 
 def run(options: Compile) -> dict[str, Any]:
-    """Compiles, prints the figures per chip and returns them.
+    """Compiles the programs, prints the figures per chip and returns them.
 
     A program that does not fit is a result, not an error: `fits` is then false.
     """

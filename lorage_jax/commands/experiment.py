@@ -1,4 +1,4 @@
-"""Experiment files: Python that defines `config()`, called for the configuration it returns."""
+"""Experiment files: Python files whose `config()` returns a configuration."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Config = TypeVar("Config", ExperimentConfig, PretrainConfig)
 
 
 def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> Config:
-    """Runs `config()` of an experiment file.
+    """Runs `config()` of an experiment file and returns its configuration.
 
     Args:
         name: the file, or its name below `experiments/` (`paper/tinyllama`). `FILE:STAGE` calls
             `config(STAGE)`.
         kind: the expected configuration.
 
-    Raises ConfigError for anything the file raises, and if it returns anything but a `kind`.
+    Raises ConfigError for any error in the file, and if `config()` does not return a `kind`.
     """
     path, stage = _find(str(name))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -43,7 +43,10 @@ def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> 
             config = module.config(*stage)
     except LorageError as error:
         raise ConfigError(f"{path}{_line(error, path)}: {error}") from None
-    except (Exception, SystemExit) as error:  # the user's own code: its line, without our frames
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # in the user's code: name its line only
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path}{_line(error, path)}: {what}") from None
     if type(config) in COMMANDS and not isinstance(config, kind):
@@ -58,7 +61,7 @@ def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> 
 
 
 def _find(name: str) -> tuple[Path, tuple[str, ...]]:
-    """The file of an experiment and the stage it names, as the arguments of `config`."""
+    """The file of an experiment, and the arguments of `config`: the stage, if one is named."""
     file, _, stage = name.rpartition(":")
     pairs = [(name, ())] + [(file, (stage,))] * bool(file)
     for text, stages in pairs:
@@ -91,11 +94,11 @@ def _siblings(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
         for name in sys.modules.keys() - known:
             if Path(getattr(sys.modules[name], "__file__", None) or "").parent == folder:
-                del sys.modules[name]  # another experiment may have a sibling of this name
+                del sys.modules[name]  # another experiment may have a sibling with the same name
 
 
 def _line(error: BaseException, path: Path) -> str:
-    """`, line N`, the innermost line of the file in the traceback, or an empty text."""
+    """`, line N`: the innermost line of the file in the traceback; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename in (None, str(path.absolute())):
         return f", line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)

@@ -20,9 +20,9 @@ DEFAULT_TOKENS = 128  # without --max-new-tokens
 
 
 def run(options: Generate) -> dict[str, Any]:
-    """Streams the text to the terminal; returns it with the time it took."""
+    """Streams the text to the terminal; returns it with its time in seconds."""
     if options.raw and options.system is not None:
-        raise ConfigError("--raw and --system exclude each other: the prompt needs the template.")
+        raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
     text = read_text("-") if options.input == "-" else options.input
     if options.system is not None:
         text = edge_prompt_with_system(read_text(options.system), text)
@@ -31,7 +31,7 @@ def run(options: Generate) -> dict[str, Any]:
     model = load_model(options.model, options.dtype)
 
     wanted = options.max_new_tokens
-    if wanted is None:  # `generate` refuses a prompt that leaves no room
+    if wanted is None:  # `generate` raises for a prompt that leaves no room
         room = model.config.max_positions - len(encode(model.tokenizer, text, bos=True))
         wanted = max(1, min(DEFAULT_TOKENS, room))
 

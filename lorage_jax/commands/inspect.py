@@ -1,4 +1,4 @@
-"""`lorage inspect`: what a card or a generator holds, as text, picture and JSON."""
+"""`lorage inspect`: show a card or a generator as text, picture and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURED = ("operation", "format")
 
 
 def run(options: Inspect) -> dict[str, Any]:
-    """Prints and returns the facts; with `png` also draws them."""
+    """Prints and returns the facts; with `--png`, also draws them."""
     options = dataclasses.replace(options, path=generator_folder(options.path))
     path, png = options.path, options.png
     is_generator = path.is_dir() and (path / TENSORS).exists()
@@ -42,14 +42,14 @@ def run(options: Inspect) -> dict[str, Any]:
 def _check(options: Inspect, is_generator: bool) -> None:
     for name in ("prompt", "cloud"):
         if getattr(options, name) is not None and not options.tasks:
-            raise ConfigError(f"--{name} goes with --tasks, which has a generator read prompts.")
+            raise ConfigError(f"--{name} needs --tasks, which lets a generator read prompts.")
     if options.tasks and not is_generator:
         raise ConfigError(
-            f"{options.path} is no generator; --tasks needs a folder that `lorage train` wrote."
+            f"{options.path} is not a generator; --tasks needs a folder that `lorage train` wrote."
         )
     if options.png is not None and is_generator and not options.tasks:
         raise ConfigError(
-            f"{options.path} is a generator, without gates to draw; --png needs a card, or --tasks."
+            f"{options.path} is a generator, not a card; --png needs a card, or --tasks."
         )
 
 
@@ -66,7 +66,7 @@ def _card(options: Inspect) -> dict[str, Any]:
 
 
 def _tasks(options: Inspect) -> dict[str, Any]:
-    """The facts of a generator, and what its experts are for."""
+    """The facts of a generator, and the tasks that its experts serve."""
     prompt = None if options.prompt is None else read_text(options.prompt)
     generator = load_generator(options.path, options.cloud)
     facts = _generator(options.path)

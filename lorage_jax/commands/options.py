@@ -1,7 +1,7 @@
 """Options of every subcommand but `bench`: one dataclass per command, its fields the flags.
 
-Data only. `cli.py` maps each class to the module that runs it, so that `--help` and usage errors
-import neither jax nor any runner.
+This is data only. `cli.py` maps each class to the module that runs it, so that `--help` and usage
+errors import neither jax nor a runner.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Quickstart:
     """See the whole method in a minute: no downloads, no network, two CPU cores.
 
     A bundled generator specialises a bundled edge for a prompt that was not in its training. The
-    same questions go to the edge without the prompt, with it in context, specialised, and
+    edge then answers the same questions without the prompt, with it in context, specialised, and
     specialised by another prompt.
 
     Example: lorage quickstart --out quickstart
@@ -49,7 +49,7 @@ class Quickstart:
     prompt: str | None = None
     """Your own system prompt, e.g. --prompt "Reverse the words. Put commas between words."."""
     family: Literal["words", "tools"] = "words"
-    """Built-in tasks to draw the prompt from; with --prompt, to draw the questions from."""
+    """Built-in tasks from which to draw the prompt, or with --prompt only the questions."""
     train: bool = False
     """First train a new generator on the bundled models, for a short while."""
     seed: int = 0
@@ -63,8 +63,8 @@ class Train:
     """Train a generator from an experiment file, which defines config() -> ExperimentConfig.
 
     On several hosts, start the same command on every host. TPU pods, SLURM and Open MPI supply
-    each process's rank; elsewhere give the last three options, or JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    each process's rank. Elsewhere, give --coordinator, --num-processes and --process-id, or set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Example: lorage train experiments/real_smoke.py --out runs/real_smoke
     """
@@ -77,7 +77,7 @@ class Train:
     checkpoints: str | None = None
     """Folder or bucket (gs://...) for checkpoints, instead of <out>/checkpoints."""
     profile: str | None = None
-    """START:STOP, the steps to trace into <out>/profile for TensorBoard's profiler."""
+    """START:STOP, the steps to trace into <out>/profile, for TensorBoard's profiler."""
     coordinator: str | None = None
     """HOST:PORT of process 0: any free port, reachable from every host."""
     num_processes: int | None = None
@@ -117,9 +117,9 @@ class Compile:
 
     experiment: Experiment
     topology: str = "v5e:2x4"
-    """Generation and slice shape: v5e:2x4, v6e:4x4, v5p:2x2x1, v4:2x2x2; v5e:2x4*2: two slices."""
+    """TPU generation and slice shape, e.g. v5e:2x4, v5p:2x2x1; v5e:2x4*2 means two slices."""
     layers: int | None = None
-    """Cut both models to at most this many layers: full depth takes minutes to compile."""
+    """Cut both models to at most this many layers; full depth takes minutes to compile."""
     row_tokens: int | None = None
     """Also compile the step for rows of this many tokens, to estimate a typical step."""
     json: Json = None
@@ -161,23 +161,23 @@ class Generate:
     model: Path
     """Hugging Face folder; a merged model answers, any other continues the text."""
     input: str
-    """User input; - reads standard input."""
+    """User input or text to continue; - reads standard input."""
     system: Path | None = None
     """File with a system prompt to put into the model's own context (the baseline)."""
     raw: bool = False
     """Continue the text as it is, without the turns that specialised models are trained on."""
     max_new_tokens: int | None = None
-    """Most tokens to generate; by default 128, or fewer if the context is too short."""
+    """Maximum number of new tokens; by default 128, or fewer if the context is too short."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the likeliest token."""
     top_k: int = 0
-    """Sample from this many likeliest tokens; 0: all."""
+    """Sample from this many of the likeliest tokens; 0 means all."""
     top_p: float = 1.0
-    """Sample from the likeliest tokens that hold this share of probability."""
+    """Sample from the likeliest tokens whose probabilities add up to this share."""
     seed: int = 0
     """Seed for sampling."""
     stop: tuple[str, ...] = ()
-    """Stop before any of these texts."""
+    """Texts before which to stop."""
     dtype: Dtype = "float32"
     """Dtype of the weights."""
     json: Json = None
@@ -197,11 +197,11 @@ class Inspect:
     tasks: bool = False
     """Also show which experts serve which built-in tasks, and the nearest prompts."""
     prompt: str | None = None
-    """With --tasks: text file with a system prompt, whose neighbours to list; - reads stdin."""
+    """With --tasks: text file with a system prompt, to list its neighbours; - reads stdin."""
     cloud: Path | None = None
     """With --tasks: folder of the cloud model, if it has moved since the generator was saved."""
     png: Path | None = None
-    """Picture to write: a card's heatmap; with --tasks, the one of operations and formats."""
+    """Picture to write: a card's gates, or with --tasks the experts by operation and format."""
     json: Json = None
     overwrite: bool = False
     """Replace the picture if it exists."""
@@ -211,14 +211,14 @@ class Inspect:
 class Eval:
     """Score a model, or a generator with its edge, on lm-eval's tasks and on GPT4Tools.
 
-    With --generator, the task's description and few-shot samples go to the cloud once per task and
-    the bare question to the edge; the few-shot baseline and the controls run in the same call.
+    With --generator, the cloud reads the task's description and few-shot samples once per task, and
+    the edge reads the bare question. The few-shot baseline and the controls run in the same call.
 
     Example: lorage eval --model special/merged --tasks arc_challenge,piqa --json scores.json
     """
 
     tasks: str
-    """Names separated by commas: any task of lm-eval, and gpt4tools."""
+    """Names separated by commas: gpt4tools, and any task of lm-eval."""
     model: Path | None = None
     """Hugging Face folder, scored as it is (few-shot samples in its context)."""
     generator: Path | None = None
@@ -226,9 +226,9 @@ class Eval:
     edge: Edge = None
     cloud: Cloud = None
     shots: str | None = None
-    """Few-shot samples, e.g. 5, or 5,hellaswag=0 by task; the task's own number by default."""
+    """Number of few-shot samples, e.g. 5, or 5,hellaswag=0 by task; by default the task's own."""
     data: str = "hub"
-    """Folder with <task>/<split>.jsonl(.gz), or hub to download what lm-eval names."""
+    """Folder with <task>/<split>.jsonl(.gz), or hub to download lm-eval's data sets."""
     limit: int | None = None
     """Score only the first records of every task."""
     controls: bool = True
@@ -236,11 +236,11 @@ class Eval:
     baseline: bool = True
     """Also score the edge with the few-shot samples in its own context."""
     template: Literal["trained", "harness"] = "trained"
-    """Format around the bare question: the edge's turns from training, or lm-eval's own text."""
+    """Format around the bare question: that of the edge's training, or lm-eval's own."""
     batch_tokens: int = 8192
     """Tokens per batch, padding included."""
     max_new_tokens: int | None = None
-    """Most tokens per answer, where the task sets no limit; 256, and 512 in gpt4tools."""
+    """Maximum tokens per answer if the task sets no limit; by default 256, gpt4tools 512."""
     dtype: Dtype = "float32"
     """Dtype of the weights."""
     seed: int = 1234
@@ -252,13 +252,13 @@ class Eval:
 
 @dataclass(frozen=True)
 class Report:
-    """Turn result files into one self-contained page: the paper's tables with our rows, pictures.
+    """Turn result files into one page: the paper's tables with our rows, and pictures.
 
     Example: lorage report scores.json bench_latency.json --out report
     """
 
     results: Positional[tuple[Path, ...]]
-    """Files that --json of eval, bench and the others wrote; cards (card.json) too."""
+    """Result files, as written by --json of eval, bench and other commands, and cards."""
     out: Path
     """New folder for report.html and report.md."""
     json: Json = None

@@ -15,7 +15,7 @@ from lorage_jax.files.outputs import check_file
 
 
 def run(options: Pretrain) -> dict[str, Any]:
-    """Trains, draws `loss.png`, prints where the model is and returns the run's figures."""
+    """Trains, draws `loss.png`, prints the model's folder and returns the run's figures."""
     from lorage_jax.report.pictures import loss_curve
     from lorage_jax.train.loop import check_run_folder
     from lorage_jax.train.pretrain import pretrain
@@ -29,9 +29,9 @@ def run(options: Pretrain) -> dict[str, Any]:
     check_run_folder(picture.parent, "model", options.resume)
     check_file(picture, overwrite=True)  # before the long work
     if picture.exists() and not options.resume:
-        raise OutputError(f"{picture} exists, but no run drew it; choose another --out.")
+        raise OutputError(f"{picture} exists, but does not belong to a run; choose another --out.")
     result = pretrain(config, resume=options.resume)
-    curve = read_logs(picture.parent / "logs").get("train/loss")  # resumed: from the start
+    curve = read_logs(picture.parent / "logs").get("train/loss")  # from step 1, also if resumed
     if curve:
         loss_curve(curve, picture, overwrite=True)
     print(

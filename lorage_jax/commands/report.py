@@ -1,4 +1,4 @@
-"""`lorage report`: result files and cards to one page, as HTML and as Markdown with pictures."""
+"""`lorage report`: turn result files and cards into one page, as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 
 def run(options: Report) -> dict[str, Any]:
-    """Writes the page into `--out`, prints where it is and returns the paths.
+    """Writes the page into `--out`, prints its place and returns the paths.
 
-    report.html needs no other file; report.md shows the PNG files of its folder.
+    report.html needs no other file; report.md shows the PNG files in its folder.
     """
     out = options.out
     check_target(out, options.overwrite)
@@ -28,7 +28,7 @@ def run(options: Report) -> dict[str, Any]:
         for picture in page.pictures():
             (temporary / f"{picture.name}.png").write_bytes(picture.png)
         write_manifest(temporary, {"format": "lorage-report/1"})
-    print(f"Report: {out / HTML} (one file, for a browser or paper)\nMarkdown: {out / MARKDOWN}")
+    print(f"Report: {out / HTML} (one file, to view or print)\nMarkdown: {out / MARKDOWN}")
     return {
         "html": str(out / HTML),
         "markdown": str(out / MARKDOWN),

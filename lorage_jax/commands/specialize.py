@@ -22,7 +22,7 @@ FORMAT = "lorage-special/1"
 
 
 def run(options: Specialize) -> dict[str, Any]:
-    """Writes the folder `--out`, prints and returns the report."""
+    """Writes the folder `--out`, prints the report and returns it."""
     save = _outputs(options.save)
     check_target(options.out, options.overwrite)
     text = read_text(options.prompt)

@@ -11,7 +11,7 @@ from lorage_jax.commands.options import Train
 
 
 def run(options: Train) -> dict[str, Any] | None:
-    """Trains, prints where the result is and returns the run's figures.
+    """Trains, prints the folder of the result and returns the run's figures.
 
     With several processes, only the main one prints and returns them.
     """

@@ -1,4 +1,4 @@
-"""The dtypes in which weights are kept, by the names that options and files use."""
+"""The dtypes of weights, by the names that options and files use."""
 
 from __future__ import annotations
 

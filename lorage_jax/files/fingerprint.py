@@ -1,9 +1,9 @@
-"""A name for weights by their content: which edge and which generator a card belongs to.
+"""Fingerprints of weights, by which a card names the edge and the generator it belongs to.
 
-sha256 over (tensor name, dtype, shape, sha256 of the bytes), sorted by name. How tensors are
-spread over files, their order and `__metadata__` do not matter; dtype does. Only weights: the
-fields of config.json that also shape the arithmetic (rope, norms) are not in it, and a tied head
-written a second time counts as one more tensor.
+A fingerprint is a sha256 over (tensor name, dtype, shape, sha256 of the bytes), sorted by name. The
+dtype matters; the tensors' order, their spread over files and `__metadata__` do not. It covers only
+weights, not the fields of config.json that also shape the arithmetic (rope, norms). A tied head
+that is written a second time counts as one more tensor.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _known: dict[tuple[tuple[str, int, int, int], ...], str] = {}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """`sha256:` + 64 hex digits of a Hugging Face folder's weights.
+    """The fingerprint of a Hugging Face folder's weights: `sha256:` and 64 hex digits.
 
-    Reads every byte once per process (about 1 GB/s and core). WeightsError as `Checkpoint.open`.
+    Reads every byte once per process, at about 1 GB/s per core. Raises WeightsError like
+    `Checkpoint.open`.
     """
     checkpoint = Checkpoint.open(folder)
     key = tuple(_identity(file) for file in checkpoint.files())
@@ -42,9 +43,10 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def fingerprint_arrays(arrays: Mapping[str, Any]) -> str:
-    """The same for numpy or jax arrays in memory: equal to a folder that holds just these.
+    """The fingerprint of numpy or jax arrays, equal to that of a folder that holds just these.
 
-    On a pod the arrays must be whole on this process. WeightsError: a dtype that no file holds.
+    On a pod, the arrays must be whole on this process. Raises WeightsError for a dtype that
+    safetensors lacks.
     """
     whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     for name, array in whole.items():
@@ -66,7 +68,7 @@ def _combine(
 ) -> str:
     def line(tensor) -> str:
         name, dtype, shape, data = tensor
-        # hashlib lets go of the GIL, so threads hash at the same time.
+        # hashlib releases the GIL, so the threads hash in parallel.
         return json.dumps([name, dtype, list(shape), hashlib.sha256(data().data).hexdigest()])
 
     ordered = sorted(tensors, key=lambda tensor: tensor[0])

@@ -1,7 +1,7 @@
-"""What the header of one safetensors file says, and everything that is wrong with the file.
+"""The header of a safetensors file, and a list of everything that is wrong with the file.
 
-The header (8-byte length, JSON) is parsed here and not by the safetensors library, because every
-problem is to be told at once, and because hashing and bit-exact copies need the byte offsets,
+The header (8-byte length, JSON) is parsed here and not by the safetensors library, so that all
+problems are reported at once, and because hashing and bit-exact copies need the byte offsets,
 which the library does not give. The checks are the library's own: tensors fill the file without
 holes or overlaps.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-# Quantized kinds (F8, F4, ...) mean nothing without their scales, so they are not here.
+# Quantized dtypes (F8, F4, ...) are left out: they mean nothing without their scales.
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -41,7 +41,7 @@ MAX_HEADER = 100_000_000  # bytes; the safetensors library's limit
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: `file`, dtype as the file spells it, absolute byte range."""
+    """The place of one tensor: `file`, dtype as the file spells it, absolute byte range."""
 
     file: Path
     dtype: str
@@ -52,7 +52,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """One file's header: its bytes as they are, `__metadata__`, tensors in file order."""
+    """The header of one file: its raw bytes, `__metadata__`, and the tensors in file order."""
 
     raw: bytes  # length prefix and padding included
     metadata: dict[str, str] | None
@@ -60,7 +60,7 @@ class Header:
 
 
 def read_header(file: Path) -> tuple[Header | None, list[str]]:
-    """The header of one file and everything wrong with it. None if it cannot be used at all."""
+    """The header of one file, or None if it is unusable, and a list of the file's problems."""
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -138,7 +138,7 @@ def _entry_problem(entry: Any) -> str | None:
 
 
 def _layout_problems(tensors: dict[str, Tensor], header: int, size: int) -> list[str]:
-    """Tensors must fill the file from the header to its end."""
+    """Problems of a file whose tensors do not fill it from the header to its end."""
     problems, end = [], header
     for name, tensor in tensors.items():
         if tensor.start > end:

@@ -1,7 +1,8 @@
-"""Finished requests on disk, so that an interrupted evaluation goes on where it stopped.
+"""A record of finished requests, so that an interrupted evaluation continues where it stopped.
 
-JSON lines of {"key", "value"}. A key is a hash over everything that decides the value (weights,
-gates, tokens, settings), so a file may serve several models, and a stale entry is never used.
+The file holds JSON lines of {"key", "value"}. A key is a hash over everything that decides the
+value (weights, gates, tokens, settings), so one file may serve several models, and a stale entry is
+never used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ HEADER = json.dumps({"format": FORMAT})
 
 
 def request_key(*parts: str | bytes | int) -> str:
-    """One hash over all parts; their order and borders count."""
+    """One hash over all parts. Their order and the boundaries between them matter."""
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode()
@@ -27,7 +28,7 @@ def request_key(*parts: str | bytes | int) -> str:
 
 
 class Journal:
-    """Key to JSON value. Without a path it only remembers."""
+    """A mapping from key to JSON value, kept in a file, or in memory only if there is no path."""
 
     def __init__(self, path: Path | None = None):
         self._values: dict[str, Any] = {}
@@ -35,12 +36,12 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path | None) -> Journal:
-        """Reads what is there. OutputError when the file is not a journal."""
+        """The journal in `path`, empty if there is none. Raises OutputError for any other file."""
         journal = cls(path)
         if path is not None and path.exists():
             text = path.read_bytes().decode("utf-8", "replace")
             lines = text.splitlines()
-            # A killed run may have left a piece of the header, and nothing else.
+            # A killed run may have left a part of the header and nothing else.
             begun = "\n" not in text and HEADER.startswith(text)
             if not begun and lines[:1] != [HEADER]:
                 raise OutputError(
@@ -54,24 +55,24 @@ class Journal:
         return len(self._values)
 
     def get(self, key: str) -> Any:
-        """The value, or None."""
+        """The value of `key`, or None."""
         return self._values.get(key)
 
     def add(self, values: dict[str, Any]) -> None:
-        """Remembers the values, in the file before it returns."""
+        """Adds the values; they are in the file when this returns."""
         self._values |= values
         if self._path is None or not values:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         size = self._path.stat().st_size if self._path.exists() else 0
-        fresh = size <= len(HEADER)  # nothing, or that piece
+        fresh = size <= len(HEADER)  # nothing, or a part of the header
         entries = [json.dumps({"key": key, "value": value}) for key, value in values.items()]
-        # A killed run may have left half a line: what follows begins a new one.
+        # A killed run may have left half a line, so start on a new one.
         with self._path.open("w" if fresh else "a", encoding="utf-8") as file:
             file.write("\n".join([HEADER if fresh else "", *entries]) + "\n")
 
     def remove(self) -> None:
-        """Removes the file, when what it is for has been written elsewhere."""
+        """Removes the file, once the result has been written elsewhere."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

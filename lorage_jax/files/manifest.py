@@ -1,7 +1,7 @@
-"""Manifests: the JSON that says what a folder or file of ours is, in `lorage.json` or a card.
+"""Manifests: the JSON by which we recognise our own folders (`lorage.json`) and cards.
 
-Every manifest has a `format`. That of a folder also lists the folder's files, so that a later run
-may replace the folder and nothing else.
+Every manifest has a `format`. A folder's manifest also lists the folder's files, so that a later
+run can replace the folder and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fields = Mapping[str, type | UnionType]
 
 @dataclass(frozen=True)
 class Kind:
-    """One format of manifest, and what its errors call it.
+    """One format of manifest, and the words that error messages use for it.
 
     `fields` are required; a dotted name is a field of an object inside (`edge.config`).
     """
@@ -34,7 +34,7 @@ class Kind:
     fields: Fields = field(default_factory=dict)
 
     def check(self, values: Any, where: str | Path) -> dict[str, Any]:
-        """`values`, if they are a manifest of this kind. Raises WeightsError."""
+        """Returns `values`. Raises WeightsError unless they are a manifest of this kind."""
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         if not isinstance(values, dict) or found != self.format:
             raise WeightsError(
@@ -71,7 +71,7 @@ def check_fields(where: str | Path, values: Mapping[str, Any], fields: Fields) -
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """The manifest of any folder; empty if there is none or it cannot be read."""
+    """The manifest of any folder; empty if it is missing or unreadable."""
     try:
         values = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -80,9 +80,9 @@ def stored(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, payload: dict[str, Any]) -> None:
-    """Writes `lorage.json`: payload, `files` (relative names, itself included), `lorage_jax`.
+    """Writes `lorage.json`: the payload, `files` (relative names, its own too) and `lorage_jax`.
 
-    The last step inside `new_folder`, which makes the write safe.
+    Call it as the last step inside `new_folder`, which makes the write safe.
     """
     reserved = {"files", "lorage_jax"} & set(payload)
     if reserved:

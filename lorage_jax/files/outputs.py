@@ -1,8 +1,8 @@
 """Safe outputs: a folder or file appears complete at its path, or not at all.
 
-Everything is written to a hidden sibling, then renamed into place. A folder of ours carries
-`lorage.json` with the list of its files; only such a folder, holding nothing else, is ever
-replaced. Nothing that a user put there is deleted.
+Everything is written to a temporary sibling, then renamed into place. Our folders hold a
+`lorage.json` with a list of their files. Only such a folder is ever replaced, and only if it holds
+nothing else, so that no file of the user is deleted.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _HINTS = {
 def check_target(target: str | Path, overwrite: bool) -> None:
     """Raises OutputError unless `new_folder(target)` may write there. Call it before long work.
 
-    Refused are a file, a link, a full folder that is not ours or not to be overwritten, and a path
-    that cannot be written.
+    It refuses a file, a link, a non-empty folder that is not ours or must not be overwritten, and a
+    path that is not writable.
     """
     target = _absolute(target)
     with _clear_errors(target):
@@ -69,7 +69,7 @@ def check_target(target: str | Path, overwrite: bool) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
         if strangers:
             raise OutputError(
-                f"{target} holds what lorage_jax did not write there, so it is not replaced: "
+                f"{target} holds files that lorage_jax did not write, so it is not replaced: "
                 f"{listed(strangers, 10)}. Move that away or choose another folder."
             )
 
@@ -103,7 +103,7 @@ def check_file(path: str | Path, overwrite: bool) -> None:
     with _clear_errors(path):
         mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode):
-            # Renaming over /dev/null or a link would replace it, not write into it.
+            # A rename would replace /dev/null or a link instead of writing into it.
             raise OutputError(f"{path} is not a plain file. Expected a file or nothing.")
         _check_ancestors(path)
         if mode is not None and not overwrite:
@@ -113,7 +113,7 @@ def check_file(path: str | Path, overwrite: bool) -> None:
 
 
 def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
-    """Writes one file (str as UTF-8): complete, or as it was before. Raises OutputError."""
+    """Writes one file (str as UTF-8), completely or not at all. Raises OutputError."""
     path = _absolute(path)
     check_file(path, overwrite)
     data = data.encode() if isinstance(data, str) else data
@@ -133,7 +133,7 @@ def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
 
 
 def _absolute(path: str | Path) -> Path:
-    """Absolute; a link at the last place stays one, so that it can be refused."""
+    """The absolute path. A link in the last place is not resolved, so that it can be refused."""
     path = Path(path).expanduser()
     path = path.absolute() if path.name not in ("", "..") else path.resolve()
     if not path.name:
@@ -142,7 +142,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _mode(path: Path) -> int | None:
-    """Mode of `path`, links not followed; None if nothing is there."""
+    """The mode of `path` itself, links not followed; None if it does not exist."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -213,7 +213,7 @@ def _move_in(temporary: Path, target: Path) -> None:
 
 
 def _remove_ours(folder: Path, files: set[str]) -> None:
-    """Deletes the named files and the folders that become empty by it; all else stays."""
+    """Deletes the named files, then the folders that are empty; everything else stays."""
     try:
         for root, folders, names in os.walk(folder, topdown=False):
             here = Path(root)
@@ -224,7 +224,7 @@ def _remove_ours(folder: Path, files: set[str]) -> None:
                 (here / name).rmdir()
         folder.rmdir()
     except OSError as error:
-        # The new folder is in place, so this is no failure of the output.
+        # The new folder is in place, so the output did not fail.
         _log.warning("The replaced folder could not be removed fully: %s (%s)", folder, error)
 
 
@@ -251,7 +251,7 @@ def _sync(path: Path) -> None:
 def _clear_errors(target: Path, temporary: Path | None = None) -> Iterator[None]:
     """Turns an OSError about the target into an OutputError; other errors pass.
 
-    Errors of a write carry no file name. One with a name must be about a path of ours: an
+    Errors of a write have no file name. An error with a name must be about one of our paths: an
     unreadable source is not a fault of the output.
     """
     try:

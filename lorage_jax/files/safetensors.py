@@ -1,4 +1,4 @@
-"""Safetensors by byte ranges: what is in a folder, reading parts of it, and rewriting a file.
+"""Safetensors by byte ranges: list a folder's tensors, read parts of them, rewrite a file.
 
 Parts are views of a mapped file, so that only the bytes asked for are read. Nothing is ever
 unpickled.
@@ -34,7 +34,7 @@ Index = tuple[slice | int | EllipsisType, ...] | EllipsisType | slice | int
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Every tensor of a folder or file. Made by `open` or `open_file`."""
+    """All tensors of a folder or file, made by `open` or `open_file`."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -45,7 +45,8 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> Checkpoint:
         """A Hugging Face folder: `model.safetensors`, or shards with an index.
 
-        With both, the single file counts, as in transformers. WeightsError lists all problems.
+        If both exist, the single file is used, as in transformers. Raises WeightsError, which lists
+        all problems.
         """
         folder, problems = Path(folder), []
         if not folder.is_dir():
@@ -64,7 +65,7 @@ class Checkpoint:
 
     @classmethod
     def open_file(cls, path: str | Path) -> Checkpoint:
-        """One safetensors file. WeightsError lists all problems."""
+        """One safetensors file. Raises WeightsError, which lists all problems."""
         return cls._of_files(Path(path), [Path(path)], None, [])
 
     @classmethod
@@ -104,7 +105,7 @@ class Checkpoint:
         return self.tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """As the file spells it, e.g. `BF16`."""
+        """The dtype as the file spells it, e.g. `BF16`."""
         return self.tensors[name].dtype
 
     def files(self) -> list[Path]:
@@ -112,7 +113,7 @@ class Checkpoint:
         return sorted({tensor.file for tensor in self.tensors.values()})
 
     def raw(self, name: str) -> np.ndarray:
-        """The tensor's bytes, uint8, mapped: pages are read when they are touched."""
+        """The tensor's bytes as uint8, memory-mapped: pages are read when they are touched."""
         tensor = self.tensors[name]
         if tensor.file not in self._maps:  # one map per file: each holds a file descriptor
             self._maps[tensor.file] = _map(tensor.file)
@@ -147,7 +148,7 @@ def _read_index(folder: Path, problems: list[str]) -> dict[str, str]:
 
 
 def _what_else(folder: Path) -> str:
-    """No weights: what is there instead decides the advice."""
+    """The problem of a folder without weights, with advice that fits the files in it."""
     loose = sorted(path.name for path in folder.glob("*.safetensors"))
     pickles = sorted(path.name for kind in UNPICKLED for path in folder.glob(kind))
     problem = f"no {SINGLE} and no {INDEX}"
@@ -179,11 +180,17 @@ def rewrite(
     replace: Mapping[str, Callable[[], np.ndarray]],
     dtype: str | None,
 ) -> None:
-    """Streams one file into a new one; about one tensor is in memory at a time.
+    """Streams one file into a new one, with about one tensor in memory at a time.
 
-    `replace[name]()` gives a tensor's new values (same shape; cast to its dtype); all others are
-    copied bit for bit. `dtype` (a key of FLOATS, or None to keep) casts every float tensor.
-    Order and `__metadata__` stay; the header's bytes, too, when no dtype changes.
+    The tensors' order and `__metadata__` stay, and so do the header's bytes if no dtype changes.
+
+    Args:
+        src_file: a safetensors file.
+        dst_file: the file to write; it must not exist.
+        replace: new values by tensor name, of the same shape; they are cast to the tensor's dtype.
+            All other tensors are copied bit for bit.
+        dtype: a key of FLOATS, to which all float tensors are cast; None keeps their dtypes.
+
     Raises WeightsError (source, names, shapes, overflow) and ConfigError (dtype).
     """
     if dtype is not None and dtype not in FLOATS:
@@ -234,7 +241,7 @@ def _new_header(header: Header, targets: dict[str, str]) -> bytes:
 
 
 def _write(out: Any, name: str, values: np.ndarray, dtype: np.dtype) -> None:
-    """Casts and writes in chunks. A finite number that the dtype cannot hold is an error."""
+    """Casts and writes in chunks. Raises WeightsError if a finite number overflows the dtype."""
     flat = np.ascontiguousarray(values).reshape(-1)  # a strided view would be written wrong
     step = max(1, CHUNK // flat.itemsize)
     for start in range(0, flat.size, step):
@@ -252,9 +259,9 @@ def _write(out: Any, name: str, values: np.ndarray, dtype: np.dtype) -> None:
 def save(
     path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes numpy or jax arrays as one safetensors file; give a path inside a `new_folder`.
+    """Writes numpy or jax arrays as one safetensors file, inside a `new_folder`.
 
-    Raises WeightsError (a dtype that safetensors lacks) and OutputError.
+    Raises WeightsError for a dtype that safetensors lacks, and OutputError.
     """
     path = Path(path)
     # order="C" and not ascontiguousarray, which turns a scalar into a vector. Without either, a
@@ -264,7 +271,7 @@ def save(
         if array.dtype not in NAMES:
             raise WeightsError(f"{name}: dtype {array.dtype} cannot be saved as safetensors.")
     try:
-        path.touch()  # the library makes its file unreadable for others: keep the umask's mode
+        path.touch()  # the library's file is unreadable for others, so keep the umask's mode
         mode = path.stat().st_mode & 0o777
         safetensors.numpy.save_file(arrays, path, dict(metadata) if metadata else None)
         path.chmod(mode)
@@ -277,9 +284,10 @@ def save(
 def read_tensors(
     path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Every tensor of one safetensors file, in memory. WeightsError lists all problems.
+    """All tensors of one safetensors file, in memory.
 
-    `shapes`: the tensors that must be in it, and no others.
+    With `shapes`, the file must hold exactly the named tensors. Raises WeightsError, which lists
+    all problems.
     """
     checkpoint = Checkpoint.open_file(path)
     found = {name: np.array(checkpoint.read(name)) for name in checkpoint.names()}

@@ -64,10 +64,10 @@ def test_tasks_with_a_prompt_from_standard_input_and_a_moved_cloud(
 def test_misuse(world, tmp_path, refuse, monkeypatch):
     card, prompt = world.special / "card.json", world.root / "prompt.txt"
     for path in (card, world.special, tmp_path / "nowhere"):
-        refuse("inspect", path, "--tasks", says="is no generator; --tasks needs a folder that")
+        refuse("inspect", path, "--tasks", says="is not a generator; --tasks needs a folder that")
     for path in (card, world.generator):
-        refuse("inspect", path, "--prompt", prompt, says="^lorage: --prompt goes with --tasks")
-        refuse("inspect", path, "--cloud", world.root, says="^lorage: --cloud goes with --tasks")
+        refuse("inspect", path, "--prompt", prompt, says="^lorage: --prompt needs --tasks")
+        refuse("inspect", path, "--cloud", world.root, says="^lorage: --cloud needs --tasks")
     refuse("inspect", world.generator, "--png", tmp_path / "a.png", says="needs a card, or --tasks")
     (tmp_path / "mine.png").write_text("mine")
     tasks = ("inspect", world.generator, "--tasks")

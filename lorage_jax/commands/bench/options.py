@@ -1,4 +1,4 @@
-"""Options of the subcommands of `lorage bench`. Data only; see `commands/options.py`."""
+"""Options of the subcommands of `lorage bench`: data only, like `commands/options.py`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from lorage_jax.fields import check_types
 
 CloudConfig = Annotated[
     Path | None,
-    tyro.conf.arg(
-        help="Folder with the config.json to take the cloud's shape from; LLaMA3-8B by default."
-    ),
+    tyro.conf.arg(help="Folder whose config.json gives the cloud's shape; by default LLaMA3-8B."),
 ]
-InputTokens = Annotated[
-    int, tyro.conf.arg(help="Tokens of a request, the system prompt not counted.")
-]
+InputTokens = Annotated[int, tyro.conf.arg(help="Tokens of a request, without the system prompt.")]
 InstructionTokens = Annotated[int, tyro.conf.arg(help="Tokens of the system prompt.")]
 Repeats = Annotated[int, tyro.conf.arg(help="Number of repetitions; medians are reported.")]
 
@@ -45,9 +41,9 @@ class Measured:
 @dataclass(frozen=True, kw_only=True)
 class EdgeShape(Measured):
     shape: Literal["tinyllama", "qwen2-1.5b", "gemma2-2b"] = "tinyllama"
-    """Shape of the edge; weights are random, as run time does not depend on their values."""
+    """Shape of the edge. Weights are random: run time does not depend on their values."""
     edge_config: Path | None = None
-    """Folder with the config.json to take the edge's shape from, instead of --shape."""
+    """Folder whose config.json gives the edge's shape, instead of --shape."""
     layers: int | None = None
     """Number of edge layers, instead of the shape's own."""
 
@@ -112,7 +108,7 @@ class Latency(EdgeShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(EdgeShape):
-    """Read the device memory of a request with and without the prompt off the compiled programs.
+    """Read the memory of a request with and without the prompt from the compiled programs.
 
     Example: lorage bench memory --shape qwen2-1.5b --dtype float32
     """
@@ -145,8 +141,8 @@ class Specialize(EdgeShape):
     cloud_config: Annotated[
         Path | None,
         tyro.conf.arg(
-            help="Folder with the config.json to take the cloud's shape from; by default "
-            "LLaMA3-8B, but a small cloud on a CPU."
+            help="Folder whose config.json gives the cloud's shape; by default LLaMA3-8B, "
+            "but a small cloud on a CPU."
         ),
     ] = None
     instruction_tokens: InstructionTokens = 200
@@ -155,7 +151,7 @@ class Specialize(EdgeShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(EdgeShape):
-    """Time the training step with 1, 2, 4 and 8 queries per prompt, at the same number of queries.
+    """Time the training step with 1, 2, 4 and 8 queries per prompt, for a fixed number of queries.
 
     Example: lorage bench train --dtype float32
     """
@@ -175,7 +171,7 @@ Measurement = Merge | Decode | Export | Flops | Latency | Memory | Score | Speci
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure time, memory and arithmetic, on random weights of real shapes.
+    """Measure time, memory and arithmetic with random weights of real shapes.
 
     Example: lorage bench flops --shape qwen2-1.5b
     """

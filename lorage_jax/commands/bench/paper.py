@@ -1,4 +1,4 @@
-"""The paper's own figures, for a measurement at the paper's setting."""
+"""The paper's figures, to print with a measurement at the paper's setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TABLE_13_SHAPE = "qwen2-1.5b"
 
 
 def paper_macs(shape: str | None, options: Flops) -> dict[str, float]:
-    """Table 13's inference column, if this is its model at its token counts."""
+    """Table 13's inference column, if model and token counts are the table's."""
     if shape != TABLE_13_SHAPE or not _paper_tokens(options):
         return {}
     with_prompt, specialized = paper.TABLE_13[0], paper.TABLE_13[-1]

@@ -37,7 +37,7 @@ def cloud_shape(folder: Path | None) -> tuple[str, ModelConfig]:
 
 
 def check_context(role: str, config: ModelConfig, **counts: int) -> None:
-    """Raises ConfigError if the tokens that `counts` names are more than the model's context."""
+    """Raises ConfigError if the tokens in `counts` exceed the model's context."""
     total = sum(counts.values())
     if total > config.max_positions:
         parts = " + ".join(f"{count} {kind}" for kind, count in counts.items())

@@ -1,4 +1,4 @@
-"""The figures of a measurement, on the terminal and as the command's result."""
+"""Prints the figures of a measurement and makes them the command's result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 from lorage_jax.provenance import machine
 
 WIDENED = (
-    "a CPU widens all bfloat16 weights to float32 in every call: that time and memory hides what "
-    "the prompt costs; see --dtype float32"
+    "a CPU widens all bfloat16 weights to float32 in every call, which hides the cost of the "
+    "prompt; use --dtype float32"
 )
 
 
@@ -27,7 +27,7 @@ def shown(name: str, figures: dict[str, Any], note: str | None = None) -> dict[s
 
 
 def widened(dtype: str) -> str | None:
-    """The warning that belongs to bfloat16 figures of a CPU."""
+    """A warning for bfloat16 figures on a CPU; None for all others."""
     return WIDENED if dtype == "bfloat16" and jax.default_backend() == "cpu" else None
 
 
