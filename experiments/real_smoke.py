@@ -4,8 +4,8 @@
     lorage specialize --generator runs/real_smoke/generator --prompt PROMPT --out runs/real_special
 
 Hardware: two CPU cores. Wall time: minutes. Expected result: the loss falls from 3.97 to 3.25, and
-the specialised model agrees with transformers to 1.8e-5. It shows the whole path on a real
-checkpoint, tokenizer and data, not quality: a model of this size answers no question.
+the specialised model agrees with transformers to 1.8e-5. The run tests the whole path on a real
+checkpoint, tokenizer and data; it does not show quality, as a model of this size cannot answer.
 
 The trained LLaMA `stories260K` (0.26 M parameters) is both edge and cloud; the records are Alpaca's
 with an input (instruction = system prompt) and ARC's, with few-shot samples in the prompt.

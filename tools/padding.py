@@ -1,4 +1,4 @@
-"""Measures the share of padding in an experiment's batches; needs its data and a tokenizer only.
+"""Measures the share of padding in an experiment's batches, from its data and a tokenizer.
 
 LORAGE_DATA=DATA python tools/padding.py experiments/paper/tinyllama.py --tokenizer FOLDER
 ... --packed-rows 4      # instead of the experiment's own number

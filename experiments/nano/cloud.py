@@ -10,9 +10,9 @@ Expected result: the cloud with the prompt in context of `experiments/results/na
 `experiments/results/nano_curves.png`.
 
 The data are the edge's (`edge.py`). After `tools`, the cloud writes calls in the prompt's dialect,
-but with any object: the embeddings of all objects are still one (mean cosine 0.98), as all objects
-are equally likely in a call. `tools2` first has it copy objects in easy tasks, which tells them
-apart; `tools3` mixes words and tool calls in equal shares.
+but with arbitrary objects: the embeddings of all objects are nearly equal (mean cosine 0.98), because
+all objects are equally likely in a call. `tools2` therefore starts with easy tasks that copy objects,
+so that it learns to distinguish them; `tools3` mixes words and tool calls in equal shares.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ TOOLS3_SHARES = {"tools": 0.5, "words": 0.45, "": 0.05}  # "": prose
 
 
 def config(stage: str = "start") -> PretrainConfig:
-    """The run of one stage; each continues from the model of the stage before."""
+    """The run of one stage, which continues from the model of the stage before."""
     return (start, tools, tools2, tools3)[stage_of(STAGES, stage)]()
 
 
@@ -60,7 +60,7 @@ def start() -> PretrainConfig:
 
 
 def tools() -> PretrainConfig:
-    """Tool calls most of the time, as in the edge's second stage."""
+    """Mostly tool calls, as in the edge's second stage."""
     second = edge.tools()
     return dataclasses.replace(
         start(),
@@ -74,7 +74,7 @@ def tools() -> PretrainConfig:
 
 
 def tools2() -> PretrainConfig:
-    """The objects of the tools in easy tasks, then more tool calls."""
+    """Easy tasks with the objects of the tools, then more tool calls."""
     before = tools()
     easy = Corpus(OBJECTS, documents=15, rows=8, row_tokens=192, queries=3, steps=(0, 600))
     return dataclasses.replace(

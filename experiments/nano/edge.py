@@ -3,9 +3,8 @@
     lorage pretrain experiments/nano/edge.py          # 6000 steps -> runs/nano_edge/model
     lorage pretrain experiments/nano/edge.py:tools    # 3000 more  -> runs/nano_edge_tools/model
 
-Hardware: two CPU cores. Wall time: 1.2 s per step measured in the first stage, 1.0 s with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (glibc), so about two hours for it; the second stage was not
-timed. Expected result: the edge with the prompt in context of `experiments/results/nano.md`;
+Hardware: two CPU cores. Wall time: about two hours for the first stage, at 1.2 s per step (1.0 s with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1, on glibc); the second stage was not timed. Expected result: the edge with the prompt in context of `experiments/results/nano.md`;
 curves in `experiments/results/nano_curves.png`.
 
 The model learns the built-in tasks, mostly with the system prompt in its context, and a little
@@ -27,7 +26,7 @@ STAGES = ("start", "tools")
 
 
 def config(stage: str = "start") -> PretrainConfig:
-    """The run of one stage; each continues from the model of the stage before."""
+    """The run of one stage, which continues from the model of the stage before."""
     return (start, tools)[stage_of(STAGES, stage)]()
 
 
@@ -56,7 +55,7 @@ def start() -> PretrainConfig:
 
 
 def tools() -> PretrainConfig:
-    """Tool calls most of the time."""
+    """Mostly tool calls."""
     return dataclasses.replace(
         start(),
         out="runs/nano_edge_tools",
@@ -69,7 +68,7 @@ def tools() -> PretrainConfig:
 
 
 def start_corpora() -> tuple[Corpus, ...]:
-    """Easy tasks first: a model that sees all tasks at once learns formats, but not to copy."""
+    """Easy tasks first: a model that starts with all tasks learns formats, but not to copy."""
     prose = str(SHARED / "data/text/gutenberg_small.jsonl.gz")
     easy = Source("synthetic", "synthetic", name="easy", weight=0.15)
     words = Source("synthetic", "synthetic", name="words", weight=0.6)
@@ -84,7 +83,7 @@ def start_corpora() -> tuple[Corpus, ...]:
 
 
 def tools_corpora() -> tuple[Corpus, ...]:
-    """Tool calls, with words and prose so that they are not forgotten."""
+    """Tool calls, with some words and prose so that the model does not forget them."""
     _, words, _, text = start_corpora()
     calls = Source("synthetic", "synthetic", name="tools", weight=0.65)
     return (

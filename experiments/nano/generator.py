@@ -6,9 +6,9 @@
 Hardware: two CPU cores. Wall time: 47 minutes for both stages with the evaluation of `table.py`.
 Expected result: the row of the specialised edge in `experiments/results/nano.md`.
 
-Differences between dialects of tool calls are small against the one between words and tools: a
-generator that sees both from the first step learns words and gives every tool prompt the same
-gates. One that already tells dialects apart keeps doing so when words join.
+Dialects of tool calls differ much less from each other than from word tasks. A generator that sees
+both from the first step learns the words and gives every tool prompt the same gates. One that has
+already learned to distinguish the dialects keeps doing so when words are added.
 """
 
 import dataclasses
@@ -42,10 +42,10 @@ def tools(seed: int) -> ExperimentConfig:
             queries_per_prompt=4,
             max_prompt_tokens=384,
             max_query_tokens=112,
-            prompt_chunks=2,  # here shorter and longer prompts; later words and tools
+            prompt_chunks=2,  # shorter and longer prompts here; words and tools later
             min_bucket=48,  # few shapes, so few programs to compile
         ),
-        # One router for all layers normalises over words and tools together and loses the dialects.
+        # A shared router normalises over words and tools together and loses the dialects.
         generator=GeneratorConfig(
             top_k=4, combine="products", router_scope="per_layer", dropout=0.0
         ),

@@ -1,4 +1,4 @@
-"""Goals of the nano pair, and how far its table meets them."""
+"""The goals of the nano pair, checked against its table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 CONTROLS = ("shuffled", "random", "mean_gates")
-COMPRESSION = 10.0  # of tool calling
-SPEED = 2.1  # the paper's, of a request
-COMPOSITION = 0.8  # of the score with the prompt in context
+COMPRESSION = 10.0  # edge tokens of tool calling, with the prompt over without it
+SPEED = 2.1  # times faster per request, as in the paper
+COMPOSITION = 0.8  # share of the score with the prompt in context
 
 
 def goals(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def _scores(splits: dict[str, Any]) -> Iterator[Row]:
 
 
 def _controls(splits: dict[str, Any]) -> Iterator[Row]:
-    """One-sided: a wrong prompt may do worse than guessing."""
+    """The controls' goals, one-sided: a wrong prompt may do worse than guessing."""
     for name, split in splits.items():
         for control in CONTROLS:
             one = split["methods"][control]

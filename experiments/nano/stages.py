@@ -1,4 +1,4 @@
-"""Stages of one training, in order; the command line names one as `FILE:STAGE`."""
+"""The stages of a training; the command line selects one by `FILE:STAGE`."""
 
 from lorage_jax.errors import ConfigError
 

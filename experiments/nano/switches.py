@@ -6,10 +6,10 @@
 Hardware: two CPU cores. Wall time: 6 minutes per row, 1.5 hours in all; seconds if all rows are
 measured. Expected result: experiments/results/nano_switches.md.
 
-Short runs on the words family alone; `default` is such a run without a change, so rows compare
-with it and with each other. Settings are chosen by these rows, so they are scored on other prompts
-than the table's (except that the tasks of `composition` are the same fixed list). A row is a file
-in results/nano_switches, and several processes may measure different rows.
+These are short runs on word tasks alone. `default` is such a run without a change, with which the
+other rows compare. Since these rows select settings, they are scored on other prompts than the
+table's (but `composition` has the same fixed list of tasks). Each row is a file in
+results/nano_switches, and several processes may measure different rows.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def markdown(rows: dict[str, Any]) -> str:
     names += ("cloud_rank", "rank", "cv_weight")
     settings = ", ".join(f"{name} {getattr(base, name)}" for name in names)
     lines = [
-        f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} a split, seed {SEED})",
+        f"# Switches ({STEPS} steps, words, {PROMPTS} prompts x {QUERIES} per split, seed {SEED})",
         "",
-        "Exact match of the specialised edge without prompt ± standard error over prompts. One "
-        "seed a row: what two seeds of one setting differ by is not in these errors.",
+        "Exact match of the specialised edge without prompt ± standard error over prompts. Each "
+        "row has one seed, so the errors do not include the variation between seeds.",
         "",
         f"`default` is the nano pair's generator: {settings}.",
         "",

@@ -8,9 +8,9 @@ for each `seed*`, 11 for each `lora*`, 1 for `time`. Expected result: experiment
 
 The pair is the bundled one; lorage_jax/nano/README.md says how it was made. The table has parts,
 one file each in results/nano: `base` (methods without training), `seed*` (a generator), `lora*` (a
-LoRA trained without prompts), `time`. A part without a file is trained and measured, so the command
-continues where it was interrupted, and several processes may measure different parts. A file
-measured with other weights, data or settings is refused.
+LoRA trained without prompts) and `time`. A part without a file is trained and measured, so the
+command continues where it was interrupted, and several processes may measure different parts. A file
+that was measured with other weights, data or settings is an error.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ from lorage_jax.world.seconds import request_seconds
 
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parents[1] / "results"
-PROMPTS, QUERIES = 64, 4  # of every split, seed EVALUATION
+PROMPTS, QUERIES = 64, 4  # prompts per split and queries per prompt, with seed EVALUATION
 EVALUATION = 2026
 
 
 def generator(seed: int) -> Generator:
-    """The generator of both stages; a stage that is not finished is trained first."""
+    """The generator after both stages, trained first if it does not exist yet."""
     train(recipe.config("tools", seed), resume=True)
     return load_generator(train(recipe.config("both", seed), resume=True).folder)
 
 
 def lora_config(seed: int) -> ExperimentConfig:
-    """As many steps on the same data as the generator's second stage."""
+    """The LoRA's run: same data and number of steps as the generator's second stage."""
     return dataclasses.replace(
         recipe.config("both", seed), out=str(recipe.RUNS / f"lora{seed}"), init=""
     )
 
 
 def lora(seed: int, edge: Model) -> Model:
-    """The edge with a LoRA for all tasks, trained without prompts if it is not yet."""
+    """The edge with one LoRA for all tasks, trained first if it does not exist yet."""
     return load_lora(train_method(Lora, lora_config(seed), resume=True).folder, edge)
 
 
@@ -103,7 +103,7 @@ def parts() -> dict[str, Part]:
 
 
 def identity(*runs: ExperimentConfig, **drawn: int) -> dict[str, Any]:
-    """Everything a result depends on: weights, evaluation data, and training runs in order."""
+    """Everything that a result depends on: weights, evaluation data, training runs in order."""
     found: dict[str, Any] = {
         "cloud": load_model(nano.CLOUD).fingerprint,
         "edge": load_model(nano.EDGE).fingerprint,
@@ -117,13 +117,16 @@ def identity(*runs: ExperimentConfig, **drawn: int) -> dict[str, Any]:
 
 def _settings(run: ExperimentConfig) -> dict[str, Any]:
     settings = to_dict(run)
-    for name in ("out", "cloud", "edge", "init"):  # where things are
+    for name in ("out", "cloud", "edge", "init"):  # places, which may differ
         del settings[name]
     return settings
 
 
 def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
-    """The result in the file, whose identity must be `what`; without a file, that of `make`."""
+    """The result in `path`, or without a file that of `make`, which is then written.
+
+    Exits with a message if the file has another identity than `what`.
+    """
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
         known, asked = _without_none(found["identity"]), _without_none(what)
@@ -131,7 +134,7 @@ def measured(path: Path, what: dict[str, Any], make: Callable[[], Any]) -> Any:
             other = [key for key in asked if known.get(key) != asked[key]]
             raise SystemExit(
                 f"{path} was measured with another {', '.join(other)}. Move it away to measure "
-                "again, or go back to what it was measured with."
+                "again, or go back to the old one."
             )
         return found["result"]
     began, result = time.time(), make()

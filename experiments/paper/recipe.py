@@ -1,6 +1,7 @@
 """The recipe that the paper's three models share (arXiv 2506.11638).
 
-LLaMA3-8B as the cloud, 64 rows of at most 2048 tokens, four epochs of the six training sets.
+The cloud is LLaMA3-8B. A batch has 64 rows of at most 2048 tokens, and training takes four epochs of
+the six training sets.
 
 LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub
 (default: models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)` and
@@ -36,7 +37,7 @@ ALPACA = ("yahma/alpaca-cleaned", 37_658)
 
 
 def recipe(edge: str) -> ExperimentConfig:
-    """The paper's training of a generator for `edge`, a folder under MODELS."""
+    """The paper's training run for the edge in the folder `edge` under MODELS."""
     rows = ALPACA[1] + sum(count for _, count in TASKS.values())
     return ExperimentConfig(
         cloud=str(MODELS / CLOUD),

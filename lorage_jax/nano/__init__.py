@@ -1,8 +1,7 @@
-"""The bundled pair: a cloud, an edge and their generator, a few MB, trained on built-in data.
+"""The bundled nano pair: a cloud, an edge and their generator, a few MB, trained on built-in data.
 
-README.md beside this file says how they were made, and gives sizes and licence.
-The name `nano` stands for the generator: `lorage specialize --generator nano`, and in Python
-`lg.load_generator("nano")`.
+README.md in this folder says how they were made, with sizes and licence. The name `nano` means the
+generator: `lorage specialize --generator nano`, and in Python `lg.load_generator("nano")`.
 """
 
 from __future__ import annotations
@@ -15,5 +14,5 @@ NAME = "nano"
 
 
 def generator_folder(path: Path) -> Path:
-    """`path`, or the bundled generator for the name `nano` if no such folder exists here."""
+    """`path`, or the bundled generator if `path` is `nano` and there is no such folder."""
     return GENERATOR if str(path) == NAME and not path.exists() else path

@@ -1,4 +1,4 @@
-"""The paper's Table 13 with our counts: multiply-accumulates of a request and of the cloud pass."""
+"""The paper's Table 13, with our counts of multiply-accumulates above the paper's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorage_jax.report.paper import SOURCE, TABLE_13, TABLE_13_SETTING
 
 
 def arithmetic(inputs: Inputs) -> Section | None:
-    """Table 13 with our counts of `lorage bench flops` above the paper's."""
+    """The section on arithmetic: counts of `lorage bench flops`, then the paper's Table 13."""
     results = inputs.bench("flops")
     if not results:
         return None
@@ -42,7 +42,7 @@ def arithmetic(inputs: Inputs) -> Section | None:
     least = TABLE_13[-1].inference
     rows += [_cost_row(line.method, line.inference, least, "plain") for line in TABLE_13]
     notes.append(
-        "The paper's row of LoRA-Gen leaves the cloud pass out, as ours does; it is given apart. "
+        "The LoRA-Gen rows, ours and the paper's, leave out the cloud pass, which has its own row. "
         f"Paper: {SOURCE}, Table 13."
     )
     table = Table(

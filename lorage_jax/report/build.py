@@ -1,4 +1,4 @@
-"""The page: verdicts in words, the runs, tables and pictures, and how to make them again."""
+"""The report page: verdicts in words, the runs, tables and pictures, and their commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lorage_jax.report.tool_use import tool_use
 
 
 def build(inputs: Inputs) -> Page:
-    """All sections that these inputs have something for."""
+    """A page of all sections for which the inputs have data."""
     sections: list[Section | None] = [_words(inputs), _what_was_run(inputs)]
     if inputs.evaluations:
         times = milliseconds(inputs)
@@ -46,7 +46,7 @@ def build(inputs: Inputs) -> Page:
 
 
 def _words(inputs: Inputs) -> Section | None:
-    """The evaluations' own sentences: does the prompt make a difference?"""
+    """The evaluations' own sentences on the difference that the prompt makes."""
     blocks: list[Block] = []
     for one in inputs.evaluations:
         said = (*one.result.words, *(one.tools.words if one.tools else ()))
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def _again(inputs: Inputs) -> Section:
-    """The command of every input."""
+    """The command that made each input."""
     blocks: list[Block] = [Paragraph("Every figure comes from one of these runs:")]
     for result in inputs.results:
         origin = result.part("provenance")
@@ -121,5 +121,5 @@ def _again(inputs: Inputs) -> Section:
         blocks += [Code(command)]
     for source in dict.fromkeys(card.source for card in inputs.cards):
         if source not in {result.name for result in inputs.results}:
-            blocks.append(Paragraph(f"{source}: a card; lorage inspect shows it by itself."))
+            blocks.append(Paragraph(f"{source}: a card, which `lorage inspect` shows."))
     return Section("How to make each figure again", tuple(blocks))

@@ -1,4 +1,4 @@
-"""Does the prompt make a difference? The gaps between the specialised model and its controls."""
+"""The gaps between the specialised model and its controls, which show if the prompt matters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def controls(inputs: Inputs) -> Section | None:
     if not blocks:
         return None
     why = (
-        "A score alone does not show that the prompt got through: a generator that ignores it can "
+        "A score alone does not show that the prompt matters: a generator that ignores it can "
         "score as well. Only the gaps to the controls can show that."
     )
     return Section("Controls", (Paragraph(why), *blocks))
@@ -65,7 +65,7 @@ def mean_name(gaps: Gaps) -> str:
 
 
 def gap_cell(gaps: dict[str, Gap], name: str) -> Cell:
-    """The gap on one task, in points, with its error and the mark."""
+    """A cell with the gap on one task in percentage points, its standard error and the mark."""
     gap = gaps.get(name, UNKNOWN)
     return percent(gap.gap, gap.stderr, signed=True, mark=MARK if gap.significant else "")
 

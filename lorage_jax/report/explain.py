@@ -1,4 +1,4 @@
-"""`explain` for a terminal: its figures as lines of less than 100 characters."""
+"""The figures of `explain` as text for a terminal, in lines of less than 100 characters."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-LAYERS = 4  # named of those that tell most
-SHARES = 6  # experts named by their share
+LAYERS = 4  # the layers with most information
+SHARES = 6  # the experts with the largest shares
 WIDTH = 99
 
 
 def to_text(found: Mapping[str, Any]) -> str:
-    """Tables: who serves what, what layers tell, shares, agreement, neighbours."""
+    """Tables of experts by value, information by layer, shares, agreement and neighbours."""
     parts = (_prompts, _serves, _tells, _usage, _agreement, _neighbours)
     return "\n".join(line[:WIDTH].rstrip() for part in parts for line in part(found))
 
 
 def _prompts(found: Mapping[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{count} of {family}" for family, count in found["prompts"].items())
-    yield f"Drawn prompts: {counts}; in the wordings of training and in others."
+    yield f"Drawn prompts: {counts}; in wordings of training and in unseen ones."
     for family, count in found.get("left_out", {}).items():
         if count:
             yield f"Left out, as they are longer than the cloud's context: {count} of {family}."
@@ -28,8 +28,8 @@ def _prompts(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _serves(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield "Who serves what: layer/expert, its mean gate, (that under the family's other prompts)."
-    yield "chance: by how much some gate exceeds that when values are shuffled over the prompts."
+    yield "Experts by value: layer/expert, mean gate (mean gate under the family's other prompts)."
+    yield "chance: the largest difference between the two with values shuffled over the prompts."
     for kind, values in found["serves"].items():
         yield f"{kind:20}prompts  chance"
         for value, one in values.items():
@@ -42,7 +42,7 @@ def _serves(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _tells(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield "What a layer tells: bits above chance, a mean over layers, of the most; the best layers."
+    yield "Information by layer: bits above chance, mean over layers of the maximum; best layers."
     for family, tells in found["tells"].items():
         yield f"{family} (by the {tells['symbol']})"
         for kind, bits in tells["bits"].items():
@@ -53,7 +53,7 @@ def _tells(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _usage(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield "Mean share of the experts; of values over all layers."
+    yield "Mean share of the experts, by layer; for values, over all layers."
     for family, layers in found["usage"]["families"].items():
         yield family
         for layer, shares in enumerate(layers):
@@ -66,7 +66,7 @@ def _usage(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield "How often the prompt with the nearest gates has the same, a random one, and could have:"
+    yield "Agreement with the prompt of nearest gates, with a random one, and the maximum:"
     for family, kinds in found["nearest"]["agreement"].items():
         yield f"{family:20}  share  chance  possible"
         for kind, one in kinds.items():
@@ -76,7 +76,7 @@ def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _neighbours(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield f"Nearest, by cosine of gates, to: {_line(found['nearest']['prompt'])}"
+    yield f"Nearest prompts, by cosine of the gates, to: {_line(found['nearest']['prompt'])}"
     for one in found["nearest"]["neighbours"]:
         parts = " ".join(",".join(values) for values in one["parts"].values())
         yield f"  {one['cosine']:.3f}  {one['from']:17} {parts}"

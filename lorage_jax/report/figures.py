@@ -1,4 +1,4 @@
-"""All figures of benches and other results, by the names that they have in their files."""
+"""All figures of benches and other results, under their names in the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_VALUE = 100  # characters in a table
 
 
 def figures(inputs: Inputs) -> Section | None:
-    """A table per file: every figure under the name it has there."""
+    """One table per file with all its figures, under their names in the file."""
     blocks: list[Block] = []
     for result in inputs.results:
         if isinstance(result, Evaluation):
@@ -22,13 +22,13 @@ def figures(inputs: Inputs) -> Section | None:
     if not blocks:
         return None
     about = Paragraph(
-        "Every figure of the files that are not evaluations, under the names they have there."
+        "All figures of the files that are not evaluations, under their names in the file."
     )
     return Section("Other measurements", (about, *blocks))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, names joined with dots; without the parts that another section shows."""
+    """Flattens nested dicts, joining names with dots; leaves out parts that other sections show."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if not prefix and name in ("provenance", "bench", "kind"):

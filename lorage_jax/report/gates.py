@@ -1,6 +1,7 @@
-"""What the router does: heatmaps, expert usage per prompt, collapse, nearest prompts by gates.
+"""The router's behaviour: heatmaps, expert usage per prompt, collapse, nearest prompts.
 
-Only cards of one generator can be compared: expert 3 of another is another expert.
+Only cards of the same generator are compared, since experts of different generators have nothing in
+common.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ EXCERPT = 90  # characters of a prompt in a table
 
 
 def gates(inputs: Inputs) -> Section | None:
-    """Everything about the cards, for each generator apart."""
+    """The section on cards, separately for each generator."""
     if not inputs.cards:
         return None
     groups: dict[tuple[str, tuple[int, ...]], list[NamedCard]] = defaultdict(list)
@@ -43,20 +44,21 @@ def gates(inputs: Inputs) -> Section | None:
     for number, ((generator, _), cards) in enumerate(groups.items(), 1):
         if len(groups) > 1:
             about = f"Generator {number} of {len(groups)}: {generator or '(no fingerprint)'}."
-            blocks.append(Paragraph(f"{about} Gates of different generators do not compare."))
+            blocks.append(Paragraph(f"{about} Gates of different generators are not comparable."))
         blocks += _of_one_generator(cards, f"gates-{number}")
     return Section("Layers and experts", tuple(blocks))
 
 
 def usage(gates: np.ndarray) -> np.ndarray:
-    """Gates [L, E] -> how often each expert is selected [E], averaged over layers; sum K."""
+    """Share of layers [E] in which each expert is selected, from gates [L, E]. The sum is K."""
     return (gates > 0).mean(axis=0)
 
 
 def collapsed(stack: np.ndarray) -> list[tuple[int, int, float]]:
-    """Gates [N, L, E] -> (layer, expert, share) where one expert takes most of a layer's gates.
+    """The (layer, expert, share) triples in which one expert takes most of a layer's gates.
 
-    The share is over all N prompts: one prompt that favours one expert is no collapse.
+    `stack` has the gates [N, L, E] of N prompts. The share is over all prompts: one prompt that
+    favours one expert is not a collapse.
     """
     shares = stack.mean(axis=0)
     best = shares.argmax(axis=1)
@@ -68,7 +70,7 @@ def collapsed(stack: np.ndarray) -> list[tuple[int, int, float]]:
 
 
 def distances(stack: np.ndarray) -> np.ndarray:
-    """Gates [N, L, E] -> cosine distances [N, N] of the flattened gates; 0 is the same."""
+    """Cosine distances [N, N] between the gates [N, L, E] of N prompts; 0 for equal directions."""
     flat = stack.reshape(len(stack), -1).astype(np.float64)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
     return np.clip(1 - flat @ flat.T, 0.0, 2.0)
@@ -118,7 +120,7 @@ def _warnings(stack: np.ndarray) -> list[Block]:
 def _heatmaps(cards: Sequence[NamedCard], name: str) -> list[Block]:
     blocks: list[Block] = []
     pictures = -(-len(cards) // PANELS)
-    size = -(-len(cards) // pictures)  # as many in each: no last picture with a single panel
+    size = -(-len(cards) // pictures)  # equal sizes: no last picture with a single panel
     for first in range(0, len(cards), size):
         part = cards[first : first + size]
         labels = ", ".join(card.label for card in part)
@@ -126,7 +128,7 @@ def _heatmaps(cards: Sequence[NamedCard], name: str) -> list[Block]:
             Picture(
                 f"{name}-{first // size + 1}",
                 gate_panels([(plain(card.label), card.card.gates) for card in part]),
-                f"Gates of each edge layer over the experts, one panel a prompt: {labels}.",
+                f"Gates of each edge layer over the experts, one panel per prompt: {labels}.",
                 f"Heatmaps of gates, layers by experts, for {labels}",
             )
         )
@@ -141,7 +143,7 @@ def _usage_table(cards: Sequence[NamedCard]) -> Table:
         cells = (decimal(float(value), ".2f") for value in share)
         rows.append(row(card.label, *cells, decimal(float(share.sum()), ".2f")))
     return Table(
-        "Expert usage: how often an expert is selected, averaged over layers",
+        "Expert usage: the share of layers in which an expert is selected",
         ("prompt", *(f"e{e}" for e in range(experts)), "sum"),
         tuple(rows),
         ("The sum is K, the number of experts that the router keeps in a layer.",),
@@ -150,7 +152,7 @@ def _usage_table(cards: Sequence[NamedCard]) -> Table:
 
 def _nearest(cards: Sequence[NamedCard], stack: np.ndarray) -> list[Block]:
     if len(cards) < 2:
-        return [Paragraph("One card only: there is no other prompt to be near to.")]
+        return [Paragraph("There is only one card, so no nearest prompts.")]
     matrix, rows = distances(stack), []
     for index, card in enumerate(cards):
         others = [i for i in np.argsort(matrix[index], kind="stable") if i != index][:NEAREST]
@@ -161,7 +163,7 @@ def _nearest(cards: Sequence[NamedCard], stack: np.ndarray) -> list[Block]:
     columns = ("prompt", "begins with", *places)
     return [
         Table(
-            "Nearest known prompts: cosine distance of the gates (0: the same, 1: none shared)",
+            "Nearest known prompts by cosine distance of gates (0: equal, 1: no common expert)",
             columns,
             tuple(rows),
             text_columns=len(columns),
@@ -171,6 +173,6 @@ def _nearest(cards: Sequence[NamedCard], stack: np.ndarray) -> list[Block]:
 
 def _excerpt(card: NamedCard) -> str:
     if card.prompt is None:
-        return "(the card does not hold it)"
+        return "(not in the card)"
     text = " ".join(card.prompt.split())
     return text if len(text) <= EXCERPT else text[:EXCERPT].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Result files and cards, read for a report; all that are of no use are named in one message."""
+"""Reads result files and cards for a report; one message names all unusable files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Result:
         return f"bench {bench}" if isinstance(bench, str) else _command(self.values)
 
     def part(self, *keys: str) -> Values:
-        """The dict at these keys; empty when there is none."""
+        """The dict at these keys; empty if there is none."""
         found: Any = self.values
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -62,7 +62,7 @@ class Evaluation(Result):
 
 @dataclass(frozen=True)
 class NamedCard:
-    """A card, what the report calls it, and the file it came from."""
+    """A card, its label in the report, and the name of its file."""
 
     label: str
     source: str
@@ -93,7 +93,7 @@ class Inputs:
 
 
 def read_inputs(paths: Sequence[Path]) -> Inputs:
-    """Results and cards of all files. DataError: one message that names each unusable file."""
+    """The results and cards of all files. Raises DataError, which names every unusable file."""
     results: list[Result] = []
     cards: list[NamedCard] = []
     faults: list[str] = []
@@ -139,14 +139,14 @@ def _read(path: Path) -> Card | Values:
 
 
 def _results(name: str, values: Values, path: Path) -> list[Result]:
-    """The results of a file; an evaluation of several sets of GPT4Tools records is one a set."""
+    """The results of a file; an evaluation gives one more per set of GPT4Tools records."""
     origin = values.get("provenance")
     ours = isinstance(origin, dict) and origin.get("format") == RESULT_FORMAT
     if origin is not None and not ours:
         raise DataError(f"{path} has a provenance that is not of format {RESULT_FORMAT!r}.")
     if values.get("kind") == "eval":
         return list(_evaluations(name, values, EvalResult.from_json(values, str(path))))
-    if not ours and not isinstance(values.get("bench"), str):  # older ones have no provenance
+    if not ours and not isinstance(values.get("bench"), str):  # older results have no provenance
         raise DataError(f"{path} is JSON, but not a result of lorage and not a card.")
     return [Result(name, values)]
 
@@ -168,7 +168,7 @@ def _cards_of(result: Result) -> list[NamedCard]:
 
 
 def _labelled(cards: list[NamedCard]) -> tuple[NamedCard, ...]:
-    """A label that occurs twice gets its file's name behind it."""
+    """The cards, with the file's name appended to labels that occur more than once."""
     often = Counter(card.label for card in cards)
     return tuple(
         card if often[card.label] == 1 else replace(card, label=f"{card.label} ({card.source})")
@@ -177,7 +177,7 @@ def _labelled(cards: list[NamedCard]) -> tuple[NamedCard, ...]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Short and unique: the file's name, or its folder's where card.json says nothing."""
+    """Short unique names: the file's, or the folder's for a card.json."""
     short = [path.parent.name if path.name == "card.json" else path.name for path in paths]
     often = Counter(short)
     return [

@@ -18,9 +18,10 @@ DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "lora_gen": OURS}
 
 
 def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
-    """(result's name, arm) -> ms of a prefill, where a latency of a model as large was given.
+    """Milliseconds of a prefill by (result's name, arm).
 
-    A latency is measured on random weights of a shape; the number of parameters tells the shape.
+    A latency is measured on random weights; it belongs to an evaluation whose model has the same
+    number of parameters.
     """
     found = {}
     for latency in inputs.bench("latency"):
@@ -37,7 +38,7 @@ def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
 
 
 def _reads_prompt(name: str, arm: ArmResult) -> bool:
-    """True if the edge's context holds a prompt: without samples, lm-eval's holds none."""
+    """True if the edge reads a prompt; lm-eval's few-shot prompt with 0 samples is not one."""
     bare = name != "in_context" and all(score.shots == 0 for score in arm.tasks.values())
     return name in WITH_PROMPT and not bare
 
@@ -50,7 +51,7 @@ def _parameters(latency: Result) -> int | None:
 
 
 def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
-    """Fig. 1: the paper's points, and ours where both an AVE and a latency are known."""
+    """Fig. 1: the paper's points, and ours if both AVE and latency are known."""
     points = [
         Point(f"{p.model.split('-')[0]} {p.method}", p.model, p.method, p.milliseconds, p.average)
         for p in TABLE_2
@@ -66,14 +67,15 @@ def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
             ours.append(Point(label, title, DRAWN[name], time, 100 * average))
     png = accuracy_against_latency(points + ours, {point.group for point in ours})
     said = (
-        f"Filled: {len(ours)} of our own, on our device."
+        f"Filled: {len(ours)} of ours, on our device."
         if ours
-        else "None of ours: that takes an evaluation of all eight tasks and a latency of a model "
-        "with as many parameters."
+        else "There is no point of ours: one needs an evaluation on all eight tasks, and a latency "
+        "of a model with the same number of parameters."
     )
     caption = (
-        "Accuracy against latency, as the paper's Fig. 1. Hollow: the paper's, on the authors' "
-        f"device ({SOURCE}, Table 2). {said} Latencies of different devices do not compare."
+        "Accuracy against latency, like the paper's Fig. 1. Hollow: the paper's points, on the "
+        f"authors' device ({SOURCE}, Table 2). {said} "
+        "Latencies of different devices are not comparable."
     )
     alt = "Scatter of average accuracy against latency; the figures are those of Table 2"
     return Section(

@@ -1,4 +1,4 @@
-"""What a page is made of, before it is HTML or Markdown: plain text and numbers, no markup."""
+"""The parts of a page, as plain text and numbers, before it becomes HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-DASH = "\u2013"  # where there is no number; never a made-up one
+DASH = "\u2013"  # stands for a number that is not known
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table. `note` stands smaller behind the text: a standard error, a mark."""
+    """One cell of a table. `note` follows the text in small print: a standard error, a mark."""
 
     text: str
     note: str = ""
@@ -19,7 +19,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row; its first cell is the label. A `group` row is a label over the rows that follow."""
+    """A row, whose first cell is its label. A `group` row is a heading for the rows after it."""
 
     cells: tuple[Cell, ...]
     kind: Literal["plain", "ours", "group"] = "plain"
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns after the first `text_columns` hold numbers and are aligned at the right."""
+    """A table. Columns after the first `text_columns` hold numbers and are right-aligned."""
 
     caption: str
     columns: tuple[str, ...]
@@ -55,7 +55,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """`name`: of its file beside the Markdown, without .png. `alt`: for those who cannot see it."""
+    """A picture. `name` is its file next to the Markdown, without .png; `alt` describes it."""
 
     name: str
     png: bytes
@@ -78,19 +78,19 @@ class Page:
     sections: tuple[Section, ...]
 
     def pictures(self) -> list[Picture]:
-        """All of them, in the page's order."""
+        """All pictures, in the page's order."""
         return [b for s in self.sections for b in s.blocks if isinstance(b, Picture)]
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a result file; None for anything else."""
+    """`value` if it is a finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if math.isfinite(value) else None
 
 
 def percent(value: Any, error: Any = None, signed: bool = False, mark: str = "") -> Cell:
-    """A share as percent with one digit, its standard error and a mark behind it."""
+    """A cell with a share in percent (one digit), then its standard error and a mark."""
     value, error = number(value), number(error)
     if value is None:
         return Cell(DASH)
@@ -101,7 +101,7 @@ def percent(value: Any, error: Any = None, signed: bool = False, mark: str = "")
 
 
 def decimal(value: Any, form: str = ".1f", unit: str = "") -> Cell:
-    """A number in the given format; a dash without one."""
+    """A cell with a number in the given format, or a dash if there is none."""
     value = number(value)
     return Cell(DASH) if value is None else Cell(f"{value:{form}}{unit}")
 

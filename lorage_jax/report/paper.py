@@ -1,4 +1,4 @@
-"""The paper's numbers as data, to stand beside ours.
+"""The paper's numbers as data, to compare with ours.
 
 Source: arXiv 2506.11638 (ICML 2025), Tables 2, 3 and 13. Accuracies are lm-evaluation-harness `acc`
 in percent, 5 shots; latencies in milliseconds on the authors' device.
@@ -13,10 +13,10 @@ SOURCE = "LoRA-Gen, arXiv 2506.11638"
 
 @dataclass(frozen=True)
 class Task:
-    """A column of Table 2. `seen`: its train split is among the generator's training data."""
+    """A column of Table 2. `seen` is True if the generator trains on the task's train split."""
 
-    name: str  # as lm-evaluation-harness calls it
-    short: str  # as the paper's column does
+    name: str  # in lm-evaluation-harness
+    short: str  # in the paper's column
     seen: bool
 
 
@@ -34,7 +34,7 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A row of Table 2: percent for each of TASKS, their mean, harmonic mean, milliseconds."""
+    """A row of Table 2: percent for each of TASKS, their mean and harmonic mean, milliseconds."""
 
     model: str
     method: str
@@ -65,10 +65,10 @@ class ToolUse:
 
     method: str
     scores: tuple[float, ...]
-    compression: float | None  # of the input's tokens, where the paper gives it
+    compression: float | None  # of the input's tokens; None if the paper has no figure
 
 
-# Our key of a score, and the paper's column.
+# Our key for a score, and the paper's column.
 TOOL_SCORES = (
     ("thought", "SRt"),
     ("action", "SRact"),
@@ -90,7 +90,7 @@ TABLE_3 = (
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of Table 13: multiply-accumulates of one request, which the paper calls FLOPs."""
+    """A row of Table 13: multiply-accumulates (the paper calls them FLOPs) of one request."""
 
     method: str
     inference: float

@@ -1,6 +1,6 @@
-"""Gates, losses and reports as pictures (matplotlib), and gates as text.
+"""Pictures of gates, losses and accuracies (matplotlib), and gates as text.
 
-Readable on paper, colour-blind safe.
+The pictures are readable in print and safe for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from lorage_jax.files.outputs import write_file
 
-DPI = 150  # of a PNG
-SHADES = " ·░▒▓█"  # 0, and five steps to 1
+DPI = 150  # resolution of a PNG
+SHADES = " ·░▒▓█"  # 0, then five steps up to 1
 
 
 def gate_text(gates: np.ndarray) -> str:
-    """Gates [L, E] as lines of shades and numbers, one layer a line."""
+    """Gates [L, E] as lines of shades and numbers, one line per layer."""
     layers, experts = gates.shape
     lines = ["layer  " + " ".join(f"e{e:<3}" for e in range(experts)) + "  gates that are open"]
     for layer in range(layers):
@@ -35,7 +35,7 @@ def gate_text(gates: np.ndarray) -> str:
 
 
 def gate_heatmap(gates: np.ndarray, path: Path, overwrite: bool) -> None:
-    """Gates [L, E] as a PNG: layers down, experts across, each open gate with its number."""
+    """Writes gates [L, E] as a PNG: layers down, experts across, a number in each open gate."""
     layers, experts = gates.shape
     figure, axes = _figure(1.2 + 0.62 * experts, 1.2 + 0.32 * layers)
     image = axes.imshow(gates, cmap="cividis", vmin=0.0, vmax=1.0, aspect="auto")
@@ -51,7 +51,7 @@ def gate_heatmap(gates: np.ndarray, path: Path, overwrite: bool) -> None:
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], path: Path, overwrite: bool) -> None:
-    """(step, loss) pairs as a PNG: every step thin, a running mean over them."""
+    """Writes (step, loss) pairs as a PNG: a thin line of all steps, and a running mean."""
     steps, values = np.asarray([s for s, _ in losses]), np.asarray([v for _, v in losses])
     window = max(1, len(values) // 20)
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -65,9 +65,9 @@ def loss_curve(losses: Sequence[tuple[int, float]], path: Path, overwrite: bool)
 
 
 def gate_panels(cards: Sequence[tuple[str, np.ndarray]]) -> bytes:
-    """(label, gates [L, E]) pairs of one shape as a PNG of heatmaps side by side, one scale.
+    """A PNG of heatmaps side by side, on one scale, of (label, gates [L, E]) pairs of one shape.
 
-    Closed gates are white: most of them are, and a printer's ink is not for those.
+    Closed gates are white: most gates are closed, which saves ink.
     """
     layers, experts = cards[0][1].shape
     rows = -(-len(cards) // 4)
@@ -96,7 +96,7 @@ def gate_panels(cards: Sequence[tuple[str, np.ndarray]]) -> bytes:
 
 
 def expert_heatmap(kinds: Mapping[str, Mapping[str, Any]], path: Path, overwrite: bool) -> None:
-    """Mean gates [L, E] by kind and value as a PNG: values down, every layer's experts across."""
+    """Writes mean gates [L, E] by kind and value as a PNG: values down, experts across."""
     values = [value for kind in kinds.values() for value in kind]
     gates = np.asarray([mean for kind in kinds.values() for mean in kind.values()])
     rows, layers, experts = gates.shape
@@ -120,29 +120,29 @@ def expert_heatmap(kinds: Mapping[str, Mapping[str, Any]], path: Path, overwrite
     axes.set_yticks(range(rows), [_short(value, 24) for value in values], size=8)
     axes.set_xticks(np.arange(layers) * experts + (experts - 1) / 2, range(layers))
     axes.tick_params(length=0)
-    axes.set(xlabel=f"edge layer, in each its experts 0 to {experts - 1}", title="mean gates")
+    axes.set(xlabel=f"edge layer, with its experts 0 to {experts - 1}", title="mean gates")
     figure.colorbar(image, ax=axes, label="mean gate")
     _save(figure, path, overwrite)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the picture of accuracy against latency. `group`: drawn in one colour."""
+    """A point of the scatter: its `group` decides the colour, its `kind` the marker."""
 
     label: str
     group: str
-    kind: str  # of the marker
+    kind: str
     milliseconds: float
     accuracy: float  # percent
 
 
-# Okabe and Ito's colours, told apart by the colour-blind; the shape says the method on paper.
+# Okabe and Ito's colours, safe for colour-blind readers; in print, shapes show the method.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "*", "P", "X", "v", "<", ">")
 
 
 def accuracy_against_latency(points: Sequence[Point], ours: Set[str]) -> bytes:
-    """A scatter as PNG: colour by group, shape by kind, each point labelled in place.
+    """A scatter plot as PNG: colour by group, marker by kind, each point with its label.
 
     Groups in `ours` are filled, the others hollow.
     """
@@ -186,7 +186,7 @@ def _scatter(points: Sequence[Point], ours: Set[str]) -> Any:
     return figure
 
 
-# Places for a label, in points from its own, and how it is aligned there; nearer ones first.
+# Places for a label: offset from its point (in points) and alignment, nearest first.
 SIDES = (
     (9, 0, "left", "center"),
     (-9, 0, "right", "center"),
@@ -201,13 +201,13 @@ PLACES = tuple((x * far, y * far, ha, va) for far in (1, 2, 3.5) for x, y, ha, v
 
 
 def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """Each label at the first place around its point where it covers no other label or point.
+    """Puts each label at the nearest place where it covers the fewest other labels and points.
 
-    A second pass, as the first labels were placed without knowing the last.
+    There are two passes, since the first labels are placed without knowing the last.
     """
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # settles the layout: only then do places have pixels
+    figure.draw_without_rendering()  # settles the layout, on which pixel positions depend
     frame, size = axes.get_window_extent(), 6 * figure.dpi / 72
     at = [axes.transData.transform((p.milliseconds, p.accuracy)) for p in points]
     markers = [Bbox.from_extents(x - size, y - size, x + size, y + size) for x, y in at]
@@ -231,7 +231,7 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict
             return texts[index].get_window_extent()
 
     def cost(index: int, box: Any) -> int:
-        """How much is covered; to stick out of the frame is as bad as two labels covered."""
+        """Number of boxes that this one covers; leaving the frame counts as two."""
         others = [b for i, b in enumerate(markers) if i != index]
         others += [b for i, b in enumerate(boxes) if i != index and b is not None]
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
@@ -239,7 +239,7 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict
         return sum(box.overlaps(other) for other in others) + (0 if inside else 2)
 
     for index in [*range(len(points))] * 2:
-        # min keeps the first of equals, which is the nearest.
+        # min keeps the first of equals, which is nearest.
         best = min(PLACES, key=lambda place: cost(index, put(index, place)))
         boxes[index] = put(index, best)
 
@@ -249,7 +249,7 @@ def _once(values: Iterable[str]) -> list[str]:
 
 
 def _short(label: str, length: int) -> str:
-    """A label as matplotlib draws it: cut, and a dollar sign is no formula."""
+    """A label for matplotlib, shortened, with dollar signs escaped (they start formulas)."""
     label = " ".join(label.split())
     label = label if len(label) <= length else label[: length - 1] + "…"
     return label.replace("$", r"\$")
@@ -275,7 +275,7 @@ def _png(figure: Any) -> bytes:
 
 @contextmanager
 def _any_script() -> Iterator[None]:
-    """A label in a script that the font lacks is drawn as boxes, which is no reason to warn."""
+    """Silences warnings about characters that the font lacks; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield

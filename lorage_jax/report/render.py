@@ -1,6 +1,6 @@
-"""A page as HTML (one file, nothing fetched from anywhere) and as Markdown (pictures beside it).
+"""Renders a page as one self-contained HTML file, or as Markdown with pictures next to it.
 
-All text is escaped here, at the one place where it becomes markup.
+All text is escaped here, where it becomes markup.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lorage_jax.report.page import (
 )
 from lorage_jax.report.pictures import DPI
 
-WIDE = 9  # columns; from here on a standard error stands below its number
-SHORT = 14  # rows; up to here a table is printed on one page
+WIDE = 9  # columns from which a standard error goes below its number
+SHORT = 14  # rows up to which a table is kept on one printed page
 
 STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111; background: #fff;
@@ -66,7 +66,7 @@ pre { font-size: 0.78rem; white-space: pre-wrap; overflow-wrap: anywhere; backgr
 
 
 def to_html(page: Page) -> str:
-    """One self-contained file: inline style, pictures as data, no script."""
+    """The page as one HTML file, with inline style, pictures as data and no script."""
     body = [f"<h1>{_html(page.title)}</h1>"]
     for section in page.sections:
         body.append(f"<section>\n<h2>{_html(section.title)}</h2>")
@@ -82,7 +82,7 @@ def to_html(page: Page) -> str:
 
 
 def to_markdown(page: Page) -> str:
-    """Refers to each picture as NAME.png beside it."""
+    """The page as Markdown, which refers to each picture as NAME.png in the same folder."""
     parts = [f"# {_markdown(page.title)}"]
     for section in page.sections:
         parts.append(f"## {_markdown(section.title)}")
@@ -91,8 +91,7 @@ def to_markdown(page: Page) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that any file can hold: without control characters, broken code points and the marks
-    that turn the direction of what follows."""
+    """Replaces control characters, broken code points and marks that change text direction."""
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
         "\ufffd",
@@ -145,7 +144,7 @@ def _html_table(table: Table) -> str:
 
 
 def _width(png: bytes) -> int:
-    """CSS pixels (1/96 inch) of a picture as wide as it was drawn, from the file's header."""
+    """Width in CSS pixels (1/96 inch) of a PNG at its original size, from the file's header."""
     (pixels,) = struct.unpack(">I", png[16:20])
     return round(pixels * 96 / DPI)
 
@@ -167,15 +166,15 @@ def _html_cell(cell: Cell) -> str:
 
 
 def _markdown(text: str) -> str:
-    """One line in which nothing is markup."""
+    """The text as one line, with all markup escaped."""
     text = " ".join(plain(text).split())
     text = html.escape(text, quote=False)
     text = re.sub(r"([\\`*|\[\]~$])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # arc_challenge is no emphasis
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # arc_challenge is not emphasis
 
 
 def _markdown_line(text: str) -> str:
-    """The same where a line begins: there, some first characters make headings and lists."""
+    """The text at the start of a line, where some first characters make headings and lists."""
     text = re.sub(r"^(#|[+-](?=\s|$)|[=-]+$)", r"\\\1", _markdown(text))
     return re.sub(r"^(\d+)([.)](?=\s|$))", r"\1\\\2", text)
 

@@ -1,4 +1,4 @@
-"""Accuracy: the paper's Table 2 with our rows, seen and unseen tasks apart, other tasks."""
+"""Accuracy: the paper's Table 2 with our rows, means of seen and unseen tasks, other tasks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ARMS = {
 
 
 def arm_name(arm: str) -> str:
-    """What a table calls an arm of an evaluation."""
+    """The name of an evaluation's arm in tables."""
     return ARMS.get(arm, arm)
 
 
@@ -58,7 +58,10 @@ def subject(evaluation: Evaluation) -> str:
 
 
 def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Section:
-    """Table 2 with our arms above the paper's rows. `milliseconds`: by (result's name, arm)."""
+    """Table 2 with our arms above the paper's rows.
+
+    `milliseconds` is keyed by (result's name, arm).
+    """
     columns = ("", *(f"{t.short} ({'seen' if t.seen else 'unseen'})" for t in TASKS))
     rows: list[Row] = []
     notes: list[str] = []
@@ -86,10 +89,10 @@ def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Sect
         (*columns, "AVE", "HAR", "ms"),
         tuple(rows),
         (
-            "AVE is the mean and HAR the harmonic mean of the eight tasks; without all eight there "
-            "is none. Seen: the train split of the task is among the paper's training data.",
-            "ms: the paper's on the authors' device, ours on the machine named above: compare "
-            f"within a group only. {DASH}: not measured. Paper: {SOURCE}, Table 2.",
+            "AVE is the mean and HAR the harmonic mean of the eight tasks; they need all eight. "
+            "Seen: the train split of the task is among the paper's training data.",
+            "ms: the paper's are from the authors' device, ours from the machine named above; "
+            f"compare within a group only. {DASH}: not measured. Paper: {SOURCE}, Table 2.",
             *notes,
         ),
     )
@@ -97,7 +100,7 @@ def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Sect
 
 
 def _meanings(result: EvalResult, known: list[str]) -> list[str]:
-    """The evaluation's own sentence on each arm, unless it is among the known ones already."""
+    """The evaluation's own sentence on each arm, without those that are already `known`."""
     notes = [f"{arm_name(name)}: {arm.what}." for name, arm in result.arms.items() if arm.what]
     return [note for note in notes if note not in known]
 
@@ -108,7 +111,7 @@ def with_tasks(inputs: Inputs) -> list[Evaluation]:
 
 
 def tasks_of(result: EvalResult, arm: str) -> dict[str, TaskScore]:
-    """An arm's scores by task; empty when the arm was not run."""
+    """An arm's scores by task; empty if the arm was not run."""
     return result.arms[arm].tasks if arm in result.arms else {}
 
 
@@ -130,7 +133,7 @@ def _kind(result: EvalResult, arm: str) -> Literal["ours", "plain"]:
 
 
 def shots(tasks: dict[str, TaskScore]) -> str:
-    """ ", 5 shots": the few-shot samples that edge and cloud were given, if that is known."""
+    """ ", 5 shots": the number of few-shot samples that edge or cloud got; empty if unknown."""
     given = [(score.shots, score.cloud_shots) for score in tasks.values()]
     counts = {max(known) for pair in given if (known := [n for n in pair if isinstance(n, int)])}
     if not counts:
@@ -140,7 +143,7 @@ def shots(tasks: dict[str, TaskScore]) -> str:
 
 
 def _averages(inputs: Inputs) -> list[Block]:
-    """Means over seen and over unseen tasks: does it reach beyond what it was trained on?"""
+    """Means over seen and over unseen tasks, which show if it generalises."""
     rows: list[Row] = []
     for one in with_tasks(inputs):
         rows.append(group(f"Ours: {subject(one)}"))
@@ -158,18 +161,18 @@ def _averages(inputs: Inputs) -> list[Block]:
                 scores = [s for s, t in zip(line.scores, TASKS, strict=True) if t.seen == seen]
                 cells.append(decimal(sum(scores) / len(scores)))
             rows.append(row(line.method, *cells, Cell("")))
-    caption = "Seen and unseen tasks apart: mean accuracy in percent"
+    caption = "Seen and unseen tasks separately: mean accuracy in percent"
     columns = ("", "seen (5 tasks)", "unseen (3 tasks)", "all that were run")
-    note = "All that were run: whichever these were, so no AVE unless they are the eight."
+    note = "All that were run: the mean of these tasks, which is AVE only for all eight."
     return [Table(caption, columns, tuple(rows), (note,))]
 
 
-# lm-eval's metrics that are shares; a filter's name may follow, as in `exact_match,strict-match`.
+# Metrics of lm-eval that are shares. A filter's name may follow, e.g. `exact_match,strict-match`.
 SHARES = ("acc", "acc_norm", "exact_match", "f1", "em")
 
 
 def _other_tasks(inputs: Inputs) -> list[Block]:
-    """Metrics and tasks that Table 2 has no column for."""
+    """Metrics and tasks without a column in Table 2."""
     blocks: list[Block] = []
     for one in with_tasks(inputs):
         arms = one.result.arms
@@ -190,7 +193,7 @@ def _other_tasks(inputs: Inputs) -> list[Block]:
 
 
 def _metrics(scores: list[dict[str, float]]) -> list[str]:
-    """The known shares, and whatever else has a standard error."""
+    """The known shares, and all other metrics with a standard error."""
     names = dict.fromkeys(name for score in scores for name in score)
     return [
         name

@@ -1,4 +1,4 @@
-"""Tokens that the edge and the cloud have to read, with the prompt in the context and without."""
+"""Tokens that the edge and the cloud read, with and without the prompt in the context."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def tokens(inputs: Inputs) -> Section | None:
         full, short = (tasks_of(one.result, arm) for arm in ("in_context", main))
         rows = []
         for task in task_names(one.result.arms):
-            told, bare = full.get(task, TaskScore()), short.get(task, TaskScore())
-            before, after = told.edge_tokens, bare.edge_tokens
+            full_score, bare = full.get(task, TaskScore()), short.get(task, TaskScore())
+            before, after = full_score.edge_tokens, bare.edge_tokens
             ratio = before / after if before is not None and after else None
             cells = (
                 decimal(before),
                 decimal(after),
                 decimal(ratio, ".1f", "x"),
                 decimal(bare.cloud_tokens, ".0f"),
-                decimal(told.truncated, ".0f"),
+                decimal(full_score.truncated, ".0f"),
                 decimal(bare.truncated, ".0f"),
                 decimal(bare.seconds),
             )
@@ -40,11 +40,11 @@ def tokens(inputs: Inputs) -> Section | None:
             "seconds",
         )
         tokenizer = one.result.model.get("tokenizer")
-        caption = f"Tokens: the edge's are the mean of a request. {subject(one)}"
+        caption = f"Tokens; the edge's are means per request. {subject(one)}"
         notes = (
             f"Tokenizer of the edge: {tokenizer or 'not recorded'}. Compression: the edge's tokens "
             "with the prompt in its context over those without it. Cut: requests too long for the "
-            "context. Seconds: of the whole task.",
+            "context. Seconds: for the whole task.",
         )
         blocks.append(Table(caption, columns, tuple(rows), notes))
     return Section("Tokens to the cloud and to the edge", tuple(blocks)) if blocks else None

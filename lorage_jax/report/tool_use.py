@@ -1,4 +1,4 @@
-"""The paper's Table 3 (GPT4Tools) with our rows, by the official scorer and by the strict one."""
+"""The paper's Table 3 (GPT4Tools) with our rows, by the official and by the strict scorer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _scores_table(found: Found, scorer: str) -> Table:
         ]
     captions = {
         "official": "Table 3 of the paper with our rows: GPT4Tools, percent ± standard error",
-        "strict": "The same answers by the strict scorer: every argument must match, extra "
+        "strict": "The same answers by the strict scorer: every argument must match, and extra "
         "and missing calls count; the paper has no such figures",
     }
     note = f"The paper's {TABLE_3_ITEMS} records are the benchmark's own ({SOURCE}, Table 3)."

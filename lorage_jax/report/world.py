@@ -1,4 +1,4 @@
-"""The world's table from several runs: one number per arm and split, as JSON and as Markdown."""
+"""The table of the built-in tasks from several runs, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -44,14 +44,21 @@ def combine(
     loras: Sequence[WorldResult] = (),
     seconds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{"splits": {split: {"methods", "blind_ceiling", "tokens"}}, "seconds_per_request"}.
+    """Combines the results of several runs into one table.
 
-    `per_seed`: results of `generator_arms`, one per trained generator; `loras`: of `lora_arm`, one
-    per trained LoRA; `base`: of `base_arms`; all over the same samples. A method is {"mean",
-    "stderr", "over", "stderr_prompts", "seeds", "n", "records"}: `stderr` is over the seeds of a
-    method trained twice or more (the same prompts for all, so it says nothing about other prompts),
-    else over the `n` prompts; `over` says which. `stderr_prompts` is over prompts in any case, each
-    the mean of its seeds. `seeds` is 0 for a method without training. `seconds` may have old names.
+    Args:
+        per_seed: results of `generator_arms`, one per trained generator.
+        base: the result of `base_arms`.
+        loras: results of `lora_arm`, one per trained LoRA.
+        seconds: the result of `request_seconds`; it may have old arm names.
+
+    Returns {"splits": {split: {"methods", "blind_ceiling", "tokens"}}, "seconds_per_request"}. A
+    method is {"mean", "stderr", "over", "stderr_prompts", "seeds", "n", "records"}. `stderr` is
+    over the seeds of a method that was trained twice or more (with the same prompts, so it says
+    nothing about other prompts), else over the `n` prompts; `over` says which. `stderr_prompts` is
+    always over prompts, each averaged over the seeds. `seeds` is 0 for a method without training.
+
+    Raises DataError unless all runs were evaluated on the same samples.
     """
     splits = {}
     for name, one in base.items():
@@ -129,7 +136,7 @@ def _score(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | N
 
 
 def to_markdown(table: Mapping[str, Any], title: str = "The built-in world") -> str:
-    """A section of tables for each family: exact match, tokens, time, and the tools' scores."""
+    """The table as Markdown, a section per family: exact match, tokens, time, tool scores."""
     families: dict[str, dict[str, Any]] = {}
     for name, split in table["splits"].items():
         families.setdefault(name.partition("/")[0], {})[name] = split
@@ -162,12 +169,12 @@ def _exact_match(splits: Mapping[str, Any]) -> Table:
     ]
     if max(seeds, default=0) > 1:
         notes.append(
-            f"± is one standard error: of trained methods over {_listed(seeds)} seeds (the same "
-            "prompts for all), else over prompts."
+            f"± is one standard error: for trained methods over {_listed(seeds)} seeds (with the "
+            "same prompts), for others over prompts."
         )
     else:
         notes.append("± is one standard error, over prompts.")
-    notes.append("blind_ceiling: the best that can be done without the prompt.")
+    notes.append("blind_ceiling: the best possible score without the prompt.")
     columns = ("split", *methods, "blind_ceiling")
     return Table("Exact match", columns, tuple(rows), tuple(notes))
 
@@ -186,7 +193,7 @@ def _tokens(splits: Mapping[str, Any]) -> Table:
 
 
 def _seconds(times: Mapping[str, Any]) -> Table:
-    """Milliseconds, as seconds have too many zeros to read."""
+    """Median milliseconds per request, by split and batch."""
     rows: list[Row] = []
     for name, time in times.items():
         for kind in ("batch", "single"):
@@ -223,7 +230,7 @@ def _methods(splits: Mapping[str, Any]) -> list[str]:
 
 
 def _figure(found: Mapping[str, Any] | None) -> Cell:
-    """`0.873 ± 0.012`."""
+    """A cell like `0.873 ± 0.012`."""
     if found is None or number(found["mean"]) is None:
         return Cell(DASH)
     stderr = number(found["stderr"])

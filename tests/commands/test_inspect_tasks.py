@@ -28,7 +28,8 @@ def test_tasks(world, tmp_path, capfd):
     assert lorage("inspect", world.generator, *args) == 0
     shown = capfd.readouterr().out
     assert shown.startswith(plain) and shown.endswith(f"picture: {png}\n")
-    assert "Who serves what" in shown and f"Nearest, by cosine of gates, to: {PROMPT}" in shown
+    assert "Experts by value" in shown
+    assert f"Nearest prompts, by cosine of the gates, to: {PROMPT}" in shown
     # Each byte is a token here, which are too many for the cloud's 256.
     assert "cloud's context: 24 of tools." in shown
     assert png.read_bytes().startswith(b"\x89PNG")

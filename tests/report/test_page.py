@@ -98,7 +98,7 @@ def test_nearest_prompts(pages):
             "d.json 1.000",
         ]
         assert table(tables, "Nearest")["b.json"]["nearest"] == "a.json 0.500"
-    assert "Generator 2 of 2: sha256:another" in html and "One card only" in html
+    assert "Generator 2 of 2: sha256:another" in html and "There is only one card" in html
 
 
 def test_cards_of_an_evaluation_are_named_by_their_task(pages):

@@ -5,8 +5,8 @@
     python tools/nano/bundle.py generator runs/nano/seed0/generator
 
 A model is copied as `lorage pretrain` wrote it, in bfloat16. A new model invalidates the bundled
-generator, so train and bundle the generator next. It is written in bfloat16; before it replaces the
-bundled one, it must load, and fit into LIMIT together with the models.
+generator, so train and bundle the generator next. The generator is written in bfloat16. Before it
+replaces the bundled one, it must load, and together with the models it must fit into LIMIT.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def bundle_generator(source: Path) -> None:
 
 
 def report(original: Generator, folder: Path) -> str:
-    """Sizes, and the largest change of a gate by rounding, over CARDS prompts."""
+    """A text with sizes, and the largest change of a gate by rounding over CARDS prompts."""
     sizes = {
         folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         for folder in (nano.CLOUD, nano.EDGE, folder)

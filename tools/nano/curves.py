@@ -2,7 +2,7 @@
 
     python tools/nano/curves.py       # experiments/results/nano_curves.json and .png
 
-Runs whose logs are gone keep the curve that the JSON file holds.
+A run without logs keeps its curve in the JSON file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CURVES = Path("experiments/results/nano_curves.json")
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
-    """(step, loss in nats per token averaged over the preceding steps) of a run."""
+    """Pairs of step and loss (nats per token, averaged over the preceding steps) of a run."""
     logs = read_logs(folder / "logs")
     return next((logs[tag] for tag in TAGS if tag in logs), [])
 

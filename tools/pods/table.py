@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 RECIPES = ("paper/tinyllama", "paper/qwen", "paper/gemma")
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
-USUAL = 2560  # slots of a row that most batches need: 20 kTokens of prompts, 10 of queries, packed
+USUAL = 2560  # slots per row of a typical batch: 20k tokens of prompts and 10k of queries, packed
 INTRO = f"""# The paper's recipes, compiled for pods
 
-64 prompts and 64 queries in 8 packed rows each. Memory is that of the longest batch there can be,
-every text of 2048 tokens; the times are those of a usual batch, with rows of {USUAL} slots, and, in
-brackets, of the longest. By the TPU compiler (`lorage compile`), without a TPU: no time here was
-measured. Memory is the compiler's, against what a chip leaves to a program. A step takes at least
-the time that is given, for its arithmetic, HBM and interconnect each as if it were alone; the MFU,
-which counts no activation twice, is at most the one that is given. Collectives: GB that a chip sends
-in a usual step. All figures are a chip's.
+A batch has 64 prompts and 64 queries, in 8 packed rows each. Memory is for the longest possible batch,
+in which every text has 2048 tokens. Times are for a typical batch with rows of {USUAL} slots and, in
+brackets, for the longest. All figures come from the TPU compiler (`lorage compile`) without a TPU, so
+no time was measured, and all are per chip. Memory is compared with what a chip leaves to a program. A
+step takes at least the given time, which is the largest of arithmetic, HBM and interconnect, each by
+itself. The MFU, which does not count recomputed activations, is at most the given one. Collectives
+are the GB that a chip sends in a typical step.
 
-| recipe | topology | chips | layers | train step, peak GiB | specialise | merge | decode | fits | usual step s (longest) | bound by | MFU % | collectives of the usual step | of the merge |
+| recipe | topology | chips | layers | train step, peak GiB | specialise | merge | decode | fits | typical step s (longest) | bound by | MFU % | collectives of the typical step | of the merge |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
@@ -63,7 +63,7 @@ def compiled(recipe: str, topology: str, layers: int | None) -> dict[str, Any]:
         result = json.loads(file.read_text())
     for program in result["programs"].values():
         program.pop("collective_list")
-    origin = result["provenance"]  # the file is gone by then
+    origin = result["provenance"]  # the file is temporary
     origin["command"] = origin["command"].replace(f" --json {file}", "")
     return result
 
