@@ -10,9 +10,10 @@ Expected result: the cloud with the prompt in context of `experiments/results/na
 `experiments/results/nano_curves.png`.
 
 The data are the edge's (`edge.py`). After `tools`, the cloud writes calls in the prompt's dialect,
-but with arbitrary objects: the embeddings of all objects are nearly equal (mean cosine 0.98), because
-all objects are equally likely in a call. `tools2` therefore starts with easy tasks that copy objects,
-so that it learns to distinguish them; `tools3` mixes words and tool calls in equal shares.
+but with arbitrary objects: the embeddings of all objects are nearly equal (mean cosine 0.98),
+because all objects are equally likely in a call. `tools2` therefore starts with easy tasks that
+copy objects, so that it learns to distinguish them; `tools3` mixes words and tool calls in equal
+shares.
 """
 
 import dataclasses

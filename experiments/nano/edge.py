@@ -3,9 +3,10 @@
     lorage pretrain experiments/nano/edge.py          # 6000 steps -> runs/nano_edge/model
     lorage pretrain experiments/nano/edge.py:tools    # 3000 more  -> runs/nano_edge_tools/model
 
-Hardware: two CPU cores. Wall time: about two hours for the first stage, at 1.2 s per step (1.0 s with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1, on glibc); the second stage was not timed. Expected result: the edge with the prompt in context of `experiments/results/nano.md`;
-curves in `experiments/results/nano_curves.png`.
+Hardware: two CPU cores. Wall time: about two hours for the first stage, at 1.2 s per step (1.0 s
+with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, on glibc); the second stage was not timed. Expected
+result: the edge with the prompt in context of `experiments/results/nano.md`; curves in
+`experiments/results/nano_curves.png`.
 
 The model learns the built-in tasks, mostly with the system prompt in its context, and a little
 English; the second stage is mostly tool calls. LORAGE_SHARED is the folder that holds `data/text`

@@ -9,8 +9,8 @@ for each `seed*`, 11 for each `lora*`, 1 for `time`. Expected result: experiment
 The pair is the bundled one; lorage_jax/nano/README.md says how it was made. The table has parts,
 one file each in results/nano: `base` (methods without training), `seed*` (a generator), `lora*` (a
 LoRA trained without prompts) and `time`. A part without a file is trained and measured, so the
-command continues where it was interrupted, and several processes may measure different parts. A file
-that was measured with other weights, data or settings is an error.
+command continues where it was interrupted, and several processes may measure different parts. A
+file that was measured with other weights, data or settings is an error.
 """
 
 from __future__ import annotations

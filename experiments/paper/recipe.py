@@ -1,7 +1,7 @@
 """The recipe that the paper's three models share (arXiv 2506.11638).
 
-The cloud is LLaMA3-8B. A batch has 64 rows of at most 2048 tokens, and training takes four epochs of
-the six training sets.
+The cloud is LLaMA3-8B. A batch has 64 rows of at most 2048 tokens, and training takes four epochs
+of the six training sets.
 
 LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub
 (default: models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)` and
