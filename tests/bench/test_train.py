@@ -29,6 +29,7 @@ def test_training_steps_are_of_the_same_rows(monkeypatch):
         return dataclasses.replace(program, step=run)
 
     monkeypatch.setattr(train, "build_step", watched)
+    monkeypatch.setattr(train, "QUERIES", (1, 8))  # the ends: each is a program of its own
     cloud = family_decoder("llama", layers=3, **SIZES)
     result = train.bench_train(
         CONFIG,
@@ -40,12 +41,12 @@ def test_training_steps_are_of_the_same_rows(monkeypatch):
         repeats=1,
         dtype="float32",
     )
-    assert [prompts[1] for prompts, *_ in seen] == [64, 32, 16, 8] * 2
+    assert [prompts[1] for prompts, *_ in seen] == [64, 8] * 2
     assert {queries for _, queries, *_ in seen} == {(1, 64, 16)}
-    assert [step for *_, step, _ in seen] == list(range(1, 9))
+    assert [step for *_, step, _ in seen] == list(range(1, 5))
     assert all(np.log(SIZES["vocab_size"]) * 0.5 < loss < 20 for *_, loss in seen)
-    shares = [result[f"q{q}_cloud_share_of_arithmetic"] for q in (1, 2, 4, 8)]
+    shares = [result[f"q{q}_cloud_share_of_arithmetic"] for q in (1, 8)]
     work = [share / (1 - share) for share in shares]  # beside the edge's
-    np.testing.assert_allclose(work, [work[0] / q for q in (1, 2, 4, 8)], rtol=1e-6)
+    np.testing.assert_allclose(work, [work[0] / q for q in (1, 8)], rtol=1e-6)
     rates = [result[f"q{q}_edge_tokens_per_second"] for q in (8, 1)]
     assert result["ratio_q8_to_q1"] == pytest.approx(rates[0] / rates[1])

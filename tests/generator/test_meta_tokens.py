@@ -1,6 +1,7 @@
 """What the cloud makes of a prompt does not depend on what stands beside it."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,9 @@ def test_packed_prompts_are_read_as_alone(monkeypatch, hidden_layer, window, ker
     reader = CloudReader(config, cloud, layout=layout)
     trained = {"meta": meta, "adapters": adapters}
 
+    @partial(jax.jit, static_argnums=0)
     def read(per_row, **arrays):
-        rows = Rows(**{name: jnp.asarray(x) for name, x in arrays.items()})
-        return reader.read(params, trained, Prompts((rows,), per_row))
+        return reader.read(params, trained, Prompts((Rows(**arrays),), per_row))
 
     tokens, mask = left_pad(prompts, 32)
     alone = read(1, tokens=tokens, mask=mask)

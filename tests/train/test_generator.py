@@ -42,7 +42,7 @@ def test_it_learns_and_leaves_a_generator(experiment):
 
 
 def test_frozen_weights_are_not_in_the_state(experiment):
-    result = train(experiment(steps=3), progress=False)
+    result = train(experiment(), progress=False)
     parts = {name.split(".")[0] + "." + name.split(".")[1] for name in tensors(result)}
     assert parts == {
         "trained.meta",
@@ -66,32 +66,31 @@ def interrupt_at(monkeypatch, step):
 
 @pytest.mark.parametrize("routing", ["topk", "gumbel"])
 def test_resume_is_bit_exact(experiment, monkeypatch, tmp_path, routing):
-    """20 steps = 10 steps + kill + 10 steps, with dropout, noise and shuffled data."""
-    settings = {"steps": 20, "generator": {"routing": routing}}
+    """6 steps = 4 steps + kill + 2 steps, with dropout, noise and data shuffled every 5 steps."""
+    settings = {"save_every": 2, "generator": {"routing": routing}}
     whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 13)
+        interrupt_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             train(experiment(**settings), progress=False)
     assert not (Path(experiment().out) / "generator").exists()
     second = train(experiment(**settings), resume=True, progress=False)
-    assert second.first_step == 10
-    assert second.losses == whole.losses[10:]
+    assert second.first_step == 4
+    assert second.losses == whole.losses[4:]
     assert_same(tensors(whole), tensors(second))
 
 
-def test_meshes_agree(experiment, tmp_path):
+@pytest.mark.parametrize("other", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)])
+def test_meshes_agree(experiment, tmp_path, other):
     losses = {}
-    for shape in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+    for shape in ((8, 1, 1), other):
         config = experiment(
             out=str(tmp_path / "-".join(map(str, shape))),
             mesh=MeshConfig(*shape),
             generator={"dropout": 0.0},
-            steps=4,
         )
         losses[shape] = [loss for _, loss in train(config, progress=False).losses]
-    for shape, values in losses.items():
-        np.testing.assert_allclose(values, losses[8, 1, 1], rtol=2e-5, err_msg=str(shape))
+    np.testing.assert_allclose(losses[other], losses[8, 1, 1], rtol=2e-5)
 
 
 def test_accumulation_is_the_same_step(experiment, tmp_path):

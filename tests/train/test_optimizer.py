@@ -79,7 +79,7 @@ def muon(params, gradient, **changes):
     settings = {"warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0} | changes
     config = OptimizerConfig(0.1, "muon", **settings)
     optimizer = make_optimizer(config, 10, model_leaves(EDGE))
-    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    update, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
     return update
 
 
