@@ -15,7 +15,7 @@ CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
 
 
 def installed() -> bool:
-    """Whether the package is there."""
+    """True if the package is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 

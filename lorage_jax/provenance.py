@@ -1,4 +1,4 @@
-"""Where a result came from: command, versions, commit and machine, so that it can be made again."""
+"""Provenance of a result: command, versions, commit and machine, so that it can be made again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
     import jax  # heavy, and a command line that only parses does without it
 
     return {

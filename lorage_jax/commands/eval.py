@@ -78,7 +78,7 @@ def run(options: Eval) -> dict[str, Any]:
 
 
 def progress_path(result: Path | None) -> Path | None:
-    """Where finished requests are kept until the result is written."""
+    """The file that keeps finished requests until the result is written."""
     return None if result is None else result.with_name(result.name + ".progress")
 
 
