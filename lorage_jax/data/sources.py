@@ -20,7 +20,8 @@ import numpy as np
 from lorage_jax.config import Source
 from lorage_jax.data.batches import Group
 from lorage_jax.data.records import Record, Row, read_bytes, read_rows, to_record
-from lorage_jax.data.tasks import get_task, sample_bank, task_prompt
+from lorage_jax.data.task_table import get_task
+from lorage_jax.data.tasks import sample_bank, task_prompt
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import DataError
 from lorage_jax.fields import to_dict

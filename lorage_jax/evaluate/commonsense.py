@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lorage_jax.data.tasks import TASKS
+from lorage_jax.data.task_table import TASKS, paper_tasks
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.arms import (
     Answered,
@@ -53,8 +53,8 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 
-SEEN = ("arc_challenge", "arc_easy", "openbookqa", "boolq", "social_iqa")
-UNSEEN = ("hellaswag", "winogrande", "piqa")  # the paper trains on none of them
+SEEN = tuple(task.name for task in paper_tasks() if task.seen)
+UNSEEN = tuple(task.name for task in paper_tasks() if not task.seen)
 MAIN, MODEL = "lora_gen", "model"
 FEWEST_TASKS = 4  # whose mean gates are the mean of many prompts
 AS_IT_IS = "the model as it is, lm-eval's own few-shot prompt in its context"

@@ -11,14 +11,16 @@ import copy
 import difflib
 import functools
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorage_jax.data.records import Row, file_digest, read_rows, require_text
-from lorage_jax.data.tasks import Example, choice_example, gsm8k_example
+from lorage_jax.data.records import Row, file_digest, read_rows
+from lorage_jax.data.task_table import TASKS
 from lorage_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 NAMES = {
@@ -27,116 +29,11 @@ NAMES = {
     "test": ("test",),
 }
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def _arc(row: Row, where: str) -> Row:
-    example = choice_example(row, where)
-    letters = list(LETTERS[: len(example.choices)])
-    choices = {"text": list(example.choices), "label": letters}
-    question = require_text(row, "question", where)
-    return {"question": question, "choices": choices, "answerKey": letters[example.label]}
-
-
-def _openbookqa(row: Row, where: str) -> Row:
-    values = _arc(row, where)
-    return {"question_stem": values.pop("question"), **values}
-
-
-def _exactly(row: Row, where: str, count: int) -> Example:
-    """The row as an Example with as many choices as the task's definition reads."""
-    example = choice_example(row, where)
-    if len(example.choices) != count:
-        raise DataError(f"{where}: {len(example.choices)} choices; this task has {count}.")
-    return example
-
-
-def _boolq(row: Row, where: str) -> Row:
-    example = _exactly(row, where, 2)
-    answer = example.target.strip().lower()
-    if answer not in ("no", "yes"):
-        raise DataError(f"{where}: the answer is {example.target!r}; expected no or yes.")
-    label = int(answer == "yes")
-    # The definition adds the question mark, which the Hub's questions lack.
-    question = require_text(row, "question", where).removesuffix("?")
-    return {"passage": require_text(row, "passage", where), "question": question, "label": label}
-
-
-def _social_iqa(row: Row, where: str) -> Row:
-    example = _exactly(row, where, 3)
-    answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=True)}
-    texts = {name: require_text(row, name, where) for name in ("context", "question")}
-    return {**texts, **answers, "label": str(example.label + 1)}
-
-
-def _piqa(row: Row, where: str) -> Row:
-    example = _exactly(row, where, 2)
-    goal = require_text(row, "question", where)
-    return {"goal": goal, "sol1": example.choices[0], "sol2": example.choices[1],
-            "label": example.label}  # fmt: skip
-
-
-def _winogrande(row: Row, where: str) -> Row:
-    example = _exactly(row, where, 2)
-    sentence = require_text(row, "question", where)
-    if "_" not in sentence:
-        raise DataError(f"{where}: the sentence has no blank; expected a _ in {sentence[:60]!r}.")
-    return {"sentence": sentence, "option1": example.choices[0], "option2": example.choices[1],
-            "answer": str(example.label + 1)}  # fmt: skip
-
-
-def _hellaswag(row: Row, where: str) -> Row:
-    """The local text is `activity: context`; the Hub's has its last, unfinished sentence apart."""
-    example = choice_example(row, where)
-    activity, colon, context = require_text(row, "question", where).partition(": ")
-    if not colon:
-        activity, context = "", activity
-    whole, rest = _last_sentence(context)
-    return {
-        "activity_label": activity,
-        "ctx_a": whole,
-        "ctx_b": rest,
-        "ctx": context,
-        "endings": list(example.choices),
-        "label": str(example.label),
-    }
-
-
-def _gsm8k(row: Row, where: str) -> Row:
-    gsm8k_example(row, where)  # an answer with its final number is there
-    return {"question": row["question"], "answer": row["answer"]}
-
-
-def _last_sentence(text: str) -> tuple[str, str]:
-    text = text.strip()
-    if text.endswith((".", "!", "?")):
-        return text, ""
-    parts = re.split(r"(?<=[.!?]) ", text)
-    return " ".join(parts[:-1]), parts[-1]
-
-
-# What marks a row that has the Hub's layout, and how a local one gets it.
-LAYOUTS: dict[str, tuple[str, Callable[[Row, str], Row]]] = {
-    "arc_challenge": ("answerKey", _arc),
-    "arc_easy": ("answerKey", _arc),
-    "openbookqa": ("question_stem", _openbookqa),
-    "boolq": ("idx", _boolq),
-    "social_iqa": ("answerA", _social_iqa),
-    "piqa": ("sol1", _piqa),
-    "winogrande": ("option1", _winogrande),
-    "hellaswag": ("endings", _hellaswag),
-    "gsm8k": ("", _gsm8k),
-}
-
-
-# Folders of lm-eval that define these tasks: indexing all of its thousands takes long.
-FOLDERS = ("arc", "openbookqa", "super_glue/boolq", "siqa", "hellaswag", "winogrande", "piqa",
-           "gsm8k")  # fmt: skip
 
 
 @functools.cache
-def _manager(everything: bool) -> Any:
-    """lm-eval's index of its definitions. ConfigError when lm-eval is not installed."""
+def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
+    """Index lm-eval's definitions. Raises ConfigError if lm-eval is not installed."""
     try:
         import lm_eval.tasks
     except ImportError:
@@ -147,8 +44,16 @@ def _manager(everything: bool) -> Any:
     # It warns of settings that tasks leave to their defaults.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     home = Path(lm_eval.tasks.__file__).parent
-    paths = None if everything else [home / folder for folder in FOLDERS]
-    return lm_eval.tasks.TaskManager(include_path=paths, include_defaults=everything)
+    paths: list[str | Path] = [home / folder for folder in folders]
+    return lm_eval.tasks.TaskManager(include_path=paths or None, include_defaults=everything)
+
+
+def _manager(everything: bool) -> TaskManager:
+    """lm-eval's definitions of the described tasks, or of all: thousands, which takes long."""
+    own = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
+    if everything:  # lm-eval finds its own folders
+        own = tuple(folder for folder in own if Path(folder).is_absolute())
+    return _index(own, everything)
 
 
 def _known(everything: bool) -> list[str]:
@@ -292,14 +197,14 @@ def _file(folder: Path, split: str) -> Path | None:
 
 
 def _read(name: str, path: Path) -> list[Row]:
-    marker, convert = LAYOUTS.get(name, (None, None))
+    task = TASKS.get(name)
     rows = []
     for where, row in read_rows(path):
-        if convert is None:
+        if task is None:
             rows.append(row)
-        elif marker in row:
-            choice_example(row, where)  # an answer is there and in range
+        elif task.hub_field in row:
+            task.to_example(row, where)  # an answer is there and in range
             rows.append(row)
         else:
-            rows.append(convert(row, where))
+            rows.append(task.to_hub(row, where))
     return rows

@@ -12,7 +12,9 @@ from random import Random
 from typing import Any
 
 from lorage_jax.data.records import Row
-from lorage_jax.data.tasks import TASKS, Example, Task
+from lorage_jax.data.task_rows import Example
+from lorage_jax.data.task_table import TASKS
+from lorage_jax.data.tasks import Task
 from lorage_jax.data.templates import (
     cloud_prompt,
     edge_prompt,
@@ -22,16 +24,6 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
-
-# Tasks whose prompts say nearly the same: one is no control of another.
-KINDS: dict[str, str] = dict.fromkeys(
-    ("arc_challenge", "arc_easy", "openbookqa"), "science questions"
-)
-
-
-def kind(name: str) -> str:
-    """The kind of a task's questions: its own name, unless several tasks share it."""
-    return KINDS.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ def partner(name: str, names: Sequence[str]) -> str:
     def after(order: Sequence[str]) -> list[str]:
         at = list(order).index(name)
         turned = [*order[at + 1 :], *order[:at]]
-        return [other for other in turned if kind(other) != kind(name)]
+        return [other for other in turned if TASKS[other].kind != TASKS[name].kind]
 
     return (after(names) or after(list(TASKS)))[0]
 
@@ -108,7 +100,7 @@ def edge_text(name: str, template: str, system: str | None = None) -> dict[str, 
             return edge_prompt(example.user)
         return edge_prompt_with_system(system, example.user)
 
-    if name == "gsm8k":
+    if task.free_text:
         return {"doc_to_text": asked(prompt), "doc_to_target": asked(lambda e: e.target)}
     return {
         "doc_to_text": asked(prompt),

@@ -8,28 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorage_jax.data.task_table import paper_tasks
+
 SOURCE = "LoRA-Gen, arXiv 2506.11638"
 
 
-@dataclass(frozen=True)
-class Task:
-    """A column of Table 2. `seen` is True if the generator trains on the task's train split."""
-
-    name: str  # in lm-evaluation-harness
-    short: str  # in the paper's column
-    seen: bool
-
-
-TASKS = (
-    Task("arc_challenge", "ARC-c", True),
-    Task("arc_easy", "ARC-e", True),
-    Task("openbookqa", "OBQA", True),
-    Task("boolq", "BoolQ", True),
-    Task("social_iqa", "SIQA", True),
-    Task("hellaswag", "HellaS", False),
-    Task("winogrande", "WinoG", False),
-    Task("piqa", "PIQA", False),
-)
+TASKS = paper_tasks()  # the columns of Table 2
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_told_before_any_work(world, refuse, data, tmp_path
 def test_without_lm_eval_it_is_said(world, refuse, data, tmp_path, monkeypatch):
     from lorage_jax.evaluate import local_tasks
 
-    local_tasks._manager.cache_clear()
+    local_tasks._index.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     refuse(*model_args(world, data, tmp_path), says=r'pip install "lorage_jax\[eval\]"')

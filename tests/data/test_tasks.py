@@ -6,7 +6,9 @@ from random import Random
 import pytest
 
 from lorage_jax.data.records import read_rows
-from lorage_jax.data.tasks import TASKS, Example, get_task, sample_bank, task_prompt
+from lorage_jax.data.task_rows import Example
+from lorage_jax.data.task_table import TASKS, get_task
+from lorage_jax.data.tasks import sample_bank, task_prompt
 from lorage_jax.errors import DataError
 
 ARC = {"id": "1", "question": "Why?", "choices": ["a", "b", "c"], "label": 1}

@@ -8,7 +8,9 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
-from lorage_jax.data.tasks import TASKS as DESCRIBED
+from lorage_jax.data.task_rows import choice_example
+from lorage_jax.data.task_table import TASKS as DESCRIBED
+from lorage_jax.data.tasks import Task
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import CONTROLS
@@ -21,8 +23,9 @@ from lorage_jax.evaluate.commonsense import (
     summary,
 )
 from lorage_jax.evaluate.harness import LorageLM
-from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.evaluate.local_tasks import TaskData, check_names
 from lorage_jax.evaluate.paired import Gap
+from lorage_jax.evaluate.protocol import partner
 from lorage_jax.evaluate.results import EvalResult, TaskScore
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
@@ -203,6 +206,66 @@ def test_samples_that_do_not_fit_the_cloud_are_left_out(generator, edge, data):
 def test_a_task_without_a_description_is_refused(generator, edge, data):
     with pytest.raises(ConfigError, match="needs a description of mmlu; there are those of arc"):
         run_all(generator, edge, data, ["mmlu"])
+
+
+YAML = """task: rhymes
+dataset_path: nobody/has_it
+output_type: multiple_choice
+training_split: train
+test_split: test
+doc_to_text: "{{asked}}"
+doc_to_choice: "{{options}}"
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+
+
+def test_a_new_task_is_one_row_of_the_table(generator, edge, tmp_path, monkeypatch):
+    """Registered, it is read from local files, described, scored, and paired with a control."""
+
+    def to_hub(row, where):
+        example = choice_example(row, where)
+        return {"asked": example.user, "options": list(example.choices), "answer": example.label}
+
+    def to_example(row, where):
+        row = {"question": row["asked"], "choices": row["options"], "label": row["answer"]}
+        return choice_example(row, where)
+
+    task = Task(
+        "rhymes",
+        ("Say the word that rhymes.",),
+        to_example,
+        to_hub,
+        hub_field="asked",
+        folder=str(tmp_path / "definition"),
+        shared_kind="science questions",
+    )
+    (tmp_path / "definition").mkdir()
+    (tmp_path / "definition" / "rhymes.yaml").write_text(YAML)
+    folder = write_tasks(tmp_path / "data", records=3)
+    (folder / "rhymes").mkdir()
+    for split in ("train", "test"):
+        rows = [{"question": f"Cat {i}?", "choices": ["hat", "dog"], "label": 0} for i in range(3)]
+        rows[2] = {"asked": "Sun?", "options": ["moon", "fun"], "answer": 1}  # as lm-eval reads it
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "rhymes" / f"{split}.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match="no task 'rhymes'"):
+        check_names(["rhymes"])
+
+    monkeypatch.setitem(DESCRIBED, "rhymes", task)
+    check_names(["rhymes"])
+    data = TaskData(str(folder))
+    docs = list(data.load("rhymes", 0).eval_docs)
+    assert [doc["asked"] for doc in docs] == ["Cat 0?", "Cat 1?", "Sun?"]
+    assert partner("rhymes", ["rhymes", "arc_easy", "piqa"]) == "piqa"  # of another kind
+    found, samples = run_all(
+        generator, edge, data, ["rhymes", "arc_easy"], baseline=False, controls=True
+    )
+    assert found.cards["rhymes"].about["prompt"].startswith("Say the word that rhymes.")
+    assert len(lls(samples, "lora_gen", "rhymes")) == 3
+    assert found.arms["lora_gen"].tasks["rhymes"].n == 3
+    other = found.arms["shuffled"].tasks["rhymes"].facts["prompt_of"]
+    assert DESCRIBED[other].kind != task.kind
 
 
 def test_means_over_the_eight():

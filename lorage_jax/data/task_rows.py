@@ -1,0 +1,190 @@
+"""Rows of tasks as examples, and local rows in the layouts that the Hub serves.
+
+The edge sees the question, never the list of choices; the answer is the text of the right
+choice. Evaluation scores the text of every choice instead (`Example.choices`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lorage_jax.data.records import Row, require_text
+from lorage_jax.errors import DataError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a task. `choices` is empty where the answer is free text."""
+
+    user: str
+    target: str
+    choices: tuple[str, ...] = ()
+    label: int = 0
+
+
+def choice_example(row: Row, where: str) -> Example:
+    """Convert a multiple-choice row, {question, choices, label} or a Hub layout, to an Example.
+
+    `context` or `passage` precedes the question. Raises DataError naming `where` if a field is
+    missing, there are fewer than two choices or no answer, or the label is out of range.
+    """
+    row = _from_hub(row)
+    lines = [require_text(row, name, where) for name in ("passage", "context") if name in row]
+    question = require_text(row, "question", where)
+    lines.append(f"Question: {question}" if "passage" in row else question)
+    choices = row.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise DataError(
+            f"{where}: choices is {choices!r}; expected a list of two or more texts "
+            f"(found the fields {', '.join(row)})."
+        )
+    names = {f"choice {number}": choice for number, choice in enumerate(choices)}
+    texts = tuple(require_text(names, name, where) for name in names)
+    label = row.get("label")
+    if label is None:
+        raise DataError(f"{where}: the answer is missing; expected label, found {', '.join(row)}.")
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(texts):
+        raise DataError(
+            f"{where}: label is {label!r}; expected 0 to {len(texts) - 1} ({len(texts)} choices)."
+        )
+    return Example("\n".join(lines), texts[label], texts, label)
+
+
+def gsm8k_example(row: Row, where: str) -> Example:
+    """Convert a {question, answer} row: drop calculator marks `<<...>>`, keep `#### number`."""
+    question, answer = require_text(row, "question", where), require_text(row, "answer", where)
+    if "####" not in answer:
+        raise DataError(f"{where}: the answer has no final number behind `####`.")
+    first, *parts = answer.split("<<")
+    return Example(question, first + "".join(part.split(">>", 1)[-1] for part in parts))
+
+
+def _from_hub(row: Row) -> Row:
+    """Convert a row of an official data set to {question, choices, label}; keep other rows."""
+    if isinstance(row.get("choices"), dict):  # ARC, OpenBookQA
+        texts, letters = row["choices"].get("text", []), row["choices"].get("label", [])
+        key = row.get("answerKey")
+        label = letters.index(key) if key in letters else None
+        question = row.get("question", row.get("question_stem"))
+        return {"question": question, "choices": list(texts), "label": label}
+    if "sol1" in row:  # PIQA
+        choices = [row["sol1"], row.get("sol2")]
+        return {"question": row.get("goal"), "choices": choices, "label": row.get("label")}
+    if "option1" in row:  # WinoGrande: "1" or "2"
+        choices = [row["option1"], row.get("option2")]
+        label = _number(row.get("answer"), -1)
+        return {"question": row.get("sentence"), "choices": choices, "label": label}
+    if "answerA" in row:  # Social IQa: "1" to "3"
+        choices = [row.get(f"answer{letter}") for letter in "ABC"]
+        rest = {name: row.get(name) for name in ("context", "question")}
+        return {**rest, "choices": choices, "label": _number(row.get("label"), -1)}
+    if "endings" in row:  # HellaSwag
+        question = f"{row.get('activity_label', '')}: {row.get('ctx', '')}".removeprefix(": ")
+        label = _number(row.get("label"), 0)
+        return {"question": question, "choices": list(row["endings"]), "label": label}
+    if "passage" in row and "choices" not in row:  # BoolQ, alone or in SuperGLUE
+        rest = {name: row[name] for name in ("passage", "question") if name in row}
+        answer = row.get("answer")
+        label = int(answer) if isinstance(answer, bool) else row.get("label")
+        return {**rest, "choices": ["no", "yes"], "label": label}
+    return row
+
+
+def _number(text: object, shift: int) -> int | None:
+    # An empty string marks the hidden labels of a test split.
+    return int(str(text)) + shift if str(text).isdigit() else None
+
+
+def arc_row(row: Row, where: str) -> Row:
+    """Convert a row to the Hub's layout of ARC."""
+    example = choice_example(row, where)
+    letters = list(LETTERS[: len(example.choices)])
+    choices = {"text": list(example.choices), "label": letters}
+    question = require_text(row, "question", where)
+    return {"question": question, "choices": choices, "answerKey": letters[example.label]}
+
+
+def openbookqa_row(row: Row, where: str) -> Row:
+    """Convert a row to the Hub's layout of OpenBookQA."""
+    values = arc_row(row, where)
+    return {"question_stem": values.pop("question"), **values}
+
+
+def _exactly(row: Row, where: str, count: int) -> Example:
+    """Convert the row to an Example and check that it has `count` choices."""
+    example = choice_example(row, where)
+    if len(example.choices) != count:
+        raise DataError(f"{where}: {len(example.choices)} choices; this task has {count}.")
+    return example
+
+
+def boolq_row(row: Row, where: str) -> Row:
+    """Convert a row to the layout of BoolQ in SuperGLUE."""
+    example = _exactly(row, where, 2)
+    answer = example.target.strip().lower()
+    if answer not in ("no", "yes"):
+        raise DataError(f"{where}: the answer is {example.target!r}; expected no or yes.")
+    label = int(answer == "yes")
+    # The definition adds the question mark, which the Hub's questions lack.
+    question = require_text(row, "question", where).removesuffix("?")
+    return {"passage": require_text(row, "passage", where), "question": question, "label": label}
+
+
+def social_iqa_row(row: Row, where: str) -> Row:
+    """Convert a row to the Hub's layout of Social IQa."""
+    example = _exactly(row, where, 3)
+    answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=True)}
+    texts = {name: require_text(row, name, where) for name in ("context", "question")}
+    return {**texts, **answers, "label": str(example.label + 1)}
+
+
+def piqa_row(row: Row, where: str) -> Row:
+    """Convert a row to the Hub's layout of PIQA."""
+    example = _exactly(row, where, 2)
+    goal = require_text(row, "question", where)
+    return {"goal": goal, "sol1": example.choices[0], "sol2": example.choices[1],
+            "label": example.label}  # fmt: skip
+
+
+def winogrande_row(row: Row, where: str) -> Row:
+    """Convert a row to the Hub's layout of WinoGrande."""
+    example = _exactly(row, where, 2)
+    sentence = require_text(row, "question", where)
+    if "_" not in sentence:
+        raise DataError(f"{where}: the sentence has no blank; expected a _ in {sentence[:60]!r}.")
+    return {"sentence": sentence, "option1": example.choices[0], "option2": example.choices[1],
+            "answer": str(example.label + 1)}  # fmt: skip
+
+
+def hellaswag_row(row: Row, where: str) -> Row:
+    """Split `activity: context`, and the context's last, unfinished sentence as the Hub does."""
+    example = choice_example(row, where)
+    activity, colon, context = require_text(row, "question", where).partition(": ")
+    if not colon:
+        activity, context = "", activity
+    whole, rest = _last_sentence(context)
+    return {
+        "activity_label": activity,
+        "ctx_a": whole,
+        "ctx_b": rest,
+        "ctx": context,
+        "endings": list(example.choices),
+        "label": str(example.label),
+    }
+
+
+def gsm8k_row(row: Row, where: str) -> Row:
+    """Check a row, and keep the fields of the Hub's layout of GSM8K."""
+    gsm8k_example(row, where)  # an answer with its final number is there
+    return {"question": row["question"], "answer": row["answer"]}
+
+
+def _last_sentence(text: str) -> tuple[str, str]:
+    text = text.strip()
+    if text.endswith((".", "!", "?")):
+        return text, ""
+    parts = re.split(r"(?<=[.!?]) ", text)
+    return " ".join(parts[:-1]), parts[-1]
