@@ -37,7 +37,6 @@ ENCODINGS = ("harness", "trained")
 Job = tuple[list[int], tuple[str, ...], int]  # token ids, stop strings, most new tokens
 
 
-@register_model("lorage")
 class LorageLM(TemplateLM):
     """A loaded `Model`, or the Hugging Face folder of one, that answers lm-eval's requests.
 
@@ -108,9 +107,9 @@ class LorageLM(TemplateLM):
         """As the `hf` model: the tokenizer's own special tokens, but no second bos."""
         if self.encoding == "trained":
             return encode(self.tokenizer, string, bos=add_special_tokens is not False)
-        options: dict[str, Any] = (
-            {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        )
+        options: dict[str, bool] = {}
+        if add_special_tokens is not None:
+            options["add_special_tokens"] = add_special_tokens
         first = self.prefix_token_id
         known = add_special_tokens is None and first is not None
         if known and string.startswith(self.tokenizer.decode(first)):
@@ -131,7 +130,7 @@ class LorageLM(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: list[tuple[Any, list[int], list[int]]], **_options: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
         size, room = self.model.config.vocab_size, self.max_length
@@ -189,7 +188,7 @@ class LorageLM(TemplateLM):
 
     def room(self, settings: dict[str, Any]) -> int:
         """Tokens of context that these settings of generation leave. DataError for none."""
-        limit = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+        limit = self._settings(settings)["max_gen_toks"]
         if limit >= self.max_length:
             raise DataError(
                 f"{limit} new tokens are asked for; this model's context is {self.max_length}. "
@@ -197,9 +196,12 @@ class LorageLM(TemplateLM):
             )
         return self.max_length - limit
 
+    def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+
     def _job(self, context: str, settings: dict[str, Any]) -> Job:
         """(token ids, stop strings, most new tokens) of a request."""
-        values = normalize_gen_kwargs(settings, self.max_gen_toks)
+        values = self._settings(settings)
         if values.get("do_sample"):
             raise ConfigError("this model answers greedily; a task that samples is not supported.")
         eos = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
@@ -235,6 +237,10 @@ class LorageLM(TemplateLM):
         self.counts["truncated"] += cut
 
 
+# As a call: the decorator's type would make the class a plain `LM`.
+register_model("lorage")(LorageLM)
+
+
 def _text_of(tokenizer: Any) -> str:
     """What a tokenizer makes of token ids, as one string."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -257,7 +263,7 @@ def run_tasks(
     for task in tasks.values():
         task.set_fewshot_seed(seed=seed)
     with _quiet():
-        found = evaluate(lm=model, task_dict={"tasks": tasks}, limit=limit, log_samples=True)
+        found: Any = evaluate(lm=model, task_dict={"tasks": tasks}, limit=limit, log_samples=True)
     metrics = {}
     for name in tasks:
         values = {key: v for key, v in found["results"][name].items() if "," in key}
