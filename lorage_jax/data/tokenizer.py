@@ -1,21 +1,31 @@
-"""A tokenizer of one's own, for models that are pretrained from scratch."""
+"""Training a tokenizer, for models that are pretrained from scratch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lorage_jax.errors import ConfigError
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, bos: bool, family: str = "llama") -> Any:
-    """A byte-level BPE tokenizer of these texts; ids 0, 1 and (with `bos`) 2: pad, end, begin.
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int, bos: bool, like: Tokenizer | None = None
+) -> Any:
+    """Trains a byte-level BPE tokenizer.
 
-    It may have fewer than `vocab_size` tokens when the texts are few. `family`: of the model whose
-    folder it will be saved in, as transformers reads a qwen2 folder's tokenizer in its own way.
+    Args:
+        texts: what it learns from; with few texts it may have fewer than `vocab_size` tokens.
+        vocab_size: number of tokens, special ones included.
+        bos: add a begin token. Ids 0, 1 and 2 are pad, end and begin.
+        like: normalise and split texts as this tokenizer does. Needed for model families whose
+            tokenizer class in transformers brings its own rules, whatever tokenizer.json holds.
+
+    Raises ConfigError if `vocab_size` leaves no room for the bytes.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "</s>"] + ["<s>"] * bos
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -26,10 +36,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, bos: bool, family: st
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if family == "qwen2":
-        # Whatever tokenizer.json says, the loaded one will split texts like this.
-        qwen = Qwen2Tokenizer().backend_tokenizer
-        tokenizer.normalizer, tokenizer.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    if like is not None:
+        tokenizer.normalizer, tokenizer.pre_tokenizer = like.normalizer, like.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -43,6 +51,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, bos: bool, family: st
         pad_token="<pad>",
         eos_token="</s>",
         **({"bos_token": "<s>"} if bos else {}),
-        # Never used, but without one of ours transformers would add its own as a new id.
-        **({"unk_token": "</s>"} if family == "qwen2" else {}),
+        # Never used, but such a class would otherwise add an unknown token of its own.
+        **({"unk_token": "</s>"} if like is not None else {}),
     )

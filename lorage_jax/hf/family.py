@@ -51,6 +51,8 @@ class Family:
         rows: the tensors of the layer's leaves that differ from llama's, by leaf name.
         shapes: named model shapes, for benchmarks without downloads.
         known: last part of a model's name on the Hub -> its name in `shapes`.
+        tokenizer: a tokenizer whose normaliser and splitting rules the family's class in
+            transformers imposes on every tokenizer.json; None if it imposes none.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Family:
     rows: Mapping[str, Row] = field(default_factory=dict)
     shapes: Mapping[str, ModelConfig] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Callable[[], Any] | None = None
 
 
 _REGISTRY: dict[str, Family] = {}

@@ -34,7 +34,7 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
-from lorage_jax.hf.family import to_values
+from lorage_jax.hf.family import get_family, to_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder, Output
@@ -122,7 +122,9 @@ def _beginning(
     model = config.model
     if not config.init:
         texts = documents.texts(config.tokenizer_documents)
-        tokenizer = train_tokenizer(texts, model.vocab_size, model.bos_id is not None, model.family)
+        rules = get_family(model.family).tokenizer
+        like = None if rules is None else rules()
+        tokenizer = train_tokenizer(texts, model.vocab_size, model.bos_id is not None, like)
         model = dataclasses.replace(
             model,
             vocab_size=len(tokenizer),

@@ -143,6 +143,7 @@ def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options,
         (("flops", "--cloud-config", "nowhere"), "nowhere is not a folder"),
         (("flops", "--edge-config", "."), "no config.json"),
         (("flops", "--shape", "gemma2-2b", "--edge-config", "."), "give one of them"),
+        (("flops", "--shape", "gemma9"), "--shape is 'gemma9'; expected one of gemma2-2b, "),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, capsys, args, says):

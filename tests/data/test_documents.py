@@ -8,6 +8,7 @@ from random import Random
 import jax
 import numpy as np
 import pytest
+from transformers import Qwen2Tokenizer
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
 from lorage_jax.data.documents import Document, Documents, pack_documents
@@ -300,7 +301,7 @@ def test_corpora_come_and_go_by_step():
     config = pretrain_config(easy, words)
     assert config.stages() == [0, 3, 6]
     documents = Documents(config, 0)
-    tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
+    tokenizer = train_tokenizer(documents.texts(40), 400, False, Qwen2Tokenizer().backend_tokenizer)
     stream = iter(documents.batches(tokenizer))
     batches = [next(stream) for _ in range(12)]
     ids = [batch.group_ids.tolist() for batch in batches]
@@ -322,7 +323,7 @@ def test_corpora_keep_their_weights_in_every_stage():
     )
     config = pretrain_config(*corpora)
     documents = Documents(config, 0)
-    tokenizer = train_tokenizer(documents.texts(40), 400, False, family="qwen2")
+    tokenizer = train_tokenizer(documents.texts(40), 400, False, Qwen2Tokenizer().backend_tokenizer)
     stream = iter(documents.batches(tokenizer))
     found = [int(next(stream).group_ids[0]) // SYNTHETIC_EPOCH for _ in range(4 + 16)]
     assert found[:4] == [0] * 4 and Counter(found[4:]) == {1: 4, 2: 12}

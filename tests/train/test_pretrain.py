@@ -20,7 +20,7 @@ from lorage_jax.data.templates import encode
 from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.files.safetensors import read_tensors
-from lorage_jax.hf.family import family_decoder
+from lorage_jax.hf.family import family_decoder, get_family
 from lorage_jax.hf.load import load_tokenizer
 from lorage_jax.train.pretrain import pretrain
 from lorage_jax.train.watch import read_logs
@@ -197,7 +197,8 @@ def test_a_saved_tokenizer_reads_as_it_was_trained(tmp_path, family, bos):
         'call("x", 365) -> [1, 22]',
         "don't (or\n\n",
     ]
-    tokenizer = train_tokenizer(texts * 3, 400, bos, family)
+    rules = get_family(family).tokenizer
+    tokenizer = train_tokenizer(texts * 3, 400, bos, rules and rules())
     hf_config(family).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -40,8 +40,9 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeShape(Measured):
-    shape: Literal["tinyllama", "qwen2-1.5b", "gemma2-2b"] = "tinyllama"
-    """Shape of the edge. Weights are random: run time does not depend on their values."""
+    shape: str = "tinyllama"
+    """Shape of the edge, such as qwen2-1.5b or gemma2-2b; an unknown name lists all. Weights are
+    random: run time does not depend on their values."""
     edge_config: Path | None = None
     """Folder whose config.json gives the edge's shape, instead of --shape."""
     layers: int | None = None

@@ -13,8 +13,17 @@ from lorage_jax.models.presets import with_layers
 
 
 def edge_shape(options: EdgeShape) -> tuple[str, ModelConfig]:
-    """Name and full depth of the edge that `--shape` or `--edge-config` asks for."""
+    """Name and full depth of the edge that `--shape` or `--edge-config` asks for.
+
+    Raises ConfigError for an unknown shape, for both options at once, and for a folder that holds
+    no model.
+    """
     if options.edge_config is None:
+        if options.shape not in SHAPES:
+            raise ConfigError(
+                f"--shape is {options.shape!r}; expected one of {', '.join(SHAPES)}. "
+                "--edge-config takes any other shape from a config.json."
+            )
         return options.shape, SHAPES[options.shape]
     if options.shape != EdgeShape.shape:
         raise ConfigError(

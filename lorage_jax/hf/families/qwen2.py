@@ -20,6 +20,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _tokenizer() -> Any:
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer().backend_tokenizer
+
+
 register(
     Family(
         "qwen2",
@@ -45,5 +51,6 @@ register(
             )
         },
         known={"Qwen2-1.5B": "qwen2-1.5b"},
+        tokenizer=_tokenizer,
     )
 )
