@@ -1,4 +1,4 @@
-"""Logits of a model, merged or with the adapters of one or many cards."""
+"""Logits of a merged model, or of a base model with the adapters of one or several cards."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def forward(
     gates: Gates | None = None,
     pool: Pool | None = None,
 ) -> Float[Array, "B T V"]:
-    """Logits in float32 at every token.
+    """Computes float32 logits at every token.
 
     Args:
         tokens: token ids, [B, T] or [T].
-        attention_mask: [B, T], 1 at real tokens, which are left- or right-padded.
-        gates: apply adapters without a merge: a Card or [L, E] for all rows, or one set per row, a
-            list of Cards or [B, L, E].
-        pool: the generator's `gen.pool`, which `gates` need. A Card fresh from `specialize` brings
-            it.
+        attention_mask: [B, T], 1 at real tokens and 0 at padding, which may be on either side.
+        gates: adapters to apply without merging: a Card or an [L, E] array for all rows, or one per
+            row as a list of Cards or a [B, L, E] array.
+        pool: the experts that `gates` weight, `gen.pool` of the generator. Not needed for a Card
+            returned by `specialize`, which carries its pool.
 
-    Raises ConfigError for token ids outside the vocabulary and for shapes that do not fit,
-    WeightsError for a card of another generator or edge.
+    Raises ConfigError for token ids outside the vocabulary or mismatched shapes, and WeightsError
+    for a card made by another generator or for another edge.
     """
     tokens = np.atleast_2d(np.asarray(tokens)).astype(np.int32)
     mask = None

@@ -1,4 +1,4 @@
-"""Gates in every form that a user may give them, as checked arrays."""
+"""Converts gates from every form that the public functions accept into checked arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lorage_jax.generator.card import Card
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
-# The gates of one system prompt, [L, E]; and one for all rows, one per row, or [B, L, E].
+# RowGates: the gates of one system prompt, [L, E]. Gates: one set for all rows, a sequence with one
+# set per row, or a [B, L, E] array.
 RowGates: TypeAlias = Card | Array | np.ndarray
 Gates: TypeAlias = RowGates | Sequence[RowGates]
 
@@ -22,11 +23,11 @@ Gates: TypeAlias = RowGates | Sequence[RowGates]
 def row_gates(
     model: Model, gates: Gates | None, pool: Pool | None, rows: int
 ) -> tuple[Pool | None, Float[Array, "B L E"] | None]:
-    """The pool and the float32 gates of each of `rows` rows; (None, None) without gates.
+    """Returns the pool and the float32 gates of `rows` rows, or (None, None) without gates.
 
-    `pool`: by default the one that the first card brings. Raises ConfigError for gates without a
-    pool or of a wrong shape, WeightsError for a model with a merged adapter, or a card of another
-    generator or edge.
+    `pool` defaults to the pool that the first card carries. Raises ConfigError for gates without a
+    pool or with the wrong shape, and WeightsError for a model that already has an adapter merged or
+    for a card made by another generator or for another edge.
     """
     if gates is None:
         return None, None
@@ -35,8 +36,8 @@ def row_gates(
         pool = getattr(cards[0], "pool", None)
     if pool is None:
         raise ConfigError(
-            "gates were given without the experts they weigh; pass pool=gen.pool of the "
-            "generator, or merge them first: lg.merge(edge, gen.pool, card)."
+            "gates were given without the experts that they weight; pass the generator's pool "
+            "(pool=gen.pool), or merge first: lg.merge(edge, gen.pool, card)."
         )
     if model.card is not None:
         raise WeightsError("this model already has an adapter merged; use the base edge model.")

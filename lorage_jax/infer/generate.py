@@ -1,8 +1,9 @@
-"""Text from a model: prefill and decoding in one compiled program.
+"""Text generation: prefill and decoding in one compiled program.
 
-Rows are left-padded to a bucket, the cache holds that and a bucket of new tokens; how many tokens
-are wanted is an operand, so calls within a bucket share a program. A call without stop strings
-and streaming is one call to the device; with them, the same loop runs in pieces of CHUNK tokens.
+Prompts are left-padded to a bucketed length, and the cache has room for them and a bucketed number
+of new tokens. The number of tokens to generate is an operand, so calls in the same buckets share a
+program. Without stop strings and streaming, one call to the device generates everything; with them,
+the same loop runs in chunks of CHUNK tokens.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
-CHUNK = 8  # tokens between two looks at the text
+CHUNK = 8  # tokens generated between two checks of the text
 
-# Takes all tokens of every row so far, and which rows have ended; says which need no more.
+# Receives all tokens so far and an ended flag per row; returns a flag per row that is finished.
 Watch = Callable[[list[list[int]], list[bool]], list[bool]]
 
 
 @flax.struct.dataclass
 class Progress:
-    """What has been generated. N is the bucket of new tokens; `step` of them are there."""
+    """Tokens generated so far: the first `step` columns of `tokens`; N is the bucketed maximum."""
 
     tokens: Int[Array | np.ndarray, "B N"]
     done: Bool[Array | np.ndarray, "B"]
@@ -59,13 +60,22 @@ def generate(
     pool: Pool | None = None,
     stream: Callable[[int, str], Any] | None = None,
 ) -> str | list[str]:
-    """The continuation of one prompt, or of each of a list, without the prompt itself.
+    """Generates the continuation of one prompt or of several, without the prompt itself.
 
-    Greedy unless `sampling` (or `temperature`, `top_k`, `top_p`, `seed`) says otherwise. A row ends
-    at an eos, before the first `stop` string, or after `max_new_tokens`. `gates` (a Card, one Card
-    a prompt, [L, E] or [B, L, E]) with `pool` apply adapters without a merge. `stream(row, piece)`
-    is called as text settles; the pieces of a row, joined, are its result.
-    DataError for an empty prompt; ConfigError for a setting or a length that is impossible.
+    A continuation ends at an eos token, before the first stop string, or after `max_new_tokens`.
+
+    Args:
+        prompts: one prompt, or a sequence of them; the result has the same form.
+        max_new_tokens: the most tokens to generate for each prompt.
+        sampling: sampling parameters; the default is greedy decoding.
+        temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
+        stop: one stop string or several.
+        gates, pool: adapters to apply without merging, as in `forward`.
+        stream: called as stream(row, piece) whenever more text is final; the pieces of a row,
+            joined, are its result.
+
+    Raises DataError for an empty prompt and ConfigError for an invalid parameter or for a length
+    beyond the model's context.
     """
     one = isinstance(prompts, str)
     texts = [prompts] if one else list(prompts)
@@ -104,7 +114,7 @@ def generate_tokens(
     pool: Pool | None = None,
     watch: Watch | None = None,
 ) -> list[list[int]]:
-    """`generate` on token ids: the new ids of every row, without the eos that ended it."""
+    """Like `generate`, on token ids: returns each row's new ids, without the eos that ended it."""
     _check(model, rows, max_new_tokens)
     if not rows:
         return []
@@ -123,11 +133,11 @@ def generate_tokens(
     outputs: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
     while True:
-        # Copies: the next call must find the same kind of arguments as this one, or it compiles.
+        # Copies: arguments of another kind than in this call would recompile the program.
         progress = jax.tree.map(np.array, jax.device_get(progress))
         step = int(progress.step)
         for i, row in enumerate(progress.tokens):
-            if not finished[i]:  # behind a row that `watch` has finished there are pads
+            if not finished[i]:  # a row that `watch` has finished is followed by padding
                 outputs[i] = _until(row[:step], ends)
         if watch is None:
             return outputs
@@ -143,14 +153,14 @@ def generate_tokens(
 
 
 def eos_ids(model: Model) -> tuple[int, ...]:
-    """What ends a row: the config's eos ids and the tokenizer's (which ends training targets)."""
+    """Ids that end a text: the config's, and the tokenizer's eos, which ends training targets."""
     extra = getattr(model.tokenizer, "eos_token_id", None)
     return tuple(sorted({*model.config.eos_ids, *([] if extra is None else [extra])}))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def compiled_start(config, size, params, tokens, mask, controls, pool, gates, limit):
-    """Prefill of [B, T] and tokens up to `limit` in a new cache with room for `size` of them."""
+    """Prefills [B, T] tokens, then decodes up to `limit`; the new cache has room for `size`."""
     rows, length = tokens.shape
     cache = new_cache(config, rows, length + size, params["embed"].dtype)
     logits, cache = _next_logits(config, params, tokens, mask, cache, pool, gates)
@@ -165,7 +175,7 @@ def compiled_start(config, size, params, tokens, mask, controls, pool, gates, li
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def compiled_continue(config, params, cache, progress, controls, pool, gates, limit):
-    """More tokens, up to `limit` in all, in the donated cache."""
+    """Decodes further, up to `limit` tokens in total; the cache is donated."""
     return _decode(config, params, cache, progress, controls, pool, gates, limit)
 
 
@@ -179,7 +189,7 @@ def _decode(
     gates: Array | None,
     limit: Int[Array, ""],
 ) -> tuple[Cache, Progress]:
-    """One token a turn for all rows, until `limit` or until every row is done."""
+    """Decodes one token per iteration in every row, up to `limit` or until all rows are done."""
 
     def wanted(carry):
         _, progress = carry
@@ -203,7 +213,7 @@ def _next_logits(
     pool: Pool | None,
     gates: Array | None,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Logits behind the last of `tokens`, and the cache with their keys and values."""
+    """Returns the logits after the last token, and the cache with the new keys and values."""
     output = Decoder(config).apply(
         {"params": params}, tokens, mask, gates=gates, pool=pool, cache=cache, last=True
     )
@@ -212,7 +222,7 @@ def _next_logits(
 
 
 def _append(progress: Progress, logits: Float[Array, "B V"], controls: dict[str, Any]) -> Progress:
-    """Chooses the next token of every row; rows that are done get pads."""
+    """Chooses the next token of every row; finished rows get padding."""
     draw = {name: controls[name] for name in ("temperature", "top_k", "top_p")}
     keys = row_keys(controls["seed"], logits.shape[0], progress.step)
     token = jnp.where(progress.done, controls["pad"], choose(logits, keys, **draw))
@@ -239,7 +249,7 @@ def _encode(tokenizer: Any, text: str, index: int) -> list[int]:
 
 
 def _check(model: Model, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Lengths fit the model's context and ids its vocabulary."""
+    """Raises if a row exceeds the model's context or has ids outside its vocabulary."""
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
     room, vocabulary = model.config.max_positions, model.config.vocab_size

@@ -1,6 +1,6 @@
-"""Choosing the next token from logits: greedy, temperature, top-k, top-p (nucleus). All float32.
+"""Chooses the next token from float32 logits: greedy, temperature, top-k and top-p (nucleus).
 
-Every setting is an operand, not a static argument: changing one compiles nothing anew.
+Every parameter is an operand rather than a static argument, so changing one does not recompile.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lorage_jax.errors import ConfigError
 
-COLDEST = 1e-6  # divides in place of a smaller temperature, which would overflow float32
+COLDEST = 1e-6  # lower bound on the divisor: a smaller temperature would overflow float32
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The filters apply in this order: temperature, top-k, top-p."""
+    """Sampling parameters, applied in the order temperature, top-k, top-p."""
 
-    temperature: float = 0.0  # 0: greedy, the other fields do nothing
-    top_k: int = 0  # only the k most probable tokens; 0: all
-    top_p: float = 1.0  # only the fewest tokens that together have this probability
+    temperature: float = 0.0  # 0 is greedy and ignores the other fields
+    top_k: int = 0  # keep the k most probable tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of tokens with at least this total probability
     seed: int = 0
 
     def __post_init__(self):
@@ -52,7 +52,10 @@ class Sampling:
 
 
 def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
-    """The one place where `temperature=`, `top_k=`, `top_p=`, `seed=` become a `Sampling`."""
+    """Returns `sampling`, or builds it from those of its fields that are not None.
+
+    Raises ConfigError if both are given.
+    """
     given = {name: value for name, value in fields.items() if value is not None}
     if sampling is None:
         return Sampling(**given)
@@ -67,7 +70,7 @@ def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
 def row_keys(
     seed: UInt32[Array, ""], rows: int, step: Int[Array | np.ndarray, ""]
 ) -> Key[Array, "B"]:
-    """One key per row for the token number `step`, whatever other rows the batch holds."""
+    """Returns one key per row for token number `step`, independent of the other rows."""
     key = jax.random.key(seed)
     at = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))
     return at(jnp.arange(rows, dtype=jnp.uint32))
@@ -81,10 +84,10 @@ def choose(
     top_k: Int[Array, ""],
     top_p: Float[Array, ""],
 ) -> Int[Array, "B"]:
-    """The next token of every row, int32.
+    """Chooses the next token of every row, int32.
 
-    Draws by Gumbel noise, one number a row and token, so filters that exclude nothing change
-    no draw. Greedy and unfiltered sampling never pay for the sort.
+    Draws with the Gumbel-max trick, with noise per row and vocabulary entry, so a filter that
+    excludes nothing does not change the draw. Greedy and unfiltered sampling skip the sort.
     """
     logits = logits.astype(jnp.float32)
     size = logits.shape[-1]
@@ -118,10 +121,10 @@ def choose(
 def kept(
     ranked: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]
 ) -> Bool[Array, "B V"]:
-    """Which of the scores, sorted downwards, stay: bool [B, V]; the first always does.
+    """Masks the descending scores that pass both filters; the first one always does.
 
-    A token is in the nucleus if the tokens before it, of those that top-k left, do not already
-    reach `top_p`.
+    A token is in the nucleus if the more probable tokens that top-k kept do not already add up to
+    `top_p`.
     """
     keep = (jnp.arange(ranked.shape[-1]) < top_k) | (top_k <= 0)
     share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)

@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations: how probable a model finds each answer behind its context.
+"""Log-likelihoods of continuations given their contexts.
 
-The continuations of one context share a row: [context | c1 | c2 | ...], where each sees the
-context and itself (`ops.branch_mask`) and counts its positions from the context's end. So a
-question with four choices is read once, in one pass. Rows are sorted by length and run in batches
-of about `batch_tokens`, whose shapes come from short ladders: few programs are compiled.
+The continuations of one context share a row, [context | c1 | c2 | ...]: each attends to the context
+and to itself (`ops.branch_mask`), with positions counted from the context's end. A question with
+four choices is thus read once, in one pass. Rows are sorted by length and run in batches of about
+`batch_tokens` tokens with bucketed shapes, so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from lorage_jax.sharding import MESH_AXES, ShardingRules, make_mesh
 
 BATCH_TOKENS = 8192
 LOGITS_AT_ONCE = 1 << 26  # float32 numbers: a quarter of a GiB
-LONGEST_ROW = 1024  # more continuations of a context than fit begin another row
+LONGEST_ROW = 1024  # tokens; continuations beyond this start another row for the same context
 
 Request = tuple[Sequence[int], Sequence[int]]  # token ids of context and continuation
 
 
 class Score(NamedTuple):
-    """`loglikelihood`: sum over the continuation's tokens, in nats. `greedy`: each the likeliest"""
+    """The score of one continuation."""
 
-    loglikelihood: float
-    greedy: bool
+    loglikelihood: float  # sum over the continuation's tokens, in nats
+    greedy: bool  # every token is the most likely one
 
 
 @dataclass
 class Row:
-    """One context and the continuations that are scored behind it."""
+    """One context and the continuations scored after it."""
 
     context: Sequence[int]
-    gates: int
-    asked: list[int] = field(default_factory=list)  # which requests
+    gates: int  # index into the distinct gates
+    asked: list[int] = field(default_factory=list)  # indices of the requests
     continuations: list[Sequence[int]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Slots: no continuation's last token is read, as nothing is asked behind it."""
+        """The number of slots; the last token of a continuation is predicted but not read."""
         return len(self.context) + sum(len(c) - 1 for c in self.continuations)
 
     @property
     def scored(self) -> int:
-        """Tokens whose probability is asked."""
+        """The number of tokens to score."""
         return sum(map(len, self.continuations))
 
 
@@ -74,12 +74,26 @@ def score(
     journal: Journal | None = None,
     label: str = "scoring",
 ) -> list[Score]:
-    """The score of every (context, continuation), in the order of the requests.
+    """Scores every (context, continuation) of token ids, in the order of the requests.
 
-    `gates`: a Card for all, or one Card (or [L, E] array) a request, with `pool`; then many
-    specialisations are scored in one batch. What a `journal` holds is not run again. A request
-    longer than the model's context loses its start (see `fit`).
-    DataError for an empty context or continuation, or token ids that the model does not have.
+    A request longer than the model's context is cut at its start (see `fit`).
+
+    Args:
+        requests: (context, continuation) pairs of token ids, each with at least one token.
+        gates: adapters to apply without merging: one Card for all requests, or one Card or [L, E]
+            array per request; requests with different adapters share batches.
+        pool: the experts that `gates` weight, `gen.pool` of the generator.
+        batch_tokens: the approximate number of tokens per batch.
+        journal: stored results; requests found in it are not run again, new ones are added.
+        label: the text of the progress bar.
+
+    Raises DataError for an empty context or continuation or for token ids outside the vocabulary.
+
+    Example:
+        encode = lambda text: edge.tokenizer(text, add_special_tokens=False)["input_ids"]
+        context = encode("The capital of France is")
+        paris, rome = score(edge, [(context, encode(" Paris")), (context, encode(" Rome"))])
+        print(paris.loglikelihood - rome.loglikelihood)
     """
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; expected 1 or more.")
@@ -114,10 +128,10 @@ def score(
 def fit(
     context: Sequence[int], continuation: Sequence[int], room: int, index: int, vocabulary: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """(context, continuation, cut?): the last tokens of both that a model with `room` positions
-    can read. As lm-eval cuts: the last token of all needs no position.
+    """Cuts the start of a request to `room` positions: (context, continuation, was it cut).
 
-    A continuation longer than that, where lm-eval fails, is scored on its last `room` tokens.
+    Like lm-eval, keeps `room` + 1 tokens, because the last one is only predicted. A continuation
+    of more than `room` tokens, where lm-eval fails, is scored on its last `room` tokens.
     """
     context, continuation = tuple(context), tuple(continuation)
     if not context or not continuation:
@@ -135,7 +149,10 @@ def fit(
 
 
 def identity(model: Model, pool: Pool | None = None) -> str:
-    """What decides a model's answers beside its input: weights, config, dtype, adapter, experts."""
+    """A hash of all that determines a model's answers to given inputs.
+
+    It covers the base weights, config, dtype, merged adapter and experts.
+    """
     card = model.card
     merged = "" if card is None else request_key(card.generator, np.asarray(card.gates).tobytes())
     experts = "" if pool is None else pool.generator
@@ -143,17 +160,17 @@ def identity(model: Model, pool: Pool | None = None) -> str:
 
 
 def place(model: Model) -> Model:
-    """The model on all devices, whole on each, unless it was loaded onto a mesh already."""
+    """Replicates the model on all devices, unless it is on a mesh already."""
     return model.replace(params=_placed(model.params, _mesh(model.params)))
 
 
 def place_beside(tree: Any, model: Model) -> Any:
-    """Arrays (a pool) on the devices of a model that `place` gave, whole on each."""
+    """Replicates arrays (such as a pool) on the devices of a model that `place` returned."""
     return _placed(tree, _mesh(model.params))
 
 
 def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, list[int]]:
-    """Gates without repeats, and which of them each of `count` requests uses."""
+    """The distinct gates, and the index of those that each of `count` requests uses."""
     if gates is None:
         return None, [0] * count
     if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim == 2):
@@ -167,7 +184,7 @@ def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, l
 
 
 def _rows(requests: Sequence[tuple[int, Sequence[int], Sequence[int], int]]) -> list[Row]:
-    """Requests with the same context and gates side by side; longest rows first."""
+    """Groups requests with the same context and gates into rows, longest rows first."""
     rows: list[Row] = []
     open_rows: dict[Any, Row] = {}
     for index, context, continuation, gates in requests:
@@ -179,7 +196,8 @@ def _rows(requests: Sequence[tuple[int, Sequence[int], Sequence[int], int]]) -> 
             rows.append(row)
         row.asked.append(index)
         row.continuations.append(continuation)
-    # Longest first: the time left is never told too short, and memory runs out at once or never.
+    # Longest first: the estimate of the time left is never too low, and if memory runs out, it does
+    # so in the first batch.
     return sorted(rows, key=lambda row: (-row.length, row.context, row.gates))
 
 
@@ -197,7 +215,7 @@ def _batch_rows(length: int, batch_tokens: int, devices: int) -> int:
 
 
 def _pipelined(run: _Runner, batches: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
-    """Each batch with its outputs; the device works on one while the host reads the one before."""
+    """Yields each batch with its outputs; the device runs one while the host reads the last."""
     waiting: tuple[list[Row], Any] | None = None
     for batch in batches:
         started = (batch, run(batch))
@@ -209,7 +227,7 @@ def _pipelined(run: _Runner, batches: Iterator[list[Row]]) -> Iterator[tuple[lis
 
 
 def _read(row: Row, logprobs: np.ndarray, likeliest: np.ndarray) -> Iterator[tuple[int, list]]:
-    """(request, [log-likelihood, greedy]) of a finished row."""
+    """Yields (request, [log-likelihood, greedy]) for the continuations of a finished row."""
     start = 0
     for index, continuation in zip(row.asked, row.continuations, strict=True):
         part = slice(start, start + len(continuation))
@@ -218,7 +236,7 @@ def _read(row: Row, logprobs: np.ndarray, likeliest: np.ndarray) -> Iterator[tup
 
 
 class _Runner:
-    """Rows to arrays to the device: the compiled program with the model's weights."""
+    """Runs batches of rows on the device: holds the compiled program, weights and shardings."""
 
     def __init__(
         self, model: Model, pool: Pool | None, gates: np.ndarray | None, batch_tokens: int
@@ -233,10 +251,11 @@ class _Runner:
         self.program = _program(model.config, tree, shardings, self.rows, gates is not None)
 
     def __call__(self, batch: Sequence[Row]) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities [R, M] of the scored tokens, and whether each is the likeliest."""
+        """Returns log-probabilities [R, M] of the scored tokens, and if each is the most likely."""
         length = bucket(batch[0].length, per_octave=4)
         scored = bucket(max(row.scored for row in batch), smallest=8, per_octave=1)
-        # A short batch (the last) gets a power of two of rows a device: few programs more.
+        # The last batch, which may be short, gets a power of two of rows per device: this adds few
+        # programs.
         count = bucket(-(-len(batch) // self.devices), smallest=1, per_octave=1) * self.devices
         count = min(count, _batch_rows(length, self.batch_tokens, self.devices))
         arrays = {
@@ -257,7 +276,7 @@ class _Runner:
 
 
 def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
-    """One row of every array: the context, then each continuation without its last token."""
+    """Fills one row of every array: the context, then each continuation but its last token."""
     size = end = len(row.context)
     arrays["tokens"][:size] = row.context
     arrays["positions"][:size] = np.arange(size)
@@ -268,7 +287,7 @@ def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
         arrays["branch"][read] = number
         arrays["positions"][read] = np.arange(size, size + len(tokens) - 1)
         asked = slice(scored, scored + len(tokens))
-        # The first token is predicted where the context ends, each other where the one before is.
+        # The end of the context predicts the first token; each token predicts the next one.
         arrays["at"][asked] = [size - 1, *range(read.start, read.stop)]
         arrays["targets"][asked] = tokens
         end, scored = read.stop, asked.stop
@@ -286,7 +305,7 @@ def _program(config: ModelConfig, tree, shardings, rows: NamedSharding, gated: b
 
 
 def _score(config, params, pool, gates, tokens, mask, branch, positions, at, targets):
-    """The head runs over some scored slots at a time: [B, M, V] would not fit for a large V."""
+    """Scores a batch; the head runs on part of the slots at a time, as [B, M, V] may not fit."""
     hidden = (
         Decoder(config)
         .apply(
@@ -320,7 +339,7 @@ def _score(config, params, pool, gates, tokens, mask, branch, positions, at, tar
 
 
 def _mesh(params: Any) -> Mesh:
-    """The mesh the weights lie on, or all devices in a row."""
+    """The mesh that the weights are on, or a data-parallel mesh of all devices."""
     sharding = jax.tree.leaves(params)[0].sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     if isinstance(mesh, Mesh) and mesh.axis_names == MESH_AXES:
@@ -329,7 +348,7 @@ def _mesh(params: Any) -> Mesh:
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that are not on `mesh` are copied to each of its devices."""
+    """Replicates arrays that are not on `mesh` to each of its devices."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def put(x):

@@ -1,8 +1,8 @@
-"""Token ids to text while it grows: differences of full decodings, stop strings, streaming.
+"""Decodes token ids to text during generation, with stop strings and streaming.
 
-A tokenizer decodes a token by its neighbours (a leading space, the bytes of one character), so
-no token is ever decoded alone: text is what prompt and continuation read together, less what the
-prompt reads.
+How a token decodes depends on its neighbours (leading spaces, the bytes of one character), so none
+is decoded alone: the text of a continuation is the decoding of prompt and continuation together,
+minus the decoding of the prompt.
 """
 
 from __future__ import annotations
@@ -14,53 +14,54 @@ from typing import Any
 from lorage_jax.errors import ConfigError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no character (yet) decode to
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the decoding of bytes that do not form a character (yet)
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """`stop` as a tuple. ConfigError for an empty string, which every text holds."""
+    """Returns `stop` as a tuple. Raises ConfigError for an empty string, found in every text."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:
-            raise ConfigError(f"stop holds {one!r}; expected strings that are not empty.")
+            raise ConfigError(f"stop contains {one!r}; expected non-empty strings.")
     return stops
 
 
 def continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids` as it reads behind `prompt`, special tokens left out."""
+    """Decodes `ids` as they read after `prompt`, without special tokens."""
     before, both = _decode(tokenizer, prompt), _decode(tokenizer, [*prompt, *ids])
     if both.startswith(before):
         return both[len(before) :]
-    # Byte tokens behind a prompt that ends in byte tokens can spoil its last character.
+    # If the prompt ends in byte tokens, byte tokens after it can corrupt its last character.
     return _decode(tokenizer, ids)
 
 
 def settled(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The start of `continuation` that no token to come can change."""
+    """The beginning of `continuation` that no later token can change."""
     end = len(ids)
-    # SentencePiece decodes a run of byte tokens as a whole: one bad byte spoils all of it.
+    # SentencePiece decodes a run of byte tokens as a whole: one bad byte corrupts all of it.
     while end and BYTE_TOKEN.fullmatch(str(tokenizer.convert_ids_to_tokens(int(ids[end - 1])))):
         end -= 1
     return continuation(tokenizer, prompt, ids[:end]).rstrip(UNKNOWN)
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """`text` before the stop string that is complete first (of several, the longest); found?
+    """Cuts `text` before the stop string that ends first, and returns whether there is one.
 
-    Completion, not start, decides: so the result does not depend on when one looks.
+    If several end at the same place, the longest counts. Comparing ends rather than starts makes
+    the result independent of how the text arrives in chunks.
     """
     found = [(at + len(s), at) for s in stops for at in [text.find(s)] if at >= 0]
     return (text[: min(found)[1]], True) if found else (text, False)
 
 
 def may_be_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop string."""
+    """The number of characters at the end of `text` that could begin a stop string."""
     lengths = [n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])]
     return max(lengths, default=0)
 
 
 class GrowingTexts:
-    """The texts of a batch: cut at stop strings, handed to `stream(row, piece)` as they settle."""
+    """The growing texts of a batch, cut at stop strings and streamed as soon as they are final."""
 
     def __init__(
         self,
@@ -70,11 +71,11 @@ class GrowingTexts:
         stream: Callable[[int, str], Any] | None,
     ):
         self.tokenizer, self.prompts, self.stops, self.stream = tokenizer, prompts, stops, stream
-        self.texts = [""] * len(prompts)  # final where `ended`; else what has been streamed
+        self.texts = [""] * len(prompts)  # complete where `ended`, else the part that is final
         self.ended = [False] * len(prompts)
 
     def update(self, rows: Sequence[Sequence[int]], ended: Sequence[bool]) -> list[bool]:
-        """Takes all tokens so far; returns which rows need no more of them."""
+        """Takes all tokens so far and returns a flag per row that needs no more."""
         for i, (prompt, ids) in enumerate(zip(self.prompts, rows, strict=True)):
             if self.ended[i]:
                 continue

@@ -99,5 +99,5 @@ def test_stop_strings():
     assert stop_strings("end") == ("end",)
     assert stop_strings(["a", "b"]) == ("a", "b")
     for bad in ("", ["a", ""], [3]):
-        with pytest.raises(ConfigError, match="not empty"):
+        with pytest.raises(ConfigError, match="non-empty"):
             stop_strings(bad)
