@@ -1,6 +1,7 @@
-"""Hugging Face `config.json` to `ModelConfig` and back. What we do not compute is an error.
+"""Converts Hugging Face `config.json` to `ModelConfig` and back.
 
-Every field of a config.json is either read here, known to change no arithmetic, or refused.
+Every field of a config.json is read here, known not to affect the arithmetic, or refused: a model
+that would be computed wrongly does not load.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lorage_jax.config import ModelConfig, RopeScaling
 from lorage_jax.errors import LorageError, WeightsError
 from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family
 
-# Fields that say nothing about the arithmetic of inference.
+# Fields that do not affect inference.
 IGNORED = frozenset(
     "architectures model_type torch_dtype dtype transformers_version use_cache initializer_range "
     "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
@@ -31,7 +32,7 @@ READ = frozenset(
     "mlp_bias sliding_window use_sliding_window layer_types query_pre_attn_scalar "
     "final_logit_softcapping attn_logit_softcapping".split()
 )
-# Everything else is accepted only at the value under which it does nothing.
+# Other known fields, accepted only at values that have no effect.
 NEUTRAL = {
     "quantization_config": (None,),
     "use_bidirectional_attention": (None, False),
@@ -50,7 +51,7 @@ LLAMA3_FIELDS = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The raw config.json of a folder."""
+    """Reads config.json of a folder. Raises WeightsError if it is missing or not a JSON object."""
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
@@ -67,7 +68,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def model_config(folder: Path) -> ModelConfig:
-    """The `ModelConfig` of a Hugging Face folder. Raises WeightsError naming every bad field."""
+    """Reads the `ModelConfig` of a Hugging Face folder.
+
+    Raises WeightsError that names every unsupported field.
+    """
     raw = read_config(folder)
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -86,13 +90,15 @@ def model_config(folder: Path) -> ModelConfig:
     try:
         config = from_hf_config(full, raw, str(folder))
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise WeightsError(f"{folder}/config.json has a value of a wrong kind: {error}.") from None
+        raise WeightsError(
+            f"{folder}/config.json has a value of the wrong type: {error}."
+        ) from None
     more = [i for i in _generation_eos(Path(folder)) if i not in config.eos_ids]
     return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
 
 
 def _generation_eos(folder: Path) -> list[int]:
-    """Ids that end a text by generation_config.json: chat models keep their end of turn there."""
+    """Eos ids from generation_config.json, where chat models list their end-of-turn token."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
@@ -107,7 +113,15 @@ def _generation_eos(folder: Path) -> list[int]:
 
 
 def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
-    """`hf`: a transformers config object; `raw`: the fields that the file itself holds."""
+    """Converts a transformers config object.
+
+    Args:
+        hf: the config object, with transformers' defaults filled in.
+        raw: the fields in the file itself; unsupported ones are refused.
+        where: the folder, for messages.
+
+    Raises WeightsError that names every unsupported field.
+    """
     family = get_family(hf.model_type)
     problems = [
         f"field {name!r} = {json.dumps(value)[:80]} is not supported"
@@ -129,7 +143,7 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
 
 
 def _common(get: Get, problems: list[str]) -> dict[str, Any]:
-    """The `ModelConfig` fields that are read alike for all families."""
+    """The `ModelConfig` fields that are read in the same way for all families."""
     act = get("hidden_activation") or get("hidden_act")
     if act not in ACTIVATIONS:
         problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
@@ -165,14 +179,14 @@ def _common(get: Get, problems: list[str]) -> dict[str, Any]:
 
 
 def _sliding(get: Get, problems: list[str]) -> dict[str, Any]:
-    """The window, and the layers that have it."""
+    """The sliding window, and the layers that use it."""
     layers = get("num_hidden_layers")
     types = get("layer_types", ["full_attention"] * layers)
     strange = sorted(set(types) - {"full_attention", "sliding_attention"})
     if strange:
         problems.append(f"layer_types {', '.join(strange)} are not supported")
     if len(types) != layers:
-        problems.append(f"layer_types names {len(types)} layers, num_hidden_layers is {layers}")
+        problems.append(f"layer_types lists {len(types)} layers, num_hidden_layers is {layers}")
     slides = "sliding_attention" in types
     return {
         "window": get("sliding_window") if slides else None,
@@ -209,7 +223,7 @@ def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The config.json of a `ModelConfig`: what `transformers` needs to load the model."""
+    """The config.json with which transformers loads a model of this `ModelConfig`."""
     family = get_family(config.family)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:

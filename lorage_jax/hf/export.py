@@ -1,7 +1,7 @@
-"""A merged model as a Hugging Face folder: the base folder with other FFN weights.
+"""Exports a merged model as a Hugging Face folder: the base folder with new FFN weights.
 
-The base's files are streamed: only gate, up and down projections are replaced, one layer's tensor
-at a time; every other tensor and file is copied bit for bit.
+The base's files are streamed. Only the gate, up and down projections are replaced, one layer's
+tensor at a time; every other tensor and file is copied bit for bit.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from lorage_jax.models.model import Model
 
 FORMAT = "lorage-merged/1"
 DTYPES = ("float32", "bfloat16")
-# What is copied beside the weights: tokenizer, generation settings, licence. Nothing else is: no
-# code, no weights in other formats, no model card that would speak of another model.
+# Files copied along with the weights: tokenizer, generation settings, licence. Code, weights in
+# other formats and the model card, which describes the base model, are not copied.
 COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -58,11 +58,11 @@ def export_merged(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes `model` as a Hugging Face folder that differs from `base` in the FFN weights only.
+    """Writes `model` as a Hugging Face folder that differs from `base` only in the FFN weights.
 
-    `base`: the folder that the model was loaded from (by default, where it was then). Tensors keep
-    the base's dtypes; with `dtype` (`float32` or `bfloat16`) all float tensors are cast. Beside
-    them goes `lorage.json`, with the card. Raises WeightsError for another base, OutputError.
+    `base`: the folder the model was loaded from; by default, its path at load time. `dtype`: cast
+    all float tensors to float32 or bfloat16; by default they keep their dtypes. The card goes into
+    `lorage.json`. Raises WeightsError for another base, and OutputError.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
@@ -71,9 +71,9 @@ def export_merged(
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite)
     if model_config(base) != model.config:
-        raise WeightsError(f"{base} holds a model of another shape than the one to export.")
+        raise WeightsError(f"{base} contains a model of another shape than the one to export.")
     identity = fingerprint(base)
-    # Without a card and without a folder, nothing is known of the base but its shape.
+    # Without a card or source folder, only the shape of the base is known.
     if model.card is not None or model.source is not None:
         expected = model.card.edge if model.card is not None else model.fingerprint
         if identity != expected:
@@ -116,7 +116,7 @@ def is_merged(folder: Path) -> bool:
 
 
 def ffn_tensors(config: ModelConfig) -> Iterator[tuple[str, str, int, tables.Row]]:
-    """(file's tensor name, our leaf, layer, row) of everything that an adapter touches."""
+    """Yields (tensor name in the file, leaf, layer, row) for every adapted weight."""
     for leaf in tables.FFN:
         row = tables.row(config, ("layers", leaf))
         for layer in range(config.layers):
@@ -143,7 +143,7 @@ def _companions(base: Path) -> list[Path]:
 
 
 def _config(base: Path, dtype: str | None) -> bytes:
-    """config.json: the base's bytes, unless its dtype field must change."""
+    """The bytes of config.json: the base's, unless its dtype field must change."""
     raw = read_config(base)
     name = "torch_dtype" if "torch_dtype" in raw and "dtype" not in raw else "dtype"
     if dtype is None or raw.get(name) == dtype:
@@ -153,7 +153,7 @@ def _config(base: Path, dtype: str | None) -> bytes:
 
 
 def _index(base: Path, folder: Path, dtype: str | None) -> bytes:
-    """The shard index: the base's bytes, unless the sizes changed."""
+    """The bytes of the shard index: the base's, unless the total size changed."""
     content = (base / INDEX).read_bytes()
     if dtype is None:
         return content

@@ -1,4 +1,4 @@
-"""What a file in `hf/families/` says of its family, and the registry of all of them."""
+"""The description of a model family, as given by a file in `hf/families/`, and the registry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 # Recorded configs leave these fields out where the family implies them, as version 0.1.0 did.
 IMPLIED = ("norm_offset", "scaled_embedding", "post_norms")
 
-# A field of config.json (with transformers' default filled in), or the given default.
+# get(name, default): a field of config.json with transformers' defaults filled in.
 Get = Callable[..., Any]
 
 
@@ -25,8 +25,8 @@ Get = Callable[..., Any]
 class Row:
     """The tensor of a leaf in a Hugging Face file.
 
-    `inputs`: the number of leading axes of our (per-layer) array that are inputs; 0 for a vector
-    or a table.
+    `inputs`: the number of leading input axes of the leaf's per-layer array; 0 for a vector or an
+    embedding table.
     """
 
     name: str  # Hugging Face name; {layer} stands for the layer index
@@ -43,12 +43,12 @@ class Family:
 
     Attributes:
         name: `model_type` in config.json.
-        architecture: the class in transformers, for `architectures` in config.json.
+        architecture: the transformers class, for `architectures` in config.json.
         fields: `ModelConfig` fields that all models of the family share.
-        read: further `ModelConfig` fields, from a function that gets fields of a config.json.
-        reads: the names of fields that only this family's `read` uses.
-        write: the fields of config.json besides those that all families share.
-        rows: the tensors of the layer's leaves that differ from llama's, by leaf name.
+        read: returns further `ModelConfig` fields, given a function that looks up config.json.
+        reads: names of the config.json fields that only this family's `read` uses.
+        write: returns the config.json fields besides those that all families share.
+        rows: tensors of layer leaves that differ from llama's, by leaf name.
         shapes: named model shapes, for benchmarks without downloads.
         known: last part of a model's name on the Hub -> its name in `shapes`.
         tokenizer: a tokenizer whose normaliser and splitting rules the family's class in
@@ -72,14 +72,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(_REGISTRY)  # complete once hf
 
 
 def register(family: Family) -> Family:
-    """Adds a family. Raises ConfigError if its name is taken by another."""
+    """Adds a family to the registry. Raises ConfigError if its name is taken."""
     if _REGISTRY.setdefault(family.name, family) is not family:
         raise ConfigError(f"two families are called {family.name!r}.")
     return family
 
 
 def get_family(name: str) -> Family:
-    """The family called `name`. Raises ConfigError that lists those there are."""
+    """Returns the family called `name`. Raises ConfigError, listing the known names."""
     import lorage_jax.hf.families  # noqa: F401  its files register themselves
 
     if name not in FAMILIES:
@@ -88,12 +88,12 @@ def get_family(name: str) -> Family:
 
 
 def family_decoder(name: str, **sizes: Any) -> ModelConfig:
-    """A decoder of this family: `plain_decoder` with what all models of the family share."""
+    """A `plain_decoder` with the fields that all models of this family share."""
     return plain_decoder(name, **(dict(get_family(name).fields) | sizes))
 
 
 def to_values(config: ModelConfig) -> dict[str, Any]:
-    """A config as JSON values; fields that its family implies are left out."""
+    """Converts a config to JSON values, without the fields that its family implies."""
     values, fields = to_dict(config), get_family(config.family).fields
     defaults = {one.name: one.default for one in dataclasses.fields(config)}
     return {
@@ -113,10 +113,10 @@ def from_values(values: dict[str, Any]) -> ModelConfig:
 
 
 def activation(config: ModelConfig) -> str:
-    """The name of the activation in transformers."""
+    """The activation's name in transformers."""
     return {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation]
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-    """`layer_types`: which layers slide."""
+    """The `layer_types` field: the attention type of every layer."""
     return ["sliding_attention" if slides else "full_attention" for slides in config.sliding]

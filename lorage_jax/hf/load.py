@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a `Model`: byte ranges of safetensors into stacked, placed arrays."""
+"""Loads a Hugging Face folder as a `Model`: safetensors byte ranges to stacked, sharded arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import ShardingRules
 
 T = TypeVar("T")
-# Buffers that older checkpoints carry and that are computed anew.
+# Buffers stored by older checkpoints; they are recomputed.
 IGNORABLE = ("rotary_emb.inv_freq",)
 
 
@@ -32,10 +32,16 @@ def load_model(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
 ) -> Model:
-    """Config, weights and tokenizer of a Hugging Face folder.
+    """Loads config, weights and tokenizer of a Hugging Face folder.
 
-    Weights are cast to `dtype` (`float32` or `bfloat16`) and, given a mesh, each device is handed
-    only its own part. Raises WeightsError that lists every problem of the folder.
+    Args:
+        folder: a folder with config.json, tokenizer files and safetensors.
+        dtype: "float32" or "bfloat16"; weights are cast to it.
+        mesh: devices to shard the weights over; each reads only its own part. Default: the first
+            device holds all.
+        rules: how the weights are sharded over `mesh`.
+
+    Raises WeightsError that lists every problem with the folder.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
@@ -65,21 +71,21 @@ def load_model(
 
 
 def stored_dtype(folder: str | Path) -> str:
-    """The dtype to load a folder in so that nothing is lost: that of its largest tensor."""
+    """The dtype that loads a folder without loss, taken from its largest tensor."""
     checkpoint = Checkpoint.open(folder)
     largest = max(checkpoint.names(), key=lambda name: math.prod(checkpoint.shape(name)))
     return "bfloat16" if checkpoint.dtype(largest) == "BF16" else "float32"
 
 
 def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
-    """Config, checked tensors and tokenizer; everything that is wrong with them in one error."""
+    """Opens config, checkpoint and tokenizer; reports all of their problems in one error."""
     if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
     read_config(folder)  # without it, nothing else is worth reporting
     problems: list[str] = []
     config = _attempt(model_config, folder, problems)
     checkpoint = _attempt(Checkpoint.open, folder, problems)
-    # Without a config, transformers refuses the tokenizer for the same reason.
+    # If the config is bad, transformers would refuse the tokenizer for the same reason.
     tokenizer = _attempt(load_tokenizer, folder, problems) if config is not None else None
     if config is None or checkpoint is None or problems:
         raise WeightsError("\n".join(problems))
@@ -88,7 +94,7 @@ def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
 
 
 def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T | None:
-    """What `read` finds in the folder, or None and one more problem."""
+    """Returns `read(folder)`; on a WeightsError, adds it to `problems` and returns None."""
     try:
         return read(folder)
     except WeightsError as error:
@@ -99,7 +105,7 @@ def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T 
 def read_leaf(
     checkpoint: Checkpoint, leaf: Leaf, row: tables.Row, index: tuple[slice, ...], dtype: str
 ) -> np.ndarray:
-    """The part `index` of one leaf, read from the file's byte ranges and cast."""
+    """Reads part `index` of one leaf from the file's byte ranges, cast to `dtype`."""
     if leaf.axes[0] != "layers":
         return _read_one(checkpoint, row, row.name, leaf.shape, index).astype(DTYPES[dtype])
     layers, inner = range(leaf.shape[0])[index[0]], index[1:]
@@ -117,7 +123,7 @@ def _read_one(checkpoint, row, name, shape, index) -> np.ndarray:
 
 
 def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
-    """Every leaf is there with its shape, and every tensor of the files is used."""
+    """Raises WeightsError unless the tensors are exactly the model's leaves, in name and shape."""
     problems, expected = [], set()
     for _, leaf, row in tables.rows(config):
         stacked = leaf.axes[0] == "layers"
@@ -135,7 +141,7 @@ def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
         expected.add("lm_head.weight")  # some exporters write the tied head a second time
     for name in checkpoint.names():
         if name not in expected and not name.endswith(IGNORABLE):
-            problems.append(f"{name} {checkpoint.shape(name)} has no place in a {config.family}")
+            problems.append(f"{name} {checkpoint.shape(name)} is not part of a {config.family}")
     if problems:
         raise WeightsError(
             f"{folder}: the weights do not fit config.json "
@@ -144,7 +150,10 @@ def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer (never code from the folder). WeightsError when there is none."""
+    """Loads the folder's tokenizer without running code from the folder.
+
+    Raises WeightsError if there is none that transformers can load.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -155,5 +164,5 @@ def load_tokenizer(folder: Path) -> Any:
         reason = " ".join(str(error).split())[:200].rstrip(". ") or repr(error)
         raise WeightsError(
             f"{folder}: no usable tokenizer ({reason}). Expected tokenizer.json and "
-            "tokenizer_config.json beside config.json."
+            "tokenizer_config.json next to config.json."
         ) from None

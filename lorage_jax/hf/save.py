@@ -1,4 +1,4 @@
-"""A `Model` of ours to a fresh Hugging Face folder: config, weights by the tables, tokenizer."""
+"""Saves a `Model` as a new Hugging Face folder with config, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.models.model import Model
 
-SHARD_BYTES = 5 << 30  # most bytes in one file
+SHARD_BYTES = 5 << 30  # maximum size of one file
 
 
 def save_model(
     model: Model, folder: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes the model in its own dtype, beside and renamed: one file, or shards with an index."""
+    """Writes the model in its own dtype, as one weights file or as shards with an index.
+
+    The folder is written to a temporary sibling, then renamed into place. Raises OutputError if it
+    cannot be written, or exists without `overwrite`.
+    """
     config = to_hf_config(model.config, str(model.dtype))
     with new_folder(folder, overwrite=overwrite) as temporary:
         _save_weights(model, temporary, shard_bytes)
@@ -32,7 +36,7 @@ def save_model(
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under its Hugging Face name, one at a time."""
+    """Yields every tensor with its Hugging Face name."""
     for path, leaf, row in tables.rows(model.config):
         value: Any = model.params
         for name in path:

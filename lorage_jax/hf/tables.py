@@ -1,7 +1,7 @@
-"""One row per leaf: its Hugging Face name and whether the file holds it transposed.
+"""One row per leaf: its Hugging Face tensor name and how the file stores it.
 
-A row drives loading and saving; the inverse is derived. A file keeps matrices as [out, in], we
-keep [in, ..., out]: the file's array is our array with heads flattened, then transposed.
+The same row drives loading and saving. Files store matrices as [out, in], leaves as [in, ..., out]:
+the file's array is the leaf's with the head axes flattened, then transposed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _TOP = {
     "final_norm": Row("model.norm.weight"),
     "head": Row("lm_head.weight", 1),
 }
-FFN = ("gate", "up", "down")  # what an adapter touches
+FFN = ("gate", "up", "down")  # the leaves that an adapter changes
 
 
 def row(config: ModelConfig, path: tuple[str, ...]) -> Row:
-    """The row of the leaf at `path`, e.g. ("layers", "gate")."""
+    """Returns the row of the leaf at `path`, e.g. ("layers", "gate")."""
     if path[0] != "layers":
         return _TOP[path[0]]
     found = get_family(config.family).rows.get(path[1]) or _LAYER[path[1]]
@@ -50,7 +50,7 @@ def row(config: ModelConfig, path: tuple[str, ...]) -> Row:
 
 
 def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
-    """Every leaf with its row."""
+    """Yields (path, leaf, row) for every leaf of the model."""
     for name, value in model_leaves(config).items():
         if isinstance(value, Leaf):
             yield (name,), value, row(config, (name,))
@@ -60,14 +60,14 @@ def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
 
 
 def file_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
-    """The shape in the file of one (per-layer) array of ours."""
+    """The shape in the file of a (per-layer) array with this shape."""
     if row.inputs == 0:
         return shape if row.name == _TOP["embed"].name else (math.prod(shape),)
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 
 def to_file(array: np.ndarray, row: Row) -> np.ndarray:
-    """One (per-layer) array of ours as the file holds it, contiguous."""
+    """Converts a (per-layer) array to the file's layout, contiguous."""
     shape = file_shape(array.shape, row)
     if row.inputs == 0:
         return np.ascontiguousarray(array.reshape(shape))
@@ -77,10 +77,11 @@ def to_file(array: np.ndarray, row: Row) -> np.ndarray:
 def file_index(
     shape: tuple[int, ...], row: Row, index: tuple[slice, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Which part of the file's array to read for `index` of ours, and what to cut from it after.
+    """Returns the file's index to read for part `index` of an array, and the cut to make after.
 
-    The bytes read are the smallest block of whole heads that holds the index: the second index
-    applies to the block in our layout, in which flattened axes but the first were read in full.
+    The part to read is the smallest block of whole heads that contains `index`. The second index
+    cuts that block in the array's own layout, in which all flattened axes but the first were read
+    in full.
     """
     index = tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
 
@@ -105,7 +106,7 @@ def file_index(
 def from_file(
     block: np.ndarray, shape: tuple[int, ...], row: Row, cut: tuple[slice, ...]
 ) -> np.ndarray:
-    """The inverse of `to_file` for a block read at `file_index`; `shape` is our full shape."""
+    """Inverts `to_file` for a block read at `file_index`; `shape` is the whole array's shape."""
     if row.inputs == 0:
         if block.ndim == len(shape):
             return block

@@ -128,7 +128,7 @@ def test_all_problems_at_once(copy):
     assert "3 problems" in text and str(folder) in text
     assert "model.layers.1.mlp.up_proj.weight is missing; expected shape (80, 48)" in text
     assert "q_proj.weight has shape (64, 47); config says (64, 48)" in text
-    assert "surprise.weight (3,) has no place" in text
+    assert "surprise.weight (3,) is not part of a llama" in text
 
 
 def test_what_may_be_there_too(copy, tiny):

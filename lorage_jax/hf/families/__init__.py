@@ -1,4 +1,4 @@
-"""The model families, one file each; every file in this folder registers its own."""
+"""The model families, one file each; every file in this folder registers its family."""
 
 from __future__ import annotations
 

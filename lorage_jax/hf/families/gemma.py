@@ -1,4 +1,4 @@
-"""Gemma: norms multiply by 1 + scale, embeddings are scaled by the square root of the width."""
+"""Gemma: norms multiply by 1 + scale, and embeddings are scaled by the square root of the width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 2: Gemma with a norm behind attention and FFN, soft-caps, and alternating windows."""
+"""Gemma 2: Gemma with norms after attention and FFN, soft-caps and alternating windows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ register(
         fields=FIELDS,
         read=_read,
         write=_write,
-        # `post_attention_layernorm` is what its name says, and the FFN gets norms of its own.
+        # Unlike in llama, `post_attention_layernorm` follows attention; the FFN has its own norms.
         rows={
             "attn_post_norm": Row("post_attention_layernorm.weight"),
             "ffn_norm": Row("pre_feedforward_layernorm.weight"),

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, TinyLlama, SmolLM, and everything else of `model_type` llama."""
+"""Llama 2 and 3, TinyLlama, SmolLM and all other models with `model_type` llama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: biases on q, k and v, and sliding windows in the upper layers."""
+"""Qwen2 and Qwen2.5: biases on q, k and v, and optional sliding windows in the upper layers."""
 
 from __future__ import annotations
 
