@@ -177,7 +177,7 @@ def test_a_prompt_of_tools(tmp_path, capsys):
         right = np.mean([a[way] == a["expected"] for a in calls])
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
-    assert "best guess without the prompt                          9.3" in shown
+    assert f"best guess without the prompt{'9.3':>28}" in shown
     again = run(tmp_path / "again", "--prompt", report["prompt"])
     assert again["task"] == report["task"] and again["exact_match"]["lora_gen"] > 0.6
 
