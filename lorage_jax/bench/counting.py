@@ -68,7 +68,7 @@ def _compiled_flops(program: ClosedJaxpr) -> tuple[float, float]:
     """FLOPs with each scan body counted once, and with each counted as often as it runs."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals]
     compiled = jax.jit(jaxpr_as_fun(program)).lower(*shapes).compile()
-    once = total = compiled.cost_analysis()["flops"]
+    once = total = (compiled.cost_analysis() or {})["flops"]
     for scan in _scans(program.jaxpr):
         body_once, body_total = _compiled_flops(scan.params["jaxpr"])
         total += scan.params["length"] * body_total - body_once

@@ -53,7 +53,8 @@ def bench_score(folder: Path | None, repeats: int, dtype: str) -> dict:
         ours = score(model, requests)
         first = time.perf_counter() - began
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        theirs = HFLM(str(folder), dtype=dtype, device=device, batch_size=1)
+        hf: Any = HFLM  # lm-eval's registry returns its own base class
+        theirs = hf(str(folder), dtype=dtype, device=device, batch_size=1)
         asked = [(None, list(context), list(ending)) for context, ending in requests]
         times: dict[Any, list[float]] = {"ours": [], **{size: [] for size in BATCH_SIZES}}
         answers: list[Any] = []
