@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of three axes and one table from logical axes to mesh axes."""
+"""The placement of arrays: a mesh of three axes, and one table from logical axes to mesh axes."""
 
 from __future__ import annotations
 
@@ -137,10 +137,10 @@ class ShardingRules:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where arrays live inside a compiled program; what it says must be asked for.
+    """The placement of arrays inside a compiled program, which has to be asked for.
 
-    Left alone, XLA keeps the weights where they are, splits activations by width instead of rows,
-    and sends every one of them through the mesh at every product.
+    Left to itself, XLA keeps the weights where they are, splits activations by width instead of by
+    rows, and sends all of them through the mesh at every product.
     """
 
     mesh: Mesh
@@ -153,7 +153,7 @@ class Layout:
 
     @property
     def flash(self) -> bool:
-        """Whether the devices have kernels of `flash.py`."""
+        """True if the devices can run the kernels of `flash.py`."""
         return self.platform == "tpu"
 
     def rows(self, x: Any) -> Any:

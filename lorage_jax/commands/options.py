@@ -144,7 +144,7 @@ class Specialize:
     edge: Edge = None
     cloud: Cloud = None
     save: str = "card,adapter,merged"
-    """What to write: any of card, adapter, merged, separated by commas."""
+    """Outputs to write: any of card, adapter, merged, separated by commas."""
     dtype: Dtype | None = None
     """Dtype of the merged weights; the edge's own by default."""
     json: Json = None

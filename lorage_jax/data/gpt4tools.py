@@ -55,15 +55,15 @@ class Instruction:
 
     @property
     def static(self) -> str:
-        """What holds for every turn, and what the cloud reads: all that `dynamic` leaves out."""
+        """The part that holds for every turn, which the cloud reads: everything but `dynamic`."""
         return self.preamble + self.tools + self.rules + self.files + self.suffix
 
     @property
     def dynamic(self) -> str:
-        """What only this turn knows: conversation, request and trace.
+        """The part of this turn alone: conversation, request and trace.
 
-        Of 261 records in the original format `text` is 6.3 times as long in Llama 2's tokens (8.1
-        without a trace), 6.9 (9.2) in Qwen 2's.
+        Over 261 records in the original format, `text` is 6.3 times as long in tokens of Llama 2
+        (8.1 without a trace), and 6.9 times (9.2) in tokens of Qwen 2.
         """
         return self.conversation + self.request + self.trace
 
@@ -151,7 +151,7 @@ def split_instruction(text: str, where: str) -> Instruction:
 
 
 def _line(text: str, start: str, after: int) -> int | None:
-    """Where the first line at or behind `after` begins that starts with `start`."""
+    """Index of the first line that starts with `start`, from `after` on."""
     found = re.compile("^" + re.escape(start), re.MULTILINE).search(text, after)
     return found and found.start()
 

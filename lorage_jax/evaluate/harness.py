@@ -104,7 +104,7 @@ class LorageLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """As the `hf` model: the tokenizer's own special tokens, but no second bos."""
+        """Token ids as in the `hf` model: the tokenizer's special tokens, but no second bos."""
         if self.encoding == "trained":
             return encode(self.tokenizer, string, bos=add_special_tokens is not False)
         options: dict[str, bool] = {}
@@ -242,7 +242,7 @@ register_model("lorage")(LorageLM)
 
 
 def _text_of(tokenizer: Any) -> str:
-    """What a tokenizer makes of token ids, as one string."""
+    """The tokenizer's whole definition as one string, to tell tokenizers apart."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return repr(tokenizer) if backend is None else backend.to_str()
 

@@ -61,7 +61,7 @@ def _known(everything: bool) -> list[str]:
 
 
 def _definition(name: str) -> dict[str, Any]:
-    """What lm-eval's YAML file says of a task."""
+    """The task's definition in lm-eval's YAML file."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = _manager(everything=name not in _known(everything=False)).task_index[name]
@@ -92,7 +92,7 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 class TaskData:
-    """Where tasks read their records: `hub`, or a local folder that is checked and fingerprinted"""
+    """The source of tasks' records: `hub`, or a local folder, checked and fingerprinted."""
 
     def __init__(self, source: str):
         self.folder = None if source == "hub" else Path(source)

@@ -113,7 +113,7 @@ def load_adapter(folder: str | Path, edge: Model) -> Model:
 
 
 def _rank_and_scale(folder: Path) -> tuple[int, float]:
-    """Of a PEFT folder with a plain LoRA: r, and alpha / r, with rsLoRA alpha / sqrt(r)."""
+    """Rank and scale of a PEFT folder with a plain LoRA; rsLoRA scales by alpha / sqrt(r)."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])

@@ -105,7 +105,7 @@ def compiled_merge(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
 
 
 def merge_layerwise(ffn: dict[str, Array], factors: Factors) -> dict[str, Array]:
-    """As `merge_weights`, one layer of one projection at a time; consumes `ffn`."""
+    """`merge_weights` one layer of one projection at a time; consumes `ffn`."""
     merged = dict(ffn)
     for name in PROJECTIONS:
         step = _compiled_layer(merged[name].sharding)

@@ -118,7 +118,7 @@ def _has(values: dict[str, Any], name: str) -> bool:
 
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
-    """Where the `cloud` or `edge` was recorded to be, if it is still there."""
+    """The recorded folder of the `cloud` or `edge`. Raises WeightsError if it is not there."""
     entry, folder = values[role], generator_folder(folder)
     near = folder / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None

@@ -1,24 +1,27 @@
-"""What a generator's experts do in the built-in world, read from the gates of drawn prompts.
+"""The roles of a generator's experts in the built-in world, read from the gates of drawn prompts.
 
-The prompts' parts are known (`world_prompts.Prompt.parts`: operation, format, verb, ...), so their
-gates [P, L, E] say what an expert (layer, number) is for. `explain` returns JSON values:
+The parts of the prompts are known (`world_prompts.Prompt.parts`: operation, format, verb, ...), so
+their gates [P, L, E] show the purpose of an expert (layer, number). `explain` returns JSON values:
 
-    serves[kind][value]   `experts`: those whose mean gate under prompts with this value exceeds
-                          that under the family's other prompts most, with both means. `chance`:
-                          the largest excess when values are shuffled over prompts (a mean).
+    serves[kind][value]   `experts`: the experts whose mean gate under prompts with this value
+                          exceeds their mean gate under the family's other prompts the most, with
+                          both means. `chance`: the largest excess with values shuffled over
+                          prompts, a mean over shuffles.
     tells[family]         `bits[kind]` [L]: mutual information of a layer's symbol and the value,
-                          less its mean over shuffled values, which is what few prompts seem to
-                          tell; so it can be a little below 0. `most[kind]`: the same of a symbol
+                          less its mean over shuffled values, which corrects for the number of
+                          prompts; it can be slightly negative. `most[kind]`: the same for a symbol
                           that is the value itself.
-                          `symbol`: the set of open experts, or the top expert if the sets are too
-                          many for so few prompts, or all are open. Of a kind with several values a
-                          prompt (verb, object): of whether a value is there, a mean over values.
+                          `symbol`: the set of open experts, or the top expert if there are too many
+                          sets for the number of prompts, or all experts are open. For kinds with
+                          several values per prompt (verb, object): information on the presence of
+                          a value, a mean over values.
     usage                 `families` [L, E] and `values[kind][value]` [E]: mean share of an expert.
     gates[kind][value]    [L, E]: mean gates, as `pictures.expert_heatmap` draws them.
     nearest               `neighbours` of one prompt by cosine of gates; `agreement[family][kind]`:
-                          in which `share` of prompts the nearest other one has the same value, by
-                          `chance` a random one, and what is `possible` among those drawn. With
-                          several values: those in common, of those of either prompt.
+                          the `share` of prompts whose nearest neighbour has the same value, by
+                          `chance` that of a random other prompt, and the largest `possible` share
+                          among the drawn prompts. With several values per prompt: the number in
+                          common over the number in either.
 """
 
 from __future__ import annotations
@@ -38,17 +41,17 @@ from lorage_jax.world.prompts import Prompt
 FAMILIES = ("words", "tools")
 SPLITS = ("train", "paraphrase")  # half of the prompts each
 BATCH_PROMPTS = 16
-FEWEST = 8  # prompts of a family of which anything is said
-PER_SYMBOL = 8  # prompts there must be for each set of open experts
+FEWEST = 8  # prompts of a family; with fewer it is left out
+PER_SYMBOL = 8  # prompts needed for each set of open experts
 SHUFFLES = 20
-EXPERTS = 3  # named for each value
+EXPERTS = 3  # experts named for each value
 NEIGHBOURS = 5
-TIE = 1e-6  # cosines this near are equal: with one open expert of gate 1 many are
+TIE = 1e-6  # cosines within this count as equal; with a single open expert many are
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Drawn prompts of one family, the split of each, and their gates [P, L, E] float64."""
+    """Drawn prompts of one family, with their splits and gates [P, L, E] in float64."""
 
     family: str
     prompts: list[Prompt]
@@ -56,7 +59,7 @@ class Sample:
     gates: np.ndarray
 
     def kinds(self) -> Iterator[tuple[str, list[str], np.ndarray]]:
-        """(kind, its values, which prompt has which: 0 or 1 [P, V] float64)."""
+        """Yields (kind, its values, an indicator [P, V] of the values that each prompt has)."""
         for kind in self.prompts[0].parts:
             values = sorted({value for prompt in self.prompts for value in prompt.parts[kind]})
             rows = [[value in prompt.parts[kind] for value in values] for prompt in self.prompts]
@@ -66,10 +69,16 @@ class Sample:
 def explain(
     generator: Generator, *, prompts_per_family: int, seed: int, prompt: str | None = None
 ) -> dict[str, Any]:
-    """What the experts serve, and the prompts nearest to `prompt` (by default to a drawn one).
+    """Explains the experts by drawn prompts, and finds the neighbours of one prompt.
 
-    Prompts longer than the cloud's context are left out and counted. DataError if those are all,
-    or `prompt` is one.
+    Args:
+        generator: its cloud reads the prompts.
+        prompts_per_family: prompts drawn from each family, half of them in unseen wordings.
+        seed: seed for the prompts and shuffles.
+        prompt: the prompt to find neighbours of; by default one of those drawn.
+
+    Prompts longer than the cloud's context are left out and counted. Raises DataError if `prompt`
+    is too long, or too few of the others remain.
     """
     query = None if prompt is None else (prompt, specialize(generator, prompt).gates)
     method = LoraGen(generator, batch_rows=BATCH_PROMPTS)
@@ -92,7 +101,7 @@ def explain(
         samples.append(Sample(family, prompts, [split for _, split in kept], gates))
     if not samples:
         raise DataError(
-            f"of {prompts_per_family} prompts a family fewer than {FEWEST} fit into the cloud's "
+            f"of {prompts_per_family} prompts per family, fewer than {FEWEST} fit into the cloud's "
             f"context of {generator.cloud.config.max_positions} tokens; nothing can be said."
         )
     return explain_gates(samples, seed=seed, query=query) | {"left_out": left_out, "seed": seed}
@@ -101,7 +110,7 @@ def explain(
 def explain_gates(
     samples: Sequence[Sample], *, seed: int, query: tuple[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """The same of known gates. `query`: a prompt and its gates [L, E], to find neighbours of."""
+    """`explain` for known gates. `query`: a prompt and its gates [L, E], to find neighbours of."""
     found: dict[str, Any] = {
         "prompts": {sample.family: len(sample.prompts) for sample in samples},
         "serves": {},
@@ -128,13 +137,13 @@ def explain_gates(
 def _serves(
     gates: np.ndarray, values: Sequence[str], has: np.ndarray, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """By value; one that all prompts have cannot be compared and is left out."""
+    """The experts that serve each value; a value that all prompts have is left out."""
     some = has.sum(axis=0) < len(has)
     values, has = [value for value, keep in zip(values, some, strict=True) if keep], has[:, some]
     flat, counts = gates.reshape(len(gates), -1), has.sum(axis=0)[:, None]
 
     def means(has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of prompts with each value, and of the others: [V, L*E]."""
+        """Mean gates of the prompts with each value, and of the others, each [V, L*E]."""
         inside = has.T @ flat
         return inside / counts, (flat.sum(axis=0) - inside) / (len(flat) - counts)
 
@@ -175,8 +184,10 @@ def _above_chance(left: np.ndarray, right: np.ndarray, rng: np.random.Generator)
 
 
 def _symbols(gates: np.ndarray) -> tuple[str, list[np.ndarray]]:
-    """What the symbols are, and of each layer which prompt shows which [P, S]: one kind of symbol
-    for all layers, so that they can be compared."""
+    """The name of the symbol, and per layer an indicator [P, S] of the symbol of each prompt.
+
+    All layers have the same kind of symbol, so that they can be compared.
+    """
     sets = [np.unique(layer > 0, axis=0, return_inverse=True)[1] for layer in gates.swapaxes(0, 1)]
     sets = [np.eye(numbers.max() + 1)[numbers.reshape(-1)] for numbers in sets]
     few = max(one.shape[1] for one in sets) * PER_SYMBOL <= len(gates)
@@ -213,8 +224,8 @@ def _agreement(sample: Sample) -> dict[str, Any]:
 
 
 def _neighbours(samples: Sequence[Sample], query: tuple[str, np.ndarray] | None) -> dict[str, Any]:
-    """Of all samples, those with another text."""
-    # The last that was drawn is a paraphrase.
+    """The nearest prompts of all samples whose text differs."""
+    # The last prompt drawn is a paraphrase.
     text, gates = query or (samples[0].prompts[-1].system, samples[0].gates[-1])
     unit, others = _unit(gates[None].astype(np.float64))[0], []
     for sample in samples:
@@ -234,7 +245,7 @@ def _neighbours(samples: Sequence[Sample], query: tuple[str, np.ndarray] | None)
 
 
 def _unit(gates: np.ndarray) -> np.ndarray:
-    """[P, L*E], of length 1."""
+    """Gates as rows [P, L*E] of length 1."""
     flat = gates.reshape(len(gates), -1)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
