@@ -31,9 +31,9 @@ def flash_attention(
 ) -> Float[Array, "B T N H"]:
     """`ops.attention` under the mask of `ops.attention_mask`, or of `ops.branch_mask` for texts.
 
-    `segments`: 0 for padding, else which of the row's texts a slot belongs to; a window counts
-    slots. Padding sees padding, so that no query is without a key; what it gives is of no meaning.
-    On a CPU the kernels are interpreted, slowly.
+    `segments` numbers the text of each slot within its row, 0 for padding; a window counts slots.
+    Padding attends to padding, so that no query lacks a key; its output is meaningless. On a CPU
+    the kernels are interpreted, which is slow.
     """
     size, padded = block_size(q.shape[1])
     rows, heads = layout.rules.batch, layout.head_axis(q.shape[2], k.shape[2])

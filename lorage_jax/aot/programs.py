@@ -87,7 +87,7 @@ def programs(setting: Setting) -> list[Program]:
 
 
 def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
-    """Training's step on the longest batch, or on one of so many slots a row."""
+    """The training step on the longest batch, or on one with the given number of slots per row."""
     config, layout = setting.config, setting.layout
     models = {"cloud": setting.cloud, "edge": setting.edge}
     program = build_step(LoraGen, config, models, layout)

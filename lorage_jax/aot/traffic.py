@@ -50,7 +50,7 @@ class Traffic:
     unknown: int = 0
 
     def plus(self, other: Traffic, times: int = 1) -> Traffic:
-        """This, and `other` so many times."""
+        """Adds `other`, `times` times."""
         sent = Counter(self.collectives)
         for one, count in other.collectives.items():
             sent[one] += count * times

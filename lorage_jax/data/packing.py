@@ -1,4 +1,4 @@
-"""Pack texts one behind the other into a few rows, so that little of a batch is padding.
+"""Packing: several texts share a row, one after the other, so that little of a batch is padding.
 
 All rows hold the same number of texts and roughly as many tokens. `text` says which slots belong to
 which text, and positions count within it. A program is compiled per length, of which there are few.

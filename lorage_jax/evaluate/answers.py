@@ -1,7 +1,7 @@
-"""Generated answers to many questions: batches, cuts, stop strings, and a journal of what is done.
+"""Generated answers to many questions: batches, cuts, stop strings, and a journal.
 
-How an edge reads a question: in the turns of training (`turns`), the context of a conditioning in
-front of it where there is one.
+The edge reads a question in the turns of training (`turns`), after the context of its conditioning
+if there is one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Template = Literal["trained", "harness"]
 
 
 def turns(user: str, conditioning: Conditioning) -> str:
-    """The text that a model reads of a question, behind the conditioning's context if any."""
+    """The text of a question as a model reads it, after the conditioning's context if any."""
     if conditioning.context is None:
         return edge_prompt(user)
     return edge_prompt_with_system(conditioning.context, user)
@@ -45,7 +45,7 @@ def mean_tokens(model: Model, texts: Sequence[str]) -> float:
 
 
 def room_for_input(model: Model, max_new_tokens: int) -> int:
-    """Tokens that an input may have. ConfigError when the answer leaves none."""
+    """Tokens that an input may have. Raises ConfigError if the answer leaves no room."""
     room = model.config.max_positions - max_new_tokens
     if room < 1 or max_new_tokens < 1:
         raise ConfigError(
@@ -60,7 +60,7 @@ class Generation:
     """Greedy answers.
 
     Attributes:
-        max_new_tokens: tokens of an answer at most.
+        max_new_tokens: the most tokens of an answer.
         stops: strings that end an answer.
         batch_rows: requests per batch; None takes as many as `batch_tokens` have room for.
         batch_tokens: tokens per batch, padding and cache included.
@@ -96,7 +96,7 @@ class Generation:
             while todo:
                 size = self.batch_rows or self._size(len(rows[todo[0]]))
                 batch, todo = todo[:size], todo[size:]
-                # Filled up behind others: no program is compiled for the rest alone.
+                # The last batch is filled up, so that no program is compiled for it alone.
                 filled = batch + batch[-1:] * (size - len(batch) if total > size else 0)
                 said = self._write(placement, rows, filled)
                 self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})

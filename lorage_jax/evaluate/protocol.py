@@ -1,7 +1,7 @@
 """The LoRA-Gen protocol on lm-eval's tasks: the prompt goes to the cloud, the question to the edge.
 
-A task's system prompt is its description and few-shot samples, drawn once. Which text the edge
-gets is a change of a few fields of lm-eval's definition; everything else of it stays.
+A task's system prompt is its description and few-shot samples, drawn once. A few
+fields of lm-eval's definition set the text of the edge; the rest of the definition stays.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from lorage_jax.generator.generator import Generator
 
 @dataclass(frozen=True)
 class SystemPrompt:
-    """A task's system prompt, and how many samples are in it."""
+    """A task's system prompt, and the number of samples in it."""
 
     text: str
     shots: int
 
 
 def described(name: str) -> Task:
-    """The project's description of a task. ConfigError for one that has none."""
+    """The project's description of a task. Raises ConfigError if there is none."""
     if name not in TASKS:
         raise ConfigError(
             f"a generator needs a description of {name}; there are those of {', '.join(TASKS)}. "
@@ -49,7 +49,7 @@ def system_prompt(
 ) -> SystemPrompt:
     """The task's description and `shots` samples of its few-shot split, the same for all records.
 
-    Samples that the cloud's context has no room for are left out, the last first.
+    If the cloud's context is too short, samples are dropped, starting from the last.
     """
     task = described(name)
     rows = list(harness_task.fewshot_docs()) if shots else []
@@ -81,13 +81,16 @@ def _example(task: Task, row: Row) -> Example:
 
 
 def edge_text(name: str, template: str, system: str | None = None) -> dict[str, Any]:
-    """Changes of lm-eval's definition so that the edge reads the question in this template.
+    """Fields of lm-eval's definition that make the edge read the question in a template.
 
-    `trained`: the turns of training, the choices as answers. `harness`: lm-eval's own text.
-    With `system`, that prompt stands in front, in the edge's own context.
+    Args:
+        name: the task.
+        template: `trained`, the turns of training with the choices as answers, or `harness`,
+            lm-eval's own text.
+        system: a system prompt to put into the edge's own context, in front.
     """
     if template == "harness":
-        # lm-eval fills templates in; what stands between these marks is text.
+        # lm-eval expands templates; between these marks it leaves the text alone.
         text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
         return {} if text is None else {"description": text}
     task = described(name)

@@ -1,7 +1,7 @@
-"""A card: the gates of one prompt, with the fingerprints of the generator and edge they are for.
+"""A card: the gates of one prompt, with the fingerprints of its generator and edge.
 
-A JSON file of some hundred bytes to a few kilobytes. A device that holds the edge model and the
-pool needs nothing else for a new task.
+It is a JSON file of some hundred bytes to a few kilobytes. A device that holds the edge model and
+the pool needs nothing else for a new task.
 """
 
 from __future__ import annotations
@@ -32,28 +32,33 @@ COLLAPSED = 0.9  # a layer whose router gives one expert more than this share ha
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """`gates` [L, E] float32, each layer's sum 1. `about`: free facts for people (prompt hash).
+    """The gates of one system prompt.
 
-    A card that `specialize` just made also knows its `pool`, so that `forward` and `generate` need
-    no other; a file does not hold it.
+    Attributes:
+        gates: [L, E] float32; each layer sums to 1.
+        generator: fingerprint of the trained parts and their cloud.
+        edge: fingerprint of the edge's weights.
+        about: further facts for people, such as the hash of the prompt.
+        pool: the experts, on a card fresh from `specialize`, so that `forward` and `generate` need
+            no other; a file does not hold it.
     """
 
     gates: np.ndarray
-    generator: str  # fingerprint of the trained parts and their cloud
-    edge: str  # fingerprint of the edge's weights
+    generator: str
+    edge: str
     about: dict[str, Any] = field(default_factory=dict)
     pool: Pool | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the card as JSON, beside and renamed. Refuses an existing file."""
+        """Writes the card as JSON. Raises OutputError if the file exists, unless `overwrite`."""
         if Path(path).is_dir():
             raise OutputError(
-                f"{path} is a folder; expected the name of a card file, as card.json."
+                f"{path} is a folder; expected the name of a card file, such as card.json."
             )
         write_file(Path(path), json.dumps(self.to_dict()) + "\n", overwrite=overwrite)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; gates as [expert, gate] pairs of those that are open, exact in float32."""
+        """JSON values; each layer lists [expert, gate] pairs of its open gates, exact in float32."""
         gates = np.asarray(self.gates, np.float32)
         rows = [
             [[int(e), float(np.format_float_scientific(row[e], unique=True))] for e in open_]

@@ -38,10 +38,10 @@ def frozen_head_nll(
     targets: Int[Array, "B N"],
     mask: Bool[Array, "B N"],
 ) -> Float[Array, ""]:
-    """`cross_entropy` of the head's logits, which are never all in memory. Summed, in nats.
+    """`cross_entropy` of the head's logits, summed in nats, without all logits in memory at once.
 
-    `params` hold the head, as `models.decoder.head_logits` reads it; no gradient flows to it.
-    Chunks of slots in which no row has a target cost nothing: best have targets in front.
+    `params` holds the head, as `models.decoder.head_logits` reads it; no gradient flows to it.
+    A chunk of slots in which no row has a target costs nothing, so put targets in front.
     """
     return _chunked(config, params, hidden, targets, mask, lambda nll: nll)
 
@@ -59,7 +59,7 @@ frozen_head_nll.defvjp(_frozen_forward, _frozen_backward)
 
 
 def _chunked(config, params, hidden, targets, mask, transform) -> Any:
-    """The sum over chunks of `transform`(loss of a chunk's states), gradients side by side."""
+    """Applies `transform` to the loss of each chunk of slots: sums losses, joins gradients."""
     rows, slots = mask.shape
     count = -(-slots // CHUNK)
     size = min(slots, CHUNK)
@@ -97,5 +97,5 @@ def squared_cv(gates: Float[Array, "P L E"]) -> Float[Array, ""]:
 
 
 def expert_usage(gates: Float[Array, "P L E"]) -> Float[Array, "L E"]:
-    """How often each expert is selected, per layer; sums to K over the experts."""
+    """The share of prompts that select each expert, per layer; sums to K over the experts."""
     return jnp.mean(gates > 0, axis=0)

@@ -1,7 +1,7 @@
-"""Meta tokens and the cloud's q/v adapters: one causal pass reads a prompt, [P, L, C] comes out.
+"""Meta tokens and the cloud's q/v adapters: one causal pass turns prompts into states [P, L, C].
 
-Meta token i stands for edge layer i. All L follow the prompt, so each sees the whole prompt and
-the meta tokens before it.
+Meta token i stands for edge layer i. All L follow the prompt, so each attends to the whole prompt
+and to the meta tokens before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lorage_jax.sharding import Layout
 
 
 def meta_leaf(cloud: ModelConfig, edge: ModelConfig) -> Leaf:
-    """[L, C]: one trained vector an edge layer, at the scale of the cloud's embeddings."""
+    """Leaf [L, C]: one trained vector per edge layer, at the scale of the cloud's embeddings."""
     return Leaf((edge.layers, cloud.width), ("layers", "cloud"), "unit")
 
 

@@ -1,4 +1,4 @@
-"""The pool of LoRA experts, and the one LoRA that a set of gates assembles from it (Eq. 8).
+"""The pool of LoRA experts, and the single LoRA that gates assemble from it (Eq. 8).
 
 For each of gate, up, down: `a` [L, E, in, R], `b` [L, E, R, out]; with scope `shared` the layer
 axis is absent. The decoder applies a pool unmerged (`ops.gated_low_rank`); `assemble` gives the
@@ -75,7 +75,7 @@ def assemble(
 
 
 def assembled_rank(pool: Pool, gates: Any) -> int:
-    """Rank of what `assemble` gives: R, or R times the most gates that any layer has open."""
+    """Rank of the assembled LoRA: R, or R times the largest number of open gates in any layer."""
     if pool.combine == "factors":
         return pool.rank
     return pool.rank * max(1, int(np.count_nonzero(np.asarray(gates), axis=-1).max()))

@@ -1,4 +1,4 @@
-"""Meta tokens' hidden states to gates over the experts (Eq. 3-7).
+"""The router: hidden states of the meta tokens to gates over the experts (Eq. 3-7).
 
 `R_i = BN(f2(SiLU(f1(T_i))))`: BatchNorm is the last operation, per expert, over the global batch
 (and over the layers that share a router). Training uses batch statistics, generation the running

@@ -60,10 +60,12 @@ PATHS: dict[str, type] = {  # optional
 def save_generator(
     generator: Generator, folder: str | Path, overwrite: bool = False, dtype: str = "float32"
 ) -> None:
-    """Writes the folder, beside and renamed.
+    """Writes a generator as a folder: to a temporary sibling, then renamed into place.
 
-    `dtype`: of what was trained. In bfloat16 the folder is half as large, and holds a generator of
-    another fingerprint: one with rounded numbers.
+    `dtype` is that of the trained parts in the file. In bfloat16 the folder is half as large, but
+    rounding makes it another generator, with another fingerprint.
+
+    Raises OutputError if the folder exists, unless `overwrite` and lorage_jax wrote it.
     """
     target = Path(folder)
     if dtype not in DTYPES:

@@ -1,6 +1,6 @@
 """One loop for every kind of training: steps, checkpoints, resuming, curves, and bad losses.
 
-A run's folder holds `config.json`, `checkpoints/`, `logs/` (tensorboardX) and what comes of it.
+A run's folder holds `config.json`, `checkpoints/`, `logs/` (tensorboardX) and its result.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW or Muon. Biases and norm scales are not decayed.
 
-    `leaves`: the tree of `Leaf` that is trained, which tells the matrices.
+    `leaves`: the tree of `Leaf` that is trained; it shows which arrays are matrices.
     """
     rate = learning_rate(config, steps)
     settings: dict[str, Any] = {"b1": config.betas[0], "b2": config.betas[1]}

@@ -68,7 +68,7 @@ def draw_world(
 
 
 def other_tasks(sample: WorldSample, seed: int) -> list[int]:
-    """For each group the index of a random other one whose task is another for certain.
+    """For each group, the index of a random other group that certainly has another task.
 
     In `words` no task may answer all requests of both groups: wordings differ, tasks count. In
     `tools` the dialect must be another, by which every call is another.
