@@ -58,7 +58,7 @@ class Card:
         write_file(Path(path), json.dumps(self.to_dict()) + "\n", overwrite=overwrite)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; each layer lists [expert, gate] pairs of its open gates, exact in float32."""
+        """JSON values; each layer lists the [expert, gate] pairs of its open gates, exactly."""
         gates = np.asarray(self.gates, np.float32)
         rows = [
             [[int(e), float(np.format_float_scientific(row[e], unique=True))] for e in open_]
