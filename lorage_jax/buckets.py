@@ -10,9 +10,9 @@ SMALLEST = 16
 
 
 def bucket(length: int, smallest: int = SMALLEST, per_octave: int = 2) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `length`: at most a third is padding.
+    """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `length`; at most a third is padding.
 
-    `per_octave` sizes lie between a power of two and the next: more pad less and compile more.
+    There are `per_octave` sizes per doubling: with more, less is padding and more is compiled.
     """
     size = smallest
     while size * 2 < length:

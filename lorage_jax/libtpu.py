@@ -1,7 +1,7 @@
-"""libtpu where there is no TPU: it is installed for its compiler, or by chance.
+"""libtpu on machines without a TPU, where it is installed for its compiler or by chance.
 
-Left alone, it looks for the TPU that it takes itself to be on, and says in six lines at the start
-of every program that it found none.
+Without these settings it assumes a TPU, looks for it, and prints six lines of warnings at the start
+of every program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Where drivers of Cloud TPUs show their chips.
+# Device files of Cloud TPU chips.
 CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
 
 
@@ -20,9 +20,9 @@ def installed() -> bool:
 
 
 def settings(accelerator: str) -> dict[str, str]:
-    """Environment by which libtpu takes itself to be on one host of `accelerator` and asks nobody.
+    """Environment under which libtpu assumes one host of `accelerator` and asks no server.
 
-    It is read when JAX's first backend is made.
+    They are read when JAX creates its first backend.
     """
     return {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -32,7 +32,7 @@ def settings(accelerator: str) -> dict[str, str]:
 
 
 def keep_quiet(devices: Path = Path("/dev")) -> None:
-    """On a machine without TPU chips, libtpu finds that without a word."""
+    """Silences libtpu's search for a TPU on a machine without TPU chips."""
     if installed() and not any(chip for pattern in CHIPS for chip in devices.glob(pattern)):
         for name, value in settings("v5litepod-1").items():
             os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""The parameter tree of a decoder, once: shape, logical axes and initialisation of every leaf.
+"""The parameter tree of a decoder: shape, logical axes and initialisation of every leaf.
 
 Initialisation, sharding, loading and checkpoints all read this description.
 The layer axis is axis 0 of every leaf under `layers`.
@@ -18,14 +18,14 @@ from lorage_jax.config import ModelConfig
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array. `axes` are logical names, one a dimension, that `sharding.py` maps to a mesh."""
+    """One array. `axes`: one logical name per dimension, which `sharding.py` maps to a mesh."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: str = "normal"
 
     def stack(self, layers: int) -> Leaf:
-        """The same array once a layer, the layer axis in front."""
+        """The same array for each layer, with the layer axis in front."""
         return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
 
     def initialise(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -53,8 +53,9 @@ class Leaf:
 
     @property
     def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """The (input, output) axes if this is a matrix, or one a layer or expert; None for
-        vectors, and for a table with a row a token.
+        """The (input, output) axes of a matrix, also of one per layer or expert.
+
+        None for vectors, and for a table with one row per token.
         """
         first = sum(axis in ("layers", "experts") for axis in self.axes)
         own = tuple(range(first, len(self.axes)))
@@ -113,7 +114,7 @@ def model_leaves(config: ModelConfig) -> dict[str, Any]:
 
 
 def initialise(leaves: Any, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Any:
-    """A tree of fresh arrays, each leaf with a key of its own."""
+    """Initialises a tree of leaves; each leaf gets a key of its own."""
     flat, tree = jax.tree.flatten(leaves)
     keys = jax.random.split(key, max(len(flat), 1))
     return tree.unflatten(

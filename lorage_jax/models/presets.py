@@ -103,7 +103,7 @@ def structs(leaves: Any, dtype: str) -> Any:
 def random_model(config: ModelConfig, dtype: str, shardings: Any = None) -> Model:
     """A model of this shape with random weights (key 0), that no eos stops.
 
-    `shardings`: of the tree of weights; by default all are on the first device.
+    `shardings` are those of the weights; by default all are on the first device.
     """
     config = dataclasses.replace(config, eos_ids=())
     leaves, tree = jax.tree.flatten(model_leaves(config))
@@ -119,8 +119,9 @@ def random_model(config: ModelConfig, dtype: str, shardings: Any = None) -> Mode
 
 
 def _draw(leaf: Leaf, key: jax.Array, dtype: Any) -> jax.Array:
-    """A matrix is a random column times a random row: drawing every number would take three times
-    the model's memory, and much longer.
+    """Draws a leaf; a matrix is a random column times a random row.
+
+    Drawing every number would take three times the model's memory, and much longer.
     """
     if leaf.init != "normal":
         return leaf.initialise(key, dtype)

@@ -1,7 +1,7 @@
-"""How much arithmetic a training step needs, and how much a device could do in its time.
+"""The arithmetic of a training step, and the peak rate of the devices, for the MFU.
 
-Model FLOPs (2 per multiply-accumulate) of the matrix products at the padded shapes; what remat
-computes twice does not count. A frozen matrix costs two passes, forward and the gradient of its
+It counts model FLOPs (2 per multiply-accumulate) of the matrix products at the padded shapes, but
+not what remat computes again. A frozen matrix costs two passes, forward and the gradient of its
 input; a trained one, and attention, whose two sides are both activations, three.
 """
 

@@ -106,12 +106,12 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until the running save is on disk. TrainingError if it failed."""
+        """Waits until the running save is on disk. Raises TrainingError if it failed."""
         if self._orbax is not None and self._writing:
             self._attempt("A checkpoint could not be written", DISK, self._orbax.wait)
 
     def close(self) -> None:
-        """`wait`, then lets go of threads. Safe to call twice."""
+        """Waits, then releases threads. Safe to call twice."""
         try:
             self.wait()
         finally:
@@ -269,7 +269,7 @@ class Checkpoints:
         return self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
 
     def _check_leaves(self, step: int, saved: dict[str, str], wanted: dict[str, Any]) -> None:
-        """Names, shapes and dtypes before any array is read: orbax would cast in silence."""
+        """Checks names, shapes and dtypes before reading arrays, as orbax would cast silently."""
         here = {name: _kind(leaf) for name, leaf in wanted.items() if np.size(leaf)}
         lines = [
             f"{name}: saved {saved.get(name, ABSENT)}, expected {here.get(name, ABSENT)}"
@@ -283,7 +283,7 @@ class Checkpoints:
             )
 
     def _attempt(self, what: str, advice: str, action: Callable[[], T]) -> T:
-        """`action()`; whatever orbax or tensorstore raise becomes one TrainingError."""
+        """Runs `action`; any error of orbax or tensorstore becomes one TrainingError."""
         try:
             return action()
         except Exception as error:
@@ -296,7 +296,7 @@ class Checkpoints:
 
 
 def is_url(folder: str | Path) -> bool:
-    """True if it names a bucket. Such a name must not become a Path, which makes one / of two."""
+    """True for the name of a bucket, which must not become a Path: that would merge its slashes."""
     return "://" in str(folder)
 
 

@@ -10,14 +10,16 @@ from jax.sharding import Mesh
 from lorage_jax.chips import MIB
 from lorage_jax.errors import ConfigError, listed
 
-# Bytes of one array that may be whole on every device. Without `tensor`, a pool's factors at the
-# FFN's side are, for the merge needs no collective then: 123 MiB each in the paper's recipes.
+# Bytes of one array that every device may hold whole. Without a `tensor` axis the pool's factors on
+# the FFN side are whole, so that merging needs no collective: 123 MiB each in the paper's recipes.
 TOLERANCE = 256 * MIB
 
 
 def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE) -> str | None:
-    """ConfigError naming every array above `tolerance` bytes that is whole on every device of a
-    mesh that has an axis to spread it; where the mesh has none, the same as a note.
+    """Looks for arrays above `tolerance` bytes that every device of a mesh holds whole.
+
+    Raises ConfigError naming them if the mesh has an axis that could spread them; returns a note
+    for the user if it has none, and None if there are no such arrays.
     """
     pairs = jax.tree_util.tree_leaves_with_path(arrays)
     found = [

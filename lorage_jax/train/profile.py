@@ -11,7 +11,7 @@ from lorage_jax.errors import ConfigError
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """`START:STOP`, the first and the last step. ConfigError for anything else."""
+    """Parses `START:STOP`, the first and the last step. Raises ConfigError for anything else."""
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ConfigError(
@@ -21,7 +21,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Traces `steps` (first, last; None: nothing) into `folder`, also when one of them fails."""
+    """Traces `steps` (first, last; None for none) into `folder`, even if one of them fails."""
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
         self.folder, self.steps, self._running = folder, steps, False

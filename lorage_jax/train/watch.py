@@ -22,7 +22,7 @@ from lorage_jax.train.arithmetic import peak_flops
 class Watch:
     """Records the metrics of every step; every `every` steps writes and prints their means.
 
-    Means, since the batches of a mixture differ: a curve of every n-th batch could show one source.
+    It writes means because the batches of a mixture differ: every n-th batch might show one source.
     Only the `main` process writes and prints. `flops`: arithmetic of a step on a batch.
     """
 
@@ -73,7 +73,7 @@ class Watch:
         )
 
     def record(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
-        """One finished step. Tokens are real ones, without padding."""
+        """Records a finished step. Tokens are counted without padding."""
         loss = float(metrics["loss"])
         self.losses.append((step, loss))
         masks = [rows.mask for rows in batch.rows]
@@ -105,7 +105,7 @@ class Watch:
             self._print(step, scalars)
 
     def warn(self, step: int, message: str) -> None:
-        """On the console and in the curves' folder."""
+        """Shows a warning on the console and writes it to the curves' folder."""
         self.writer.add_text("warnings", message, step)
         if self.main:
             self.console.print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
@@ -157,7 +157,7 @@ class Watch:
 
 
 def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """All that a run wrote, {tag: [(step, value)]}; of a step done twice, the last value."""
+    """Reads the curves of a run, {tag: [(step, value)]}; of a repeated step, the last value."""
     from tensorboardX.proto import event_pb2
 
     messages: Any = event_pb2  # its classes are made when it is imported
