@@ -36,7 +36,7 @@ def row_gates(
         pool = getattr(cards[0], "pool", None)
     if pool is None:
         raise ConfigError(
-            "gates were given without the experts that they weight; pass the generator's pool "
+            "gates were given without the experts that they weigh; pass the generator's pool "
             "(pool=gen.pool), or merge first: lg.merge(edge, gen.pool, card)."
         )
     if model.card is not None:

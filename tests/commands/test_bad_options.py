@@ -85,7 +85,7 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
         (["--input", "x", "--seed", -1], "seed"),
         (["--input", "x", "--stop", ""], "stop"),
         (["--input", "x", "--system", "/nowhere/prompt"], "no such file"),
-        (["--input", "x", "--system", "/nowhere/prompt", "--raw"], "exclude"),
+        (["--input", "x", "--system", "/nowhere/prompt", "--raw"], "cannot be combined"),
         (["--input", "x", "--json", "/dev/null"], "not a plain file"),
     ],
 )

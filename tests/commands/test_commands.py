@@ -133,7 +133,7 @@ def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, 
     assert not (tmp_path / "out" / "merged").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    refuse(*specialize(overwrite=True), says=r"did not write there.*notes\.txt")
+    refuse(*specialize(overwrite=True), says=r"did not write.*notes\.txt")
 
 
 def test_a_moved_cloud_is_named_and_repaired(world, specialize, tmp_path, refuse):
