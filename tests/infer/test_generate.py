@@ -353,5 +353,5 @@ def test_errors(model):
     with pytest.raises(ConfigError, match="stop"):
         generate(model, "a", max_new_tokens=5, stop="")
     gates = np.full((2, model.config.layers, 4), 0.25, np.float32)
-    with pytest.raises(ConfigError, match="pool=gen.pool"):
+    with pytest.raises(ConfigError, match=r"pool=gen\.pool"):
         generate(model, "a", max_new_tokens=5, gates=gates)
