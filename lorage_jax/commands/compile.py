@@ -23,6 +23,11 @@ def run(options: Compile) -> dict[str, Any]:
     layers, row_tokens = options.layers, options.row_tokens
     if row_tokens is not None and row_tokens < 1:
         raise ConfigError(f"--row-tokens is {row_tokens}; expected 1 or more.")
+    if config.method not in (None, "lora_gen"):
+        raise ConfigError(
+            f"the experiment's method is {config.method!r}; lorage compile knows only the programs "
+            "of lora_gen. Leave the method out to compile those."
+        )
     cloud = model_shape("cloud", config.cloud, layers)
     edge = model_shape("edge", config.edge, layers)
     devices = tpu_devices(topology)  # before anything else touches jax

@@ -51,7 +51,7 @@ class Family:
         rows: tensors of layer leaves that differ from llama's, by leaf name.
         shapes: named model shapes, for benchmarks without downloads.
         known: last part of a model's name on the Hub -> its name in `shapes`.
-        tokenizer: a tokenizer whose normaliser and splitting rules the family's class in
+        tokenizer: makes a tokenizer whose normaliser and splitting rules the family's class in
             transformers imposes on every tokenizer.json; None if it imposes none.
     """
 

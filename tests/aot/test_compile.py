@@ -260,6 +260,15 @@ def test_models_without_a_shape(tmp_path, capfd):
     assert "Meta-Llama-3-8B" in error and "config.json alone" in error
 
 
+def test_another_method_is_refused(tmp_path, capfd):
+    """Its programs are not those that would be compiled."""
+    path = experiment(tmp_path)
+    text = path.read_text().replace("ExperimentConfig(", 'ExperimentConfig(method="lora", ', 1)
+    path.write_text(text)
+    assert lorage("compile", path) == 1
+    assert "method is 'lora'; lorage compile knows only" in capfd.readouterr().err
+
+
 def test_known_names_have_their_shape():
     from lorage_jax.hf.presets import KNOWN, known_shape
 
