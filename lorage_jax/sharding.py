@@ -77,6 +77,12 @@ def _mesh_sizes(
 Axis = str | tuple[str, ...] | None  # one mesh axis, several, or whole on every device
 
 
+def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class ShardingRules:
     """Logical axis to mesh axis (or axes, or None for whole). The defaults are FSDP + tensor."""
@@ -130,10 +136,6 @@ class ShardingRules:
             parts.append(wanted[0] if len(wanted) == 1 else wanted)
         return PartitionSpec(*parts)
 
-    def sharding(self, leaf: Any, mesh: Mesh) -> NamedSharding:
-        """The sharding of a `Leaf`."""
-        return NamedSharding(mesh, self.spec(leaf.axes, leaf.shape, mesh))
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -144,7 +146,7 @@ class Layout:
     """
 
     mesh: Mesh
-    rules: ShardingRules
+    rules: ShardingRules = ShardingRules()
 
     @property
     def platform(self) -> str:
@@ -155,6 +157,10 @@ class Layout:
     def flash(self) -> bool:
         """True if the devices can run the kernels of `flash.py`."""
         return self.platform == "tpu"
+
+    def sharding(self, leaf: Any) -> NamedSharding:
+        """The sharding of a `Leaf`."""
+        return NamedSharding(self.mesh, self.rules.spec(leaf.axes, leaf.shape, self.mesh))
 
     def rows(self, x: Any) -> Any:
         """`x` with its first axis over the data axes, otherwise whole."""
@@ -176,15 +182,9 @@ class Layout:
         return spec[0] if spec == self.rules.spec(("kv_heads",), (kv_heads,), self.mesh) else None
 
 
-def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else value
-
-
-def tree_shardings(leaves: Any, rules: ShardingRules, mesh: Mesh) -> Any:
+def tree_shardings(leaves: Any, layout: Layout) -> Any:
     """Shardings for a tree of `Leaf`."""
-    return jax.tree.map(lambda leaf: rules.sharding(leaf, mesh), leaves)
+    return jax.tree.map(layout.sharding, leaves)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lorage_jax.config import DataConfig, ExperimentConfig, Source
 from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.sharding import Layout, ShardingRules
+from lorage_jax.sharding import Layout
 from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import shardings
 
@@ -19,7 +19,7 @@ def step_program(cloud, edge, mesh, *, prompts, queries, **settings):
     settings = {"steps": 100, "remat": "none", "data": DataConfig((Source("x"),)), **settings}
     config = ExperimentConfig(cloud="", edge="", out="", **settings)
     models = {"cloud": cloud, "edge": edge}
-    program = build_step(LoraGen, config, models, Layout(mesh, ShardingRules()))
+    program = build_step(LoraGen, config, models, Layout(mesh))
 
     def array(size, dtype):
         return jax.ShapeDtypeStruct((config.optimizer.accumulate, *size), dtype)

@@ -9,7 +9,7 @@ from lorage_jax import flash, ops
 from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.decoder import Branches, Decoder
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import padded_batch
 
 LENGTH = 150  # no multiple of 128: two blocks of 128 with 106 slots of padding
@@ -17,7 +17,7 @@ LENGTH = 150  # no multiple of 128: two blocks of 128 with 106 slots of padding
 
 def layout(*sizes):
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    return Layout(mesh, ShardingRules())
+    return Layout(mesh)
 
 
 def case(heads, kv_heads, size):
@@ -95,7 +95,7 @@ def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
     rows hold two texts and no meta tokens.
     """
     where = layout(1, 1, 2)
-    model = load_model(tiny(variant)[0], mesh=where.mesh)
+    model = load_model(tiny(variant)[0], layout=where)
     tokens, mask = padded_batch()
     suffix, tail = model.params["embed"][:3], 3
     more = {"head": False}

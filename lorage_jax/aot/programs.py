@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
@@ -32,7 +32,7 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
-from lorage_jax.sharding import Layout, ShardingRules, replicated
+from lorage_jax.sharding import Layout, replicated
 from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import abstract_arrays
 from lorage_jax.train.step import micro_sharding
@@ -56,24 +56,18 @@ class Program:
 
 @dataclass(frozen=True)
 class Setting:
-    """The models, the run and the mesh that the programs are for."""
+    """The models, the run and the devices that the programs are for."""
 
     config: ExperimentConfig
     cloud: ModelConfig
     edge: ModelConfig
-    mesh: Mesh
-    rules: ShardingRules
+    layout: Layout
     row_tokens: int | None = None  # slots of a row in the batch of `usual_step`; None: no such
-
-    @property
-    def layout(self) -> Layout:
-        """Mesh and rules together."""
-        return Layout(self.mesh, self.rules)
 
     @property
     def rows(self) -> int:
         """Batch devices: data x fsdp."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return self.layout.mesh.shape["data"] * self.layout.mesh.shape["fsdp"]
 
 
 def programs(setting: Setting) -> list[Program]:
@@ -138,7 +132,7 @@ def specialize_program(setting: Setting) -> Program:
     """Prompts of the greatest length to gates."""
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     length = bucket(config.data.max_prompt_tokens)
-    rows = NamedSharding(setting.mesh, PartitionSpec(setting.rules.batch))
+    rows = NamedSharding(setting.layout.mesh, PartitionSpec(setting.layout.rules.batch))
     trace = functools.partial(compiled_gates.trace, config.generator, cloud)
     return _program(
         "specialize",
@@ -167,7 +161,7 @@ def merge_program(setting: Setting) -> Program:
         return compiled_merge(placed, donate=False)(ffn, assemble(pool, gates, rank))
 
     gates = jax.ShapeDtypeStruct(
-        (edge.layers, generator.experts), jnp.float32, sharding=replicated(setting.mesh)
+        (edge.layers, generator.experts), jnp.float32, sharding=replicated(setting.layout.mesh)
     )
     jitted = jax.jit(merge, out_shardings=dict(placed), donate_argnums=0)
     return _program("merge", jitted.trace, ffn, pool, gates)
@@ -175,7 +169,7 @@ def merge_program(setting: Setting) -> Program:
 
 def decode_program(setting: Setting) -> Program:
     """Greedy or drawn tokens of the merged edge behind the longest query, a row a batch device."""
-    edge, mesh, rules = setting.edge, setting.mesh, setting.rules
+    edge, mesh, rules = setting.edge, setting.layout.mesh, setting.layout.rules
     rows, slots = setting.rows, bucket(setting.config.data.max_query_tokens) + bucket(NEW_TOKENS)
     heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)
     (kv,) = rules.spec(("kv_heads",), (edge.kv_heads,), mesh)

@@ -20,7 +20,7 @@ from lorage_jax.config import (
 from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.presets import random_model
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.arithmetic import cloud_flops, step_flops
 from lorage_jax.train.experiment import build_step, new_state
 from lorage_jax.train.state import shardings
@@ -99,7 +99,7 @@ def _steppers(
 ) -> dict[str, Callable[[], Any]]:
     """Calls by name that take a step with Q queries per prompt; all share weights and state."""
     fewest = experiments[max(QUERIES)].data.prompts_per_batch  # must divide over the devices
-    layout = Layout(make_mesh(MeshConfig(-1, -1, -1), rows=fewest), ShardingRules())
+    layout = Layout(make_mesh(MeshConfig(-1, -1, -1), rows=fewest))
     programs = {
         queries: build_step(LoraGen, config, models, layout)
         for queries, config in experiments.items()

@@ -33,14 +33,14 @@ def run(options: Compile) -> dict[str, Any]:
     devices = tpu_devices(topology)  # before anything else touches jax
     from lorage_jax.aot.programs import Setting, model_macs, programs
     from lorage_jax.aot.report import compile_program, page, step_roofline
-    from lorage_jax.sharding import ShardingRules, make_mesh
+    from lorage_jax.sharding import Layout, make_mesh
     from lorage_jax.train.experiment import batch_rows, check_devices
     from lorage_jax.train.generator import check_models
 
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
     check_devices(config, mesh)
     check_models(config, cloud, edge)
-    setting = Setting(config, cloud, edge, mesh, ShardingRules(), row_tokens)
+    setting = Setting(config, cloud, edge, Layout(mesh), row_tokens)
     figures = {}
     for program in programs(setting):
         print(f"compiling {program.name} ...", file=sys.stderr, flush=True)

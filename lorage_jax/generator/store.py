@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
@@ -32,7 +31,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.nano import generator_folder
-from lorage_jax.sharding import ShardingRules
+from lorage_jax.sharding import Layout
 
 TENSORS = "generator.safetensors"
 GENERATOR = Kind(
@@ -149,15 +148,17 @@ def load_generator(
     folder: str | Path,
     cloud: str | Path | Model | None = None,
     dtype: str | None = None,
-    mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
+    layout: Layout | None = None,
 ) -> Generator:
-    """A generator with its cloud model; `nano` is the bundled one's name.
+    """Loads a generator with its cloud model.
 
-    `cloud`: its folder, when it has moved, or the model, when it is loaded already. `dtype`: of the
-    cloud's weights; as trained by default. `mesh`, `rules`: spread the cloud over devices, as
-    `load_model` does.
-    Raises WeightsError listing every tensor that does not fit, or naming a changed cloud.
+    Args:
+        folder: the generator's folder, or "nano" for the bundled one.
+        cloud: the cloud model, or its folder if it is no longer where the generator recorded it.
+        dtype: dtype of the cloud's weights. Default: as in training.
+        layout: how the cloud is sharded over devices, as in `load_model`.
+
+    Raises WeightsError that lists every tensor that does not fit, or that names a changed cloud.
     """
     folder = generator_folder(Path(folder))
     values = read_values(folder)
@@ -177,7 +178,7 @@ def load_generator(
     if isinstance(source, Model):
         model = source
     else:
-        model = load_model(source, dtype or values["dtype"], mesh, rules)
+        model = load_model(source, dtype or values["dtype"], layout)
     leaves = {
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError, bullets
@@ -19,7 +19,7 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import ShardingRules
+from lorage_jax.sharding import Layout
 
 T = TypeVar("T")
 # Buffers stored by older checkpoints; they are recomputed.
@@ -29,17 +29,15 @@ IGNORABLE = ("rotary_emb.inv_freq",)
 def load_model(
     folder: str | Path,
     dtype: str = "float32",
-    mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
+    layout: Layout | None = None,
 ) -> Model:
     """Loads config, weights and tokenizer of a Hugging Face folder.
 
     Args:
         folder: a folder with config.json, tokenizer files and safetensors.
         dtype: "float32" or "bfloat16"; weights are cast to it.
-        mesh: devices to shard the weights over; each reads only its own part. Default: the first
-            device holds all.
-        rules: how the weights are sharded over `mesh`.
+        layout: how the weights are sharded over devices; each reads only its own part. Default:
+            the first device holds all.
 
     Raises WeightsError that lists every problem with the folder.
     """
@@ -47,13 +45,12 @@ def load_model(
     if dtype not in DTYPES:
         raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     config, checkpoint, tokenizer = _open(folder)
-    rules = rules or ShardingRules()
 
     def place(leaf: Leaf, row: tables.Row) -> jax.Array:
         sharding = (
             SingleDeviceSharding(jax.local_devices()[0])
-            if mesh is None
-            else rules.sharding(leaf, mesh)
+            if layout is None
+            else layout.sharding(leaf)
         )
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:

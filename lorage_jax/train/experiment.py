@@ -22,7 +22,7 @@ from lorage_jax.fields import to_dict
 from lorage_jax.hf.load import load_model, load_tokenizer
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
 from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_folder
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
@@ -195,7 +195,7 @@ def train_method(
     reads_prompts = "cloud" in method.frozen
     with distributed.together():
         mesh = make_mesh(config.mesh, rows=batch_rows(config, reads_prompts))
-        layout = Layout(mesh, ShardingRules())
+        layout = Layout(mesh)
         check_devices(config, mesh, reads_prompts)
         check_run_folder(out, method.result, resume)
         models = {name: _load(config, name, layout) for name in method.frozen}
@@ -232,7 +232,7 @@ def train_method(
 
 
 def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:
-    return load_model(getattr(config, name), config.dtype, layout.mesh, layout.rules)
+    return load_model(getattr(config, name), config.dtype, layout)
 
 
 def _with_parts(state: TrainState, begun: tuple[Any, Any, str]) -> TrainState:

@@ -40,7 +40,7 @@ from lorage_jax.hf.save import save_model
 from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
 from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_folder, run
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
@@ -67,7 +67,7 @@ def pretrain(
     an `init` of another shape.
     """
     began, out = time.time(), Path(config.out)
-    layout = Layout(make_mesh(config.mesh), ShardingRules())
+    layout = Layout(make_mesh(config.mesh))
     for corpus in config.corpora:
         what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
         check_divides(corpus.rows, what, layout.mesh, "rows")
@@ -139,7 +139,7 @@ def _beginning(
             f"init is {config.init}, which is not a folder. Run the experiment that makes it "
             "first, or name the folder that it was written to."
         )
-    begun = load_model(config.init, "float32", layout.mesh, layout.rules)
+    begun = load_model(config.init, "float32", layout)
     ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
     if other := _differences(asked, begun.config):

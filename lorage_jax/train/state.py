@@ -81,7 +81,7 @@ def abstract_arrays(leaves: Any, dtype: str, layout: Layout) -> Any:
     """Shapes of a tree of `Leaf` with the shardings that the rules give them."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, DTYPES[dtype], sharding=layout.rules.sharding(leaf, layout.mesh)
+            leaf.shape, DTYPES[dtype], sharding=layout.sharding(leaf)
         ),
         leaves,
     )

@@ -17,7 +17,7 @@ from lorage_jax.config import (
 )
 from lorage_jax.data.batches import Encoder, TokenGroup
 from lorage_jax.hf.family import family_decoder
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.step import device_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
 
@@ -46,8 +46,7 @@ def setting(cloud_layers=2, edge_layers=3, remat="none"):
         config,
         family_decoder("llama", layers=cloud_layers, **LLAMA),
         family_decoder("qwen2", layers=edge_layers, **LLAMA),
-        make_mesh(MeshConfig(1, 8, 1)),
-        ShardingRules(),
+        Layout(make_mesh(MeshConfig(1, 8, 1))),
     )
 
 
@@ -92,7 +91,7 @@ def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chun
     groups = [TokenGroup([3] * S, [([3] * 40, [3] * 8)] * 2, i, 0) for i in range(P)]
     batch = Encoder(data, cloud, edge).batch(groups)
     mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
-    place = micro_sharding(Layout(mesh, ShardingRules()))
+    place = micro_sharding(Layout(mesh))
     real = device_batch(batch, accumulate, place)
     expected = longest_batch(data, accumulate, place)
 

@@ -11,7 +11,7 @@ from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.generator import merge as merging
 from lorage_jax.generator.pool import PROJECTIONS, assemble, assembled_rank, pool_leaves
 from lorage_jax.hf.load import load_model
-from lorage_jax.sharding import ShardingRules, make_mesh, tree_shardings
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh, tree_shardings
 from tests.tiny import make_generator, random_card
 
 COLLECTIVES = re.compile(
@@ -130,10 +130,10 @@ def test_no_collective_on_any_mesh(world, cloud_dir, mesh, combine, rules):
     folder, _, _ = world
     gen = make_generator(cloud_dir, folder, GeneratorConfig(rank=4, cloud_rank=0, combine=combine))
     card = random_card(gen)
-    mesh = make_mesh(MeshConfig(*mesh))
-    edge = load_model(folder, mesh=mesh, rules=rules)
+    layout = Layout(make_mesh(MeshConfig(*mesh)), rules)
+    edge = load_model(folder, layout=layout)
     leaves = pool_leaves(gen.config, gen.edge)
-    shardings = tree_shardings(leaves, rules, mesh)
+    shardings = tree_shardings(leaves, layout)
     pool = gen.pool.replace(experts=jax.device_put(gen.pool.experts, shardings))
     weights = {name: edge.params["layers"][name] for name in PROJECTIONS}
     gates, rank = jnp.asarray(card.gates), assembled_rank(pool, card.gates)

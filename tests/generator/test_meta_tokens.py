@@ -15,7 +15,7 @@ from lorage_jax.data.packing import pack
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.models.leaves import initialise, model_leaves
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 
 SIZES = {"vocab_size": 97, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 EDGE_LAYERS = 3
@@ -30,7 +30,7 @@ def test_packed_prompts_are_read_as_alone(monkeypatch, hidden_layer, window, ker
     TPU's kernels, where they can.
     """
     monkeypatch.setattr(Layout, "flash", kernels)
-    layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]), ShardingRules())
+    layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
     cloud = family_decoder("llama", **SIZES)
     if window:
         cloud = dataclasses.replace(cloud, window=window, sliding=(True, False))

@@ -19,7 +19,7 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
-from lorage_jax.sharding import make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import VOCAB, make_generator, make_tiny, padded_batch, torch_logits
 
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -143,7 +143,7 @@ def test_the_base_dtype_asked_for_is_no_change(world, tmp_path):
 def test_a_cast_of_one_file(tiny, cloud_dir, tmp_path):
     """One file, float32 to bfloat16, the model on a mesh of eight devices."""
     folder, _ = tiny("gemma2")
-    edge = load_model(folder, mesh=make_mesh(MeshConfig(2, 2, 2)))
+    edge = load_model(folder, layout=Layout(make_mesh(MeshConfig(2, 2, 2))))
     gen = make_generator(cloud_dir, folder)
     merged = merge(edge, gen.pool, specialize(gen, "Be brief."))
     export_merged(merged, tmp_path / "out", dtype="bfloat16")

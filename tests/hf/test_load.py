@@ -14,7 +14,7 @@ from lorage_jax.config import MeshConfig
 from lorage_jax.errors import WeightsError
 from lorage_jax.hf import tables
 from lorage_jax.hf.load import load_model
-from lorage_jax.sharding import ShardingRules, make_mesh
+from lorage_jax.sharding import Layout, ShardingRules, make_mesh
 from tests.tiny import make_tiny
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
@@ -70,7 +70,7 @@ def test_meshes(tiny, tmp_path, mesh, shards):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tiny("llama-bias")[0] / name, folder)
     data, fsdp, tensor = mesh
-    model = load_model(folder, mesh=make_mesh(MeshConfig(data, fsdp, tensor)))
+    model = load_model(folder, layout=Layout(make_mesh(MeshConfig(data, fsdp, tensor))))
     assert_is(model, base)
     for path, leaf in leaves(model.params):
         assert len(leaf.sharding.device_set) == 8
@@ -84,7 +84,7 @@ def test_meshes(tiny, tmp_path, mesh, shards):
 
 def test_an_axis_that_does_not_divide_stays_whole(tiny):
     folder, base = tiny("llama")  # 2 kv heads over 8 devices
-    model = load_model(folder, mesh=make_mesh(MeshConfig(1, 1, 8)))
+    model = load_model(folder, layout=Layout(make_mesh(MeshConfig(1, 1, 8))))
     assert_is(model, base)
     assert model.params["layers"]["k"].sharding.is_fully_replicated
     assert not model.params["layers"]["gate"].sharding.is_fully_replicated
@@ -95,7 +95,9 @@ def test_other_rules(tiny, cut):
     """Cuts inside a head, and over layers: read by blocks, cut after."""
     folder, base = tiny("llama-bias")
     names = {"heads": None, "kv_heads": None, "vocab": None, "embed": None, "ffn": None} | cut
-    model = load_model(folder, mesh=make_mesh(MeshConfig(4, 1, 2)), rules=ShardingRules(**names))
+    model = load_model(
+        folder, layout=Layout(make_mesh(MeshConfig(4, 1, 2)), ShardingRules(**names))
+    )
     assert_is(model, base)
 
 

@@ -22,7 +22,7 @@ from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.sharding import make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import FAMILIES, make_tiny
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
@@ -325,7 +325,7 @@ def test_sharded_weights(tmp_path, model):
     if len(jax.devices()) < 4:
         pytest.skip("needs 4 devices: jax_num_cpu_devices or XLA_FLAGS, see tests/conftest.py")
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
-    sharded = with_eos(load_model(model.source, mesh=mesh))
+    sharded = with_eos(load_model(model.source, layout=Layout(mesh)))
     assert len(sharded.params["layers"]["gate"].sharding.device_set) == 4
     expected = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=20)
     assert generate_tokens(sharded, PROMPTS, max_new_tokens=20) == expected

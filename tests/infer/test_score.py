@@ -16,7 +16,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer import score as module
 from lorage_jax.infer.forward import forward
 from lorage_jax.infer.score import Score, fit, place, score
-from lorage_jax.sharding import make_mesh
+from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import FAMILIES, make_generator, random_card
 
 
@@ -138,7 +138,7 @@ def test_rows_are_spread_over_all_devices(model):
 def test_a_sharded_model_stays_where_it_is(tiny, model):
     folder = tiny("llama")[0]
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    sharded = load_model(folder, mesh=mesh)
+    sharded = load_model(folder, layout=Layout(mesh))
     before = jax.tree.map(lambda x: x.sharding, sharded.params)
     assert jax.tree.map(lambda x: x.sharding, place(sharded).params) == before
     requests = questions(6, seed=7)

@@ -12,7 +12,7 @@ from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.generator.generator import trained_leaves
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.models.leaves import Leaf, initialise, model_leaves
-from lorage_jax.sharding import Layout, ShardingRules, make_mesh, replicated, tree_shardings
+from lorage_jax.sharding import Layout, make_mesh, replicated, tree_shardings
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.state import abstract_state, moment_shardings, shardings
 
@@ -120,21 +120,21 @@ def test_muon_decays_matrices_at_their_rate():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_lie_where_their_parameters_do(kind):
     leaves = model_leaves(EDGE)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    places = tree_shardings(leaves, ShardingRules(), mesh)
+    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    places = tree_shardings(leaves, layout)
     optimizer = make_optimizer(OptimizerConfig(kind=kind, warmup_steps=1), 10, leaves)
-    moments = moment_shardings(leaves, places, optimizer, Layout(mesh, ShardingRules()))
+    moments = moment_shardings(leaves, places, optimizer, layout)
     state = optimizer.init(initialise(leaves, jax.random.key(0)))
     assert jax.tree.structure(moments) == jax.tree.structure(state)
     found = {}
     for path, place in jax.tree_util.tree_leaves_with_path(moments):
         found.setdefault(jax.tree_util.keystr(path[-2:]), set()).add(place)
-    assert found["['layers']['gate']"] == {places["layers"]["gate"]} != {replicated(mesh)}
-    assert found["['layers']['o']"] == {places["layers"]["o"]} != {replicated(mesh)}
+    assert found["['layers']['gate']"] == {places["layers"]["gate"]} != {replicated(layout.mesh)}
+    assert found["['layers']['o']"] == {places["layers"]["o"]} != {replicated(layout.mesh)}
 
 
 def test_every_trainers_moments_are_sharded():
-    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), ShardingRules())
+    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     for leaves in (trained_leaves(GeneratorConfig(), EDGE, EDGE), model_leaves(EDGE)):
         optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, leaves)
         state = shardings(abstract_state(leaves, {}, optimizer, layout))
