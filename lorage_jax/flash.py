@@ -1,7 +1,7 @@
-"""Attention over whole texts, block by block, on TPUs: scores of [T, T] are never in memory.
+"""Attention over whole texts on TPUs, block by block: [T, T] scores are never held in memory.
 
 The kernels are `jax.experimental.pallas.ops.tpu.splash_attention`; each device runs them on its own
-rows and heads. `ops.attention` is the same arithmetic for every other device and mask.
+rows and heads. `ops.attention` computes the same for every other device and mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from lorage_jax.sharding import Layout
 
 LANES = 128  # blocks are a multiple of this
-BLOCK = 512  # slots of a block, at most
+BLOCK = 512  # largest block, in slots
 
 
 def flash_attention(
@@ -29,10 +29,10 @@ def flash_attention(
     cap: float | None,
     layout: Layout,
 ) -> Float[Array, "B T N H"]:
-    """`ops.attention` under the mask of `ops.attention_mask`, or of `ops.branch_mask` for texts.
+    """`ops.attention` with a causal mask within each text, and optionally a sliding window.
 
-    `segments` numbers the text of each slot within its row, 0 for padding; a window counts slots.
-    Padding attends to padding, so that no query lacks a key; its output is meaningless. On a CPU
+    `segments` numbers the text of each slot within its row, 0 for padding. `window` counts slots.
+    Padding attends to padding, so that every query has a key; its output is meaningless. On a CPU
     the kernels are interpreted, which is slow.
     """
     size, padded = block_size(q.shape[1])
@@ -40,7 +40,7 @@ def flash_attention(
 
     def attend(q, k, v, segments):
         kernel = _kernel(q.shape[2], size, padded, window, cap, layout.platform == "cpu")
-        # The kernels take no scale. In float32: bfloat16 would round the scale itself.
+        # The kernels have no scale argument. In float32, because bfloat16 would round the scale.
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         q, k, v = (_pad(x, padded).swapaxes(1, 2) for x in (q, k, v))
         length, segments = segments.shape[1], _pad(segments, padded)
@@ -60,7 +60,7 @@ def flash_attention(
 
 
 def block_size(length: int) -> tuple[int, int]:
-    """Slots of a block and of all blocks that hold `length`: as few blocks as can be, all alike."""
+    """Slots per block, and in all blocks together: as few equal blocks as hold `length` slots."""
     count = -(-length // BLOCK)
     size = -(-length // (count * LANES)) * LANES
     return size, count * size

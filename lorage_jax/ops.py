@@ -4,7 +4,8 @@ Letters: B rows, T query length, S key length, D width, N heads, K kv heads, H h
 width, V vocabulary, E experts, R rank. Weights keep the input axis first, as in `x @ w`.
 
 Norms, rotary positions, softmax and logits are computed in float32 whatever the dtype of the
-weights; float32 matrix products ask for full precision, which TPUs and GPUs do not give unasked.
+weights. Products of float32 matrices request full precision, which TPUs and GPUs do not use by
+default.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import RopeScaling
 
-NEGATIVE = -1e30  # a masked score: finite, so that a row with no key gives no NaN
+NEGATIVE = -1e30  # the score of a masked key: finite, so that a row without keys is not NaN
 
 
 def einsum(spec: str, *operands: Array, out: DTypeLike | None = None) -> Array:
-    """`jnp.einsum` that accumulates in `out` and, on float32 operands, multiplies in float32."""
+    """`jnp.einsum` that accumulates in dtype `out` and multiplies float32 operands in float32."""
     full = all(x.dtype == jnp.float32 for x in operands)
     precision = jax.lax.Precision.HIGHEST if full else None
     return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=out)
 
 
 def project(x: Float[Array, "B T D"], w: Float[Array, "D *out"]) -> Float[Array, "B T *out"]:
-    """`x @ w` over the last axis of x and the first of w, which may be any (D, F, ...).
+    """Contracts the last axis of x with the first axis of w.
 
-    As one product of two matrices: with the batch axes kept apart, the backward pass on a CPU
-    writes every activation transposed, which costs more than the product.
+    Computed as one product of two matrices: with separate batch axes, the backward pass on a CPU
+    would write every activation transposed, which costs more than the product.
     """
     y = einsum("ti,io->to", x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
     return y.reshape(*x.shape[:-1], *w.shape[1:])
@@ -42,7 +43,7 @@ def project(x: Float[Array, "B T D"], w: Float[Array, "D *out"]) -> Float[Array,
 def rms_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, "D"], eps: float, offset: float
 ) -> Float[Array, "*batch D"]:
-    """x / rms(x) * (offset + scale). Gemma stores scales around 0 (offset 1), others around 1."""
+    """x / rms(x) * (offset + scale). `offset` is 1 for Gemma, whose scales are stored around 0."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * (offset + scale.astype(jnp.float32))).astype(x.dtype)
@@ -51,13 +52,13 @@ def rms_norm(
 def rope_frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None
 ) -> Float[Array, "half"]:
-    """Radians per position for each pair of head channels, [H/2], scaled as the model was."""
+    """Radians per position for each pair of head channels, [H/2], with the model's scaling."""
     freq = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return freq
     if scaling.kind == "linear":
         return freq / scaling.factor
-    # llama3: long wavelengths are stretched by the factor, short ones kept, between them blended.
+    # llama3: long wavelengths are stretched by the factor, short ones kept, others blended.
     turns = scaling.original_max_positions * freq / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = jnp.clip(blend, 0.0, 1.0)
@@ -67,7 +68,7 @@ def rope_frequencies(
 def rope_table(
     positions: Int[Array, "B T"], frequencies: Float[Array, "half"]
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of every angle, float32: bfloat16 cannot count past 256."""
+    """Cosine and sine of every angle, in float32: bfloat16 is exact only up to 256."""
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -75,7 +76,7 @@ def rope_table(
 def rope(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
 ) -> Float[Array, "B T N H"]:
-    """Rotates channel i with channel i + H/2 (Hugging Face's layout, no permutation of weights)."""
+    """Rotates channels i and i + H/2 as a pair, the layout of Hugging Face's weights."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -90,7 +91,7 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 def attention_mask(
     valid: Bool[Array, "B S"], query_slots: Int[Array, "T"], window: int | None
 ) -> Bool[Array, "B T S"]:
-    """True where slot t may look at slot s: a real token, not later, and inside the window."""
+    """True where slot t may attend to slot s: a real token, not later, and within the window."""
     slots = jnp.arange(valid.shape[1])
     seen = slots[None, :] <= query_slots[:, None]
     if window is not None:
@@ -105,11 +106,11 @@ def branch_mask(
     window: int | None,
     texts: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T T"]:
-    """The same for rows that hold texts, each with several continuations side by side.
+    """`attention_mask` for rows of several texts, or of a text with several continuations.
 
-    `branches`: 0 for the text, k for its k-th continuation, which sees the text and itself; None:
-    there are no continuations. The window counts positions, as slots of other continuations lie in
-    between. `texts`: numbers the texts of a row, if there are several.
+    `branches` is 0 in a text and k in its k-th continuation, which sees the text and itself; None
+    if there are no continuations. `texts` numbers the texts of a row, if there are several. The
+    window counts positions, because slots of other continuations lie in between.
     """
     slots = jnp.arange(valid.shape[1])
     seen = (slots[None, :] <= slots[:, None])[None] & valid[:, None, :]
@@ -132,7 +133,7 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention: head n reads kv head n // (N / K). Softmax in float32.
 
-    No scores are kept for the backward pass: it computes them again.
+    The backward pass recomputes the scores instead of keeping them.
     """
     batch, length, heads, size = q.shape
     kv = k.shape[2]
@@ -166,11 +167,11 @@ def _attend_forward(q, k, v, mask, scale, cap):
 def _attend_backward(scale, cap, saved, dy):
     q, k, v, mask, top, total, y = saved
     scores = _scores(q, k, mask, scale, cap)
-    # Not through log(total): where every key is masked, `top` would swallow it.
+    # Not exp(scores - top - log(total)): where every key is masked, -1e30 absorbs the logarithm.
     weights = jnp.exp(scores - top) / total
     dv = _batched("rs,rh->sh", weights.astype(dy.dtype), dy)
     dweights = _batched("rh,sh->rs", dy, v, out=jnp.float32)
-    # The softmax's own part of the gradient: sum_s weights dweights = y . dy.
+    # The gradient of the softmax's denominator: sum_s weights dweights = y . dy.
     inner = jnp.sum(y.astype(jnp.float32) * dy.astype(jnp.float32), axis=-1, keepdims=True)
     dscores = weights * (dweights - inner) * scale
     if cap is not None:
@@ -190,9 +191,9 @@ def _scores(q: Array, k: Array, mask: Array, scale: float, cap: float | None) ->
 
 
 def _batched(spec: str, left: Array, right: Array, out: DTypeLike | None = None) -> Array:
-    """`spec` for every batch row and kv head; r runs over the head's queries, group by group.
+    """Applies `spec` per batch row and kv head; r runs over the head's queries, group by group.
 
-    As products of plain matrices: a group axis of its own would have every score copied.
+    Computed as plain matrix products: a separate group axis would copy every score.
     """
     shape = left.shape[2:4]
     left = left.reshape(*left.shape[:2], -1, left.shape[-1])
@@ -205,14 +206,14 @@ def _batched(spec: str, left: Array, right: Array, out: DTypeLike | None = None)
 
 
 def activation(x: Array, name: str) -> Array:
-    """`silu`, or `gelu_tanh` (the tanh approximation)."""
+    """Applies `silu` or `gelu_tanh` (the tanh approximation of GELU)."""
     return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
 
 
 def low_rank(
     x: Float[Array, "B T I"], a: Float[Array, "I R"], b: Float[Array, "R *out"], scale: float
 ) -> Float[Array, "B T *out"]:
-    """(x A) B * scale, one LoRA for all rows (PAPER Eq. 1)."""
+    """(x A) B * scale: one LoRA for all rows (Eq. 1 of the paper)."""
     return project(project(x, a.astype(x.dtype)), b.astype(x.dtype)) * scale
 
 
@@ -224,14 +225,15 @@ def gated_low_rank(
     combine: str,
     scale: float,
 ) -> Float[Array, "B T O"]:
-    """The unmerged update of Eq. 8, each row or token with its own gates; none has own weights.
+    """The unmerged update (Eq. 8 of the paper), with gates per row or per token.
 
-    `products`: sum_e g_e x a_e b_e. `factors`: x (sum_e g_e a_e) (sum_e g_e b_e).
+    `products`: sum_e g_e x a_e b_e. `factors`: x (sum_e g_e a_e) (sum_e g_e b_e). No row ever gets
+    weight matrices of its own.
     """
-    # Gates weigh in float32, as in the merge, whatever the weights' dtype.
+    # Gates are applied in float32, as in the merge, whatever the dtype of the weights.
     gates = gates.astype(jnp.float32)
     if combine == "factors" and gates.ndim == 2 and x.shape[1] >= a.shape[0]:
-        # E times less arithmetic: every row's two factors are summed once, then used T times.
+        # E times less arithmetic: each row's two factors are summed once and used T times.
         a = einsum("be,eir->bir", gates, a.astype(jnp.float32)).astype(x.dtype)
         b = einsum("be,ero->bro", gates, b.astype(jnp.float32)).astype(x.dtype)
         return einsum("btr,bro->bto", einsum("bti,bir->btr", x, a), b) * scale

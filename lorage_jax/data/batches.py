@@ -1,4 +1,4 @@
-"""Groups of examples to batches: token ids, masks, padding and shape buckets.
+"""Turns groups of examples into batches: token ids, masks, padding and shape buckets.
 
 P prompts with Q queries each make B = P x Q rows, prompt-major: row = p * Q + q.
 """
@@ -21,18 +21,18 @@ from lorage_jax.errors import ConfigError, DataError
 
 
 class Rows(flax.struct.PyTreeNode):
-    """Texts as rows of token ids: numpy on the host, JAX on the devices, R rows of T slots.
+    """Texts as R rows of T token ids: numpy arrays on the host, JAX arrays on the devices.
 
-    On the devices every array has an axis of micro-batches in front. An absent array is None, and
-    so selects the program that is compiled. `text` and `positions` are there if rows are packed.
+    On the devices, every array has a leading axis of micro-batches. Absent arrays are None, which
+    selects the compiled program. `text` and `positions` are present if rows are packed.
 
     Attributes:
-        tokens: token ids; anything valid where `mask` is False.
-        mask: real tokens.
-        loss_mask: tokens that are to be predicted: of an answer, and its eos.
-        text: which of the row's texts a slot belongs to, from 0.
+        tokens: token ids; any valid id where `mask` is False.
+        mask: True at real tokens.
+        loss_mask: True at tokens to predict: those of an answer, and its eos.
+        text: index of the slot's text within its row.
         positions: position of the slot within its text.
-        owner: of packed queries, the prompt that each of a row's k texts belongs to.
+        owner: for packed queries, the index of the prompt of each of a row's k texts.
     """
 
     tokens: Int[Array, "*A R T"]
@@ -44,12 +44,12 @@ class Rows(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """The rows of one step, in chunks that are padded to their own lengths.
+    """The rows of one step, in chunks, each padded to its own length.
 
     Attributes:
-        prompts: what the cloud reads, padded on the left; empty if nobody reads them.
-        queries: what the edge learns, padded on the right; chunk i belongs to prompt chunk i.
-        group_ids: where the rows come from, for `describe` of the data; host only.
+        prompts: the cloud's rows, padded on the left; empty for methods that read no prompts.
+        queries: the edge's rows, padded on the right; chunk i belongs to prompt chunk i.
+        group_ids: origin of the rows, which `describe` of the data set looks up; host only.
         truncated: number of texts that were cut; host only.
     """
 
@@ -60,13 +60,13 @@ class Batch(flax.struct.PyTreeNode):
 
     @property
     def rows(self) -> tuple[Rows, ...]:
-        """All chunks, of prompts and of queries."""
+        """All chunks: those of prompts, then those of queries."""
         return (*self.prompts, *self.queries)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One system prompt and at most Q (user, target) pairs. `index` finds it in the data."""
+    """One system prompt and at most Q (user, target) pairs. `index` is its number in the data."""
 
     system: str
     queries: tuple[tuple[str, str], ...]
@@ -75,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A `Group` as token ids; each query is (prompt ids, target ids). `truncated` texts."""
+    """A `Group` as token ids, queries as (prompt ids, target ids); `truncated` texts were cut."""
 
     prompt: list[int]
     queries: list[tuple[list[int], list[int]]]
@@ -85,7 +85,7 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Groups to token ids and token ids to batches, for one cloud/edge pair of tokenizers."""
+    """Tokenizes groups and collates batches, for one pair of cloud and edge tokenizers."""
 
     config: DataConfig
     cloud: Any
@@ -100,7 +100,10 @@ class Encoder:
             )
 
     def tokens(self, group: Group) -> TokenGroup:
-        """Token ids of one group, cut to the configured lengths."""
+        """Token ids of one group, cut to the configured lengths.
+
+        Raises DataError if a text has no tokens.
+        """
         prompt, cut = fit_prompt(self.cloud, group.system, self.config.max_prompt_tokens)
         fitted = [
             fit_query(self.edge, user, target, self.config.max_query_tokens)
@@ -115,11 +118,11 @@ class Encoder:
         return TokenGroup(prompt, queries, group.index, cut + sum(cut for _, _, cut in fitted))
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
-        """P groups as numpy arrays: chunks of prompts [p, S] and their queries [p x Q, T].
+        """Collates P groups into numpy arrays: chunks of prompts [p, S] and queries [p x Q, T].
 
-        A group with fewer than Q queries is filled up with rows without loss. With several chunks,
-        groups are sorted by the length of their prompts. Packed, it is one chunk of R rows, prompts
-        numbered in the order in which they stand there.
+        Groups with fewer than Q queries are filled up with rows without loss. With several chunks,
+        groups are sorted by the lengths of their prompts. Packed batches have one chunk of R rows,
+        in which prompts are numbered in order.
         """
         if self.config.packed_rows is not None:
             return self._packed(groups, self.config.packed_rows)
@@ -152,7 +155,7 @@ class Encoder:
         return Batch((host_rows(**prompts),), (host_rows(**queries),), *_origin(groups))
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
-        """Prompts of about the same length together: a long one, and its queries, pad their own."""
+        """Chunks groups by prompt length, so that a long prompt pads only its own chunk."""
         count = self.config.prompt_chunks
         if count == 1:
             return [groups]
@@ -178,7 +181,7 @@ class Encoder:
         rows = len(groups) * per_prompt
         tokens = np.full((rows, t), pad_id(self.edge), np.int32)
         mask, loss = np.zeros((rows, t), bool), np.zeros((rows, t), bool)
-        # A row that attends to nothing would be NaN: filler rows keep one padding token.
+        # A row without any key would be NaN, so filler rows keep one padding token.
         mask[:, 0] = True
         for p, group in enumerate(groups):
             for q, (asked, answer) in enumerate(group.queries):
@@ -201,11 +204,11 @@ def _origin(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, int]:
 
 
 def padded_length(length: int, smallest: int, largest: int) -> int:
-    """The first of smallest, 2 x smallest, 4 x smallest, ..., largest that holds `length`."""
+    """The first of smallest, 2 x smallest, 4 x smallest, ..., largest that is >= `length`."""
     return min(bucket(length, smallest, per_octave=1), largest)
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that fills up rows; masked everywhere, so any valid id will do."""
+    """The token id used as padding; always masked, so any valid id will do."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(i for i in ids if i is not None)

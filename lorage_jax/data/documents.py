@@ -1,8 +1,8 @@
-"""Documents for pretraining: prose, or a system prompt with solved requests, as rows of tokens.
+"""Documents for pretraining, as rows of tokens: prose, or a system prompt with solved requests.
 
-The requests of one prompt stand side by side behind it (`models.decoder.Branches`): each is read as
-`edge_prompt_with_system` writes it, and the prompt is paid for once. Some documents show requests
-without their prompt, as a specialised edge will see them.
+All requests of a prompt follow it as branches (`models.decoder.Branches`): each is read as
+`edge_prompt_with_system` writes it, but the prompt is computed only once. Some documents show
+requests without their prompt, as a specialised edge will see them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.errors import ConfigError, DataError
 
-# Arrays of `DocumentRows`, in the order of a slot in `_line`.
+# Arrays of `DocumentRows`, in the order of the fields of a slot in `_line`.
 COLUMNS = ("tokens", "branch", "positions", "targets", "loss_mask", "answer_mask")
 
-SAMPLE = 32  # documents that are looked at before a run, whether rows can hold them
+SAMPLE = 32  # documents checked before a run, to see if they fit into a row
 
-PIECE = 6  # characters of prose taken for every token that there is room for; the rest is cut
+PIECE = 6  # characters of prose per token of a row; what does not fit is cut
 
 
 class DocumentRows(Rows, kw_only=True):
@@ -45,8 +45,8 @@ class DocumentRows(Rows, kw_only=True):
 
     Attributes:
         branch: 0 in a shared prompt, k in its k-th continuation.
-        targets: the token that follows in the same branch; `loss_mask`: where there is one.
-        answer_mask: where that token belongs to an answer, or to prose.
+        targets: the next token of the same branch, where `loss_mask` is True.
+        answer_mask: True where that token belongs to an answer, or to prose.
     """
 
     branch: Int[Array, "*A R T"]
@@ -56,17 +56,14 @@ class DocumentRows(Rows, kw_only=True):
 
 @dataclass(frozen=True)
 class Document:
-    """`texts`: (prompt, answer) pairs whose prompts begin alike, or one (text, "") of prose."""
+    """(prompt, answer) pairs whose prompts begin alike, or a single (text, "") of prose."""
 
     texts: tuple[tuple[str, str], ...]
     index: int
 
 
 class Documents:
-    """Endless, seeded, resumable batches; every batch holds documents of one corpus.
-
-    `iter(...)` gives a grain iterator, as of `data.pipeline.Batches`.
-    """
+    """Seeded, resumable batches for a whole run; each batch holds documents of one corpus."""
 
     def __init__(self, config: PretrainConfig, seed: int):
         self._config = config
@@ -79,7 +76,7 @@ class Documents:
             self._places.append(places)
 
     def texts(self, count: int) -> list[str]:
-        """`count` documents of all corpora by weight, for a tokenizer."""
+        """The texts of `count` documents, mixed from all corpora by weight, for a tokenizer."""
         documents = grain.MapDataset.mix(self._parts, self._weights)
         return [
             prompt + (edge_target(answer) if answer else "")
@@ -88,7 +85,10 @@ class Documents:
         ]
 
     def batches(self, tokenizer: Any) -> grain.IterDataset:
-        """Batches of `pack_documents`. ConfigError when no solved request fits into a row."""
+        """The batches of all steps, made by `pack_documents`.
+
+        Raises ConfigError if no solved request fits into a row.
+        """
         tokenizer = copy.deepcopy(tokenizer)  # another thread may use the caller's
         for corpus, part in zip(self._config.corpora, self._parts, strict=True):
             if corpus.source.kind != "text":
@@ -103,14 +103,17 @@ class Documents:
         return grain.MapDataset.concatenate(mixed).to_iter_dataset(options)
 
     def _mix(self, batched: Sequence[grain.MapDataset], begin: int, end: int) -> grain.MapDataset:
-        """The batches of steps `begin` to `end`, from the corpora that are used in all of them."""
+        """The batches of steps `begin` to `end`, in which the same corpora are used throughout."""
         used = [n for n, corpus in enumerate(self._config.corpora) if corpus.used(begin)]
-        # No corpus can have given more than a batch a step before.
+        # Before `begin`, no corpus has given more than one batch per step.
         parts = [batched[n][begin:] for n in used]
         return grain.MapDataset.mix(parts, [self._weights[n] for n in used])[: end - begin]
 
     def describe(self, index: int) -> str:
-        """The origin of a number in `group_ids`."""
+        """The file and line of an index in `group_ids`.
+
+        Raises DataError if there is no such document.
+        """
         for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
             if 0 <= index < end:
                 return places[index - end]
@@ -118,10 +121,10 @@ class Documents:
 
 
 def pack_documents(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> Batch:
-    """Packs documents, the longest first, into `count` rows of `length` slots.
+    """Packs documents, longest first, into `count` rows of `length` slots.
 
-    Returns a batch without prompts and with one chunk of `DocumentRows`; `truncated` counts the
-    documents that were cut or found no room.
+    Returns a batch that has no prompts and one chunk of `DocumentRows`. Its `truncated` counts the
+    documents that were cut or did not fit.
     """
     lines = [_line(tokenizer, document.texts) for document in documents]
     out: dict[str, Any] = {
@@ -148,7 +151,7 @@ def pack_documents(tokenizer: Any, documents: Sequence[Document], count: int, le
 
 
 def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
-    """(token, branch, position, target, has target, is answer) of every slot of a document."""
+    """One (token, branch, position, target, has target, is answer) per slot of a document."""
     sequences = []
     for prompt, answer in texts:
         ids = encode(tokenizer, prompt, bos=True)
@@ -160,7 +163,7 @@ def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, .
     for branch, (ids, known) in enumerate(sequences, 1):
         shown = 0 if branch == 1 else trunk
         for at in range(shown, len(ids) - 1):
-            # The trunk's last token is followed by another one in every branch.
+            # The trunk's last token has a different successor in every branch.
             at_fork = trunk > 0 and at == trunk - 1
             line.append(
                 (
@@ -176,7 +179,7 @@ def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, .
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all share; each keeps one of its own."""
+    """Length of the longest common prefix, but leaving each sequence a token of its own."""
     shortest = min(map(len, sequences)) - 1
     first = sequences[0]
     return next(
@@ -187,7 +190,7 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 def _check_room(tokenizer: Any, corpus: Corpus, sample: Sequence[Document]) -> None:
     """Raises ConfigError if no document of the sample fits into a row.
 
-    A cut document loses its answers, so such rows would teach nothing.
+    A document that is cut loses its answers, so such rows would teach nothing.
     """
     shortest = min(len(_line(tokenizer, document.texts)) for document in sample)
     if shortest > corpus.row_tokens:
@@ -216,7 +219,7 @@ class _Encode:
 
 
 def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
-    """The documents of one corpus without end, and where they come from."""
+    """The endless documents of one corpus, and the origin of each."""
     if corpus.source.kind == "text":
         return _prose(corpus, seed)
     source = load_source(corpus.source, corpus.queries)
@@ -235,7 +238,7 @@ def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
 
 
 def _prose(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
-    """Every text in pieces of about `row_tokens`, each once an epoch."""
+    """All texts in pieces of about `row_tokens` tokens, each once per epoch."""
     found = source_rows(corpus.source)[: corpus.source.limit]
     for place, row in found:
         require_text(row, "text", place)

@@ -1,17 +1,17 @@
-"""Records of GPT4Tools, `{instruction, input, output, id}`, and their instruction in parts.
+"""Records of GPT4Tools, `{instruction, input, output, id}`, and the parts of their instructions.
 
-Every record has its own system prompt: two to five tools, drawn for it. An instruction reads
+Every record has its own system prompt with two to five tools. An instruction consists of
 
-    preamble       what the assistant is, up to the tools
+    preamble       a description of the assistant, up to the tools
     tools          `> name: description` lines
     rules          how to call and how to answer, with the list of tool names
     files          how to treat file names
     conversation   `Previous conversation:` and what was said
     request        `New input: ...`
     suffix         a line that ends in "step by step."
-    trace          of a turn under way: `Thought: ...` to `Observation: ...`
+    trace          `Thought: ...` to `Observation: ...`, if the turn has begun
 
-and the parts, joined, are the text again. The splitter goes by these markers, not by wording.
+Joined, the parts give the instruction again. It is split at these markers, not by its wording.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CALLED = re.compile(r"^Action: (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Instruction:
-    """The parts of an instruction, in order; `suffix` and `trace` may be empty."""
+    """The parts of an instruction in order; `suffix` and `trace` may be empty."""
 
     preamble: str
     tools: str
@@ -50,42 +50,42 @@ class Instruction:
 
     @property
     def text(self) -> str:
-        """The instruction as it was."""
+        """The whole instruction."""
         return "".join(getattr(self, part.name) for part in fields(self))
 
     @property
     def static(self) -> str:
-        """The part that holds for every turn, which the cloud reads: everything but `dynamic`."""
+        """Everything but `dynamic`: the part that is the same in every turn, for the cloud."""
         return self.preamble + self.tools + self.rules + self.files + self.suffix
 
     @property
     def dynamic(self) -> str:
-        """The part of this turn alone: conversation, request and trace.
+        """The part that is specific to this turn: conversation, request and trace.
 
-        Over 261 records in the original format, `text` is 6.3 times as long in tokens of Llama 2
-        (8.1 without a trace), and 6.9 times (9.2) in tokens of Qwen 2.
+        Over 261 records in the original format, `text` has 6.3 times as many tokens with Llama 2's
+        tokenizer (8.1 without a trace), and 6.9 times (9.2) with Qwen 2's.
         """
         return self.conversation + self.request + self.trace
 
     @property
     def without_tools(self) -> str:
-        """`text` without the tool lines, which is 1.6 times as long (1.58 Llama 2, 1.63 Qwen 2).
+        """`text` without the tool lines; `text` is 1.6 times as long (Llama 2 1.58, Qwen 2 1.63).
 
-        The list of names in the format rules stays: it says how a call is written, the lines say
-        what the tools are for. Without it the ratio would be 1.67 and 1.72, not the benchmark's
-        1.6; who wants an edge that does not know its tools at all takes `dynamic`.
+        The list of names in the format rules stays: it shows how to write a call, whereas the tool
+        lines explain what each tool is for. Without the list, the ratio would be 1.67 and 1.72, not
+        the benchmark's 1.6. Use `dynamic` for an edge that is not shown its tools at all.
         """
         return self.preamble + self.text[len(self.preamble) + len(self.tools) :]
 
     @property
     def tool_names(self) -> tuple[str, ...]:
-        """The tools on offer, in order."""
+        """The names of the tools on offer, in order."""
         return tuple(TOOL.findall(self.tools))
 
 
 @dataclass(frozen=True)
 class ToolRecord:
-    """One turn of a dialogue with tools; `output` is the gold completion of `instruction`."""
+    """One turn of a dialogue with tools; `output` is the reference answer to `instruction`."""
 
     id: str
     instruction: Instruction
@@ -93,31 +93,31 @@ class ToolRecord:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """The tools that the gold output calls."""
+        """The names of the tools that the reference answer calls."""
         return tuple(name.strip() for name in CALLED.findall(self.output))
 
 
 def read_tool_records(path: str | Path) -> list[ToolRecord]:
-    """The records of a .json array (the original files) or .jsonl file, plain or gzipped.
+    """Reads the records of a .json array (the original files) or .jsonl file, plain or gzipped.
 
-    DataError names the file, the record and what is missing.
+    Raises DataError, naming file, record and missing part, if one cannot be read.
     """
     rows = enumerate(read_rows(path), start=1)
     return [_to_tool_record(row, place, str(number)) for number, (place, row) in rows]
 
 
 def to_tool_records(rows: Iterable[Row]) -> list[ToolRecord]:
-    """The same for rows in memory, as `world.tools.draw` makes them."""
+    """Like `read_tool_records`, for rows in memory, such as those of `world.tools.draw`."""
     return [_to_tool_record(row, f"record {i}", str(i)) for i, row in enumerate(rows, start=1)]
 
 
 def _to_tool_record(row: Row, where: str, number: str) -> ToolRecord:
-    """A row with its instruction split. Without an id it is known by its number, from 1."""
+    """Splits the instruction of a row. A row without an id is called by its number, from 1."""
     text = require_text(row, "instruction", where)
     name = number if row.get("id") is None else str(row["id"])
     where = where if row.get("id") is None else f"{where} (id {name})"
     if row.get("input"):
-        # The benchmark's own code reads the instruction alone; nothing may get lost in silence.
+        # The benchmark's own code ignores this field; dropping its text silently would be wrong.
         raise DataError(
             f"{where}: the field input is not empty; in GPT4Tools the whole prompt is in the "
             "field instruction. Move the text there."
@@ -126,7 +126,10 @@ def _to_tool_record(row: Row, where: str, number: str) -> ToolRecord:
 
 
 def split_instruction(text: str, where: str) -> Instruction:
-    """The parts of an instruction. DataError says which marker `where` lacks."""
+    """Splits an instruction into its parts.
+
+    Raises DataError, naming `where`, if a marker is missing.
+    """
     tools = TOOLS.search(text)
     if tools is None:
         raise _unlike(where, "has no line `> tool name: description`")
@@ -141,7 +144,7 @@ def split_instruction(text: str, where: str) -> Instruction:
         raise _unlike(where, f"has no line `{REQUEST}...` behind its conversation")
     trace = _line(text, THOUGHT, request)
     trace = len(text) if trace is None else trace
-    # The last line of the request, if it is the suffix. Any other line is the user's.
+    # The last line of the request, if it is the suffix; all other lines are the user's.
     suffix = text.rfind("\n", request, len(text[:trace].rstrip())) + 1
     if suffix == 0 or not text[suffix:trace].rstrip().endswith(SUFFIX):
         suffix = trace

@@ -1,7 +1,8 @@
-"""Packing: several texts share a row, one after the other, so that little of a batch is padding.
+"""Packing: several texts share a row, one after the other, so that a batch has little padding.
 
-All rows hold the same number of texts and roughly as many tokens. `text` says which slots belong to
-which text, and positions count within it. A program is compiled per length, of which there are few.
+All rows hold the same number of texts and roughly as many tokens. `text` says which text each slot
+belongs to, and positions count within it. Row lengths are rounded up to a few buckets, because
+every length needs its own compiled program.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import numpy as np
 
 from lorage_jax.buckets import bucket
 
-PER_OCTAVE = 4  # lengths of rows: at most a fifth is padding, a tenth on average
+PER_OCTAVE = 4  # row lengths per factor of 2: at most a fifth is padding, a tenth on average
 
 
 def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Texts (by index) of every row: the same number in each, sums of lengths about alike.
+    """Assigns texts to rows: as many to each, with roughly equal sums of lengths.
 
-    The longest is placed first, each into the row with the fewest tokens so far and room for a
-    text.
+    Longest first, each text goes to the row with the fewest tokens among those that are not full.
+
+    Returns the indices of each row's texts.
     """
     each, placed, sums = len(lengths) // rows, [[] for _ in range(rows)], [0] * rows
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
@@ -32,13 +34,13 @@ def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
 def pack(
     texts: Sequence[Sequence[int]], rows: int, smallest: int, largest: int, pad: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Packs `texts` into `rows` rows of equal length T, padded with the id `pad`.
+    """Packs `texts` into `rows` rows of equal length T, padded with the token id `pad`.
 
     T is a bucket (`buckets.bucket`) from `smallest` to `largest` slots.
 
     Returns:
-        The index of every row's texts, [rows, texts per row], and the arrays [rows, T] of
-        `data.batches.Rows`: tokens, mask, text and positions.
+        The indices of each row's texts, [rows, texts per row], and the arrays `tokens`, `mask`,
+        `text` and `positions` of `data.batches.Rows`, each [rows, T].
     """
     placed = balanced([len(text) for text in texts], rows)
     longest = max(sum(len(texts[i]) for i in row) for row in placed)

@@ -1,7 +1,7 @@
-"""Sources to an endless, seeded, resumable stream of batches (grain).
+"""The endless, seeded, resumable stream of training batches (grain).
 
-Every group is a function of (seed, index), few-shot draws included; the iterator's state is
-one number, and restoring it continues bit for bit.
+Every group is a function of (seed, index), few-shot draws included. The iterator's state is one
+number; restoring it continues the stream bit for bit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lorage_jax.errors import DataError
 
 
 class Batches:
-    """Iterable over batches (see `Encoder.batch`), without end.
+    """An endless iterable of batches (see `Encoder.batch`).
 
-    `iter(...)` gives a grain iterator: `get_state()` is JSON-able, `set_state(...)` resumes.
+    `iter(...)` returns a grain iterator: `get_state()` gives JSON values, `set_state(...)` resumes.
     """
 
     def __init__(self, groups: grain.MapDataset, places: Sequence[Sequence[str]], encoder: Encoder):
@@ -36,12 +36,15 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        # One thread: tokenizers are not safe to share, and a step takes longer than a batch.
+        # One thread: tokenizers are not thread-safe, and a step takes longer than making a batch.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(self._batches.to_iter_dataset(options))
 
     def describe(self, group_id: int) -> str:
-        """The origin of a number in `group_ids`: `file:line` of its first row."""
+        """The origin of an index in `group_ids`: `file:line` of the group's first row.
+
+        Raises DataError if there is no such group.
+        """
         for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
             if 0 <= group_id < end:
                 return places[group_id - end]
@@ -51,25 +54,27 @@ class Batches:
 def make_dataset(
     config: DataConfig, cloud_tokenizer: Any, edge_tokenizer: Any, seed: int
 ) -> Batches:
-    """The training data of a run. DataError for every fault of the files, before any batch.
+    """Builds the training data of a run.
 
     Every process of a pod builds the same batches (shapes included) and feeds its own rows.
+
+    Raises DataError, before the first batch, if a file is missing or a row is malformed.
     """
     sources = [load_source(source, config.queries_per_prompt) for source in config.sources]
-    # Copies: another thread may use the caller's tokenizers meanwhile.
+    # Copies, because another thread may be using the caller's tokenizers.
     encoder = Encoder(config, copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer))
     groups = mix(sources, [source.weight for source in config.sources], seed)
     return Batches(groups, [source.places for source in sources], encoder)
 
 
 def load_groups(config: DataConfig, seed: int) -> grain.MapDataset:
-    """The endless mixed `Group`s of a run, without tokenizers."""
+    """The endless mixture of `Group`s of a run, as text. Errors as in `make_dataset`."""
     sources = [load_source(source, config.queries_per_prompt) for source in config.sources]
     return mix(sources, [source.weight for source in config.sources], seed)
 
 
 def mix(sources: Sequence[LoadedSource], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """Groups of all sources in proportion to the weights; indices count through the sources."""
+    """Mixes the groups of all sources by weight; indices are numbered through all sources."""
     parts, start = [], 0
     for number, source in enumerate(sources):
         source_seed = Random(f"{seed}/{number}").getrandbits(32)

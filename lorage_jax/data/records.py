@@ -1,4 +1,4 @@
-"""Reading: files to rows, rows to `Record`s, prompt files to text. Every error names its place."""
+"""Reads files into rows, rows into `Record`s, and prompt files. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Record:
-    """One example: what the cloud reads, what the edge reads, what the edge shall answer."""
+    """One example: the cloud reads `system`, the edge reads `user` and answers with `target`."""
 
     system: str
     user: str
@@ -34,7 +34,10 @@ class Record:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file, unpacked if its name ends in `.gz`. DataError if it cannot be read."""
+    """The bytes of a file, unpacked if its name ends in `.gz`.
+
+    Raises DataError if it cannot be read.
+    """
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -51,15 +54,17 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def file_digest(path: str | Path) -> str:
-    """Identity of a data file: a hash of its content, unpacked."""
+    """Hash of the (unpacked) content of a data file."""
     return "sha256:" + hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_rows(path: str | Path) -> list[tuple[str, Row]]:
-    """(place, row) for every row; place is `file:line`, for error messages.
+    """Reads JSON lines (skipping blank ones) or a .json file with one array, optionally gzipped.
 
-    Reads JSON lines (blank lines are skipped) or a .json file that holds one array, both
-    optionally gzipped. DataError: missing, empty, broken gzip, not UTF-8, malformed, no object.
+    Returns (place, row) for every row; place is `file:line`, for error messages.
+
+    Raises DataError if the file is missing, empty, not UTF-8 or not JSON, if its gzip data are
+    broken, or if a row is not an object.
     """
     data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     whole = Path(path).name.removesuffix(".gz").endswith(".json")
@@ -75,7 +80,7 @@ def read_rows(path: str | Path) -> list[tuple[str, Row]]:
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
-    """The rows of a .json or .jsonl file, plain or gzipped. Errors as in `read_rows`."""
+    """Like `read_rows`, without the places."""
     return [row for _, row in read_rows(path)]
 
 
@@ -112,10 +117,11 @@ def _object(value: Any, place: str) -> Row:
 
 
 def to_record(row: Row, where: str) -> Record:
-    """A row in any of the three layouts as a `Record`.
+    """Converts a row in any of the three layouts to a `Record`.
 
     The user text may be empty (the prompt alone is the task); system and target may not.
-    DataError names `where`, the fields found and the fields expected.
+
+    Raises DataError, naming `where`, the fields found and those expected, for any other row.
     """
     if "messages" in row:
         return _from_messages(row, where)
@@ -154,7 +160,11 @@ def _from_messages(row: Row, where: str) -> Record:
 
 
 def require_text(row: Row, name: str, where: str, empty: bool = False) -> str:
-    """`row[name]`, a string that a tokenizer can read; DataError if it is not, or is empty."""
+    """Returns the string `row[name]`.
+
+    Raises DataError, naming `where`, if it is missing, not a string, not valid Unicode, or (unless
+    `empty` is set) blank.
+    """
     if name not in row:
         raise DataError(f"{where}: the field {name} is missing; found {_names(row)}.")
     value = row[name]
@@ -182,9 +192,9 @@ def _kind(value: Any) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a prompt file (`-`: standard input), without the white space around it.
+    """Reads a prompt file (`-` is standard input) and strips surrounding white space.
 
-    DataError if it is missing, not UTF-8, or holds nothing.
+    Raises DataError if it is missing, not UTF-8 or empty.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:

@@ -1,7 +1,7 @@
-"""One `Source` to groups of queries under one system prompt, whatever its kind.
+"""Loads a `Source` of any kind as groups: a system prompt with its queries.
 
-`KINDS` names the loader of each kind. The built-in tasks are drawn in `world/`, a room above this
-one, so that kind is registered by its address and imported when first asked for.
+`KINDS` names the loader of each kind. The built-in tasks come from `world/`, a package above this
+one in the import order, so that kind is registered by its address and imported on first use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """One source in memory. `dataset(seed)`: its groups without end; `places[i]` names group i."""
+    """One source in memory: its endless groups, `dataset(seed)`, and the origin of group i."""
 
     dataset: Callable[[int], grain.MapDataset]
     places: Sequence[str]
@@ -42,8 +42,8 @@ class SourceKind:
     """How sources of one kind become groups.
 
     `load(source, queries)` reads and checks one source, for groups of at most `queries` queries.
-    `versions` is set where data are drawn by code instead of read from files: the versions of that
-    code, which become part of every data fingerprint.
+    `versions` is set if the data are drawn by code instead of read from files: it returns the
+    versions of that code, which become part of every data fingerprint.
     """
 
     load: Callable[[Source, int], LoadedSource]
@@ -51,7 +51,7 @@ class SourceKind:
 
 
 def load_source(source: Source, queries: int) -> LoadedSource:
-    """Read and check one source, for groups of at most `queries` queries.
+    """Reads and checks one source, for groups of at most `queries` queries.
 
     Raises DataError for missing or damaged files and for an unknown task, family or split.
     """
@@ -59,7 +59,10 @@ def load_source(source: Source, queries: int) -> LoadedSource:
 
 
 def source_kind(name: str) -> SourceKind:
-    """The kind registered in `KINDS` as `name`, imported on first use; DataError for another."""
+    """The kind registered in `KINDS` as `name`, imported on first use.
+
+    Raises DataError if there is none.
+    """
     if name not in KINDS:
         raise DataError(
             f"a source of kind {name!r} has no system prompts; expected {', '.join(KINDS)}."
@@ -72,9 +75,9 @@ def source_kind(name: str) -> SourceKind:
 
 
 def data_fingerprint(sources: Sequence[Source]) -> str:
-    """sha256 over the sources' fields, the bytes of local files (not their paths) and versions.
+    """SHA-256 of the sources' fields, the content of local files (not their paths) and versions.
 
-    The versions are those of the templates and of every kind that draws its data.
+    The versions are those of the templates and of all code that draws data.
     """
     described = [to_dict(source) for source in sources]
     kinds = {name: source_kind(name) for name in KINDS}
@@ -89,15 +92,19 @@ def data_fingerprint(sources: Sequence[Source]) -> str:
 
 
 def source_rows(source: Source) -> list[tuple[str, Row]]:
-    """(place, row) for every row of a file, of the split in a folder, or of a `datasets` name."""
+    """(place, row) for every row of a source: a file, a split in a folder, or a Hub data set.
+
+    Raises DataError if it cannot be loaded.
+    """
     path = local_file(source)
     return read_rows(path) if path else _hub_rows(source)
 
 
 def local_file(source: Source) -> Path | None:
-    """The file that a source names; in a folder, the file called after the split.
+    """The file that a source names; in a folder, the file named after the split.
 
-    None if `source.path` names a data set of the Hub.
+    Returns None if `source.path` names a data set of the Hub. Raises DataError if a folder has no
+    file of that name.
     """
     path = Path(source.path)
     if path.is_dir():
@@ -110,13 +117,13 @@ def local_file(source: Source) -> Path | None:
 
 
 def _hub_rows(source: Source) -> list[tuple[str, Row]]:
-    import datasets  # slow to import, and only needed here
+    import datasets  # slow to import and needed only here
 
     choices = source.kind == "choices"
     subset = (get_task(source.name).subset if choices else source.name) or None
     try:
         rows = datasets.load_dataset(source.path, subset, split=source.split)
-    except Exception as error:  # the library raises a dozen kinds, offline and on wrong names
+    except Exception as error:  # the library raises a dozen types, offline and for wrong names
         raise DataError(
             f"{source.path}: not a file here, and it cannot be loaded as a data set of the Hub "
             f"(configuration {subset}, split {source.split}): {error}"
@@ -126,7 +133,7 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
 
 
 def _instruction(source: Source, queries: int) -> LoadedSource:
-    """Rows grouped by identical system text, in chunks of Q; each row once per epoch."""
+    """Groups rows by identical system text, in chunks of Q; each row comes once per epoch."""
     rows = source_rows(source)
     records = [(place, to_record(row, place)) for place, row in rows]
     if source.needs_input:
@@ -149,7 +156,7 @@ def _instruction(source: Source, queries: int) -> LoadedSource:
 
 
 def _choices(source: Source, queries: int) -> LoadedSource:
-    """Q items of the task under a few-shot prompt drawn anew; each item once per epoch."""
+    """Groups Q items of the task under a freshly drawn few-shot prompt; each once per epoch."""
     rows = source_rows(source)
     task = get_task(source.name)
     rows = rows[: source.limit]
@@ -169,8 +176,8 @@ def _choices(source: Source, queries: int) -> LoadedSource:
     return LoadedSource(dataset, [place for place, _ in rows])
 
 
-# By name, the kind itself or `module:attribute` where it lives above this room. `text` has no
-# prompts, so it has no groups: `documents` reads it.
+# The kind itself, or `module:attribute` if it is defined in a package above this one. `text` has no
+# prompts and so no groups: `documents` reads it.
 KINDS: dict[str, SourceKind | str] = {
     "instruction": SourceKind(_instruction),
     "choices": SourceKind(_choices),

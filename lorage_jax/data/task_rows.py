@@ -1,7 +1,7 @@
-"""Rows of tasks as examples, and local rows in the layouts that the Hub serves.
+"""Converts rows of tasks to examples, and local rows to the layouts of the Hub.
 
-The edge sees the question, never the list of choices; the answer is the text of the right
-choice. Evaluation scores the text of every choice instead (`Example.choices`).
+The edge sees the question, never the list of choices; the target is the text of the right choice.
+Evaluation scores the text of every choice instead (`Example.choices`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a task. `choices` is empty where the answer is free text."""
+    """One item of a task. `choices` is empty if the answer is free text."""
 
     user: str
     target: str
@@ -26,7 +26,7 @@ class Example:
 
 
 def choice_example(row: Row, where: str) -> Example:
-    """Convert a multiple-choice row, {question, choices, label} or a Hub layout, to an Example.
+    """Converts a multiple-choice row, {question, choices, label} or a Hub layout, to an Example.
 
     `context` or `passage` precedes the question. Raises DataError naming `where` if a field is
     missing, there are fewer than two choices or no answer, or the label is out of range.
@@ -54,7 +54,10 @@ def choice_example(row: Row, where: str) -> Example:
 
 
 def gsm8k_example(row: Row, where: str) -> Example:
-    """Convert a {question, answer} row: drop calculator marks `<<...>>`, keep `#### number`."""
+    """Converts a {question, answer} row, dropping calculator marks `<<...>>`.
+
+    Raises DataError, naming `where`, if a field is missing or the answer has no `#### number`.
+    """
     question, answer = require_text(row, "question", where), require_text(row, "answer", where)
     if "####" not in answer:
         raise DataError(f"{where}: the answer has no final number behind `####`.")
@@ -63,7 +66,7 @@ def gsm8k_example(row: Row, where: str) -> Example:
 
 
 def _from_hub(row: Row) -> Row:
-    """Convert a row of an official data set to {question, choices, label}; keep other rows."""
+    """Converts a row of an official data set to {question, choices, label}; others are kept."""
     if isinstance(row.get("choices"), dict):  # ARC, OpenBookQA
         texts, letters = row["choices"].get("text", []), row["choices"].get("label", [])
         key = row.get("answerKey")
@@ -94,12 +97,12 @@ def _from_hub(row: Row) -> Row:
 
 
 def _number(text: object, shift: int) -> int | None:
-    # An empty string marks the hidden labels of a test split.
+    # Test splits with hidden labels have empty strings.
     return int(str(text)) + shift if str(text).isdigit() else None
 
 
 def arc_row(row: Row, where: str) -> Row:
-    """Convert a row to the Hub's layout of ARC."""
+    """Converts a row to the Hub's layout of ARC. Errors as in `choice_example`."""
     example = choice_example(row, where)
     letters = list(LETTERS[: len(example.choices)])
     choices = {"text": list(example.choices), "label": letters}
@@ -108,13 +111,13 @@ def arc_row(row: Row, where: str) -> Row:
 
 
 def openbookqa_row(row: Row, where: str) -> Row:
-    """Convert a row to the Hub's layout of OpenBookQA."""
+    """Converts a row to the Hub's layout of OpenBookQA. Errors as in `choice_example`."""
     values = arc_row(row, where)
     return {"question_stem": values.pop("question"), **values}
 
 
 def _exactly(row: Row, where: str, count: int) -> Example:
-    """Convert the row to an Example and check that it has `count` choices."""
+    """Converts a row to an Example; raises DataError if it does not have `count` choices."""
     example = choice_example(row, where)
     if len(example.choices) != count:
         raise DataError(f"{where}: {len(example.choices)} choices; this task has {count}.")
@@ -122,7 +125,10 @@ def _exactly(row: Row, where: str, count: int) -> Example:
 
 
 def boolq_row(row: Row, where: str) -> Row:
-    """Convert a row to the layout of BoolQ in SuperGLUE."""
+    """Converts a row to the layout of BoolQ in SuperGLUE.
+
+    Errors as in `choice_example`; also raises DataError if the answer is neither yes nor no.
+    """
     example = _exactly(row, where, 2)
     answer = example.target.strip().lower()
     if answer not in ("no", "yes"):
@@ -134,7 +140,7 @@ def boolq_row(row: Row, where: str) -> Row:
 
 
 def social_iqa_row(row: Row, where: str) -> Row:
-    """Convert a row to the Hub's layout of Social IQa."""
+    """Converts a row to the Hub's layout of Social IQa. Errors as in `choice_example`."""
     example = _exactly(row, where, 3)
     answers = {f"answer{c}": text for c, text in zip("ABC", example.choices, strict=True)}
     texts = {name: require_text(row, name, where) for name in ("context", "question")}
@@ -142,7 +148,7 @@ def social_iqa_row(row: Row, where: str) -> Row:
 
 
 def piqa_row(row: Row, where: str) -> Row:
-    """Convert a row to the Hub's layout of PIQA."""
+    """Converts a row to the Hub's layout of PIQA. Errors as in `choice_example`."""
     example = _exactly(row, where, 2)
     goal = require_text(row, "question", where)
     return {"goal": goal, "sol1": example.choices[0], "sol2": example.choices[1],
@@ -150,7 +156,10 @@ def piqa_row(row: Row, where: str) -> Row:
 
 
 def winogrande_row(row: Row, where: str) -> Row:
-    """Convert a row to the Hub's layout of WinoGrande."""
+    """Converts a row to the Hub's layout of WinoGrande.
+
+    Errors as in `choice_example`; also raises DataError if the sentence has no blank.
+    """
     example = _exactly(row, where, 2)
     sentence = require_text(row, "question", where)
     if "_" not in sentence:
@@ -160,7 +169,10 @@ def winogrande_row(row: Row, where: str) -> Row:
 
 
 def hellaswag_row(row: Row, where: str) -> Row:
-    """Split `activity: context`, and the context's last, unfinished sentence as the Hub does."""
+    """Converts a row, whose question is `activity: context`, to the Hub's layout of HellaSwag.
+
+    Like the Hub, splits off the context's last, unfinished sentence. Errors as in `choice_example`.
+    """
     example = choice_example(row, where)
     activity, colon, context = require_text(row, "question", where).partition(": ")
     if not colon:
@@ -177,8 +189,8 @@ def hellaswag_row(row: Row, where: str) -> Row:
 
 
 def gsm8k_row(row: Row, where: str) -> Row:
-    """Check a row, and keep the fields of the Hub's layout of GSM8K."""
-    gsm8k_example(row, where)  # an answer with its final number is there
+    """Converts a row to the Hub's layout of GSM8K. Errors as in `gsm8k_example`."""
+    gsm8k_example(row, where)  # raises if the final number is missing
     return {"question": row["question"], "answer": row["answer"]}
 
 

@@ -1,6 +1,6 @@
-"""The table of tasks: a new task is one row here.
+"""The table of tasks, one row per task.
 
-The order settles which task is the shuffled control of another (`evaluate/protocol.py`).
+Their order decides which task is the shuffled control of another (`evaluate/protocol.py`).
 """
 
 from __future__ import annotations
@@ -179,12 +179,12 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Look a task up by name. Raises DataError that lists the known ones."""
+    """Looks up a task by name. Raises DataError, listing the known ones, if there is none."""
     if name not in TASKS:
         raise DataError(f"there is no task {name!r}; expected one of {', '.join(TASKS)}.")
     return TASKS[name]
 
 
 def paper_tasks() -> tuple[Task, ...]:
-    """The tasks of Table 2 of the paper (arXiv 2506.11638), in the order of its columns."""
+    """The tasks of Table 2 of the paper (arXiv 2506.11638), in column order."""
     return tuple(sorted((t for t in TASKS.values() if t.column), key=lambda task: task.column))

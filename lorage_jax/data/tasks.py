@@ -1,4 +1,4 @@
-"""The task type: one row of `task_table.TASKS` holds everything known about a task.
+"""The type of a task; `task_table.TASKS` has one row per task, with everything known about it.
 
 Training draws system prompts from the descriptions and examples from the rows. Evaluation reads
 local files in lm-eval's layout, pairs each task with a control, and reports the paper's columns.
@@ -22,17 +22,17 @@ class Task:
     Attributes:
         name: lm-eval's name of the task, and of its folder of local files.
         descriptions: paraphrases of one system prompt; evaluation uses the first.
-        to_example: (row, where) to an Example; raises DataError naming `where`.
-        to_hub: (row, where) to the layout that lm-eval's definition reads.
+        to_example: converts (row, where) to an Example; raises DataError naming `where`.
+        to_hub: converts (row, where) to the layout that lm-eval's definition reads.
         hub_field: a field that only rows in that layout have; "" converts every row.
-        folder: where lm-eval's definition is: a folder below its `tasks`, or an absolute path.
+        folder: folder of lm-eval's definition, below its `tasks` or as an absolute path.
         subset: the Hub's configuration.
-        shared_kind: name shared by tasks whose prompts say nearly the same, so that one is not
-            the shuffled control of another.
-        free_text: the answer is generated; otherwise every choice is scored.
-        column: position in Table 2 of the paper, from 1; 0 for a task that it lacks.
+        shared_kind: name shared by tasks whose prompts are so similar that one cannot serve as the
+            shuffled control of another.
+        free_text: True if the answer is generated; otherwise every choice is scored.
+        column: position in Table 2 of the paper, from 1; 0 if it is not in the table.
         short: that column's name.
-        seen: the task's train split is among the paper's training data.
+        seen: True if the task's train split is among the paper's training data.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """The kind of its questions: its own name, unless several tasks share one."""
+        """`shared_kind`, or else the task's own name."""
         return self.shared_kind or self.name
 
 
 def task_prompt(
     task: Task, bank: Sequence[Example], asked: Sequence[Example], shots: int, rng: Random
 ) -> str:
-    """Draw a few-shot system prompt: a description and `shots` random samples out of `bank`.
+    """Draws a few-shot system prompt: a description and `shots` random samples from `bank`.
 
     No sample has the user text of an item in `asked`. `bank` holds every user text once (see
-    `sample_bank`); where it is too small, all that is left of it is used. Paper: "multi-shot
-    samples drawn at random go into the system prompt".
+    `sample_bank`); if it is too small, all remaining samples are used. As in the paper, multi-shot
+    samples are drawn at random for the system prompt.
     """
     taken = {item.user for item in asked}
     drawn = rng.sample(bank, min(len(bank), shots + len(taken)))
@@ -70,5 +70,5 @@ def task_prompt(
 
 
 def sample_bank(items: Sequence[Example]) -> list[Example]:
-    """Return `items` with every user text once."""
+    """Returns `items` with every user text once: the last item, at the place of the first."""
     return list({item.user: item for item in items}.values())

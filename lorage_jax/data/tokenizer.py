@@ -16,11 +16,11 @@ def train_tokenizer(
     """Trains a byte-level BPE tokenizer.
 
     Args:
-        texts: what it learns from; with few texts it may have fewer than `vocab_size` tokens.
+        texts: training texts; if there are few, the result may have fewer than `vocab_size` tokens.
         vocab_size: number of tokens, special ones included.
-        bos: add a begin token. Ids 0, 1 and 2 are pad, end and begin.
+        bos: add a bos token. Ids 0, 1 and 2 are pad, eos and bos.
         like: normalise and split texts as this tokenizer does. Needed for model families whose
-            tokenizer class in transformers brings its own rules, whatever tokenizer.json holds.
+            tokenizer class in transformers has rules of its own, whatever tokenizer.json holds.
 
     Raises ConfigError if `vocab_size` leaves no room for the bytes.
     """
@@ -51,6 +51,6 @@ def train_tokenizer(
         pad_token="<pad>",
         eos_token="</s>",
         **({"bos_token": "<s>"} if bos else {}),
-        # Never used, but such a class would otherwise add an unknown token of its own.
+        # Unused, but such a class would otherwise add an unknown token of its own.
         **({"unk_token": "</s>"} if like is not None else {}),
     )

@@ -1,4 +1,4 @@
-"""The cache of keys and values that decoding appends to."""
+"""The key/value cache of decoding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lorage_jax.config import ModelConfig
 
 
 class Cache(flax.struct.PyTreeNode):
-    """Keys and values of earlier slots. `length` of the S slots are filled, the same in every row.
+    """Keys and values of earlier slots; the first `length` of the S slots are filled in every row.
 
-    Rows are left-padded, so that one slot index serves the batch; `valid` marks real tokens.
+    Rows are left-padded, so that one slot index serves the whole batch. `valid` marks real tokens.
     """
 
     k: Float[Array, "L B S K H"]

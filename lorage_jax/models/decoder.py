@@ -1,8 +1,8 @@
 """One decoder for all families: parameters declared here, arithmetic in `ops.py`.
 
 `Decoder(config).apply({"params": params}, tokens).logits` is [B, T, V]; `params` is a plain nested
-dict (see `leaves.py`), so a merged edge is the same call with other params. Layers run under one
-scan; the key/value cache rides in its carry, so that a donated cache is updated in place.
+dict (see `leaves.py`), so a merged edge is the same call with other params. All layers run in one
+scan, which carries the key/value cache, so that a donated cache is updated in place.
 """
 
 from __future__ import annotations
@@ -26,11 +26,23 @@ from lorage_jax.sharding import Layout
 
 
 class Branches(flax.struct.PyTreeNode):
-    """The texts of rows that hold several texts, or a text and several continuations of it.
+    """Layout of rows that hold several texts, or a text followed by several continuations of it.
 
-    `index`: 0 in a text, k in its k-th continuation; None if there are texts only. `positions`
-    count within a slot's own branch. `text`: the number of a slot's text within its row; None if
-    every row holds one text.
+    A continuation attends to its text and to itself, and its positions go on from the text's.
+
+    Attributes:
+        index: 0 in a text, k in its k-th continuation; None if there are no continuations.
+        positions: position of each slot within its own text and continuation.
+        text: number of each slot's text within its row; None if every row holds one text.
+
+    Example: one question of three tokens with two answers of two tokens, both scored in one row.
+
+        tokens = jnp.array([[q1, q2, q3, a1, a2, b1, b2]])
+        branches = Branches(
+            index=jnp.array([[0, 0, 0, 1, 1, 2, 2]]),
+            positions=jnp.array([[0, 1, 2, 3, 4, 3, 4]]),
+        )
+        logits = decoder.apply({"params": params}, tokens, branches=branches).logits
     """
 
     index: Int[Array, "B T"] | None
@@ -41,9 +53,12 @@ class Branches(flax.struct.PyTreeNode):
 class Output(flax.struct.PyTreeNode):
     """Results of one `Decoder` call, at N slots per row.
 
-    `logits`: float32; None with `head=False`. `cache`: None unless one was given. `hidden`: states
-    after the final norm. `layers`: each layer's output at the last n slots, before the final norm;
-    None unless `collect` = n asked for it.
+    Attributes:
+        logits: float32; None with `head=False`.
+        cache: the cache that was passed, with this call's slots appended; None without one.
+        hidden: states after the final norm.
+        layers: each layer's output at the last n = `collect` slots, before the final norm; None
+            with `collect=0`.
     """
 
     logits: Float[Array, "B N V"] | None
@@ -53,11 +68,14 @@ class Output(flax.struct.PyTreeNode):
 
 
 class Decoder(nn.Module):
-    """A language model: tokens to logits, hidden states and keys and values.
+    """A language model: maps tokens to logits, hidden states, keys and values.
 
-    Fields: `dtype` of freshly initialised parameters; `remat`, "full" to recompute a layer's
-    activations in the backward pass; `dropout`, the rate on the inputs of low-rank updates, which
-    needs `rngs={"dropout": key}`; `layout`, sharding constraints (None leaves placement to XLA).
+    Attributes:
+        config: the model's shape and variants.
+        dtype: dtype of freshly initialised parameters.
+        remat: "full" recomputes each layer's activations in the backward pass; "none" keeps them.
+        dropout: rate on the inputs of low-rank updates; above 0 it needs `rngs={"dropout": key}`.
+        layout: sharding constraints; None leaves placement to XLA.
     """
 
     config: ModelConfig
@@ -66,7 +84,7 @@ class Decoder(nn.Module):
     dropout: float = 0.0
     layout: Layout | None = None
 
-    if TYPE_CHECKING:  # flax's own annotation allows for mutable collections; there are none here
+    if TYPE_CHECKING:  # flax's own annotation allows for mutable collections, unused here
 
         def apply(self, variables: Any, *args: Any, rngs: Any = None, **inputs: Any) -> Output: ...
 
@@ -88,21 +106,22 @@ class Decoder(nn.Module):
         head: bool = True,
         collect: int = 0,
     ) -> Output:
-        """Runs the model over S tokens per row, and M suffix vectors: T = S + M slots.
+        """Runs the model over S tokens per row and M suffix vectors, T = S + M slots in all.
 
         Args:
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
-            gates: the weights of the pool's experts in each row, or in each slot ([B, T, L, E]).
+            gates: weights of the pool's experts, per row ([B, L, E]) or per slot ([B, T, L, E]).
+            pool: the experts that `gates` combines.
             adapters: LoRA factors `a`, `b` of the `q` and `v` projections, all layers stacked.
-            adapter_scale: the factor on the adapters' updates, alpha / R.
+            adapter_scale: factor on the adapters' updates, alpha / R.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots; the new slots are appended to it.
-            branches: positions and visibility of all T slots, in rows of several texts.
+            branches: positions and visibility of all T slots, for rows of several texts.
             at: the N slots of each row to return. Default: all.
             last: return the last slot only (N = 1).
             head: compute logits.
-            collect: how many last slots to return every layer's output of.
+            collect: number of last slots at which to return the output of every layer.
         """
         embed = self._parameter("embed")
         x, mask = self._embedded(embed, tokens, mask, suffix)
@@ -121,7 +140,7 @@ class Decoder(nn.Module):
         return Output(_logits(self.config, hidden, weights), cache, hidden, collected)
 
     def _parameter(self, name: str) -> Array:
-        """The parameter `name` outside the layers."""
+        """A parameter outside the layers, by name."""
         leaf = model_leaves(self.config)[name]
         return self.param(name, lambda key: leaf.initialise(key, self.dtype))
 
@@ -132,7 +151,7 @@ class Decoder(nn.Module):
     def _embedded(
         self, embed: Array, tokens: Any, mask: Any, suffix: Array | None
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-        """Embeddings of the tokens and the suffix behind them, and their mask."""
+        """Embeddings of the tokens, followed by the suffix, and their mask."""
         x = embed[tokens]
         if self.config.scaled_embedding:
             x = x * jnp.asarray(self.config.width**0.5, x.dtype)
@@ -150,8 +169,8 @@ class Decoder(nn.Module):
     def _flash(self, cache: Cache | None, branches: Branches | None, suffix: Array | None) -> bool:
         """True if the kernels of `flash.py` can compute this call's attention.
 
-        They know texts but not continuations. Their window counts slots, so it is wrong for a
-        suffix, whose slots are not next to their text's in a row of several texts.
+        They support several texts per row, but not continuations. Their window counts slots, which
+        is wrong for a suffix: in a row of several texts, its slots are not next to its text's.
         """
         if self.layout is None or not self.layout.flash or cache is not None:
             return False
@@ -174,7 +193,7 @@ class Decoder(nn.Module):
     def _layers(
         self, pool: Pool | None, adapter_scale: float, collect: int, flash: bool
     ) -> nn.Module:
-        """All layers as one scan over their stacked parameters."""
+        """One scan over the stacked parameters of all layers."""
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
         scanned = nn.scan(
             layer,
@@ -204,7 +223,7 @@ class Decoder(nn.Module):
         cache: Cache | None,
         branches: Branches | None,
     ) -> tuple[Context, Cache | None]:
-        """Rotary angles and masks of this call, and the cache with its slots marked.
+        """Rotary angles and masks of this call, and the cache with the new slots marked as filled.
 
         Positions count a row's real tokens; slots count columns, padding included.
         """

@@ -10,16 +10,21 @@ import flax.struct
 class Pool(flax.struct.PyTreeNode):
     """The arrays of all experts, and how gates combine them.
 
-    `experts`: for each of gate, up, down the factors `a` [L, E, in, R] and `b` [L, E, R, out];
-    with `scope` "shared", without the layer axis. Or anything that jax maps over these arrays, such
-    as their shardings.
+    Attributes:
+        experts: for each of gate, up and down, the factors `a` [L, E, in, R] and `b`
+            [L, E, R, out]; with scope "shared", without the layer axis. Also any tree of the same
+            structure, such as the shardings of these arrays.
+        combine: "factors" or "products", see `generator.pool.assemble`.
+        scale: alpha / R.
+        scope: "per_layer" or "shared".
+        generator: fingerprint of the generator; "" before it is trained.
     """
 
     experts: dict[str, Any]
-    combine: str = flax.struct.field(pytree_node=False)  # "factors" or "products", see `assemble`
-    scale: float = flax.struct.field(pytree_node=False)  # alpha / R
-    scope: str = flax.struct.field(pytree_node=False)  # "per_layer" or "shared"
-    generator: str = flax.struct.field(pytree_node=False, default="")  # fingerprint, once trained
+    combine: str = flax.struct.field(pytree_node=False)
+    scale: float = flax.struct.field(pytree_node=False)
+    scope: str = flax.struct.field(pytree_node=False)
+    generator: str = flax.struct.field(pytree_node=False, default="")
 
     @property
     def count(self) -> int:

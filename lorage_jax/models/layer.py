@@ -1,4 +1,4 @@
-"""One layer of the decoder: attention and a gated FFN, with low-rank updates of their weights."""
+"""One decoder layer: attention and a gated FFN, with optional low-rank updates of the weights."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ class Context(flax.struct.PyTreeNode):
 
     cos: Float[Array, "B T half"]
     sin: Float[Array, "B T half"]
-    segments: Int[Array, "B S"]  # 0: padding; else the number of the text
+    segments: Int[Array, "B S"]  # number of the slot's text, from 1; 0 for padding
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
-    slot: Int[Array, ""] | None  # where the new keys go in the cache
-    experts: dict[str, Any] | None  # the pool's arrays if all layers share them
+    slot: Int[Array, ""] | None  # first slot of the new keys in the cache
+    experts: dict[str, Any] | None  # the pool's arrays, if all layers share them
 
 
 class LayerInputs(flax.struct.PyTreeNode):
-    """Inputs that differ between layers: the scan takes them along axis 0 of every leaf."""
+    """Inputs that differ between layers: the scan slices axis 0 of every leaf."""
 
     index: Int[Array, "*L"]
     sliding: Bool[Array, "*L"]
     gates: Float[Array, "*L_B_T E"] | None = None
-    experts: dict[str, Any] | None = None  # the pool's arrays if every layer has its own
+    experts: dict[str, Any] | None = None  # the pool's arrays, if every layer has its own
     adapters: dict[str, Any] | None = None
 
 
 class Layer(nn.Module):
-    """Attention and gated FFN, pre-norm, with optional low-rank updates beside the weights."""
+    """Pre-norm attention and gated FFN; low-rank updates stay apart from the weights."""
 
     config: ModelConfig
     dtype: Any
     combine: str  # how the experts are combined
-    scale: float  # the factor on the experts' updates
-    adapter_scale: float  # the factor on the q/v adapters' updates
+    scale: float  # factor on the experts' updates
+    adapter_scale: float  # factor on the q/v adapters' updates
     dropout: float  # rate on the inputs of low-rank updates; 0 outside training
-    collect: int  # how many last slots' outputs the scan gathers
+    collect: int  # number of last slots whose outputs the scan gathers
     layout: Layout | None
     flash: bool  # compute attention with the kernels of `flash.py`
 

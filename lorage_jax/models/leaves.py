@@ -18,19 +18,21 @@ from lorage_jax.config import ModelConfig
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array. `axes`: one logical name per dimension, which `sharding.py` maps to a mesh."""
+    """One array. `axes` has a logical name per dimension, which `sharding.py` maps to the mesh."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: str = "normal"
 
     def stack(self, layers: int) -> Leaf:
-        """The same array for each layer, with the layer axis in front."""
+        """One such array per layer, stacked along a new first axis."""
         return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
 
     def initialise(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """A fresh value: `zeros`, `ones`, `unit` (std 1), `normal` (std 1/sqrt(inputs)) or
-        `kaiming` (uniform within 1/sqrt(inputs), as LoRA starts its A).
+        """Draws a fresh value.
+
+        `init` is `zeros`, `ones`, `unit` (std 1), `normal` (std 1/sqrt(fan-in)) or `kaiming`
+        (uniform within 1/sqrt(fan-in), the initialisation of LoRA's A).
         """
         if self.init in ("zeros", "ones", "unit"):
             if self.init == "unit":
@@ -43,7 +45,7 @@ class Leaf:
 
     @property
     def inputs(self) -> int:
-        """Fan-in: a head axis in front counts with its channels."""
+        """Fan-in; for a leading head axis, heads times channels per head."""
         shape, axes = self.shape, self.axes
         while axes[0] in ("layers", "experts"):
             shape, axes = shape[1:], axes[1:]
@@ -53,9 +55,9 @@ class Leaf:
 
     @property
     def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """The (input, output) axes of a matrix, also of one per layer or expert.
+        """The (input, output) axes of a matrix, or of a stack with one per layer or expert.
 
-        None for vectors, and for a table with one row per token.
+        None for vectors and for tables with one row per token.
         """
         first = sum(axis in ("layers", "experts") for axis in self.axes)
         own = tuple(range(first, len(self.axes)))
@@ -101,7 +103,7 @@ def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
 
 
 def model_leaves(config: ModelConfig) -> dict[str, Any]:
-    """The whole tree; leaves under `layers` carry the layer axis in front."""
+    """The leaves of a whole model; those under `layers` have a leading layer axis."""
     one = layer_leaves(config)
     leaves: dict[str, Any] = {
         "embed": Leaf((config.vocab_size, config.width), ("vocab", "embed")),

@@ -39,7 +39,7 @@ class Model:
         params: a plain nested dict of arrays, as `models/leaves.py` describes.
         source: the folder it was loaded from.
         card: the card whose adapter is merged into `params`; None for a base model.
-        identity: the fingerprint, where it is known; hashed from the weights otherwise.
+        identity: the fingerprint, if known; otherwise it is computed from the weights.
     """
 
     config: ModelConfig
@@ -60,7 +60,7 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the base weights: a hash over the tensors of the folder."""
+        """Identity of the base weights: a hash over the folder's tensors."""
         if self.identity is not None:
             return self.identity
         if self.source is not None:
@@ -78,10 +78,14 @@ def forward(
     gates: Float[Array, "B L E"] | None = None,
     pool: Pool | None = None,
 ) -> Float[Array, "B T V"]:
-    """Logits in float32 at every token; `infer.forward.forward` takes cards and any tokens.
+    """Computes float32 logits at every token; `infer.forward.forward` also takes cards and lists.
 
-    `mask`: True at real tokens, which are left- or right-padded. `gates`: the weights in each row
-    of the experts of `pool`. Raises ConfigError for token ids outside the vocabulary.
+    Args:
+        mask: True at real tokens; rows are left- or right-padded. Default: all are real.
+        gates: weights of the pool's experts, per row.
+        pool: the experts that `gates` combines.
+
+    Raises ConfigError for token ids outside the vocabulary.
     """
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.config.vocab_size:
         raise ConfigError(

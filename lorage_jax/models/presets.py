@@ -1,6 +1,6 @@
-"""Models of a shape with random weights.
+"""Models with random weights, of any shape.
 
-Costs depend on a model's shape, not on the values of its weights: benchmarks need no downloads.
+Costs depend on a model's shape, not on the values of its weights, so benchmarks need no downloads.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def plain_decoder(
     ffn_width: int,
     **fields: Any,
 ) -> ModelConfig:
-    """A decoder of these sizes; `fields` override what is plain.
+    """A decoder of these sizes with plain settings, which `fields` override.
 
-    Plain: a head size of width / heads, silu, unscaled rope of base 10,000, an untied head, no
-    biases, soft-caps or windows. `hf.family.family_decoder` adds what a family implies.
+    Plain settings: head size width / heads, SiLU, unscaled rope with base 10,000, an untied head,
+    no biases, soft-caps or windows. `hf.family.family_decoder` adds those of a family.
     """
     head_dim = fields.pop("head_dim", width // heads)
     plain: dict[str, Any] = {
@@ -68,9 +68,9 @@ def plain_decoder(
 
 
 def with_layers(config: ModelConfig, layers: int) -> ModelConfig:
-    """The same model cut to `layers`, or deepened by repeating its pattern of sliding layers.
+    """The same model with `layers` layers; more layers repeat its pattern of sliding windows.
 
-    ConfigError below 1 layer, or when sliding layers follow no pattern that could go on.
+    Raises ConfigError if `layers` is below 1, or if there is no repeating pattern to continue.
     """
     if layers < 1:
         raise ConfigError(f"layers is {layers}; expected 1 or more.")
@@ -91,7 +91,7 @@ def _repeats(pattern: tuple[bool, ...], period: int) -> bool:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """The number of a model's weights."""
+    """Number of weights of a model."""
     return sum(struct.size for struct in jax.tree.leaves(structs(model_leaves(config), "float32")))
 
 
@@ -101,9 +101,9 @@ def structs(leaves: Any, dtype: str) -> Any:
 
 
 def random_model(config: ModelConfig, dtype: str, shardings: Any = None) -> Model:
-    """A model of this shape with random weights (key 0), that no eos stops.
+    """A model of this shape with random weights (key 0) and without eos ids, so it never stops.
 
-    `shardings` are those of the weights; by default all are on the first device.
+    `shardings` is a tree of shardings of the weights; by default all are on the first device.
     """
     config = dataclasses.replace(config, eos_ids=())
     leaves, tree = jax.tree.flatten(model_leaves(config))
@@ -119,7 +119,7 @@ def random_model(config: ModelConfig, dtype: str, shardings: Any = None) -> Mode
 
 
 def _draw(leaf: Leaf, key: jax.Array, dtype: Any) -> jax.Array:
-    """Draws a leaf; a matrix is a random column times a random row.
+    """Draws a leaf; a matrix is the product of a random column and a random row.
 
     Drawing every number would take three times the model's memory, and much longer.
     """
