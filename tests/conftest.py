@@ -7,12 +7,10 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import jax
 import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
@@ -32,13 +30,23 @@ def _compilation_cache() -> Path:
     except (OSError, StopIteration):
         processor = platform.processor()
     digest = hashlib.sha256(processor.encode()).hexdigest()[:8]
-    return Path(root) / f"jax-{jax.__version__}-{platform.machine()}-{digest}"
+    return Path(root) / f"jax-{version('jax')}-{platform.machine()}-{digest}"
 
+
+# As variables, so that the processes that tests start share the cache. Tests compile much and run
+# little: half the time of a cold run is XLA's optimisations.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(_compilation_cache()),
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 << 30),  # bytes; the oldest go first
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.25",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+import jax  # noqa: E402  reads the variables
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
-jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # bytes; the oldest go first
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
 # Before the package's first import: annotations of functions that take arrays become checks.
 CHECKED = (
     *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot"),
