@@ -1,4 +1,4 @@
-"""Static shapes: lengths are rounded up to few sizes, so that few programs are compiled."""
+"""Static shapes: lengths are rounded up to a few sizes, so that few programs are compiled."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SMALLEST = 16
 
 
 def bucket(length: int, smallest: int = SMALLEST, per_octave: int = 2) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `length`; at most a third is padding.
+    """The smallest of 16, 24, 32, 48, 64, 96, ... that is >= `length`; at most a third is padding.
 
-    There are `per_octave` sizes per doubling: with more, less is padding and more is compiled.
+    There are `per_octave` sizes per doubling; more of them mean less padding, but more programs.
     """
     size = smallest
     while size * 2 < length:
@@ -22,7 +22,7 @@ def bucket(length: int, smallest: int = SMALLEST, per_octave: int = 2) -> int:
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows as [B, length] int32 with zeros in front, and the mask of real tokens."""
+    """Pads token rows on the left with zeros to [B, length] int32; also returns the mask."""
     tokens = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):

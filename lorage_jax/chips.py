@@ -1,4 +1,4 @@
-"""Peak rates and sizes of accelerators, from data sheets: dense bfloat16, no sparsity.
+"""Peak rates and memory sizes of accelerators, from data sheets: dense bfloat16.
 
 PEAK_FLOPS maps JAX's `device_kind` to FLOP/s per device.
 """
@@ -15,21 +15,21 @@ class Chip:
     """One TPU chip, from the system architecture pages of Cloud TPU.
 
     `flops` is the bfloat16 peak in FLOP/s. Bandwidths are in bytes/s: `hbm`; `ici`, sent over all
-    links to neighbours together; `dcn`, the chip's share of its slice's data-centre network.
+    links to neighbours; `dcn`, the chip's share of its slice's data-centre network.
     """
 
     name: str
     flops: float
     hbm_gib: float
-    usable_gib: float  # available to a program, by the compiler
+    usable_gib: float  # available to a program, according to the compiler
     hbm: float
     ici: float
     dcn: float
     axes: int  # number of dimensions of a slice's shape
     pod: int  # chips in the largest slice
-    accelerator: str  # an accelerator type of this generation, to initialise libtpu
+    accelerator: str  # an accelerator type of this generation, for initialising libtpu
     kind: str  # JAX's device_kind
-    config: str | None = None  # libtpu setting that makes one device per chip, where needed
+    config: str | None = None  # libtpu setting for one device per chip, if one is needed
 
 
 CHIPS = {

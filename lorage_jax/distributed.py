@@ -1,8 +1,8 @@
-"""Several processes as one: joining them, failing together, and gathering what they hold.
+"""Runs in several processes: they join, fail together, and exchange and gather data.
 
-JAX runs one process per host (TPU) or one per GPU, each with its own devices; every process runs
-the same program, and process 0 alone writes and prints. A process that dies takes the others down
-within HEARTBEAT seconds.
+JAX runs one process per host (TPU) or per GPU, each with its own devices. Every process runs the
+same program; only process 0 writes and prints. If a process dies, the others end within HEARTBEAT
+seconds.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from jax.experimental import multihost_utils
 
 from lorage_jax.errors import ConfigError, LorageError, OutputError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
-LEAVING = 20  # seconds that a process waits at its end for the others
-JOINING = 300  # seconds until all processes must have come
+HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
+LEAVING = 20  # seconds that a process waits for the others before it exits
+JOINING = 300  # seconds within which all processes must join
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num-processes", "--process-id")
-# How many processes a launcher started. One is not a cluster, and JAX would hide all its devices
-# but the first.
+# Launchers' numbers of processes. If it is 1, cluster detection is skipped: JAX would use only one
+# device.
 LAUNCHED = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# The same for the step that this process is part of, not for what the user may yet start.
+# Numbers of processes of the job step that this process belongs to, not of the whole allocation.
 STARTED = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def initialise(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others, before JAX makes a backend; does nothing if it is alone.
+    """Joins this process to the others; does nothing if there is only one.
 
-    Arguments that are None come from VARIABLES, else from what JAX finds out about TPU pods (Cloud
-    and GKE), SLURM and Open MPI.
+    Must be called before JAX creates a backend. Arguments that are None are read from VARIABLES or
+    detected by JAX, on TPU pods (Cloud and GKE), SLURM and Open MPI.
 
     Args:
         coordinator: HOST:PORT of process 0, reachable from every host.
-        num_processes: how many processes there are.
-        process_id: the number of this one, from 0.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
 
-    Raises ConfigError when only some of these are known, or the others do not come in time.
+    Raises ConfigError if only some of these are known, or if not all processes join in time.
     """
     if jax.distributed.is_initialized():
         return
@@ -70,7 +70,7 @@ def initialise(
         # JAX found no cluster, or TPUs without a metadata server: this process is alone.
     except RuntimeError as error:
         if not given and "must be called before" in str(error):
-            return  # a session that has used JAX already; JAX checks this before all else
+            return  # this process has used JAX already, which JAX checks first
         where = f"process {number} of {count} at {address}" if given else "this process"
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
@@ -80,9 +80,9 @@ def initialise(
 
 
 def alone(command: str) -> None:
-    """Raises ConfigError if a launcher started several processes of a command that runs in one.
+    """Raises ConfigError if a launcher started several processes of a single-process command.
 
-    Each would do all of the work, and write into the others' folder.
+    Each would do all the work and write to the same folder.
     """
     env = os.environ
     counts = {name: env.get(name, "1") for name in STARTED}
@@ -100,7 +100,7 @@ def _given(
 ) -> tuple[str, int, int] | None:
     """(address of process 0, number of processes, number of this one), from flags or variables.
 
-    None if neither gives them; JAX's own address variable alone is left to JAX.
+    None if neither is set, or only JAX's own address variable, which JAX then reads.
     """
     flags = (coordinator, num_processes, process_id)
     found = [
@@ -113,7 +113,7 @@ def _given(
         if not value:
             raise ConfigError(
                 f"{flag} (or {name}) is missing; several processes need {', '.join(FLAGS)}, all "
-                "three: the address HOST:PORT of process 0, how many there are, and which this is."
+                "three: HOST:PORT of process 0, the number of processes, and this one's number."
             )
     address, *numbers = found
     if not address.rpartition(":")[2].isdecimal() or not address.rpartition(":")[0]:
@@ -130,7 +130,7 @@ def _given(
 
 
 def _may_be_cluster() -> bool:
-    """True if JAX should look for a cluster; a lone pod of Kubernetes without TPUs is not one."""
+    """True if JAX should detect a cluster: not for a single Kubernetes pod without TPUs."""
     env = os.environ
     for name in LAUNCHED:
         if name in env:
@@ -146,16 +146,16 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here; `name` is the same in all of them."""
+    """Waits until all processes have called it with the same `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """If one process fails, all raise, so none hangs in a collective.
+    """If one process fails, all raise, so that none hangs in a collective.
 
-    The others raise LorageError with the first one's message. No collective may run inside.
+    The others raise LorageError with its message. The block must not run collectives.
     """
     if jax.process_count() == 1:
         yield
@@ -174,7 +174,7 @@ def together() -> Iterator[None]:
 
 
 def check_same(what: dict[str, Any], advice: str) -> None:
-    """Raises ConfigError, naming field and process, unless all processes have the same values."""
+    """Raises ConfigError, naming field and process, if processes have different values."""
     gathered = {name: gather_texts(repr(value)) for name, value in what.items()}
     for name, values in gathered.items():
         for number, value in enumerate(values):
@@ -200,9 +200,9 @@ def check_shared(folder: Path) -> None:
         with together():
             if not (folder / name).exists():
                 raise OutputError(
-                    f"{folder} is another folder on this host than on that of process 0. "
-                    "Checkpoints of several processes need one that all share: a network file "
-                    "system, or a bucket (gs://...)."
+                    f"{folder} is not the same folder on this host and on that of process 0. "
+                    "Checkpoints of several processes need a folder that all share: on a network "
+                    "file system, or in a bucket (gs://...)."
                 )
     finally:
         if is_main():
@@ -210,7 +210,7 @@ def check_shared(folder: Path) -> None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, in the order of their numbers; all must call."""
+    """The texts of all processes, in process order; all processes must call it."""
     data = np.frombuffer(text.encode(), np.uint8)
     if jax.process_count() == 1:
         return [text]
@@ -222,14 +222,14 @@ def gather_texts(text: str) -> list[str]:
 
 
 def spread(rows: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Spreads an array that every process holds whole; each device gets its own part."""
+    """Distributes an array that every process holds whole: each device gets its own part."""
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def to_host(tree: Any) -> Any:
-    """Gathers a tree that is spread over the processes, leaf by leaf, as whole numpy arrays.
+    """Gathers a tree that is sharded over processes, leaf by leaf, into whole numpy arrays.
 
-    All processes must call; with one process the tree is returned as it is.
+    All processes must call it. With one process, it returns the tree unchanged.
     """
     if jax.process_count() == 1:
         return tree

@@ -41,7 +41,7 @@ class TrainingError(LorageError):
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """`a, b and 3 more`: at most `most` names, separated by commas."""
+    """Joins names with commas, like `a, b and 3 more` if there are more than `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -82,7 +82,10 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`. Raises ConfigError that names an unknown or missing field."""
+    """The inverse of `to_dict`.
+
+    Raises ConfigError, naming the field, if one is unknown, missing or invalid.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object, got {type(values).__name__}.")
     hints = _hints(cls)

@@ -1,4 +1,4 @@
-"""The placement of arrays: a mesh of three axes, and one table from logical axes to mesh axes."""
+"""The placement of arrays: a mesh of three axes, and rules that map logical axes to them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def make_mesh(
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     rows: int | None = None,
 ) -> Mesh:
-    """The mesh over all devices (or `devices`), for batches of `rows` rows.
+    """Makes the mesh over all devices (or `devices`), for batches of `rows` rows.
 
-    TPU slices lie along `data`. ConfigError when the axes do not multiply up.
+    TPU slices lie along `data`. Raises ConfigError if the product of the axes does not fit the
+    number of devices or slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", None) for device in devices if _is_tpu(device)})
@@ -48,14 +49,14 @@ def _mesh_sizes(
 ) -> tuple[int, int, int]:
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes == [-1, -1, -1]:
-        # Weights are gathered within a slice only, and every batch device has a row.
+        # Weights are gathered within a slice only, and every batch device gets a row.
         each = devices // slices
         fsdp = each if rows is None else math.gcd(each, max(rows // slices, 1))
         return slices, fsdp, each // fsdp
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise ConfigError(
-            f"mesh {sizes}: every axis is 1 or more, and at most one is -1 (all that are left), or "
-            "all three are (chosen)."
+            f"mesh {sizes}: every axis must be 1 or more. One axis may be -1, for all remaining "
+            "devices, or all three, to have them chosen."
         )
     known = 1
     for size in sizes:
@@ -69,12 +70,12 @@ def _mesh_sizes(
     if data % slices:
         raise ConfigError(
             f"a mesh of data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {slices} "
-            f"slices; data, which lies across them, must be a multiple of {slices}."
+            f"slices; data spans the slices, so it must be a multiple of {slices}."
         )
     return data, fsdp, tensor
 
 
-Axis = str | tuple[str, ...] | None  # one mesh axis, several, or whole on every device
+Axis = str | tuple[str, ...] | None  # one mesh axis, several, or None: replicated
 
 
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """Logical axis to mesh axis (or axes, or None for whole). The defaults are FSDP + tensor."""
+    """The mesh axis (or axes, or None) of each logical axis. The default is FSDP plus tensor."""
 
     batch: Axis = ("data", "fsdp")
     layers: Axis = None
@@ -96,8 +97,8 @@ class ShardingRules:
     head_dim: Axis = None
     ffn: Axis = "tensor"
     cloud: Axis = "fsdp"  # cloud width, in the router and the meta tokens
-    hidden: Axis = None  # router's inner width
-    experts: Axis = None  # whole on every device: the merge then needs no collective
+    hidden: Axis = None  # hidden width of the router
+    experts: Axis = None  # replicated, so that the merge needs no collectives
     rank: Axis = None
 
     def __post_init__(self):
@@ -109,10 +110,11 @@ class ShardingRules:
                     )
 
     def spec(self, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-        """The partition of an array with these logical axes.
+        """The PartitionSpec of an array with these logical axes.
 
-        An axis whose length the mesh does not divide stays whole (4 kv heads on 8 devices).
-        Raises ConfigError for an unknown name, a wrong rank, or a mesh axis used twice.
+        An axis that the mesh cannot divide evenly (4 kv heads on 8 devices) stays whole.
+
+        Raises ConfigError for an unknown axis, a wrong rank, or a mesh axis that is used twice.
         """
         if len(axes) != len(shape):
             raise ConfigError(f"{len(axes)} axis names {axes} for an array of shape {shape}.")
@@ -139,10 +141,10 @@ class ShardingRules:
 
 @dataclass(frozen=True)
 class Layout:
-    """The placement of arrays inside a compiled program, which has to be asked for.
+    """A mesh with its sharding rules, and the constraints that place arrays inside a program.
 
-    Left to itself, XLA keeps the weights where they are, splits activations by width instead of by
-    rows, and sends all of them through the mesh at every product.
+    Without these constraints, XLA leaves the weights in place, splits activations by width instead
+    of by rows, and sends all of them through the mesh at every matrix product.
     """
 
     mesh: Mesh
@@ -150,7 +152,7 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """`tpu`, `gpu` or `cpu`: of the mesh, which need not be where the compiler runs."""
+        """`tpu`, `gpu` or `cpu`: the mesh's platform, which may differ from the compiler's host."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -163,12 +165,12 @@ class Layout:
         return NamedSharding(self.mesh, self.rules.spec(leaf.axes, leaf.shape, self.mesh))
 
     def rows(self, x: Any) -> Any:
-        """`x` with its first axis over the data axes, otherwise whole."""
+        """Constrains `x`: its first axis is split over the batch axes, the others are whole."""
         spec = PartitionSpec(self.rules.batch)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def gathered(self, leaf: Any, x: Any) -> Any:
-        """The array of a `Leaf` as a product with rows needs it: whole but for tensor axes."""
+        """Constrains the array `x` of a `Leaf` as products need it: split along `tensor` only."""
         rows = _as_tuple(self.rules.batch)
         spec = [
             tuple(axis for axis in _as_tuple(part) if axis not in rows)
@@ -177,16 +179,19 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
 
     def head_axis(self, heads: int, kv_heads: int) -> str | None:
-        """The mesh axis that splits both, so that queries stay with their keys; None: whole."""
+        """The mesh axis that splits heads and kv heads alike, keeping queries with their keys.
+
+        None if there is no such axis.
+        """
         spec = self.rules.spec(("heads",), (heads,), self.mesh)
         return spec[0] if spec == self.rules.spec(("kv_heads",), (kv_heads,), self.mesh) else None
 
 
 def tree_shardings(leaves: Any, layout: Layout) -> Any:
-    """Shardings for a tree of `Leaf`."""
+    """The shardings of a tree of `Leaf`."""
     return jax.tree.map(layout.sharding, leaves)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device: for scalars, keys and other small things."""
+    """The sharding of arrays that every device holds whole: scalars, keys and the like."""
     return NamedSharding(mesh, PartitionSpec())

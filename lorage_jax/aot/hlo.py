@@ -1,6 +1,6 @@
-"""A compiled program's text: instructions, loops and how often they run, groups of chips.
+"""Parser of a compiled program's text: instructions, trip counts of loops, groups of chips.
 
-The TPU compiler's own cost analysis counts a loop's body once; what runs how often is read here.
+It exists because the TPU compiler's own cost analysis counts the body of a loop only once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# Of a computation; an attribute of a kernel may go over lines that begin like it.
+# End of a computation; attributes of kernels may have lines that begin like it.
 END = re.compile(r'\}(, execution_thread="\w+")?')
 NAME = re.compile(r"%([\w.\-]+)")
 ONE_BYTE = ("pred", "s8", "u8")
@@ -21,31 +21,31 @@ ONE_BYTE = ("pred", "s8", "u8")
 
 @dataclass(frozen=True)
 class Instruction:
-    """`shape` as written, a tuple's with its parts; `attributes`: all behind the operands."""
+    """One instruction: `name = shape opcode(arguments), attributes`."""
 
     name: str
-    shape: str
+    shape: str  # as written; for a tuple, with its parts
     opcode: str
     operands: tuple[str, ...]
     arguments: str  # the operands as written: a constant's value, a parameter's number
-    attributes: str
+    attributes: str  # everything after the operands
 
     def called(self, role: str) -> str | None:
-        """The computation named as `role` (`calls`, `body`, `condition`), if there is one."""
+        """The computation with this `role` (`calls`, `body`, `condition`), or None."""
         found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
     def callee(self, role: str) -> str:
-        """The computation named as `role`, which must be there."""
+        """Like `called`, but raises ValueError if there is none."""
         name = self.called(role)
         if name is None:
-            raise ValueError(f"{self.opcode} {self.name} names no {role}")
+            raise ValueError(f"{self.opcode} {self.name} has no {role}")
         return name
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order; `root` gives the result."""
+    """Instructions by name, in order; `root` names the result."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -53,7 +53,7 @@ class Computation:
 
     @property
     def result(self) -> Instruction:
-        """The instruction whose value this computation has."""
+        """The instruction that computes the result."""
         return self.instructions[self.root]
 
     def parameter(self, number: int) -> Instruction | None:
@@ -64,7 +64,7 @@ class Computation:
         return None
 
     def users(self, name: str) -> list[Instruction]:
-        """Who reads `name`, through bitcasts."""
+        """The instructions that read `name`, directly or through bitcasts."""
         found = []
         for one in self.instructions.values():
             if name in one.operands:
@@ -72,7 +72,7 @@ class Computation:
         return found
 
     def source(self, name: str) -> Instruction | None:
-        """The instruction that made a value, through bitcasts and copies."""
+        """The instruction that computed a value, looking through bitcasts and copies."""
         one = self.instructions.get(name)
         while one is not None and one.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
             one = self.instructions.get(one.operands[0])
@@ -89,7 +89,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The module of `compiled.as_text()`."""
+    """Parses the text of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, name, root = "", None, ""
     instructions: dict[str, Instruction] = {}
@@ -133,14 +133,14 @@ def _closing(text: str) -> int:
 
 
 def array_bytes(shape: str, *, hbm_only: bool = False) -> int:
-    """Bytes of an array, or of all arrays of a tuple, without padding."""
+    """Bytes of an array or of all arrays of a tuple, without padding."""
     return sum(size for size, in_hbm in arrays(shape) if in_hbm or not hbm_only)
 
 
 def arrays(shape: str) -> list[tuple[int, bool]]:
-    """(bytes, whether in HBM) of an array, or of every array of a tuple.
+    """(bytes, whether in HBM) of an array or of every array of a tuple.
 
-    `S(n)` in a layout means another memory.
+    A layout with `S(n)`, n > 0, is in another memory.
     """
     found = []
     for kind, dims, layout in ARRAY.findall(shape):
@@ -152,10 +152,9 @@ def arrays(shape: str) -> list[tuple[int, bool]]:
 
 
 def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
-    """How often a while runs its body; None when the text does not say.
+    """How often a `while` runs its body; None if the text does not show it.
 
-    As the compiler notes it, or from a condition `i < n` on a counter whose start and step are
-    constants.
+    Uses the compiler's note, or else a condition `i < n` on a counter with constant start and step.
     """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -187,7 +186,7 @@ def _constant(one: Instruction | None) -> int | None:
 
 
 def _element(computation: Computation, name: str, index: int) -> Instruction | None:
-    """The instruction that made the `index`-th part of a tuple."""
+    """The instruction that computed element `index` of a tuple."""
     whole = computation.source(name)
     if whole is None or whole.opcode != "tuple":
         return None
@@ -195,16 +194,17 @@ def _element(computation: Computation, name: str, index: int) -> Instruction | N
 
 
 def _step(one: Instruction | None, body: Computation) -> int | None:
-    """The constant that one turn adds to a counter."""
+    """The constant that each iteration adds to a counter."""
     if one is None or one.opcode != "add":
         return None
     return next((n for n in (_constant(body.source(x)) for x in one.operands) if n), None)
 
 
 def replica_group(attributes: str, chips: int) -> list[int]:
-    """The chips, by their place in the mesh, of one group of a collective of a program on `chips`.
+    """The chips of a collective's first group, as indices into the `chips` chips of the program.
 
-    Written as lists `{{0,1},{2,3}}`, as `[4,2]<=[2,4]T(1,0)`, as axes of a mesh, or not: all.
+    Groups are written as lists `{{0,1},{2,3}}`, as `[4,2]<=[2,4]T(1,0)` or as axes of a mesh. If
+    none are written, all chips form one group.
     """
     lists = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes)
     if lists:
@@ -220,7 +220,7 @@ def replica_group(attributes: str, chips: int) -> list[int]:
         return list(range(chips))
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
     ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    # Of every axis: all of it, a part `:(before)size`, or one.
+    # Each axis is used as a whole, in part, `:(before)size`, or not at all.
     cut: list[slice] = [slice(0, 1)] * len(sizes)
     for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[2]):
         stride = sizes[name] // (int(before) * int(part)) if part else 1

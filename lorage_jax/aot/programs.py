@@ -1,8 +1,8 @@
-"""The programs of a pair of models on a mesh, traced on shapes: no weights are made.
+"""The programs of a pair of models on a mesh, traced on abstract arrays, without weights.
 
-`train_step` is training's own step, `usual_step` the same on a shorter batch; `specialize` reads a
-prompt a batch device; `merge` assembles one card's LoRA and adds it to the edge; `decode` makes
-tokens, a row a batch device.
+`train_step` is the step of training on the longest batch, `typical_step` the same on a shorter one.
+`specialize` reads one prompt per batch device, `merge` assembles the LoRA of one card and adds it
+to the edge, `decode` generates tokens for one row per batch device.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import abstract_arrays
 from lorage_jax.train.step import micro_sharding
 
-NEW_TOKENS = 64  # room for them in the cache of `decode`
+NEW_TOKENS = 64  # number of new tokens that fit into the cache of `decode`
 
 
 @dataclass(frozen=True)
 class Program:
-    """`traced.lower().compile()` is the program, of `arguments`: shapes with shardings.
+    """A traced program; `traced.lower().compile()` compiles it.
 
-    `macs`: multiply-accumulates of one run on all chips together, as traced (of `decode`: of one
-    token a row).
+    Attributes:
+        arguments: the abstract arguments, with shardings.
+        macs: multiply-accumulates of one run on all chips together; for `decode`, of one token per
+            row.
     """
 
     name: str
@@ -56,22 +58,22 @@ class Program:
 
 @dataclass(frozen=True)
 class Setting:
-    """The models, the run and the devices that the programs are for."""
+    """The experiment, the models and the devices to trace programs for."""
 
     config: ExperimentConfig
     cloud: ModelConfig
     edge: ModelConfig
     layout: Layout
-    row_tokens: int | None = None  # slots of a row in the batch of `usual_step`; None: no such
+    row_tokens: int | None = None  # slots per row in `typical_step`; None leaves that step out
 
     @property
     def rows(self) -> int:
-        """Batch devices: data x fsdp."""
+        """Number of batch devices: data x fsdp."""
         return self.layout.mesh.shape["data"] * self.layout.mesh.shape["fsdp"]
 
 
 def programs(setting: Setting) -> list[Program]:
-    """All four, and `usual_step` if `row_tokens` say what is usual."""
+    """All four programs, and `typical_step` if `row_tokens` is set."""
     made = [
         make(setting) for make in (train_program, specialize_program, merge_program, decode_program)
     ]
@@ -81,18 +83,18 @@ def programs(setting: Setting) -> list[Program]:
 
 
 def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
-    """The training step on the longest batch, or on one with the given number of slots per row."""
+    """The training step on the longest batch, or on one with `row_tokens` slots per row."""
     config, layout = setting.config, setting.layout
     models = {"cloud": setting.cloud, "edge": setting.edge}
     program = build_step(LoraGen, config, models, layout)
     accumulate = config.optimizer.accumulate
     batch = longest_batch(config.data, accumulate, micro_sharding(layout), row_tokens)
-    name = "train_step" if row_tokens is None else "usual_step"
+    name = "train_step" if row_tokens is None else "typical_step"
     return _program(name, program.step.trace, program.state, program.frozen, batch)
 
 
 def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
-    """Multiply-accumulates of a train step that computes no activation twice, on all chips."""
+    """Multiply-accumulates of a train step on all chips, without recomputed activations."""
     config = dataclasses.replace(setting.config, remat="none")
     return train_program(dataclasses.replace(setting, config=config), row_tokens).macs
 
@@ -100,13 +102,13 @@ def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
 def longest_batch(
     data: DataConfig, accumulate: int, sharding: NamedSharding, row_tokens: int | None = None
 ) -> Batch:
-    """The shapes of `train.step.device_batch` at the greatest lengths: the batch that must fit.
+    """The shapes of `train.step.device_batch` at the maximum lengths: the batch that must fit.
 
-    `row_tokens`: slots per row, where the greatest length is more.
+    `row_tokens` limits the slots per row.
     """
     packed = data.packed_rows is not None
     prompts = data.prompts_per_batch // (data.prompts_per_row * accumulate * data.prompt_chunks)
-    # Queries have rows of their own, or share as many rows as the prompts.
+    # One row per query, or if packed, as many rows as for the prompts.
     queries = prompts if packed else prompts * data.queries_per_prompt
     texts = data.prompts_per_row * data.queries_per_prompt if packed else 1
 
@@ -129,7 +131,7 @@ def longest_batch(
 
 
 def specialize_program(setting: Setting) -> Program:
-    """Prompts of the greatest length to gates."""
+    """Computes the gates of prompts of the maximum length."""
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     length = bucket(config.data.max_prompt_tokens)
     rows = NamedSharding(setting.layout.mesh, PartitionSpec(setting.layout.rules.batch))
@@ -146,9 +148,9 @@ def specialize_program(setting: Setting) -> Program:
 
 
 def merge_program(setting: Setting) -> Program:
-    """A card's gates and the pool to new FFN weights in the old ones' buffers.
+    """Assembles a card's LoRA from the pool and merges it into the FFN weights, in place.
 
-    `generator.merge` compiles both halves apart, and for great models the second one by layer.
+    `generator.merge` compiles the two halves separately, the second per layer for large models.
     """
     edge, generator = setting.edge, setting.config.generator
     pool = make_pool(_arrays(setting, pool_leaves(generator, edge), "float32"), generator)
@@ -168,7 +170,7 @@ def merge_program(setting: Setting) -> Program:
 
 
 def decode_program(setting: Setting) -> Program:
-    """Greedy or drawn tokens of the merged edge behind the longest query, a row a batch device."""
+    """Generates tokens with the merged edge after the longest query, one row per batch device."""
     edge, mesh, rules = setting.edge, setting.layout.mesh, setting.layout.rules
     rows, slots = setting.rows, bucket(setting.config.data.max_query_tokens) + bucket(NEW_TOKENS)
     heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)

@@ -15,17 +15,18 @@ from lorage_jax.aot.roofline import roofline
 from lorage_jax.aot.topology import Topology
 from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic
 from lorage_jax.chips import GIB
+from lorage_jax.errors import bullets
 
-SHOWN = 6  # collectives of a program in the table
-# The verdict is ours, from the figures: an error would say how much is missing, and nothing else.
+SHOWN = 6  # collectives shown per program
+# Without this option, a program that does not fit is an error that has no other figures.
 OPTIONS = {"xla_tpu_no_crash_on_oom": "true"}
 
 
 def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
-    """Compiles, and gives the figures of one chip: GiB, FLOPs, bytes.
+    """Compiles a program and returns its figures per chip, in GiB, FLOPs and bytes.
 
-    A program that does not fit has `fits` false and `missing_gib`. Where the compiler gives it up
-    altogether, `refused` has its reason, and what cannot be known is None.
+    If it does not fit, `fits` is False and `missing_gib` is above 0. If the compiler gives up,
+    `refused` is its reason, and unknown figures are None.
     """
     began = time.perf_counter()
     flops = 2 * program.macs / topology.chips
@@ -80,7 +81,7 @@ def _collective(one: Collective, times: int) -> dict[str, Any]:
 
 
 def refused(message: str, usable_gib: float) -> dict[str, Any]:
-    """The figures of a program that the compiler gave up for lack of memory."""
+    """The figures of a program that the compiler refused for lack of memory."""
     units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
     named = re.findall(r"([\d.]+)([KMGT])\b", message)
     sizes = [float(size) * units[unit] for size, unit in named]
@@ -100,7 +101,7 @@ def refused(message: str, usable_gib: float) -> dict[str, Any]:
 
 
 def argument_bytes(program: Program) -> int:
-    """Bytes of one chip's parts of all arguments."""
+    """Bytes of one chip's shards of all arguments."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(program.arguments)
@@ -108,9 +109,9 @@ def argument_bytes(program: Program) -> int:
 
 
 def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> dict[str, Any]:
-    """The roofline of the train step's figures; `macs`: those of the model on all chips.
+    """The roofline of a train step, from its figures per chip and the model's MACs on all chips.
 
-    Of a step that was refused only the arithmetic is known; the rest is None.
+    If the step was refused, only the arithmetic is known; the rest is None.
     """
     if "refused" in train_step:
         names = ("hbm_s", "ici_s", "dcn_s", "step_s", "bound_by", "predicted_mfu")
@@ -125,9 +126,6 @@ def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> 
         dcn=dcn,
         model_flops=2 * macs / topology.chips,
     )
-
-
-# For people
 
 
 def page(result: dict[str, Any]) -> str:
@@ -157,12 +155,13 @@ def page(result: dict[str, Any]) -> str:
         lines += ["", f"{name}: {_verdict(one, usable)}", *_collective_lines(one)]
         if count := one.get("loops_counted_once"):
             lines.append(
-                f"  {count} loops whose turns the program does not tell count once: HBM and sent "
-                "bytes above are too low" + (", and below, too" if name.endswith("_step") else "")
+                f"  {count} loops of unknown length are counted once: HBM and sent bytes above"
+                + (", and the roofline below," if name.endswith("_step") else "")
+                + " are too low"
             )
     lines += ["", *_roofline_lines(result["roofline"], "train step")]
-    if "usual_roofline" in result:
-        lines += ["", *_roofline_lines(result["usual_roofline"], "usual step")]
+    if "typical_roofline" in result:
+        lines += ["", *_roofline_lines(result["typical_roofline"], "typical step")]
     return "\n".join(lines)
 
 
@@ -173,10 +172,10 @@ def _batch(result: dict[str, Any]) -> str:
     if rows is not None:
         lengths = [prompts // rows * lengths[0], queries // rows * lengths[1]]
     where = "rows of their own" if rows is None else f"{rows} rows"
-    usual = f" (usual_step: {result['row_tokens']})" if "row_tokens" in result else ""
+    typical = f" (typical_step: {result['row_tokens']})" if "row_tokens" in result else ""
     return (
         f"A step's batch: {prompts} prompts and {queries} queries in {where}, of at most "
-        f"{lengths[0]} and {lengths[1]} slots{usual}."
+        f"{lengths[0]} and {lengths[1]} slots{typical}."
     )
 
 
@@ -186,7 +185,7 @@ def _number(value: float | None, unit: float = 1.0) -> str:
 
 def _verdict(one: dict[str, Any], usable: float) -> str:
     if one["fits"]:
-        return f"fits, {usable - one['peak_gib']:.2f} GiB to spare"
+        return f"fits, with {usable - one['peak_gib']:.2f} GiB to spare"
     if one["missing_gib"] is None:
         return f"DOES NOT FIT into {usable:g} GiB ({one['refused']})"
     given_up = f" (the compiler gave up: {one['refused']})" if "refused" in one else ""
@@ -199,19 +198,18 @@ def _collective_lines(one: dict[str, Any]) -> list[str]:
     if not one["collective_list"]:
         return ["  no collectives"]
     lines = [f"  {kind:20}{size / 1e6:>12,.2f} MB" for kind, size in one["collectives"].items()]
-    for each in one["collective_list"][:SHOWN]:
-        over = ", over the data-centre network" if each["over_dcn"] else ""
-        lines.append(
-            f"    {each['bytes'] / 1e6:>10,.2f} MB  {each['kind']} of {each['chips']} chips, "
-            f"{each['times']} x {each['shape'][:60]}{over}"
-        )
-    more = len(one["collective_list"]) - SHOWN
-    return lines + [f"    and {more} smaller ones"] * (more > 0)
+    single = [
+        f"{each['bytes'] / 1e6:>10,.2f} MB  {each['kind']} of {each['chips']} chips, "
+        f"{each['times']} x {each['shape'][:60]}"
+        + (", over the data-centre network" if each["over_dcn"] else "")
+        for each in one["collective_list"]
+    ]
+    return [*lines, bullets(single, SHOWN)]
 
 
 def _roofline_lines(roof: dict[str, Any], what: str) -> list[str]:
     if roof["step_s"] is None:
-        return [f"No roofline of a step that was refused; compute alone {roof['compute_s']:.4g} s."]
+        return [f"No roofline: the {what} was refused. Compute alone {roof['compute_s']:.4g} s."]
     return [
         f"A {what} takes at least {roof['step_s']:.4g} s, bound by {roof['bound_by']}: compute "
         f"{roof['compute_s']:.4g} s, HBM {roof['hbm_s']:.4g} s, interconnect {roof['ici_s']:.4g} "

@@ -1,4 +1,4 @@
-"""The least time a program can take on a chip, by arithmetic, HBM and interconnect."""
+"""The roofline model: the least time that a program can take on a chip."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from lorage_jax.chips import Chip
 def roofline(
     chip: Chip, *, flops: float, hbm: float, ici: float, dcn: float, model_flops: float
 ) -> dict[str, Any]:
-    """Seconds of one run on one chip, if each resource were all it waits for.
+    """The time of one run on one chip, if it waited for a single resource only, in seconds.
 
-    `flops` and bytes are a chip's own. `step_s` is the largest: everything else is taken to hide
-    behind it, and the interconnect to use all its links, so that it is a lower bound.
-    `predicted_mfu`: of `model_flops`, which no activation computed twice is in, in that time; an
-    upper bound.
+    Args:
+        flops: floating-point operations per chip.
+        hbm, ici, dcn: bytes per chip, moved over HBM, interconnect and data-centre network.
+        model_flops: `flops` without recomputed activations.
+
+    Returns:
+        Seconds per resource. `step_s`, the largest, is a lower bound: it assumes that everything
+        else overlaps with it and that all links of the interconnect are used. `predicted_mfu`, the
+        share of the peak rate that `model_flops` reach in that time, is an upper bound.
     """
     seconds = {
         "compute_s": flops / chip.flops,

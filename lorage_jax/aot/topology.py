@@ -1,6 +1,6 @@
-"""TPUs that are not here: slices by name, and devices that can be compiled for.
+"""TPU slices by name, and abstract devices to compile for.
 
-`libtpu` holds the TPU compiler; it runs on any x86-64 machine and needs no TPU.
+`libtpu` contains the TPU compiler, which runs on any x86-64 machine and needs no TPU.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """In all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def name(self) -> str:
-        """The name that `parse_topology` reads."""
+        """The name, as `parse_topology` reads it."""
         shape = "x".join(map(str, self.shape))
         return f"{self.chip.name}:{shape}" + (f"*{self.slices}" if self.slices > 1 else "")
 
 
 def parse_topology(name: str) -> Topology:
-    """`v5e:2x4`, or `v5e:2x4*2` for two slices. ConfigError for anything else."""
+    """Parses names like `v5e:2x4`, or `v5e:2x4*2` for two slices.
+
+    Raises ConfigError for an unknown generation, or a shape that it does not have.
+    """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})(?:\*(\d+))?", name.strip())
     if not found or found[1] not in CHIPS:
         raise ConfigError(
@@ -57,18 +60,19 @@ def parse_topology(name: str) -> Topology:
 
 
 def tpu_devices(topology: Topology) -> list[Any]:
-    """Devices to compile for; nothing can be run on them.
+    """The abstract devices of a topology, to compile for; nothing can run on them.
 
-    This process computes on its CPU from here on, also where a TPU is at hand.
-    ConfigError: `libtpu` is not installed, or knows no such slice.
+    From here on, this process computes on its CPU, even if it has a TPU.
+
+    Raises ConfigError if `libtpu` is not installed or does not know the topology.
     """
     if not libtpu.installed():
         raise ConfigError(
-            "the TPU compiler is not installed; `pip install libtpu` (or lorage_jax[tpu]) brings "
-            "it. No TPU is needed."
+            "the TPU compiler is not installed; run `pip install libtpu` (or lorage_jax[tpu]). "
+            "No TPU is needed."
         )
     os.environ |= libtpu.settings(topology.chip.accelerator)
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # others of this machine may compile, too
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other processes may be compiling, too
     import jax
     from jax.experimental import topologies
 
@@ -76,7 +80,7 @@ def tpu_devices(topology: Topology) -> list[Any]:
     options: dict[str, Any] = {}
     if topology.chip.config is not None:
         options["chip_config_name"] = topology.chip.config
-    if math.prod(topology.shape) < 4:  # a part of a host, which has four chips or more
+    if math.prod(topology.shape) < 4:  # part of a host, which has four chips or more
         options["chips_per_host_bounds"] = (*topology.shape, 1, 1)[:3]
     if topology.slices > 1:
         options["num_slices"] = topology.slices

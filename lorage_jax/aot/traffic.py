@@ -1,4 +1,4 @@
-"""Bytes that one run of a compiled program moves over HBM, and between chips by collectives."""
+"""Bytes that one run of a compiled program moves over HBM and, by collectives, between chips."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lorage_jax.aot.hlo import (
 )
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Between slices, hosts carry it: chips send and receive, and attributes say what for.
+# Between slices, hosts carry the data: chips send and receive, and attributes name the collective.
 TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
-# These name or view values, or are counted at their start.
+# These only name or view values, or are counted where their data move.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast partition-id replica-id after-all "
     "while conditional call domain optimization-barrier".split()
@@ -31,7 +31,7 @@ FREE = frozenset(
 class Collective:
     """One collective of `group` chips on arrays of `shape`.
 
-    `bytes`: what each chip sends on a ring, over `dcn` if the group spans slices.
+    Each chip sends `bytes` bytes in a ring algorithm. `dcn` is True if the group spans slices.
     """
 
     kind: str
@@ -43,14 +43,14 @@ class Collective:
 
 @dataclass(frozen=True)
 class Traffic:
-    """`unknown`: loops whose number of turns the text does not say; they are counted once."""
+    """Bytes over HBM per chip, and the collectives with how often each runs."""
 
     hbm: int = 0
     collectives: Counter[Collective] = field(default_factory=Counter)
-    unknown: int = 0
+    unknown: int = 0  # loops of unknown trip count, which are counted once
 
     def plus(self, other: Traffic, times: int = 1) -> Traffic:
-        """Adds `other`, `times` times."""
+        """The sum of this and `times` times `other`."""
         sent = Counter(self.collectives)
         for one, count in other.collectives.items():
             sent[one] += count * times
@@ -58,14 +58,14 @@ class Traffic:
 
 
 def traffic(module: Module, chips_per_slice: int) -> Traffic:
-    """Traffic of the whole program; loops repeat, a conditional is its largest branch."""
+    """Traffic of a whole program, with repeated loops and the largest branch of conditionals."""
     found = _traffic(module, module.computations[module.entry], chips_per_slice)
     sent = Counter({one: count for one, count in found.collectives.items() if one.bytes})
     return Traffic(found.hbm, sent, found.unknown)
 
 
 def sent_bytes(collectives: Counter[Collective]) -> dict[str, int]:
-    """Kind -> bytes that each chip sends in all."""
+    """The bytes that each chip sends in total, by kind of collective."""
     totals: dict[str, int] = {}
     for one, count in collectives.items():
         totals[one.kind] = totals.get(one.kind, 0) + one.bytes * count
@@ -103,9 +103,6 @@ def _branches(one: Instruction) -> list[str]:
     return [one.callee("true_computation"), one.callee("false_computation")]
 
 
-# Between chips
-
-
 def _collectives(
     module: Module,
     computation: Computation,
@@ -113,10 +110,10 @@ def _collectives(
     chips_per_slice: int,
     chains: set[str],
 ) -> list[Collective]:
-    """Those that an instruction runs, itself or inside a fusion.
+    """The collectives that an instruction runs, itself or inside a fusion.
 
-    An asynchronous collective stands in every fusion that it goes on beside, under one chain_id:
-    `chains` has those that were counted.
+    An asynchronous collective appears, with one chain_id, in every fusion it overlaps with.
+    `chains` holds the ids that have been counted.
     """
     if one.opcode.removesuffix("-start") in KINDS:
         return [_collective(module, computation, one, chips_per_slice)]
@@ -138,10 +135,10 @@ def _collectives(
 
 
 def _between_slices(computation: Computation, one: Instruction, kind: str) -> Collective:
-    """A collective of chips that have the same place in their slices, which their hosts run."""
+    """A collective of corresponding chips of several slices, which their hosts carry out."""
     shape = computation.instructions[one.operands[0]].shape
     found = SLICES.search(one.attributes)
-    assert found is not None  # the caller chose it by this
+    assert found is not None  # sends with a transfer type have it
     slices = found[1]
     first, _, last = slices.partition(":")
     group = int(last) - int(first) + 1 if last else slices.count(",") + 1
@@ -150,7 +147,7 @@ def _between_slices(computation: Computation, one: Instruction, kind: str) -> Co
 
 
 def _share(kind: str, size: int) -> float:
-    """Share of its operands that each of `size` chips sends on a ring."""
+    """Share of its operands that each of `size` chips sends in a ring algorithm."""
     shares = {
         "all-gather": size - 1,
         "all-reduce": 2 * (size - 1) / size,
@@ -164,7 +161,7 @@ def _collective(
 ) -> Collective:
     kind = one.opcode.removesuffix("-start")
     if computation.name.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # written as an all-reduce of which each chip keeps its part
+        kind = "reduce-scatter"  # written as an all-reduce of which each chip keeps its shard
     group = replica_group(one.attributes, module.chips)
     size, count = len(group), sum(_size(computation, name) for name in one.operands)
     dcn = len({chip // chips_per_slice for chip in group}) > 1
@@ -174,9 +171,6 @@ def _collective(
 
 def _size(computation: Computation, name: str) -> int:
     return array_bytes(computation.instructions[name].shape)
-
-
-# Over HBM
 
 
 def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> int:
@@ -189,7 +183,7 @@ def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> in
         return array_bytes(text, hbm_only=True)
 
     def moved(text: str, whole: str) -> int:
-        """A part of size `text` of an array that lies where `whole` does."""
+        """The bytes of a slice of shape `text`, if its array, of shape `whole`, is in HBM."""
         return array_bytes(text) if size(whole) else 0
 
     opcode = one.opcode
@@ -198,11 +192,11 @@ def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> in
     if 'custom_call_target="AllocateBuffer"' in one.attributes:
         return 0
     written = arrays(one.shape)
-    if opcode == "copy-start":  # (the copy, what is copied, its context)
+    if opcode == "copy-start":  # result: (the copy, the original, a context)
         return size(shape(one.operands[0])) + written[0][0] * written[0][1]
     if opcode in ("dynamic-slice", "slice", "gather"):
         return moved(one.shape, shape(one.operands[0])) + size(one.shape)
-    if opcode == "slice-start":  # (what is sliced, the slice, its context)
+    if opcode == "slice-start":  # result: (the whole, the slice, a context)
         part, in_hbm = written[1]
         return part * (bool(size(shape(one.operands[0]))) + in_hbm)
     if opcode == "dynamic-update-slice":
@@ -214,7 +208,7 @@ def _hbm_bytes(module: Module, computation: Computation, one: Instruction) -> in
 
 
 def _fusion_bytes(module: Module, computation: Computation, one: Instruction) -> int:
-    """Operands of which slices are read count as those; what is updated in place, as the update."""
+    """Bytes of a fusion: of sliced operands, the slices; of in-place updates, the update."""
     called, total = module.computations[one.callee("calls")], 0
     for number, name in enumerate(one.operands):
         whole = array_bytes(computation.instructions[name].shape, hbm_only=True)
@@ -232,7 +226,7 @@ def _fusion_bytes(module: Module, computation: Computation, one: Instruction) ->
 
 
 def _uses(called: Computation, parameter: Instruction) -> list[tuple[Instruction, bool]]:
-    """Who reads it, and whether as the first operand."""
+    """The instructions that read a parameter, and whether each has it as its first operand."""
     names = {parameter.name} | {
         one.name
         for one in called.instructions.values()

@@ -57,9 +57,9 @@ def run(options: Compile) -> dict[str, Any]:
         "fits": all(one["fits"] for one in figures.values()),
     }
     if row_tokens is not None:
-        usual, macs = figures["usual_step"], model_macs(setting, row_tokens)
-        roof = step_roofline(usual, topology, macs)
-        result |= {"row_tokens": row_tokens, "usual_roofline": roof}
+        typical, macs = figures["typical_step"], model_macs(setting, row_tokens)
+        roof = step_roofline(typical, topology, macs)
+        result |= {"row_tokens": row_tokens, "typical_roofline": roof}
     print(page(result))
     return result
 

@@ -101,18 +101,18 @@ def test_other_topologies(tmp_path, topology, chips, mesh):
 @needs_libtpu
 @pytest.mark.slow
 def test_packed_rows(tmp_path):
-    """The flash kernels know where a text ends; a usual step takes less than the longest one."""
+    """The flash kernels know where a text ends; a typical step takes less than the longest one."""
     path, file = experiment(tmp_path), tmp_path / "out.json"
     text = path.read_text().replace("max_query", "packed_rows=8, max_query")
     path.write_text(text.replace("tokens=32", "tokens=512"))
     done = subprocess_lorage("compile", path, "--json", file, "--row-tokens", 256)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    usual = result["programs"].pop("usual_step")
+    typical = result["programs"].pop("typical_step")
     check(result)
-    assert usual["flops_per_chip"] < 0.5 * result["programs"]["train_step"]["flops_per_chip"]
-    assert result["usual_roofline"]["step_s"] < result["roofline"]["step_s"]
-    assert "A usual step takes at least" in done.stdout
+    assert typical["flops_per_chip"] < 0.5 * result["programs"]["train_step"]["flops_per_chip"]
+    assert result["typical_roofline"]["step_s"] < result["roofline"]["step_s"]
+    assert "A typical step takes at least" in done.stdout
 
 
 @needs_libtpu
@@ -206,14 +206,14 @@ def test_what_a_refusal_says(message, peak):
         "packed_rows": None,
     } | dict.fromkeys(("cloud", "cloud_layers", "edge", "edge_layers"), 1)
     shown = page(result)
-    assert "train_step: DOES NOT FIT into 15.75 GiB" in shown and "compute alone 1 s" in shown
+    assert "train_step: DOES NOT FIT into 15.75 GiB" in shown and "Compute alone 1 s" in shown
     assert "16 prompts and 32 queries in rows of their own, of at most 100 and 40 slots." in shown
-    packed = page(result | {"packed_rows": 4, "row_tokens": 330, "usual_roofline": roof})
-    assert "in 4 rows, of at most 400 and 320 slots (usual_step: 330)." in packed
-    assert (shown + packed).count("No roofline of a step that was refused") == 3
-    assert "count once" not in shown
+    packed = page(result | {"packed_rows": 4, "row_tokens": 330, "typical_roofline": roof})
+    assert "in 4 rows, of at most 400 and 320 slots (typical_step: 330)." in packed
+    assert (shown + packed).count("No roofline: the ") == 3
+    assert "counted once" not in shown
     one["loops_counted_once"] = 2
-    assert "2 loops whose turns the program does not tell count once" in page(result)
+    assert "2 loops of unknown length are counted once" in page(result)
 
 
 BAD_INPUT = """

@@ -102,17 +102,17 @@ def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chun
 
 
 @pytest.mark.parametrize("rows", [None, 8])
-def test_a_usual_step_is_shorter(rows):
+def test_a_typical_step_is_shorter(rows):
     """As many rows of so many slots; all that depends on the length is a third."""
     whole = setting()
     data = dataclasses.replace(DATA, packed_rows=rows, max_prompt_tokens=48)
     config = dataclasses.replace(whole.config, data=data)
-    usual = dataclasses.replace(whole, config=config, row_tokens=16)
-    names = [program.name for program in programs(usual)]
-    assert names == ["train_step", "usual_step", "specialize", "merge", "decode"]
-    longest, shorter = programs(usual)[:2]
+    typical = dataclasses.replace(whole, config=config, row_tokens=16)
+    names = [program.name for program in programs(typical)]
+    assert names == ["train_step", "typical_step", "specialize", "merge", "decode"]
+    longest, shorter = programs(typical)[:2]
     for program, tokens in ((longest, None), (shorter, 16)):
-        assert program.macs == model_macs(usual, tokens)
+        assert program.macs == model_macs(typical, tokens)
         batch = program.arguments[2]
         assert (batch.prompts[0].tokens.shape[-1] == 16) is (tokens == 16)
     assert shorter.macs < 0.6 * longest.macs

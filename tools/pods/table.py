@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 RECIPES = ("paper/tinyllama", "paper/qwen", "paper/gemma")
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
-USUAL = 2560  # slots per row of a typical batch: 20k tokens of prompts and 10k of queries, packed
+ROW_TOKENS = 2560  # per row of a typical batch: 20k tokens of prompts and 10k of queries, packed
 INTRO = f"""# The paper's recipes, compiled for pods
 
 A batch has 64 prompts and 64 queries, in 8 packed rows each. Memory is for the longest possible batch,
-in which every text has 2048 tokens. Times are for a typical batch with rows of {USUAL} slots and, in
+in which every text has 2048 tokens. Times are for a typical batch with rows of {ROW_TOKENS} slots and, in
 brackets, for the longest. All figures come from the TPU compiler (`lorage compile`) without a TPU, so
 no time was measured, and all are per chip. Memory is compared with what a chip leaves to a program. A
 step takes at least the given time, which is the largest of arithmetic, HBM and interconnect, each by
@@ -57,7 +57,7 @@ def compiled(recipe: str, topology: str, layers: int | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.json"
         command = [sys.executable, "-m", "lorage_jax.cli", "compile", f"experiments/{recipe}.py"]
-        command += ["--topology", topology, "--json", str(file), "--row-tokens", str(USUAL)]
+        command += ["--topology", topology, "--json", str(file), "--row-tokens", str(ROW_TOKENS)]
         command += ["--layers", str(layers)] if layers else []
         subprocess.run(command, cwd=ROOT, check=True)
         result = json.loads(file.read_text())
@@ -70,11 +70,11 @@ def compiled(recipe: str, topology: str, layers: int | None) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table as Markdown."""
-    programs, roof = row["programs"], row["usual_roofline"]
+    programs, roof = row["programs"], row["typical_roofline"]
     peaks = [
         number(programs[n]["peak_gib"]) for n in ("train_step", "specialize", "merge", "decode")
     ]
-    sent = [collectives(programs[n]) for n in ("usual_step", "merge")]
+    sent = [collectives(programs[n]) for n in ("typical_step", "merge")]
     cells = [
         row["recipe"],
         row["topology"],
