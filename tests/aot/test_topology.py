@@ -44,7 +44,7 @@ def test_no_such_topology(name, says):
 
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"not installed; .pip install libtpu"):
+    with pytest.raises(ConfigError, match=r"not installed; run .pip install libtpu"):
         tpu_devices(parse_topology("v5e:2x4"))
 
 
