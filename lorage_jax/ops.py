@@ -49,6 +49,16 @@ def rms_norm(
     return (wide * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
+def layer_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """Normalises x to mean 0 and variance 1 over D, then multiplies by scale and adds bias."""
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
 def rope_frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None
 ) -> Float[Array, "half"]:
@@ -76,7 +86,14 @@ def rope_table(
 def rope(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
 ) -> Float[Array, "B T N H"]:
-    """Rotates channels i and i + H/2 as a pair, the layout of Hugging Face's weights."""
+    """Rotates channels i and i + H/2 as a pair, the layout of Hugging Face's weights.
+
+    With angles for fewer channels, H counts only these: the first ones rotate, the others stay.
+    """
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        first = rope(x[..., :rotated], cos, sin)
+        return jnp.concatenate([first, x[..., rotated:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -206,8 +223,10 @@ def _batched(spec: str, left: Array, right: Array, out: DTypeLike | None = None)
 
 
 def activation(x: Array, name: str) -> Array:
-    """Applies `silu` or `gelu_tanh` (the tanh approximation of GELU)."""
-    return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
+    """Applies `silu`, `gelu_tanh` (the tanh approximation of GELU) or `relu`."""
+    if name == "gelu_tanh":
+        return jax.nn.gelu(x, approximate=True)
+    return jax.nn.silu(x) if name == "silu" else jax.nn.relu(x)
 
 
 def low_rank(

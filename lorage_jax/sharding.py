@@ -91,6 +91,7 @@ class ShardingRules:
     batch: Axis = ("data", "fsdp")
     layers: Axis = None
     vocab: Axis = "tensor"
+    positions: Axis = None
     embed: Axis = "fsdp"
     heads: Axis = "tensor"
     kv_heads: Axis = "tensor"

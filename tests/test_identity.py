@@ -3,13 +3,15 @@
 Unmerged with gates = merged = exported and loaded by transformers = PEFT folder on the base model.
 """
 
+import itertools
+
 import numpy as np
 import peft
 import pytest
 import transformers
 
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.generator.adapter import export_adapter
+from lorage_jax.generator.adapter import export_adapter, load_adapter
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.hf.export import export_merged
@@ -30,9 +32,18 @@ def load_torch(folder):
     ).eval()
 
 
-@pytest.mark.parametrize("scope", ["per_layer", "shared"])
-@pytest.mark.parametrize("combine", ["factors", "products"])
-@pytest.mark.parametrize("family", FAMILIES)
+CELLS = [
+    *itertools.product(FAMILIES[:4], ["factors", "products"], ["per_layer", "shared"]),
+    ("granite", "factors", "per_layer"),
+    ("olmo2", "factors", "per_layer"),
+    ("opt", "factors", "per_layer"),
+    ("opt", "products", "shared"),  # two projections
+    ("phi3", "factors", "shared"),  # gate and up in one module
+    ("phi3", "products", "per_layer"),
+]
+
+
+@pytest.mark.parametrize(("family", "combine", "scope"), CELLS)
 def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     folder, base = tiny(family)
     edge = load_model(folder)
@@ -68,6 +79,8 @@ def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     adapted = peft.PeftModel.from_pretrained(load_torch(folder), str(tmp_path / "adapter")).eval()
     got = torch_logits(adapted, tokens, mask)
     np.testing.assert_allclose(got[mask], merged[0][mask], atol=ATOL)
+    back = load_adapter(tmp_path / "adapter", edge)
+    np.testing.assert_allclose(np.asarray(forward(back, tokens, mask)), merged[0], atol=ATOL)
 
     # The base is what it was.
     np.testing.assert_allclose(np.asarray(forward(edge, tokens, mask))[mask], untouched, atol=5e-4)

@@ -25,7 +25,7 @@ from lorage_jax.models.leaves import Leaf
 
 transformers.utils.logging.disable_progress_bar()
 
-FAMILIES = ("llama", "qwen2", "gemma", "gemma2")
+FAMILIES = ("llama", "qwen2", "gemma", "gemma2", "granite", "olmo2", "opt", "phi3")
 VOCAB = 264
 WINDOW = 6
 
@@ -37,6 +37,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 777.0, "partial_rotary_factor": 0.75}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 777.0, "factor": 4.0}
 
 # Every arithmetic that a family can ask for, by name: (family, fields of its config).
@@ -51,8 +52,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-untied": ("gemma", {"tie_word_embeddings": False}),
     "gemma2": ("gemma2", {}),
     "gemma2-untied": ("gemma2", {"tie_word_embeddings": False}),
+    "granite": ("granite", {}),
+    "olmo2": ("olmo2", {}),
+    "opt": ("opt", {}),
+    "opt-untied": ("opt", {"tie_word_embeddings": False}),
+    "phi3": ("phi3", {}),
+    "phi3-partial": ("phi3", {"rope_parameters": PARTIAL_ROPE, "sliding_window": None}),
 }
-TOLERANCE = {"llama": 2e-4, "qwen2": 2e-4, "gemma": 2e-4, "gemma2": 5e-4}
+TOLERANCE = dict.fromkeys(FAMILIES, 2e-4) | {"gemma2": 5e-4}
 
 
 def hf_config(family: str, **overrides: Any) -> Any:
@@ -83,6 +90,19 @@ def hf_config(family: str, **overrides: Any) -> Any:
             "attn_logit_softcapping": 4.0,
             "final_logit_softcapping": 3.0,
         }
+    if family == "granite":
+        fields |= {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 1.7,
+        }
+    if family == "phi3":
+        fields |= {"sliding_window": WINDOW}
+    if family == "opt":
+        names = {"intermediate_size": "ffn_dim", "initializer_range": "init_std"}
+        lacking = {"num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters"}
+        fields = {names.get(k, k): v for k, v in fields.items() if k not in lacking}
     return transformers.AutoConfig.for_model(family, **(fields | overrides))
 
 
@@ -113,10 +133,10 @@ def torch_model(config: Any) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if "norm" in name:
-                value.normal_(0.0 if config.model_type.startswith("gemma") else 1.0, 0.3)
-            elif name.endswith(".bias"):
+            if name.endswith(".bias"):
                 value.normal_(0.0, 0.3)
+            elif "norm" in name:
+                value.normal_(0.0 if config.model_type.startswith("gemma") else 1.0, 0.3)
     return model.float().eval()
 
 

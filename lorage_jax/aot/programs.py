@@ -24,7 +24,7 @@ from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import compiled_merge
-from lorage_jax.generator.pool import PROJECTIONS, assemble, make_pool, pool_leaves
+from lorage_jax.generator.pool import assemble, make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.infer.generate import Progress, compiled_continue
 from lorage_jax.infer.sample import Sampling
@@ -155,8 +155,8 @@ def merge_program(setting: Setting) -> Program:
     edge, generator = setting.edge, setting.config.generator
     pool = make_pool(_arrays(setting, pool_leaves(generator, edge), "float32"), generator)
     layers = _model(setting, edge)["layers"]
-    ffn = {name: layers[name] for name in PROJECTIONS}
-    placed = tuple((name, ffn[name].sharding) for name in PROJECTIONS)
+    ffn = {name: layers[name] for name in edge.projections}
+    placed = tuple((name, weights.sharding) for name, weights in ffn.items())
     rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
 
     def merge(ffn, pool, gates):

@@ -12,6 +12,7 @@ from lorage_jax.bench.edge import random_edge
 from lorage_jax.bench.timing import seconds
 from lorage_jax.config import ModelConfig
 from lorage_jax.generator.merge import merge
+from lorage_jax.hf import tables
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.models.model import Model
 
@@ -74,7 +75,7 @@ def _peft_merge(config: ModelConfig, dtype: str) -> float:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.01)
-    modules = ["gate_proj", "up_proj", "down_proj"]
+    modules = [module.rsplit(".", 1)[-1] for module in tables.adapted(config)]
     adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=modules))
     began = time.perf_counter()
     adapted.merge_and_unload()

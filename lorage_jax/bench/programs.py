@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import compiled_assemble, compiled_merge
-from lorage_jax.generator.pool import PROJECTIONS, make_pool, pool_leaves
+from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
@@ -54,6 +54,6 @@ def merge_programs(generator: GeneratorConfig, edge: ModelConfig, dtype: str) ->
     rank = generator.rank * (1 if generator.combine == "factors" else generator.top_k)
     assembled = compiled_assemble.trace(pool, gates, rank)
     weights = structs(model_leaves(edge), dtype)["layers"]
-    ffn = {name: weights[name] for name in PROJECTIONS}
-    placed = tuple((name, None) for name in PROJECTIONS)  # any placement: nothing is run
+    ffn = {name: weights[name] for name in edge.projections}
+    placed = tuple((name, None) for name in edge.projections)  # any placement: nothing is run
     return [assembled.jaxpr, compiled_merge(placed, False).trace(ffn, assembled.out_info).jaxpr]

@@ -6,11 +6,12 @@
 
 from lorage_jax.config.data import DataConfig, Source
 from lorage_jax.config.generator import GeneratorConfig
-from lorage_jax.config.model import SIZES, ModelConfig, RopeScaling
+from lorage_jax.config.model import PROJECTIONS, SIZES, ModelConfig, RopeScaling
 from lorage_jax.config.pretrain import Corpus, PretrainConfig
 from lorage_jax.config.training import ExperimentConfig, MeshConfig, OptimizerConfig
 
 __all__ = [
+    "PROJECTIONS",
     "SIZES",
     "Corpus",
     "DataConfig",

@@ -7,6 +7,8 @@ from typing import Literal
 
 from lorage_jax.fields import check_types, require
 
+# The projections of an FFN, in the order of the arithmetic; the adapter sits on these.
+PROJECTIONS = ("gate", "up", "down")
 SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
 
 
@@ -41,7 +43,7 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     tied_head: bool
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Literal["silu", "gelu_tanh", "relu"]
     query_scale: float  # multiplies q.k before the soft-cap
     qkv_bias: bool
     out_bias: bool
@@ -56,7 +58,18 @@ class ModelConfig:
     # The family implies these, so that they are not part of a config's text.
     norm_offset: float = field(default=0.0, repr=False)  # norms multiply by offset + scale
     scaled_embedding: bool = field(default=False, repr=False)  # by the square root of the width
-    post_norms: bool = field(default=False, repr=False)  # attention and FFN outputs are normed too
+    embedding_multiplier: float = field(default=1.0, repr=False)
+    residual_multiplier: float = field(default=1.0, repr=False)  # of attention's and FFN's outputs
+    logits_divisor: float = field(default=1.0, repr=False)
+    norm_kind: Literal["rms", "layer"] = field(default="rms", repr=False)  # "layer" has biases
+    pre_norms: bool = field(default=True, repr=False)  # attention and FFN inputs are normed
+    post_norms: bool = field(default=False, repr=False)  # attention and FFN outputs are normed
+    # Norms of q and k before rope: None, over each head, or over all heads together.
+    qk_norm: Literal["head", "width"] | None = field(default=None, repr=False)
+    rotary_fraction: float = field(default=1.0, repr=False)  # the first channels of a head rotate
+    # The row of position 0 in a table of learned positions; None: positions are rotary.
+    position_offset: int | None = field(default=None, repr=False)
+    gated: bool = field(default=True, repr=False)  # the FFN has a gate projection
 
     def __post_init__(self):
         check_types(self)
@@ -74,4 +87,24 @@ class ModelConfig:
             self.window is not None or not any(self.sliding),
             "some layers slide but no window is given.",
         )
-        require(self.head_dim % 2 == 0, f"head_dim is {self.head_dim}; rope needs it even.")
+        if self.position_offset is None:
+            require(
+                self.rotary_dim >= 2 and self.rotary_dim % 2 == 0,
+                f"head_dim is {self.head_dim}, of which {self.rotary_dim} channels rotate; rope "
+                "needs an even number of these.",
+            )
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The FFN's projections, in the order of the arithmetic; the adapter sits on these."""
+        return PROJECTIONS if self.gated else PROJECTIONS[1:]
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of channels of a head that rotate."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def embedding_scale(self) -> float:
+        """The factor on token embeddings."""
+        return self.embedding_multiplier * (self.width**0.5 if self.scaled_embedding else 1.0)

@@ -99,8 +99,8 @@ def new_trained(
     trained = initialise(trained_leaves(config, cloud, edge), key)
     table = embed.astype(jnp.float32)
     size = jnp.sqrt(jnp.mean(table * table))
-    if cloud.scaled_embedding:
-        size = size * cloud.width**0.5
+    if cloud.embedding_scale != 1:
+        size = size * cloud.embedding_scale
     trained["meta"] = trained["meta"] * size
     return trained, initialise(statistics_leaves(config, edge.layers), key)
 

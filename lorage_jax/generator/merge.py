@@ -19,7 +19,7 @@ from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.pool import PROJECTIONS, assemble, assembled_rank
+from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -67,7 +67,7 @@ def merge_with_report(
 ) -> tuple[Model, MergeReport]:
     """`merge` with rounding statistics, which are slower than the merge itself."""
     ffn, factors = _parts(edge, pool, card)
-    found = [_rounding(ffn[name], *factors[name]) for name in PROJECTIONS]
+    found = [_rounding(weights, *factors[name]) for name, weights in ffn.items()]
     count = sum(weights.size for weights in ffn.values())
     report = MergeReport(
         largest_rounding=max(float(jnp.max(worst)) for worst, _ in found),
@@ -83,7 +83,7 @@ def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Facto
         raise WeightsError("this model already has an adapter merged; merge into the base edge.")
     card.check(edge, pool)
     factors = compiled_assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
-    return {name: edge.params["layers"][name] for name in PROJECTIONS}, factors
+    return {name: edge.params["layers"][name] for name in edge.config.projections}, factors
 
 
 def merge_weights(ffn: dict[str, Array], factors: Factors, *, donate: bool) -> dict[str, Array]:
@@ -91,14 +91,14 @@ def merge_weights(ffn: dict[str, Array], factors: Factors, *, donate: bool) -> d
 
     The weights keep their sharding.
     """
-    shardings = tuple((name, ffn[name].sharding) for name in PROJECTIONS)
+    shardings = tuple((name, weights.sharding) for name, weights in ffn.items())
     return compiled_merge(shardings, donate)(ffn, factors)
 
 
 @functools.lru_cache(maxsize=16)
 def compiled_merge(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
     def merge_all(ffn, factors):
-        return {name: _add(ffn[name], *factors[name]) for name in PROJECTIONS}
+        return {name: _add(ffn[name], *factors[name]) for name, _ in shardings}
 
     donated = (0,) if donate else ()
     return jax.jit(merge_all, out_shardings=dict(shardings), donate_argnums=donated)
@@ -107,7 +107,7 @@ def compiled_merge(shardings: tuple[tuple[str, Any], ...], donate: bool) -> Any:
 def merge_layerwise(ffn: dict[str, Array], factors: Factors) -> dict[str, Array]:
     """`merge_weights` one layer of one projection at a time; consumes `ffn`."""
     merged = dict(ffn)
-    for name in PROJECTIONS:
+    for name in merged:
         step = _compiled_layer(merged[name].sharding)
         for layer in range(merged[name].shape[0]):
             a, b = (factor[layer] for factor in factors[name])

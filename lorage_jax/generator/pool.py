@@ -1,8 +1,8 @@
 """The pool of LoRA experts, and the single LoRA that gates assemble from it (Eq. 8).
 
-For each of gate, up, down: `a` [L, E, in, R], `b` [L, E, R, out]; with scope `shared` the layer
-axis is absent. The decoder applies a pool unmerged (`ops.gated_low_rank`); `assemble` gives the
-factors that `merge.py` adds to the weights and `hf/adapter.py` exports.
+For each projection of the edge's FFN: `a` [L, E, in, R], `b` [L, E, R, out]; with scope `shared`
+the layer axis is absent. The decoder applies a pool unmerged (`ops.gated_low_rank`); `assemble`
+gives the factors that `merge.py` adds to the weights and `adapter.py` exports.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 
-PROJECTIONS = ("gate", "up", "down")
-
 
 def make_pool(experts: dict[str, Any], config: GeneratorConfig, generator: str = "") -> Pool:
     """A `Pool` of these arrays under the switches of `config`."""
@@ -35,7 +33,7 @@ def pool_leaves(config: GeneratorConfig, edge: ModelConfig) -> dict[str, dict[st
 def expert_leaves(edge: ModelConfig, e: int, r: int, scope: str) -> dict[str, dict[str, Leaf]]:
     """E experts of rank R. `a` is Kaiming-uniform, `b` zero: a fresh pool changes nothing."""
     leaves = {}
-    for name in PROJECTIONS:
+    for name in edge.projections:
         inside, outside = ("embed", "ffn") if name != "down" else ("ffn", "embed")
         size = {"embed": edge.width, "ffn": edge.ffn_width}
         a = Leaf((e, size[inside], r), ("experts", inside, "rank"), "kaiming")
@@ -56,7 +54,7 @@ def assemble(
     """
     gates = gates.astype(jnp.float32)
     out = {}
-    for name in PROJECTIONS:
+    for name in pool.projections:
         a = pool.experts[name]["a"].astype(jnp.float32)
         b = pool.experts[name]["b"].astype(jnp.float32)
         layer = "l" if pool.scope == "per_layer" else ""

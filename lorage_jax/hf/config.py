@@ -22,7 +22,7 @@ IGNORED = frozenset(
     "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
     "unsloth_version unsloth_fixed max_window_layers cache_implementation "
     "_attn_implementation_autoset id2label label2id is_llama_config output_attentions return_dict "
-    "output_hidden_states tf_legacy_loss".split()
+    "output_hidden_states tf_legacy_loss dropout resid_pdrop embd_pdrop layerdrop".split()
 )
 # Fields read below.
 READ = frozenset(
@@ -77,7 +77,7 @@ def model_config(folder: Path) -> ModelConfig:
     if not isinstance(family, str) or family not in FAMILIES:
         raise WeightsError(
             f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
-            f"supported are {', '.join(FAMILIES)}."
+            f"{_near(family)}supported are {', '.join(FAMILIES)}."
         )
     # transformers fills in the defaults that a family's config.json may leave out.
     from transformers import AutoConfig
@@ -95,6 +95,12 @@ def model_config(folder: Path) -> ModelConfig:
         ) from None
     more = [i for i in _generation_eos(Path(folder)) if i not in config.eos_ids]
     return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
+
+
+def _near(model_type: Any) -> str:
+    """What a model type is that could be taken for a family's; empty if none says so."""
+    near = {name: what for family in FAMILIES.values() for name, what in family.near.items()}
+    return f"{near[model_type]}; " if isinstance(model_type, str) and model_type in near else ""
 
 
 def _generation_eos(folder: Path) -> list[int]:
@@ -126,14 +132,21 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
     problems = [
         f"field {name!r} = {json.dumps(value)[:80]} is not supported"
         for name, value in raw.items()
-        if name not in IGNORED | READ | family.reads and value not in NEUTRAL.get(name, ())
+        if name not in IGNORED | READ | family.reads | set(family.names.values())
+        and value not in NEUTRAL.get(name, ())
     ]
 
     def get(name: str, default: Any = None) -> Any:
-        value = getattr(hf, name, None)
+        own = family.names.get(name, name)
+        value = None if own is None else getattr(hf, own, None)
         return default if value is None else value
 
-    fields = _common(get, problems) | dict(family.fields) | family.read(get)
+    problems += family.problems(get)
+    partial = get("rope_parameters", {}).get("partial_rotary_factor", 1.0)
+    if partial != 1.0 and "partial_rotary_factor" not in family.reads:
+        problems.append(f"partial_rotary_factor {partial} is not supported")
+    rotary = family.fields.get("position_offset") is None
+    fields = _common(get, problems, rotary) | dict(family.fields) | family.read(get)
     if problems:
         raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
     try:
@@ -142,12 +155,14 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
         raise WeightsError(f"{where}/config.json: {error}") from None
 
 
-def _common(get: Get, problems: list[str]) -> dict[str, Any]:
+def _common(get: Get, problems: list[str], rotary: bool) -> dict[str, Any]:
     """The `ModelConfig` fields that are read in the same way for all families."""
+    theta, scaling = 10_000.0, None
+    if rotary:
+        theta, scaling = _rope(get("rope_parameters", {}), problems)
     act = get("hidden_activation") or get("hidden_act")
     if act not in ACTIVATIONS:
         problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
-    theta, scaling = _rope(get("rope_parameters", {}), problems)
     heads = get("num_attention_heads")
     head_dim = get("head_dim") or get("hidden_size") // heads
     bias, eos = bool(get("attention_bias", False)), get("eos_token_id", [])
@@ -200,8 +215,6 @@ def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling
     if theta is None:
         problems.append("rope_theta is missing")
         theta = 0.0
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported")
     if kind == "default":
         return float(theta), None
     if kind == "linear":
@@ -226,6 +239,8 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The config.json with which transformers loads a model of this `ModelConfig`."""
     family = get_family(config.family)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = config.rotary_fraction
     if config.rope_scaling is not None:
         rope |= {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
         if config.rope_scaling.kind == "llama3":
@@ -235,7 +250,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
                 "original_max_position_embeddings": config.rope_scaling.original_max_positions,
             }
     eos = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None
-    return {
+    shared = {
         "architectures": [family.architecture],
         "model_type": family.name,
         "dtype": dtype,
@@ -253,5 +268,6 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": config.bos_id,
         "eos_token_id": eos,
         "pad_token_id": config.pad_id,
-        **family.write(config),
     }
+    named = {family.names.get(name, name): value for name, value in shared.items()}
+    return {name: value for name, value in named.items() if name is not None} | family.write(config)

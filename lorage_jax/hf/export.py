@@ -1,6 +1,6 @@
 """Exports a merged model as a Hugging Face folder: the base folder with new FFN weights.
 
-The base's files are streamed. Only the gate, up and down projections are replaced, one layer's
+The base's files are streamed. Only the FFN's projections are replaced, one layer's
 tensor at a time; every other tensor and file is copied bit for bit.
 """
 
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
@@ -115,23 +113,13 @@ def is_merged(folder: Path) -> bool:
     return stored(folder).get("format") == FORMAT
 
 
-def ffn_tensors(config: ModelConfig) -> Iterator[tuple[str, str, int, tables.Row]]:
-    """Yields (tensor name in the file, leaf, layer, row) for every adapted weight."""
-    for leaf in tables.FFN:
-        row = tables.row(config, ("layers", leaf))
-        for layer in range(config.layers):
-            yield row.name.format(layer=layer), leaf, layer, row
-
-
 def _replacements(model: Model) -> dict[str, Callable[[], np.ndarray]]:
-    def values(array: jax.Array, layer: int, row: tables.Row) -> Callable[[], np.ndarray]:
-        return lambda: tables.to_file(np.asarray(array[layer]), row)
+    """The adapted tensors, by their names in the file."""
 
-    layers = model.params["layers"]
-    return {
-        name: values(layers[leaf], layer, row)
-        for name, leaf, layer, row in ffn_tensors(model.config)
-    }
+    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
+        return np.asarray(model.params["layers"][path[-1]][layer])
+
+    return dict(tables.tensors(model.config, get, *model.config.projections))
 
 
 def _file(checkpoint: Checkpoint, name: str) -> Path:

@@ -13,9 +13,11 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.models.presets import plain_decoder
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-# Recorded configs leave these fields out where the family implies them, as version 0.1.0 did.
-IMPLIED = ("norm_offset", "scaled_embedding", "post_norms")
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+# Fields with a default; recorded configs leave them out where the family implies them.
+IMPLIED = tuple(
+    one.name for one in dataclasses.fields(ModelConfig) if one.default is not dataclasses.MISSING
+)
 
 # get(name, default): a field of config.json with transformers' defaults filled in.
 Get = Callable[..., Any]
@@ -25,16 +27,31 @@ Get = Callable[..., Any]
 class Row:
     """The tensor of a leaf in a Hugging Face file.
 
-    `inputs`: the number of leading input axes of the leaf's per-layer array; 0 for a vector or an
-    embedding table.
+    Attributes:
+        name: Hugging Face name; {layer} stands for the layer index.
+        inputs: the number of leading input axes of the leaf's per-layer array; 0 for a vector or a
+            table.
+        table: the array has one row per token or position, and is stored as it is.
+        fused: the leaves that share the tensor, stacked along its first axis in this order; empty
+            if it holds this leaf alone.
+        start, total: the leaf's first row in a fused tensor, and the number of all rows;
+            `tables.row` computes them.
     """
 
-    name: str  # Hugging Face name; {layer} stands for the layer index
+    name: str
     inputs: int = 0
+    table: bool = False
+    fused: tuple[str, ...] = ()
+    start: int = 0
+    total: int | None = None
 
 
 def _nothing(_: Any) -> dict[str, Any]:
     return {}
+
+
+def _no_problems(_: Any) -> list[str]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -47,8 +64,15 @@ class Family:
         fields: `ModelConfig` fields that all models of the family share.
         read: returns further `ModelConfig` fields, given a function that looks up config.json.
         reads: names of the config.json fields that only this family's `read` uses.
+        names: the family's own names of config.json fields that other families share; None for
+            a field that it lacks.
+        problems: describes what of a config.json the decoder does not compute, given a function
+            that looks it up.
+        near: model types that could be taken for this family -> what such a model is, and what it
+            would take to load it.
         write: returns the config.json fields besides those that all families share.
-        rows: tensors of layer leaves that differ from llama's, by leaf name.
+        rows: tensors of leaves that differ from llama's, by leaf name.
+        decoder: the module of the file that holds embeddings, layers and the last norm.
         shapes: named model shapes, for benchmarks without downloads.
         known: last part of a model's name on the Hub -> its name in `shapes`.
         tokenizer: makes a tokenizer whose normaliser and splitting rules the family's class in
@@ -60,8 +84,12 @@ class Family:
     fields: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Get], dict[str, Any]] = _nothing
     reads: frozenset[str] = frozenset()
+    names: Mapping[str, str | None] = field(default_factory=dict)
+    problems: Callable[[Get], list[str]] = _no_problems
+    near: Mapping[str, str] = field(default_factory=dict)
     write: Callable[[ModelConfig], dict[str, Any]] = _nothing
     rows: Mapping[str, Row] = field(default_factory=dict)
+    decoder: str = "model"
     shapes: Mapping[str, ModelConfig] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Callable[[], Any] | None = None
@@ -103,6 +131,12 @@ def to_values(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def to_text(config: ModelConfig) -> str:
+    """Spells out a config for hashes: two that differ have different texts."""
+    own = {name: value for name, value in to_values(config).items() if name in IMPLIED}
+    return f"{config!r}{own or ''}"
+
+
 def from_values(values: dict[str, Any]) -> ModelConfig:
     """The inverse of `to_values`. Raises ConfigError for an unknown family or field."""
     fields = get_family(str(values.get("family"))).fields
@@ -114,7 +148,7 @@ def from_values(values: dict[str, Any]) -> ModelConfig:
 
 def activation(config: ModelConfig) -> str:
     """The activation's name in transformers."""
-    return {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation]
+    return {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
 
 
 def layer_types(config: ModelConfig) -> list[str]:

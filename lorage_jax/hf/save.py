@@ -37,15 +37,15 @@ def save_model(
 
 def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor with its Hugging Face name."""
-    for path, leaf, row in tables.rows(model.config):
+
+    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
         value: Any = model.params
         for name in path:
             value = value[name]
-        if leaf.axes[0] != "layers":
-            yield row.name, tables.to_file(np.asarray(value), row)
-            continue
-        for layer in range(leaf.shape[0]):
-            yield row.name.format(layer=layer), tables.to_file(np.asarray(value[layer]), row)
+        return np.asarray(value if layer is None else value[layer])
+
+    for name, make in tables.tensors(model.config, get):
+        yield name, make()
 
 
 def _save_weights(model: Model, folder: Path, shard_bytes: int) -> None:

@@ -1,19 +1,22 @@
 """One row per leaf: its Hugging Face tensor name and how the file stores it.
 
 The same row drives loading and saving. Files store matrices as [out, in], leaves as [in, ..., out]:
-the file's array is the leaf's with the head axes flattened, then transposed.
+the file's array is the leaf's with the head axes flattened, then transposed. A fused tensor holds
+the arrays of several leaves, one below the other.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.hf.family import Row, get_family
-from lorage_jax.models.leaves import Leaf, model_leaves
+from lorage_jax.models.leaves import Leaf, layer_leaves, model_leaves
 
 _LAYER = {
     "attn_norm": Row("input_layernorm.weight"),
@@ -33,20 +36,26 @@ _LAYER = {
     "up_bias": Row("mlp.up_proj.bias"),
     "down_bias": Row("mlp.down_proj.bias"),
 }
-_TOP = {
-    "embed": Row("model.embed_tokens.weight"),
-    "final_norm": Row("model.norm.weight"),
-    "head": Row("lm_head.weight", 1),
+_DECODER = {
+    "embed": Row("embed_tokens.weight", table=True),
+    "final_norm": Row("norm.weight"),
 }
-FFN = ("gate", "up", "down")  # the leaves that an adapter changes
+_HEAD = Row("lm_head.weight", 1)
 
 
 def row(config: ModelConfig, path: tuple[str, ...]) -> Row:
     """Returns the row of the leaf at `path`, e.g. ("layers", "gate")."""
-    if path[0] != "layers":
-        return _TOP[path[0]]
-    found = get_family(config.family).rows.get(path[1]) or _LAYER[path[1]]
-    return Row("model.layers.{layer}." + found.name, found.inputs)
+    if path == ("head",):
+        return _HEAD
+    family, leaf = get_family(config.family), path[-1]
+    found = family.rows.get(leaf) or (_LAYER if path[0] == "layers" else _DECODER)[leaf]
+    stem = f"{family.decoder}.layers.{{layer}}" if path[0] == "layers" else family.decoder
+    if found.fused:
+        leaves = layer_leaves(config)
+        sizes = [file_shape(leaves[name].shape, found)[0] for name in found.fused]
+        start = sum(sizes[: found.fused.index(leaf)])
+        found = dataclasses.replace(found, start=start, total=sum(sizes))
+    return dataclasses.replace(found, name=f"{stem}.{found.name}")
 
 
 def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
@@ -59,10 +68,47 @@ def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
                 yield (name, inner), leaf, row(config, (name, inner))
 
 
+def tensors(
+    config: ModelConfig, get: Callable[[tuple[str, ...], int | None], np.ndarray], *only: str
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yields the name of every tensor of the file, and a function that makes its array.
+
+    Args:
+        get: returns the array of the leaf at a path, of one layer if the leaf has layers.
+        only: names of leaves; yields the tensors that hold these, default all.
+    """
+    for path, leaf, row in rows(config):
+        if (only and path[-1] not in only) or row.start:
+            continue
+        parts = [(*path[:-1], name) for name in row.fused] or [path]
+
+        def make(parts: list[tuple[str, ...]], row: Row, layer: int | None) -> np.ndarray:
+            arrays = [to_file(get(part, layer), row) for part in parts]
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+        for layer in range(leaf.shape[0]) if leaf.axes[0] == "layers" else (None,):
+            yield row.name.format(layer=layer), functools.partial(make, parts, row, layer)
+
+
+def adapted(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The modules that the adapter changes: {layer} in a module's name -> the leaves it holds."""
+    found = {}
+    for leaf in config.projections:
+        one = row(config, ("layers", leaf))
+        found[one.name.removesuffix(".weight")] = one.fused or (leaf,)
+    return found
+
+
+def tensor_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
+    """The shape of the whole tensor that holds a (per-layer) array with this shape."""
+    own = file_shape(shape, row)
+    return own if row.total is None else (row.total, *own[1:])
+
+
 def file_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
     """The shape in the file of a (per-layer) array with this shape."""
     if row.inputs == 0:
-        return shape if row.name == _TOP["embed"].name else (math.prod(shape),)
+        return shape if row.table else (math.prod(shape),)
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 
@@ -95,12 +141,17 @@ def file_index(
 
     if row.inputs == 0:
         if len(file_shape(shape, row)) == len(shape):
-            return index, tuple(slice(None) for _ in shape)
+            return (_below(index[0], row), *index[1:]), tuple(slice(None) for _ in shape)
         part, rest = block(range(len(shape)))
-        return (part,), tuple(rest)
+        return (_below(part, row),), tuple(rest)
     inputs, cut_in = block(range(row.inputs))
     outputs, cut_out = block(range(row.inputs, len(shape)))
-    return (outputs, inputs), (*cut_in, *cut_out)
+    return (_below(outputs, row), inputs), (*cut_in, *cut_out)
+
+
+def _below(part: slice, row: Row) -> slice:
+    """The place in the file of rows `part` of a leaf's array."""
+    return slice(part.start + row.start, part.stop + row.start)
 
 
 def from_file(

@@ -23,6 +23,7 @@ from lorage_jax.config import MeshConfig, ModelConfig
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card
+from lorage_jax.hf.family import to_text
 from lorage_jax.infer.gates import Gates, RowGates, row_gates
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
 from lorage_jax.models.experts import Pool
@@ -156,7 +157,7 @@ def identity(model: Model, pool: Pool | None = None) -> str:
     card = model.card
     merged = "" if card is None else request_key(card.generator, np.asarray(card.gates).tobytes())
     experts = "" if pool is None else pool.generator
-    return request_key(model.fingerprint, repr(model.config), str(model.dtype), merged, experts)
+    return request_key(model.fingerprint, to_text(model.config), str(model.dtype), merged, experts)
 
 
 def place(model: Model) -> Model:

@@ -29,7 +29,7 @@ from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.merge import merge
-from lorage_jax.generator.pool import PROJECTIONS, expert_leaves
+from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -123,7 +123,7 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[Pool, Card]:
     arrays = read_tensors(folder / TENSORS, shapes)
     experts = {
         projection: {part: jnp.asarray(arrays[f"{projection}.{part}"]) for part in ("a", "b")}
-        for projection in PROJECTIONS
+        for projection in leaves
     }
     identity = fingerprint_arrays(arrays)
     gates = np.ones((edge.config.layers, 1), np.float32)

@@ -20,7 +20,7 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.layer import Context, Layer, LayerInputs
+from lorage_jax.models.layer import Context, Layer, LayerInputs, norm_of
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout
 
@@ -125,7 +125,9 @@ class Decoder(nn.Module):
         """
         embed = self._parameter("embed")
         x, mask = self._embedded(embed, tokens, mask, suffix)
-        context, cache = self._context(x, mask, pool, cache, branches)
+        context, cache, positions = self._context(x, mask, pool, cache, branches)
+        if self.config.position_offset is not None:
+            x = x + self._parameter("positions")[positions + self.config.position_offset]
         layers = self._layers(pool, adapter_scale, collect, self._flash(cache, branches, suffix))
         inputs = self._layer_inputs(gates, pool, adapters)
         (x, cache), collected = layers((x, cache), context, inputs)
@@ -145,16 +147,17 @@ class Decoder(nn.Module):
         return self.param(name, lambda key: leaf.initialise(key, self.dtype))
 
     def _final_norm(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        offset = self.config.norm_offset
-        return ops.rms_norm(x, self._parameter("final_norm"), self.config.norm_eps, offset)
+        names = [name for name in model_leaves(self.config) if name.startswith("final_norm")]
+        params = {name: self._parameter(name) for name in names}
+        return norm_of(self.config, params, "final_norm", x)
 
     def _embedded(
         self, embed: Array, tokens: Any, mask: Any, suffix: Array | None
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Embeddings of the tokens, followed by the suffix, and their mask."""
         x = embed[tokens]
-        if self.config.scaled_embedding:
-            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+        if self.config.embedding_scale != 1:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if mask is None:
             mask = jnp.ones(x.shape[:2], bool)
         if suffix is not None:
@@ -222,8 +225,8 @@ class Decoder(nn.Module):
         pool: Pool | None,
         cache: Cache | None,
         branches: Branches | None,
-    ) -> tuple[Context, Cache | None]:
-        """Rotary angles and masks of this call, and the cache with the new slots marked as filled.
+    ) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
+        """Rotary angles and masks of this call, the cache with the new slots marked, and positions.
 
         Positions count a row's real tokens; slots count columns, padding included.
         """
@@ -237,8 +240,7 @@ class Decoder(nn.Module):
         positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
         if branches is not None:
             positions = branches.positions
-        frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        cos, sin = ops.rope_table(positions, frequencies)
+        cos, sin = self._rotation(positions)
         slots = start + jnp.arange(length)
 
         def seen(window: int | None) -> Bool[Array, "B T S"]:
@@ -255,7 +257,17 @@ class Decoder(nn.Module):
             slot=None if cache is None else jnp.asarray(start, jnp.int32),
             experts=pool.experts if pool is not None and pool.scope == "shared" else None,
         )
-        return context, cache
+        return context, cache, positions
+
+    def _rotation(self, positions: Int[Array, "B T"]) -> tuple[Array | None, Array | None]:
+        """Cosine and sine of the rotary angles; None if positions are learned."""
+        config = self.config
+        if config.position_offset is not None:
+            return None, None
+        frequencies = ops.rope_frequencies(
+            config.rotary_dim, config.rope_theta, config.rope_scaling
+        )
+        return ops.rope_table(positions, frequencies)
 
 
 def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array, "B S"]:
@@ -273,4 +285,7 @@ def head_logits(
 
 def _logits(config: ModelConfig, x: Array, head: Array) -> Array:
     shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
-    return ops.soft_cap(ops.einsum(shape, x, head, out=jnp.float32), config.final_softcap)
+    logits = ops.einsum(shape, x, head, out=jnp.float32)
+    if config.logits_divisor != 1:
+        logits = logits / config.logits_divisor
+    return ops.soft_cap(logits, config.final_softcap)

@@ -6,12 +6,14 @@ from typing import Any
 
 import flax.struct
 
+from lorage_jax.config import PROJECTIONS
+
 
 class Pool(flax.struct.PyTreeNode):
     """The arrays of all experts, and how gates combine them.
 
     Attributes:
-        experts: for each of gate, up and down, the factors `a` [L, E, in, R] and `b`
+        experts: for each projection of the FFN, the factors `a` [L, E, in, R] and `b`
             [L, E, R, out]; with scope "shared", without the layer axis. Also any tree of the same
             structure, such as the shardings of these arrays.
         combine: "factors" or "products", see `generator.pool.assemble`.
@@ -29,9 +31,18 @@ class Pool(flax.struct.PyTreeNode):
     @property
     def count(self) -> int:
         """The number of experts, E."""
-        return self.experts["gate"]["a"].shape[-3]
+        return self._one.shape[-3]
 
     @property
     def rank(self) -> int:
         """The rank of each expert, R."""
-        return self.experts["gate"]["a"].shape[-1]
+        return self._one.shape[-1]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections that the experts change, in the order of the arithmetic."""
+        return tuple(name for name in PROJECTIONS if name in self.experts)
+
+    @property
+    def _one(self) -> Any:
+        return next(iter(self.experts.values()))["a"]

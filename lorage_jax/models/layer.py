@@ -1,4 +1,4 @@
-"""One decoder layer: attention and a gated FFN, with optional low-rank updates of the weights."""
+"""One decoder layer: attention and an FFN, with optional low-rank updates of the weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lorage_jax.sharding import Layout
 class Context(flax.struct.PyTreeNode):
     """Inputs that all layers of one call share."""
 
-    cos: Float[Array, "B T half"]
-    sin: Float[Array, "B T half"]
+    cos: Float[Array, "B T half"] | None  # None if positions are not rotary
+    sin: Float[Array, "B T half"] | None
     segments: Int[Array, "B S"]  # number of the slot's text, from 1; 0 for padding
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
@@ -41,7 +41,7 @@ class LayerInputs(flax.struct.PyTreeNode):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and gated FFN; low-rank updates stay apart from the weights."""
+    """Attention and FFN with their norms; low-rank updates stay apart from the weights."""
 
     config: ModelConfig
     dtype: Any
@@ -69,12 +69,15 @@ class Layer(nn.Module):
             x = self.layout.rows(x)
 
         def norm(name, x):
-            return ops.rms_norm(x, w[name], config.norm_eps, config.norm_offset)
+            return norm_of(config, w, name, x) if name in w else x
+
+        def add(x, y):
+            return x + (y if config.residual_multiplier == 1 else y * config.residual_multiplier)
 
         y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
-        x = x + (norm("attn_post_norm", y) if config.post_norms else y)
+        x = add(x, norm("attn_post_norm", y))
         y = self._ffn(w, norm("ffn_norm", x), context, inputs)
-        x = x + (norm("ffn_post_norm", y) if config.post_norms else y)
+        x = add(x, norm("ffn_post_norm", y))
         collected = x[:, x.shape[1] - self.collect :] if self.collect else None
         return (x, cache), collected
 
@@ -89,7 +92,10 @@ class Layer(nn.Module):
             qa, va = inputs.adapters["q"], inputs.adapters["v"]
             q = q + ops.low_rank(self._drop(x), qa["a"], qa["b"], self.adapter_scale)
             v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
-        q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
+        if config.qk_norm is not None:
+            q, k = self._qk_norm(w["q_norm"], q), self._qk_norm(w["k_norm"], k)
+        if context.cos is not None and context.sin is not None:
+            q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
         if cache is not None:
             at = (inputs.index, 0, context.slot, 0, 0)
             cache = cache.replace(
@@ -101,6 +107,14 @@ class Layer(nn.Module):
         y = self._attend(q, k, v, context, inputs.sliding)
         y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
         return (y + w["o_bias"] if config.out_bias else y), cache
+
+    def _qk_norm(self, scale, x):
+        """Normalises [B, T, N, H] over each head, or over all heads together."""
+        config, shape = self.config, x.shape
+        if config.qk_norm == "width":
+            x = x.reshape(*shape[:2], -1)
+        x = ops.rms_norm(x, scale.reshape(-1), config.norm_eps, config.norm_offset)
+        return x.reshape(shape)
 
     def _attend(self, q, k, v, context, sliding):
         config = self.config
@@ -134,11 +148,20 @@ class Layer(nn.Module):
                 self._drop(x), experts["a"], experts["b"], inputs.gates, self.combine, self.scale
             )
 
-        hidden = ops.activation(project("gate", x), config.activation) * project("up", x)
-        return project("down", hidden)
+        hidden = ops.activation(project(config.projections[0], x), config.activation)
+        return project("down", hidden * project("up", x) if config.gated else hidden)
 
     def _drop(self, x):
         if self.dropout == 0.0:
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
         return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+
+
+def norm_of(
+    config: ModelConfig, params: dict[str, Array], name: str, x: Float[Array, "*batch D"]
+) -> Float[Array, "*batch D"]:
+    """Applies the norm `name` of a layer, or of the model, over the width."""
+    if config.norm_kind == "layer":
+        return ops.layer_norm(x, params[name], params[f"{name}_bias"], config.norm_eps)
+    return ops.rms_norm(x, params[name], config.norm_eps, config.norm_offset)

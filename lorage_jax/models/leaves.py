@@ -49,7 +49,7 @@ class Leaf:
         shape, axes = self.shape, self.axes
         while axes[0] in ("layers", "experts"):
             shape, axes = shape[1:], axes[1:]
-        if axes[0] == "vocab":
+        if axes[0] in ("vocab", "positions"):
             return shape[-1]
         return shape[0] * shape[1] if axes[0] == "heads" else shape[0]
 
@@ -57,11 +57,11 @@ class Leaf:
     def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """The (input, output) axes of a matrix, or of a stack with one per layer or expert.
 
-        None for vectors and for tables with one row per token.
+        None for vectors and for tables with one row per token or position.
         """
         first = sum(axis in ("layers", "experts") for axis in self.axes)
         own = tuple(range(first, len(self.axes)))
-        if not own or "vocab" in self.axes:
+        if not own or {"vocab", "positions"} & set(self.axes):
             return None
         count = 2 if self.axes[first] in ("heads", "kv_heads") else 1
         return (own[:count], own[count:]) if own[count:] else None
@@ -71,20 +71,23 @@ def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
     """The leaves of one layer, without the layer axis."""
     d, f, h = config.width, config.ffn_width, config.head_dim
     n, k = config.heads, config.kv_heads
-    norm = Leaf((d,), ("embed",), "zeros" if config.norm_offset else "ones")
     leaves = {
-        "attn_norm": norm,
         "q": Leaf((d, n, h), ("embed", "heads", "head_dim")),
         "k": Leaf((d, k, h), ("embed", "kv_heads", "head_dim")),
         "v": Leaf((d, k, h), ("embed", "kv_heads", "head_dim")),
         "o": Leaf((n, h, d), ("heads", "head_dim", "embed")),
-        "ffn_norm": norm,
-        "gate": Leaf((d, f), ("embed", "ffn")),
         "up": Leaf((d, f), ("embed", "ffn")),
         "down": Leaf((f, d), ("ffn", "embed")),
     }
-    if config.post_norms:
-        leaves |= {"attn_post_norm": norm, "ffn_post_norm": norm}
+    if config.gated:
+        leaves["gate"] = Leaf((d, f), ("embed", "ffn"))
+    for block in ("attn", "ffn"):
+        if config.pre_norms:
+            leaves |= _norm(config, f"{block}_norm")
+        if config.post_norms:
+            leaves |= _norm(config, f"{block}_post_norm")
+    if config.qk_norm is not None:
+        leaves |= _qk_norms(config)
     if config.qkv_bias:
         leaves |= {
             "q_bias": Leaf((n, h), ("heads", "head_dim"), "zeros"),
@@ -94,12 +97,30 @@ def layer_leaves(config: ModelConfig) -> dict[str, Leaf]:
     if config.out_bias:
         leaves["o_bias"] = Leaf((d,), ("embed",), "zeros")
     if config.ffn_bias:
-        leaves |= {
-            "gate_bias": Leaf((f,), ("ffn",), "zeros"),
-            "up_bias": Leaf((f,), ("ffn",), "zeros"),
-            "down_bias": Leaf((d,), ("embed",), "zeros"),
-        }
+        inner = Leaf((f,), ("ffn",), "zeros")
+        leaves |= {f"{name}_bias": inner for name in config.projections}
+        leaves["down_bias"] = Leaf((d,), ("embed",), "zeros")
     return leaves
+
+
+def _norm(config: ModelConfig, name: str) -> dict[str, Leaf]:
+    """The leaves of a norm over the width."""
+    scale = Leaf((config.width,), ("embed",), "zeros" if config.norm_offset else "ones")
+    if config.norm_kind == "rms":
+        return {name: scale}
+    return {name: scale, f"{name}_bias": Leaf((config.width,), ("embed",), "zeros")}
+
+
+def _qk_norms(config: ModelConfig) -> dict[str, Leaf]:
+    """The scales of the norms of q and k."""
+    init = "zeros" if config.norm_offset else "ones"
+    if config.qk_norm == "head":
+        one = Leaf((config.head_dim,), ("head_dim",), init)
+        return {"q_norm": one, "k_norm": one}
+    return {
+        "q_norm": Leaf((config.heads, config.head_dim), ("heads", "head_dim"), init),
+        "k_norm": Leaf((config.kv_heads, config.head_dim), ("kv_heads", "head_dim"), init),
+    }
 
 
 def model_leaves(config: ModelConfig) -> dict[str, Any]:
@@ -108,8 +129,11 @@ def model_leaves(config: ModelConfig) -> dict[str, Any]:
     leaves: dict[str, Any] = {
         "embed": Leaf((config.vocab_size, config.width), ("vocab", "embed")),
         "layers": {name: leaf.stack(config.layers) for name, leaf in one.items()},
-        "final_norm": one["attn_norm"],
+        **_norm(config, "final_norm"),
     }
+    if config.position_offset is not None:
+        rows = config.max_positions + config.position_offset
+        leaves["positions"] = Leaf((rows, config.width), ("positions", "embed"))
     if not config.tied_head:
         leaves["head"] = Leaf((config.width, config.vocab_size), ("embed", "vocab"))
     return leaves

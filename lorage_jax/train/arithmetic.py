@@ -18,8 +18,6 @@ from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.models.leaves import model_leaves
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-
 
 def peak_flops() -> float | None:
     """Peak FLOP/s of all devices together; None if their kind is not in the table."""
@@ -50,7 +48,7 @@ def cloud_flops(
 def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: Batch) -> int:
     """FLOPs of the queries, the pool's LoRAs and the head included."""
     macs = 0
-    lora = 3 * config.rank * (edge.width + edge.ffn_width)  # gate, up and down
+    lora = len(edge.projections) * config.rank * (edge.width + edge.ffn_width)
     for chunk, lengths in _lengths(batch.queries):
         rows, length = chunk.tokens.shape
         tokens = rows * (length - 1)  # the last one is only a target
@@ -79,6 +77,6 @@ def _lengths(chunks: Sequence[Rows]) -> Iterator[tuple[Rows, np.ndarray]]:
 def _model_macs(model: ModelConfig, tokens: int, texts: np.ndarray) -> int:
     """MACs of a layer, forward and backward; attention over all pairs of slots of one text."""
     leaves = model_leaves(model)["layers"]
-    matrices = sum(math.prod(leaves[name].shape[1:]) for name in MATRICES)
+    matrices = sum(math.prod(leaf.shape[1:]) for leaf in leaves.values() if leaf.matrix)
     pairs = int(np.sum(np.square(texts, dtype=np.int64)))
     return 2 * matrices * tokens + 3 * 2 * model.heads * model.head_dim * pairs

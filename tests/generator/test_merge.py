@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorage_jax.config import GeneratorConfig, MeshConfig
+from lorage_jax.config import PROJECTIONS, GeneratorConfig, MeshConfig
 from lorage_jax.generator import merge as merging
-from lorage_jax.generator.pool import PROJECTIONS, assemble, assembled_rank, pool_leaves
+from lorage_jax.generator.pool import assemble, assembled_rank, pool_leaves
 from lorage_jax.hf.load import load_model
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh, tree_shardings
 from tests.tiny import make_generator, random_card

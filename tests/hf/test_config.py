@@ -35,7 +35,14 @@ def test_round_trip(tmp_path, variant):
     for field in dataclasses.fields(ModelConfig):
         assert getattr(again, field.name) == getattr(ours, field.name), field.name
     # What changes no arithmetic of inference, or says the same in other words.
-    free = {"initializer_range", "architectures", "dtype", "max_window_layers", "_name_or_path"}
+    free = {
+        "initializer_range",
+        "init_std",
+        "architectures",
+        "dtype",
+        "max_window_layers",
+        "_name_or_path",
+    }
     if family == "qwen2" and not original.use_sliding_window:
         free |= {"sliding_window"}
     theirs, back = original.to_dict(), back.to_dict()
@@ -84,9 +91,9 @@ def test_json_round_trip(tmp_path, variant):
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config"]),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["yarn"]),
         ({"residual_multiplier": 0.2}, ["residual_multiplier", "0.2"]),
-        ({"hidden_act": "relu"}, ["relu"]),
+        ({"hidden_act": "quick_gelu"}, ["quick_gelu"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
-        ({"residual_multiplier": 0.2, "hidden_act": "relu"}, ["residual_multiplier", "relu"]),
+        ({"residual_multiplier": 0.2, "hidden_act": "mish"}, ["residual_multiplier", "mish"]),
         ({"num_key_value_heads": 3}, ["3 kv heads"]),
     ],
 )
@@ -121,7 +128,7 @@ def test_model_config_checks_itself(tmp_path):
     with pytest.raises(ConfigError, match="family is 'bert'; expected one of gemma, "):
         to_hf_config(dataclasses.replace(config, family="bert"), "float32")
     for change in (
-        {"activation": "relu"},
+        {"activation": "mish"},
         {"sliding": (True,)},
         {"window": None},
         {"head_dim": 15},

@@ -156,9 +156,10 @@ def test_a_cast_of_one_file(tiny, cloud_dir, tmp_path):
     np.testing.assert_array_equal(np.asarray(after.params["embed"]), kept)
 
 
-def test_an_untouched_model_is_copied_bit_for_bit(tiny, tmp_path):
+@pytest.mark.parametrize("variant", ["llama-bias", "opt", "phi3"])
+def test_an_untouched_model_is_copied_bit_for_bit(tiny, tmp_path, variant):
     """No card: every weight survives the way in and out, transposes and all."""
-    folder, _ = tiny("llama-bias")
+    folder, _ = tiny(variant)
     export_merged(load_model(folder), tmp_path / "out")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
@@ -321,6 +322,26 @@ def test_an_adapter_with_rslora(world, tmp_path):
     np.testing.assert_allclose(ours.T, theirs, atol=1e-5)
 
 
+def test_an_adapter_with_ranks_of_its_own(world, tmp_path):
+    """A rank and an alpha of one module, as PEFT reads them."""
+    folder, edge, gen, card, _ = world
+    out = tmp_path / "adapter"
+    export_adapter(gen.pool, card, edge, out)
+    saved = load_file(out / "adapter_model.safetensors")
+    for name in saved:
+        if "up_proj" in name:
+            axis = 0 if "lora_A" in name else 1
+            saved[name] = torch.cat([saved[name], saved[name][:1].mean() + saved[name]], axis)
+    save_file(saved, out / "adapter_model.safetensors")
+    change(out / "adapter_config.json", rank_pattern={"up_proj": 8}, alpha_pattern={"up_proj": 5})
+    base = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(out)).merge_and_unload()
+    back = load_adapter(out, edge)
+    for leaf in ("up", "down"):
+        theirs = getattr(model.model.layers[1].mlp, f"{leaf}_proj").weight.detach().numpy()
+        np.testing.assert_allclose(back.params["layers"][leaf][1].T, theirs, atol=1e-5)
+
+
 def test_adapters_that_are_more_than_a_plain_lora(world, tmp_path):
     """What would change the meaning of the tensors is named, never passed over."""
     _, edge, gen, card, _ = world
@@ -330,7 +351,7 @@ def test_adapters_that_are_more_than_a_plain_lora(world, tmp_path):
     plain = config.read_text()
     for fields, named in (
         ({"use_dora": True}, "use_dora"),
-        ({"alpha_pattern": {"gate_proj": 64}}, "alpha_pattern"),
+        ({"alpha_pattern": {"layers.0.mlp.gate_proj": 64}}, "alpha_pattern"),
         ({"layers_to_transform": [0], "modules_to_save": ["lm_head"]}, "layers_to.*, modules_to"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
         ({"bias": "all"}, "bias 'all'"),

