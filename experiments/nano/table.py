@@ -35,12 +35,11 @@ from lorage_jax.files.outputs import write_file
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.load import load_model
-from lorage_jax.methods.lora import Lora, load_lora
+from lorage_jax.methods.lora import load_lora
 from lorage_jax.methods.training import train
 from lorage_jax.models.model import Model
 from lorage_jax.provenance import provenance
 from lorage_jax.report.world import combine, to_markdown
-from lorage_jax.train.experiment import train_method
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import tools as world_tools
 from lorage_jax.world.samples import WorldSample, draw_world
@@ -68,7 +67,8 @@ def lora_config(seed: int) -> ExperimentConfig:
 
 def lora(seed: int, edge: Model) -> Model:
     """The edge with one LoRA for all tasks, trained first if it does not exist yet."""
-    return load_lora(train_method(Lora, lora_config(seed), resume=True).folder, edge)
+    config = dataclasses.replace(lora_config(seed), method="lora")
+    return load_lora(train(config, resume=True).folder, edge)
 
 
 Part = tuple[tuple[ExperimentConfig, ...], Callable[[Model, Sequence[WorldSample]], dict[str, Any]]]

@@ -1,1 +1,1 @@
-"""One file per method of specialising an edge; `methods.method` holds the protocol and registry."""
+"""Methods of specialising an edge, one file each; `method.py` has their protocol and registry."""

@@ -1,4 +1,4 @@
-"""The bare edge: the baseline that never sees the system prompt."""
+"""The bare edge, a baseline that never sees the system prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorage_jax.models.model import Model
 @register
 @dataclass(frozen=True)
 class Bare(Method):
-    """Ignores the prompt: its score is what can be had without reading it."""
+    """Ignores the prompt: the score that is possible without reading it."""
 
     name: ClassVar[str] = "bare"
     what: ClassVar[str] = "no adapter, the bare question"

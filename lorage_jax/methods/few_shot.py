@@ -1,4 +1,4 @@
-"""The benchmark's own few-shot prompt in the edge's context, as lm-eval asks a plain model."""
+"""The benchmark's own few-shot prompt in the edge's context, as in lm-eval's protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorage_jax.models.model import Model
 @register
 @dataclass(frozen=True)
 class FewShot(Method):
-    """Prepares the benchmark's few-shot prompts, around which no turns are put."""
+    """The edge reads the benchmark's few-shot prompt before every question, without turns."""
 
     name: ClassVar[str] = "few_shot"
     what: ClassVar[str] = "no adapter, lm-eval's own few-shot prompt in the edge's context"

@@ -1,4 +1,4 @@
-"""The prompt in the edge's own context: what specialising is compared with."""
+"""The prompt in the edge's own context, the baseline of specialisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorage_jax.models.model import Model
 @register
 @dataclass(frozen=True)
 class InContext(Method):
-    """The edge reads the prompt in front of every question, in the turns it was trained on."""
+    """The edge reads the prompt before every question, in the turns of training."""
 
     name: ClassVar[str] = "in_context"
     what: ClassVar[str] = "no adapter, the same system prompt in the edge's own context"

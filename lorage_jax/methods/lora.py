@@ -1,11 +1,12 @@
-"""A baseline: one LoRA on the edge's FFN for all tasks, trained without any prompt.
+"""A baseline: one LoRA on the edge's FFN for all tasks, trained without prompts.
 
-It sees the batches of a generator's run (same config, same seed, same examples), but nobody reads
+It is trained on the batches of a generator's run (same config, seed and examples), but without
 their prompts: its gain over the bare edge is what can be learnt about the tasks as a whole. The
-LoRA is a pool of one expert whose gate is always 1, with rank, alpha and dropout of
-`config.generator`: the rank of a LoRA that a generator with `factors` assembles.
+LoRA is a pool of one expert whose gate is always 1. Its rank, alpha and dropout are those of
+`config.generator`, so it has the rank of a LoRA that a generator with `factors` assembles.
 
-The folder: `lora.safetensors` (arrays of the pool) and `lorage.json` (rank, alpha, whose edge).
+Its folder has `lora.safetensors` (the pool's arrays) and `lorage.json` (rank, alpha and the edge's
+fingerprint).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ LORA = Kind(
 @register
 @dataclass(frozen=True, eq=False)
 class Lora(Method, Trainable):
-    """One LoRA for all tasks, merged; it ignores the prompt."""
+    """One LoRA for all tasks, merged into the edge; it ignores the prompt."""
 
     name: ClassVar[str] = "lora"
     what: ClassVar[str] = "one LoRA for all tasks, trained without prompts; the bare question"
@@ -64,7 +65,7 @@ class Lora(Method, Trainable):
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> Lora:
         if source is None:
-            raise ConfigError("lora needs the folder of a trained LoRA; give one.")
+            raise ConfigError("lora needs the folder of a trained LoRA; none was given.")
         return cls(*read_lora(source, edge))
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
@@ -90,7 +91,7 @@ class Lora(Method, Trainable):
 
 
 def lora_loss(config: ExperimentConfig, edge: ModelConfig, layout: Layout) -> LossFn:
-    """The edge's loss on the queries with the LoRA in every layer of every row."""
+    """The edge's loss on the queries, with the LoRA in every layer and row."""
     dropout = config.generator.dropout
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
     prompts = config.data.prompts_per_batch // config.optimizer.accumulate
@@ -104,13 +105,19 @@ def lora_loss(config: ExperimentConfig, edge: ModelConfig, layout: Layout) -> Lo
 
 
 def load_lora(folder: str | Path, edge: Model) -> Model:
-    """The edge with the LoRA merged. WeightsError for another edge, or a damaged folder."""
+    """Loads a LoRA and merges it into the edge.
+
+    Raises WeightsError if it was trained for another edge or the folder is damaged.
+    """
     pool, card = read_lora(folder, edge)
     return merge(edge, pool, card)
 
 
 def read_lora(folder: str | Path, edge: Model) -> tuple[Pool, Card]:
-    """The LoRA as a pool of one expert, and the card that opens it in every layer, unmerged."""
+    """Loads a LoRA as a pool of one expert, with the card whose gates are 1 in every layer.
+
+    Raises WeightsError if it was trained for another edge or the folder is damaged.
+    """
     folder = Path(folder)
     values = LORA.read(folder)
     if values["edge"] != edge.fingerprint:
@@ -136,7 +143,7 @@ def _pool(lora: dict[str, Any], scale: float, identity: str = "") -> Pool:
 
 
 def save_lora(folder: Path, lora: dict[str, Any], config: ExperimentConfig, edge: Model) -> None:
-    """Writes the LoRA's arrays as a folder for `load_lora`."""
+    """Writes the LoRA's arrays to a folder that `load_lora` reads."""
     with new_folder(folder, overwrite=True) as temporary:
         save(temporary / TENSORS, {k: np.asarray(v) for k, v in flatten(lora).items()}, {})
         values = {

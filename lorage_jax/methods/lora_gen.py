@@ -1,4 +1,4 @@
-"""LoRA-Gen (arXiv 2506.11638): the cloud reads the prompt once, its card adjusts the edge."""
+"""LoRA-Gen (arXiv 2506.11638): the cloud reads the prompt once, its card specialises the edge."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from lorage_jax.sharding import Layout
 from lorage_jax.train.experiment import Trainable, Trained, Training
 from lorage_jax.train.generator import begun_generator, finished_generator, generator_training
 
-BATCH_ROWS = 8  # prompts that the cloud reads at a time
+BATCH_ROWS = 8  # prompts per cloud pass
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class LoraGen(Method, Trainable):
-    """A trained generator.
+    """Specialises the edge with a trained generator.
 
     Attributes:
-        generator: its cloud reads the prompts, its pool adjusts the edge.
-        journal: finished cards, so that an interrupted evaluation goes on where it stopped.
+        generator: its cloud reads the prompts, its pool specialises the edge.
+        journal: finished cards, so that an interrupted evaluation continues where it stopped.
         batch_rows: prompts per cloud pass.
-        cut: shorten a prompt that the cloud cannot read whole, instead of raising DataError.
+        cut: shorten a prompt that exceeds the cloud's context, instead of raising DataError.
     """
 
     name: ClassVar[str] = "lora_gen"
@@ -51,11 +51,11 @@ class LoraGen(Method, Trainable):
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> LoraGen:
         if source is None:
-            raise ConfigError("lora_gen needs the folder of a generator; give one.")
+            raise ConfigError("lora_gen needs the folder of a generator; none was given.")
         return cls(load_generator(source))
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """The cards. `facts`: cloud_tokens, and with `cut`, cloud_truncated (a bool)."""
+        """Computes the cards. Their facts are cloud_tokens and, with `cut`, cloud_truncated."""
         facts: list[dict[str, Any]] = [{} for _ in prompts]
         if self.cut:
             fitted = [fit_cloud(self.generator, prompt) for prompt in prompts]
@@ -68,10 +68,13 @@ class LoraGen(Method, Trainable):
         ]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        """One card for all rows is merged; several stay unmerged, each in its own row."""
+        """Merges a single card for all rows; several stay unmerged, one per row.
+
+        Raises ConfigError if a row has no card.
+        """
         cards = [row.card for row in rows if row.card is not None]
         if len(cards) < len(rows) or not rows:
-            raise ConfigError("a row has no card; expected what lora_gen prepared.")
+            raise ConfigError("a row has no card; expected the conditionings of lora_gen.prepare.")
         pool = beside(self.generator.pool, edge)
         if shared(rows):
             return Placement(merge(edge, pool, cards[0]))
@@ -99,10 +102,10 @@ class LoraGen(Method, Trainable):
 def journaled_cards(
     generator: Generator, prompts: Sequence[str], batch_rows: int, journal: Journal
 ) -> list[Card]:
-    """The cards of many prompts, each read once, however often it occurs.
+    """The cards of many prompts; each distinct prompt is read once.
 
-    They are kept in the journal since the key of an answer contains its gates, whose last bits
-    depend on what else was in the batch: a resumed run must find the same gates.
+    They are kept in the journal, because the key of an answer contains its gates, and the last bits
+    of gates depend on the batch they were computed in: a resumed run must find the same gates.
     """
     keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
     missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
@@ -119,7 +122,7 @@ def journaled_cards(
 
 
 def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
-    """The beginning of a prompt that fits into the cloud's context, and whether that is a cut."""
+    """The part of a prompt that fits into the cloud's context, and whether it was cut."""
     room = generator.cloud.config.max_positions - generator.edge.layers
     fitting = prompt
     while fitting.strip():

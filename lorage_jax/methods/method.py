@@ -1,8 +1,8 @@
 """The protocol of a method, and the registry through which evaluation and training find it.
 
-A method turns a system prompt into something that makes the edge answer as the prompt asks. It
-works in two stages. `prepare` reads prompts, before any question is known; `place` says how the
-edge then answers a batch of questions. Evaluation knows nothing else about a method:
+A method makes the edge answer as a system prompt asks. It works in two stages: `prepare` reads the
+prompts, before any question is known; `place` returns the model that answers a batch of questions.
+Evaluation knows nothing else about a method:
 
     @register
     @dataclass(frozen=True)
@@ -11,13 +11,17 @@ edge then answers a batch of questions. Evaluation knows nothing else about a me
         what: ClassVar[str] = "the system prompt in capitals, in the edge's own context"
         edge_sees_prompt: ClassVar[bool] = True
 
+        @classmethod
+        def load(cls, edge, source=None):
+            return cls()
+
         def prepare(self, prompts):
             return [Conditioning(context=prompt.upper()) for prompt in prompts]
 
         def place(self, edge, rows):
             return Placement(edge)
 
-A file in this folder is found by itself: adding a method touches no other file.
+All files of this folder are discovered, so that adding a method changes no other file.
 """
 
 from __future__ import annotations
@@ -47,12 +51,12 @@ M = TypeVar("M", bound="type[Method]")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The outcome of preparing one system prompt, before any question is asked.
+    """One prepared system prompt.
 
     Attributes:
-        card: gates for the pool of the placement, [L, E].
-        context: text that the edge itself reads in front of every question.
-        facts: JSON values for the result, such as `cloud_tokens`.
+        card: gates [L, E] for the placement's pool.
+        context: text that the edge itself reads before every question.
+        facts: JSON values to record in the result, such as `cloud_tokens`.
     """
 
     card: Card | None = None
@@ -62,12 +66,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Placement:
-    """The model that answers a batch, with unmerged cards if every row has its own.
+    """The model that answers a batch, with unmerged cards if each row has its own.
 
     Attributes:
         model: the edge, or the edge with an adapter merged.
-        cards: one per row of the batch; None when nothing is unmerged.
-        pool: the experts that `cards` weigh.
+        cards: one card per row of the batch; None if none are unmerged.
+        pool: the experts that the cards combine.
     """
 
     model: Model
@@ -76,13 +80,13 @@ class Placement:
 
 
 class Method(Protocol):
-    """A way to specialise an edge by a system prompt.
+    """A way to specialise an edge for a system prompt; the module's docstring has an example.
 
     Attributes:
         name: key in the registry, in results and in tables.
-        what: one sentence for readers of a table.
-        edge_sees_prompt: the edge reads `Conditioning.context` in front of every question.
-        few_shot: that context is the benchmark's own few-shot prompt, without turns around it.
+        what: one phrase for readers of a table.
+        edge_sees_prompt: True if the edge reads `Conditioning.context` before every question.
+        few_shot: True if that context is the benchmark's own few-shot prompt, not wrapped in turns.
     """
 
     name: ClassVar[str]
@@ -92,21 +96,22 @@ class Method(Protocol):
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> Self:
-        """The method as it was trained for `edge` and saved in `source`.
+        """Loads the method that was trained for `edge` and saved in the folder `source`.
 
-        Methods without trained parts ignore `source`. Raises WeightsError for a folder of another
-        method or another edge.
+        Methods without trained parts ignore `source`. Raises WeightsError if the folder belongs to
+        another method or edge.
         """
         ...
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """One conditioning per system prompt, in their order."""
+        """Prepares system prompts; returns one conditioning per prompt, in order."""
         ...
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        """How `edge` answers a batch: one conditioning per row, or a single one for all rows.
+        """Returns the model that answers a batch of questions in place of the bare `edge`.
 
-        A single one may be merged into the weights; several are applied unmerged, row by row.
+        `rows` has one conditioning per row, or a single one for all rows, which may be merged into
+        the weights. Several are applied unmerged, row by row.
         """
         ...
 
@@ -114,7 +119,7 @@ class Method(Protocol):
 def register(cls: M) -> M:
     """Class decorator that adds a method to the registry under its `name`.
 
-    Raises ConfigError when another class has the name already.
+    Raises ConfigError if another class already has that name.
     """
     other = _REGISTRY.setdefault(cls.name, cls)
     if other is not cls:
@@ -126,7 +131,7 @@ def register(cls: M) -> M:
 
 
 def get_method(name: str) -> type[Method]:
-    """The class registered as `name`. ConfigError, listing the names, if there is none."""
+    """The class registered as `name`. Raises ConfigError, listing all names, if there is none."""
     discover()
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}; expected {', '.join(sorted(METHODS))}.")
@@ -135,7 +140,7 @@ def get_method(name: str) -> type[Method]:
 
 @functools.cache
 def discover() -> None:
-    """Imports every file of this folder, each of which registers its method."""
+    """Imports all files of this folder, which register their methods."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
@@ -147,7 +152,7 @@ def shared(rows: Sequence[Conditioning]) -> bool:
 
 
 def beside(pool: Pool, edge: Model) -> Pool:
-    """The pool on the devices of `edge`, whole on each of them."""
+    """Replicates the pool over the devices of `edge`."""
     if isinstance(edge.params["embed"].sharding, NamedSharding):
         return place_beside(pool, edge)
     return pool

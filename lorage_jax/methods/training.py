@@ -1,16 +1,49 @@
-"""`train(config)`: trains the method that an experiment names."""
+"""`train(config)`: a run of `lorage train`, for any method with trained parts."""
 
 from __future__ import annotations
 
-from typing import TypeGuard
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
 
+import jax
+
+from lorage_jax import distributed
 from lorage_jax.config import ExperimentConfig
+from lorage_jax.data.batches import Batch
+from lorage_jax.data.pipeline import Batches, make_dataset
+from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import to_dict
+from lorage_jax.hf.load import load_model, load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
-from lorage_jax.train.experiment import Trainable, train_method
-from lorage_jax.train.loop import TrainResult
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.train import loop
+from lorage_jax.train.experiment import (
+    Trainable,
+    batch_rows,
+    build_step,
+    check_devices,
+    new_state,
+)
+from lorage_jax.train.loop import Job, TrainResult, check_run_folder
+from lorage_jax.train.placement import check_spread
+from lorage_jax.train.state import TrainState, shardings
+from lorage_jax.train.step import device_batch, micro_sharding
 
 DEFAULT = "lora_gen"
+
+# Fields that may differ between a checkpoint and the run that resumes it. Models and data may have
+# moved: `cloud_weights` and the like identify them by their contents.
+RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources")
+
+READ_BY = {"cloud": "prompts", "edge": "queries"}  # the field of a batch that each model reads
+
+# Names of methods in checkpoints, where they differ: those of the first versions.
+RECORDED = {"lora_gen": None, "lora": "multitask_lora"}
 
 
 def train(
@@ -21,33 +54,61 @@ def train(
     profile: tuple[int, int] | None = None,
     checkpoints: str | None = None,
 ) -> TrainResult:
-    """Trains `config.method`, by default a generator, and writes it into the run's folder.
+    """Trains `config.method`, by default a generator; all processes of a run must call it.
 
     Args:
-        config: the run; its folder is `config.out`.
-        resume: go on from the latest checkpoint, if there is one.
+        config: the experiment.
+        resume: continue from the latest checkpoint, if there is one.
         progress: show a progress bar.
         profile: first and last step to trace.
         checkpoints: folder or gs://... that all hosts share, instead of `<out>/checkpoints`.
 
+    Returns:
+        The folder of the result inside `config.out`, its fingerprint, the losses and the time.
+
     Raises:
-        TrainingError: a loss that is not finite (naming step and records), or a checkpoint of
-            another config.
-        ConfigError: a method without training, a batch that does not fit the devices, models that
-            do not fit the config, or an `init` of another kind.
+        TrainingError: if the loss is not finite (naming step and records), or the checkpoint was
+            made with another config.
+        ConfigError: if the method has nothing to train, a batch does not fit the devices, the
+            models do not fit the config, or `init` is of another kind.
     """
-    return train_method(
-        get_trainable(config.method or DEFAULT),
-        config,
-        resume=resume,
-        progress=progress,
-        profile=profile,
+    method = get_trainable(config.method or DEFAULT)
+    began, out = time.time(), Path(config.out)
+    reads_prompts = "cloud" in method.frozen
+    with distributed.together():
+        layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reads_prompts)))
+        check_devices(config, layout.mesh, reads_prompts)
+        check_run_folder(out, method.result, resume)
+        models = {name: _load(config, name, layout) for name in method.frozen}
+        configs = {name: model.config for name, model in models.items()}
+        program = build_step(method, config, configs, layout)
+        begun = method.begin(config, models)
+        batches = _batches(config, models)
+        resolved = _resolved(method, config, models, begun)
+    frozen = {name: model.params for name, model in models.items()}
+    state = new_state(program, frozen, config.seed)
+    state = state if begun is None else _with_parts(state, begun)
+    job = Job(
+        config=config,
+        resolved=resolved,
+        resumable=RESUMABLE,
+        state=state,
+        step=lambda state, batch: program.step(state, frozen, batch),
+        batches=batches,
+        describe=batches.describe,
+        vocabularies={READ_BY[name]: (name, one.vocab_size) for name, one in configs.items()},
+        place=functools.partial(_place, config=config, models=models, layout=layout),
         checkpoints=checkpoints,
+        flops=program.training.flops,
+        note=check_spread({"state": state, **frozen}, layout.mesh),
     )
+    state, losses, first = loop.run(job, resume=resume, progress=progress, profile=profile)
+    fingerprint = _write(method, config, models, state, out / method.result)
+    return TrainResult(out / method.result, fingerprint, losses, time.time() - began, first)
 
 
 def get_trainable(name: str) -> type[Trainable]:
-    """The method registered as `name`. ConfigError if it has nothing to train."""
+    """The method registered as `name`. Raises ConfigError if it has nothing to train."""
     method = get_method(name)
     if _trains(method):
         return method
@@ -57,3 +118,63 @@ def get_trainable(name: str) -> type[Trainable]:
 
 def _trains(method: type[Method]) -> TypeGuard[type[Trainable]]:
     return Trainable in method.__mro__
+
+
+def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:
+    return load_model(getattr(config, name), config.dtype, layout)
+
+
+def _with_parts(state: TrainState, begun: tuple[Any, Any, str]) -> TrainState:
+    """The state with the trained parts and statistics of `Trainable.begin`."""
+    places = shardings(state)
+    trained, statistics = jax.device_put(begun[:2], (places.trained, places.statistics))
+    return state.replace(trained=trained, statistics=statistics)
+
+
+def _write(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    models: Mapping[str, Model],
+    state: TrainState,
+    folder: Path,
+) -> str:
+    """Writes the result of a finished run and returns its fingerprint."""
+    parts = distributed.to_host((state.trained, state.statistics))
+    made = method.finish(config, models, *parts)
+    with distributed.together():
+        if distributed.is_main():
+            made.write(folder)
+    return made.fingerprint
+
+
+def _place(
+    batch: Batch, *, config: ExperimentConfig, models: Mapping[str, Model], layout: Layout
+) -> Batch:
+    """Puts a batch on the devices, without its prompts if no model reads them."""
+    batch = batch if "cloud" in models else batch.replace(prompts=())
+    return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
+
+
+def _batches(config: ExperimentConfig, models: Mapping[str, Model]) -> Batches:
+    def tokenizer(name: str) -> Any:
+        if name in models:
+            return models[name].tokenizer
+        return load_tokenizer(Path(getattr(config, name)))
+
+    return make_dataset(config.data, tokenizer("cloud"), tokenizer("edge"), config.seed)
+
+
+def _resolved(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    models: Mapping[str, Model],
+    begun: tuple[Any, Any, str] | None,
+) -> dict[str, Any]:
+    """The config as recorded in checkpoints, which identifies models and data by their contents."""
+    return {
+        **to_dict(config),
+        "method": RECORDED.get(method.name, method.name),
+        **{f"{name}_weights": model.fingerprint for name, model in models.items()},
+        "data_contents": data_fingerprint(config.data.sources),
+        **({} if begun is None else {"init_weights": begun[2]}),
+    }

@@ -1,4 +1,4 @@
-"""The edge's loss on its answers, each row under its own gates."""
+"""The edge's loss on its answers, with gates per row."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def query_nll(
     queries: Sequence[Rows],
     key: jax.Array | None,
 ) -> Float[Array, ""]:
-    """Summed negative log-likelihood in nats of the targets of a micro-batch.
+    """Summed negative log-likelihood, in nats, of the targets of a micro-batch.
 
-    The edge runs once per chunk of queries, on rows of that chunk's length. A row has the gates of
-    its prompt; in packed rows, each token has those of its own.
+    The edge runs once per chunk of queries, on rows of that chunk's length. Each row has the gates
+    of its prompt; in packed rows, each token has those of its own prompt.
 
     Args:
-        decoder: the edge's, with a layout.
-        edge: its frozen parameters.
-        pool: the experts that the gates weigh.
-        gates: of every prompt, in the order of the queries' owners.
-        queries: the chunks.
-        key: for dropout.
+        decoder: the edge's decoder, with a layout.
+        edge: the edge's frozen parameters.
+        pool: the experts that the gates combine.
+        gates: gates of all prompts, in the order that the queries' `owner` refers to.
+        queries: the chunks of queries.
+        key: random key for dropout; None without dropout.
     """
     assert decoder.layout is not None
     total, done = jnp.zeros((), jnp.float32), 0
@@ -68,7 +68,10 @@ def query_nll(
 def _row_gates(
     own: Float[Array, "p L E"], gates: Float[Array, "P L E"], chunk: Rows
 ) -> tuple[Array, Branches | None]:
-    """Gates per row, or per slot of packed rows with where its text lies; less the last slot."""
+    """Gates per row; for packed rows, gates and branches per slot, without the last slot.
+
+    `own` are the gates of this chunk's prompts, `gates` those of all prompts.
+    """
     if chunk.text is None or chunk.positions is None or chunk.owner is None:
         return jnp.repeat(own, chunk.tokens.shape[0] // own.shape[0], axis=0), None
     rows = jnp.take_along_axis(gates[chunk.owner], chunk.text[..., None, None], axis=1)

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up and cosine decay, from optax."""
+"""AdamW or Muon (from optax) with warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorage_jax.models.leaves import Leaf
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 over the warm-up, then a cosine to 0 at `steps`."""
+    """The learning rate: a linear warm-up from 0, then cosine decay to 0 at `steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -26,9 +26,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, steps: int, leaves: Any
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW or Muon. Biases and norm scales are not decayed.
+    """Gradient clipping by global norm, then AdamW or Muon; biases and norms have no weight decay.
 
-    `leaves`: the tree of `Leaf` that is trained; it shows which arrays are matrices.
+    `leaves` is the tree of trained `Leaf`, which says which arrays are matrices.
     """
     rate = learning_rate(config, steps)
     settings: dict[str, Any] = {"b1": config.betas[0], "b2": config.betas[1]}
@@ -39,7 +39,7 @@ def make_optimizer(
             lambda step: config.matrix_rate * rate(step),
             weight_decay=config.weight_decay,
             weight_decay_mask=_decayed,
-            # Updates as large as AdamW's, so that one learning rate means the same to both.
+            # Scales updates to the size of AdamW's, so that learning rates are comparable.
             consistent_rms=0.2,
             adam_learning_rate=rate,
             muon_weight_dimension_numbers=jax.tree.map(_dimensions, leaves),

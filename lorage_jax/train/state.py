@@ -1,4 +1,4 @@
-"""Everything that a training step changes; the frozen models are not part of it."""
+"""The state of training: everything that a step changes, and so not the frozen models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lorage_jax.sharding import Layout, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state of a run. Checkpoints name their arrays after these fields.
+    """The state of a run. The arrays of checkpoints are named after these fields.
 
     Attributes:
-        step: number of steps done.
-        trained: the parameters that the optimizer changes.
-        statistics: running statistics, which no gradient changes; {} without any.
+        step: number of finished steps.
+        trained: the parameters that the optimizer updates.
+        statistics: running statistics, which no gradient changes; {} if there are none.
         optimizer: the optimizer's state.
         key: raw random bits, folded with the step; None if the loss is not random.
     """
@@ -50,9 +50,9 @@ def abstract_state(
     *,
     random: bool = True,
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings; the moments lie like their parameters.
+    """The shapes, dtypes and shardings of a state; moments are sharded like their parameters.
 
-    `leaves` and `statistics`: trees of `Leaf`. `random`: with a key.
+    `leaves` and `statistics` are trees of `Leaf`. `random` adds a key.
     """
 
     def build(trained: Any, statistics: Any) -> TrainState:
@@ -78,7 +78,7 @@ def abstract_state(
 
 
 def abstract_arrays(leaves: Any, dtype: str, layout: Layout) -> Any:
-    """Shapes of a tree of `Leaf` with the shardings that the rules give them."""
+    """Abstract arrays for a tree of `Leaf`, with the shardings of the layout."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, DTYPES[dtype], sharding=layout.sharding(leaf)
@@ -88,14 +88,14 @@ def abstract_arrays(leaves: Any, dtype: str, layout: Layout) -> Any:
 
 
 def shardings(arrays: Any) -> Any:
-    """The sharding of every array, or shape, of a tree."""
+    """The shardings of a tree of arrays or abstract arrays."""
     return jax.tree.map(lambda x: x.sharding, arrays)
 
 
 def moment_shardings(
     leaves: Any, shardings: Any, optimizer: optax.GradientTransformation, layout: Layout
 ) -> Any:
-    """Shardings of the optimizer's state: moments like their parameters, everything else whole."""
+    """Shardings of the optimizer's state: moments like their parameters, the rest replicated."""
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaves)
     params = jax.tree_util.tree_leaves_with_path(abstract)
     places: Mapping[Any, NamedSharding] = {
@@ -103,7 +103,7 @@ def moment_shardings(
         for (path, leaf), place in zip(params, jax.tree.leaves(shardings), strict=True)
     }
 
-    # A moment's path ends like its parameter's: `(1)[0].mu["pool"]["gate"]["a"]`.
+    # A moment's path ends with its parameter's path: `(1)[0].mu["pool"]["gate"]["a"]`.
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         ends = (places.get((path[at:], leaf.shape)) for at in range(len(path)))
         return next((found for found in ends if found is not None), replicated(layout.mesh))

@@ -20,10 +20,10 @@ from lorage_jax.train.arithmetic import peak_flops
 
 
 class Watch:
-    """Records the metrics of every step; every `every` steps writes and prints their means.
+    """Records the metrics of all steps, and writes and prints their means every `every` steps.
 
-    It writes means because the batches of a mixture differ: every n-th batch might show one source.
-    Only the `main` process writes and prints. `flops`: arithmetic of a step on a batch.
+    Means, because every n-th batch of a mixture might come from the same source. Only the `main`
+    process writes and prints. `flops(batch)` is the FLOPs of a step, for the MFU.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Watch:
         self.losses: list[tuple[int, float]] = []
         self.console = Console(stderr=True)
         progress &= main
-        # A bar needs a terminal; a log file gets a line now and then.
+        # A terminal gets a bar, a log file gets a line every `every` steps.
         self.lines = progress and not self.console.is_terminal
         self.bar = Progress(
             TextColumn("training"),
@@ -54,7 +54,7 @@ class Watch:
         )
         self.writer = SummaryWriter(str(folder), write_to_disk=main)
         self._truncated = 0
-        self._collapsed: set[int] = set()  # layers that were warned about
+        self._collapsed: set[int] = set()  # layers with a warning already
         self._begin_window()
 
     def __enter__(self) -> Watch:
@@ -66,7 +66,7 @@ class Watch:
         self.writer.close()
 
     def start(self, step: int) -> None:
-        """Begins at `step` (0, or that of the checkpoint)."""
+        """Starts the clock and the bar at `step`: 0, or that of the checkpoint."""
         self._first, self._began, self._since = step, time.time(), time.time()
         self._task = self.bar.add_task(
             "training", total=self.steps, completed=step, loss=float("nan")
@@ -105,14 +105,14 @@ class Watch:
             self._print(step, scalars)
 
     def warn(self, step: int, message: str) -> None:
-        """Shows a warning on the console and writes it to the curves' folder."""
+        """Prints a warning and writes it to TensorBoard."""
         self.writer.add_text("warnings", message, step)
         if self.main:
             self.console.print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
 
     def _begin_window(self) -> None:
         self._tokens = self._slots = self._flops = 0  # since the last line
-        self._window: list[dict[str, Any]] = []  # metrics of the steps that are not written yet
+        self._window: list[dict[str, Any]] = []  # metrics of steps not yet written
         self._since = time.time()
 
     def _costs(self) -> dict[str, float]:
@@ -127,7 +127,7 @@ class Watch:
         if self._flops and (peak := peak_flops()):
             costs["mfu"] = self._flops / seconds / peak
         memory = [device.memory_stats() for device in jax.local_devices()]
-        if all(memory):  # a CPU reports nothing
+        if all(memory):  # CPUs report nothing
             costs["memory_gib"] = max(one["bytes_in_use"] for one in memory) / GIB
             costs["memory_peak_gib"] = max(one["peak_bytes_in_use"] for one in memory) / GIB
         return costs
@@ -139,8 +139,8 @@ class Watch:
                 self.warn(
                     step,
                     f"step {step}: in layer {layer}, expert {np.argmax(row)} has "
-                    f"{np.max(row):.0%} of the gates: its router has collapsed. A larger "
-                    "cv_weight or a smaller learning rate spreads them.",
+                    f"{np.max(row):.0%} of the gates: the router has collapsed. A larger "
+                    "cv_weight or a smaller learning rate may prevent this.",
                 )
 
     def _print(self, step: int, scalars: dict[str, float]) -> None:
@@ -157,21 +157,21 @@ class Watch:
 
 
 def read_logs(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads the curves of a run, {tag: [(step, value)]}; of a repeated step, the last value."""
+    """Reads the curves of a run as {tag: [(step, value)]}; of repeated steps, the last value."""
     from tensorboardX.proto import event_pb2
 
-    messages: Any = event_pb2  # its classes are made when it is imported
+    messages: Any = event_pb2  # its classes are created on import
     found: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events*")):
         data, at = path.read_bytes(), 0
         while at + 12 <= len(data):  # length, checksum, event, checksum
             (length,) = struct.unpack_from("<Q", data, at)
             if at + 12 + length > len(data):
-                break  # the run was killed in the middle of it
+                break  # the run was killed while writing it
             event = messages.Event.FromString(data[at + 12 : at + 12 + length])
             at += 16 + length
             for value in event.summary.value:
                 if not value.HasField("simple_value"):
-                    continue  # a warning's text
+                    continue  # the text of a warning
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
     return {tag: sorted(points.items()) for tag, points in found.items()}

@@ -17,9 +17,8 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.hf.family import family_decoder
-from lorage_jax.methods.lora import Lora, load_lora
+from lorage_jax.methods.lora import load_lora
 from lorage_jax.methods.training import train
-from lorage_jax.train.experiment import train_method
 from lorage_jax.train.pretrain import pretrain
 
 
@@ -84,8 +83,8 @@ def test_a_generators_training(run, config, expected):
 
 
 def test_a_loras_training(old, run, config, expected):
-    config = dataclasses.replace(config, out=str(run("lora")))
-    result = train_method(Lora, config, resume=True, progress=False)
+    config = dataclasses.replace(config, out=str(run("lora")), method="lora")
+    result = train(config, resume=True, progress=False)
     check_goes_on(result, expected["lora"])
     special = load_lora(result.folder, lg.load_model(old / "edge", "float32"))
     np.testing.assert_allclose(

@@ -21,17 +21,16 @@ from lorage_jax.errors import ConfigError, OutputError, TrainingError, WeightsEr
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods import lora as lora_module
-from lorage_jax.methods.lora import Lora, load_lora, read_lora
-from lorage_jax.train import experiment as run
+from lorage_jax.methods import training
+from lorage_jax.methods.lora import load_lora, read_lora
 from lorage_jax.train import loop
-from lorage_jax.train.experiment import train_method
 from tests.tiny import padded_batch
 
 NAMES = ("tokens", "mask", "loss_mask")
 
 
 def train_lora(config, **options):
-    return train_method(Lora, config, **options)
+    return training.train(dataclasses.replace(config, method="lora"), **options)
 
 
 @pytest.fixture
@@ -73,14 +72,14 @@ def arrays(folder):
 
 def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_path, monkeypatch):
     """Also: each step sees the queries of a generator's batch; merged is as unmerged."""
-    seen, place = [], run.device_batch
+    seen, place = [], training.device_batch
 
     def spy(batch, *rest):
         seen.append(batch)
         assert batch.prompts == ()
         return place(batch, *rest)
 
-    monkeypatch.setattr(run, "device_batch", spy)
+    monkeypatch.setattr(training, "device_batch", spy)
     config = experiment(steps=24, optimizer={"weight_decay": 0.0}, save_every=12)
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
@@ -170,7 +169,7 @@ class Stop(Exception):
 
 
 def job_of(config, monkeypatch):
-    """What `train_lora` would run."""
+    """The job that `train_lora` would run."""
 
     def stop(job, **_):
         raise Stop(job)
@@ -182,7 +181,7 @@ def job_of(config, monkeypatch):
 
 
 def test_the_loss_is_that_of_the_saved_lora(experiment, pair, tmp_path, monkeypatch):
-    """Of any LoRA, not only a fresh one: gate 1 and alpha / rank in training as afterwards."""
+    """Holds for any LoRA, not only a fresh one: gate 1 and alpha / rank in training and after."""
     config = experiment(generator={"dropout": 0.0})
     job, edge = job_of(config, monkeypatch), load_model(pair[1])
     batch, rng = next(iter(job.batches)), np.random.default_rng(0)
@@ -224,5 +223,5 @@ def test_rows_that_do_not_divide_over_devices(experiment):
     config = experiment(data={"prompts_per_batch": 3, "queries_per_prompt": 1})
     with pytest.raises(ConfigError, match="3 rows does not divide over 8 devices"):
         train_lora(config, progress=False)
-    with pytest.raises(ConfigError, match="lora always begins afresh"):
+    with pytest.raises(ConfigError, match="lora cannot continue from a folder"):
         train_lora(experiment(init="a/generator"), progress=False)

@@ -242,5 +242,5 @@ def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_
     assert np.abs(moved[mask]).max() > 1e-3
     with pytest.raises(ConfigError, match="bare has nothing to train; expected lora, lora_gen, on"):
         train(dataclasses.replace(config, method="bare"), progress=False)
-    with pytest.raises(ConfigError, match="one_expert always begins afresh"):
+    with pytest.raises(ConfigError, match="one_expert cannot continue from a folder"):
         train(dataclasses.replace(half, out=str(tmp_path / "a"), init="some"), progress=False)
