@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lorage_jax import libtpu
+from lorage_jax import compilation, libtpu
 from lorage_jax.commands import options
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
@@ -78,6 +78,7 @@ def main(args: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # replace what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     libtpu.keep_quiet()
+    compilation.keep_programs()
     words = sys.argv[1:] if args is None else args
     try:
         command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)

@@ -30,13 +30,15 @@ def einsum(spec: str, *operands: Array, out: DTypeLike | None = None) -> Array:
     return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=out)
 
 
-def project(x: Float[Array, "B T D"], w: Float[Array, "D *out"]) -> Float[Array, "B T *out"]:
+def project(
+    x: Float[Array, "B T D"], w: Float[Array, "D *out"], out: DTypeLike | None = None
+) -> Float[Array, "B T *out"]:
     """Contracts the last axis of x with the first axis of w.
 
     Computed as one product of two matrices: with separate batch axes, the backward pass on a CPU
     would write every activation transposed, which costs more than the product.
     """
-    y = einsum("ti,io->to", x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
+    y = einsum("ti,io->to", x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1), out=out)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 
@@ -257,8 +259,10 @@ def gated_low_rank(
         b = einsum("be,ero->bro", gates, b.astype(jnp.float32)).astype(x.dtype)
         return einsum("btr,bro->bto", einsum("bti,bir->btr", x, a), b) * scale
     gates = (gates[:, None] if gates.ndim == 2 else gates)[..., None]
-    inner = einsum("bti,eir->bter", x, a.astype(x.dtype), out=jnp.float32)
+    # Two plain products over all experts' ranks, for the reason that `project` gives.
+    inner = project(x, a.astype(x.dtype).swapaxes(0, 1), out=jnp.float32)
     mixed = inner * gates
     if combine == "factors":
         mixed = jnp.sum(mixed, axis=2, keepdims=True) * gates
-    return einsum("bter,ero->bto", mixed.astype(x.dtype), b.astype(x.dtype)) * scale
+    mixed = mixed.astype(x.dtype).reshape(*x.shape[:2], -1)
+    return project(mixed, b.astype(x.dtype).reshape(-1, b.shape[-1])) * scale

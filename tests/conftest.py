@@ -1,13 +1,10 @@
 """For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
 
-import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -16,29 +13,16 @@ from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 from jaxtyping import install_import_hook
 
+from lorage_jax import compilation
 
-def _compilation_cache() -> Path:
-    """The folder that keeps compiled programs between runs, one per JAX version and processor.
-
-    A program compiled for one processor may not run on another. Delete the folder at any time;
-    LORAGE_TEST_CACHE names another one.
-    """
-    root = os.environ.get("LORAGE_TEST_CACHE", Path.home() / ".cache" / "lorage_jax" / "tests")
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    digest = hashlib.sha256(processor.encode()).hexdigest()[:8]
-    return Path(root) / f"jax-{version('jax')}-{platform.machine()}-{digest}"
-
-
+# Compiled programs are kept between runs; delete the folder at any time.
+CACHE = Path(os.environ.get("LORAGE_TEST_CACHE", Path.home() / ".cache" / "lorage_jax" / "tests"))
 # As variables, so that the processes that tests start share the cache. Tests compile much and run
 # little: half the time of a cold run is XLA's optimisations.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": str(_compilation_cache()),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 << 30),  # bytes; the oldest go first
+    "JAX_COMPILATION_CACHE_DIR": str(compilation.cache_folder(CACHE)),
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(compilation.MOST_BYTES),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.25",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }

@@ -14,7 +14,8 @@ PACKAGE = "lorage_jax"
 # From bottom to top. A file imports from its own room and from those before it; imports for type
 # checking and inside functions count. The package itself, the public face, stands above all.
 ROOMS = (
-    *("errors", "fields", "buckets", "chips", "libtpu", "provenance", "progress", "nano"),
+    *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "provenance", "progress"),
+    "nano",
     *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data", "hf"),
     *("generator", "infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
     *("commands", "cli", PACKAGE),
