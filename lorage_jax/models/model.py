@@ -85,13 +85,20 @@ def forward(
         gates: weights of the pool's experts, per row.
         pool: the experts that `gates` combines.
 
-    Raises ConfigError for token ids outside the vocabulary.
+    Raises ConfigError for token ids outside the vocabulary, and for rows longer than a table of
+    learned positions.
     """
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.config.vocab_size:
         raise ConfigError(
             f"token ids run from {tokens.min()} to {tokens.max()}; this model's vocabulary is "
             f"0 to {model.config.vocab_size - 1}. Was another tokenizer used?"
         )
+    if model.config.position_offset is not None:  # the device would clamp it without a word
+        longest = tokens.shape[1] if mask is None else int(np.asarray(mask).sum(1).max(initial=0))
+        if longest > (room := model.config.max_positions):
+            raise ConfigError(
+                f"a row has {longest} tokens; this model has learned {room} positions."
+            )
     return _forward(model.config, model.params, tokens, mask, pool, gates)
 
 

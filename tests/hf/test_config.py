@@ -105,6 +105,36 @@ def test_unsupported_fields_are_named(tmp_path, change, named):
         assert word in str(error.value)
 
 
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 32.0}
+LONGROPE |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("opt", {"do_layer_norm_before": False}, ["do_layer_norm_before is False", "OPT-350m"]),
+        ("opt", {"word_embed_proj_dim": 24}, ["word_embed_proj_dim is 24", "hidden_size 48"]),
+        ("opt", {"enable_bias": False}, ["enable_bias is False", "Galactica"]),
+        ("opt", {"layer_norm_elementwise_affine": False}, ["norms without weights"]),
+        ("opt", {"_remove_final_layer_norm": True}, ["no norm before the head"]),
+        ("opt", {"activation_function": "quick_gelu"}, ["quick_gelu"]),
+        ("phi3", {"rope_parameters": LONGROPE}, ["longrope"]),
+        ("olmo2", {"model_type": "olmo"}, ["'olmo'", "norms without weights", "supported are"]),
+        ("olmo2", {"model_type": "olmoe"}, ["OLMoE is a mixture of experts"]),
+        ("phi3", {"model_type": "phimoe"}, ["mixture of experts", "router"]),
+        ("phi3", {"model_type": "phi4mm"}, ["images", "export its language model"]),
+        ("granite", {"model_type": "granitemoe"}, ["mixture of experts"]),
+        ("granite", {"model_type": "granitemoehybrid"}, ["Mamba"]),
+    ],
+)
+def test_near_names_and_layouts_say_what_they_are(tmp_path, family, change, named):
+    write(tmp_path, saved(tmp_path, family) | change)
+    with pytest.raises(WeightsError) as error:
+        model_config(tmp_path)
+    for word in [*named, str(tmp_path)]:
+        assert word in str(error.value)
+
+
 def test_a_field_at_the_value_that_does_nothing_passes(tmp_path):
     write(tmp_path, saved(tmp_path, "llama") | {"partial_rotary_factor": 1.0, "use_cache": False})
     model_config(tmp_path)

@@ -12,6 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from lorage_jax import ops
 from lorage_jax.config import RopeScaling
+from lorage_jax.errors import ConfigError
 from lorage_jax.hf.family import get_family
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
@@ -150,6 +151,17 @@ def test_logits(tiny, variant):
     got = np.asarray(forward(load_model(folder), tokens, mask))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got[mask], want[mask], atol=TOLERANCE[VARIANTS[variant][0]])
+
+
+def test_learned_positions_end(tiny):
+    """The last one counts, padding does not; a row beyond them is refused."""
+    folder, base = tiny("opt")
+    model, tokens = load_model(folder), np.arange(3, 260, dtype=np.int32)[None]
+    want = torch_logits(base, tokens[:, 1:])
+    mask = np.arange(257)[None] > 0
+    np.testing.assert_allclose(forward(model, tokens, mask)[:, 1:], want, atol=2e-4)
+    with pytest.raises(ConfigError, match="257 tokens; this model has learned 256 positions"):
+        forward(model, tokens)
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "gemma2", "opt"])
