@@ -1,6 +1,5 @@
-"""The world's arms: what is read under which gates, controls, exact match, errors, time."""
+"""The arms on the built-in world: texts and gates that are read, controls, exact match, errors."""
 
-import copy
 import dataclasses
 import math
 import zlib
@@ -21,8 +20,7 @@ from lorage_jax.evaluate import answers, controls
 from lorage_jax.files.journal import request_key
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
-from lorage_jax.hf.load import load_model
-from lorage_jax.infer.generate import generate, generate_tokens
+from lorage_jax.infer.generate import generate
 from lorage_jax.methods import lora_gen
 from lorage_jax.report.world import combine
 from lorage_jax.world import prompts as world_prompts
@@ -41,7 +39,6 @@ from lorage_jax.world.scores import (
     to_json,
 )
 from lorage_jax.world.seconds import request_seconds
-from tests.tiny import make_generator, make_tiny
 
 SAMPLES = draw_world(4, 3, seed=1)
 NAMES = [
@@ -54,16 +51,6 @@ NAMES = [
     "tools/tools",
 ]
 WORDS, TOOLS = SAMPLES[1], SAMPLES[6]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """(edge, generator); the cloud's config is unlike the edge's."""
-    root = tmp_path_factory.mktemp("world")
-    sizes = {"num_hidden_layers": 2, "max_position_embeddings": 4096}
-    make_tiny("llama", root / "cloud", seed=1, hidden_size=32, **sizes)
-    make_tiny("llama", root / "edge", seed=2, **sizes)
-    return load_model(root / "edge"), make_generator(root / "cloud", root / "edge")
 
 
 @pytest.fixture
@@ -315,61 +302,6 @@ def test_gates_per_row_are_a_merge_per_prompt(models):
     assert one.cloud_tokens == pytest.approx(np.mean(lengths))
     with pytest.raises(ConfigError, match="no arm 'magic'"):
         generator_arms(generator, edge, [sample], seed=0, arms=("magic",))
-
-
-def test_requests_are_timed_alike(models, monkeypatch):
-    """Both ways: same rows, same number of new tokens, no eos; the merged edge reads no prompt."""
-    edge, generator = models
-    seen = []
-    monkeypatch.setattr(seconds, "generate", lambda *args, **kw: seen.append((*args, kw)))
-    found = request_seconds(edge, generator, [WORDS], rows=5, repeats=4)["words/paraphrase"]
-    assert len(seen) == 4 * (1 + 4)  # with a warm-up
-    lengths = [len(encode_target(edge.tokenizer, r.target)) for r in WORDS.records]
-    assert {kw["max_new_tokens"] for _, _, kw in seen} == {round(np.mean(lengths))}
-    (group,) = (
-        g
-        for g in WORDS.groups
-        if edge_prompt(g[0].user) == seen[0][1][0][-len(edge_prompt(g[0].user)) :]
-    )
-    asked = [group[i] for i in (0, 1, 2, 0, 1)]
-    special = merge(edge, generator.pool, specialize(generator, group[0].system))
-    for model, texts, _ in seen:
-        merged = model.card is not None
-        assert model.config.eos_ids == () and model.tokenizer.eos_token_id is None
-        expected = [
-            edge_prompt(r.user) if merged else edge_prompt_with_system(r.system, r.user)
-            for r in asked
-        ]
-        assert texts in (expected, expected[:1])
-        weights = (special if merged else edge).params["layers"]["up"]
-        np.testing.assert_array_equal(model.params["layers"]["up"], weights)
-    assert edge.tokenizer.eos_token_id == 2 and edge.config.eos_ids == (2,)
-    for kind in ("batch", "single"):
-        one = found[kind]
-        assert one["ratio"] == pytest.approx(one["in_context"] / one["lora_gen"])
-    # A batch's seconds are those of one request in it.
-    times = {
-        f"{k}_{w}": [x]
-        for k, x in (("batch", 10.0), ("single", 4.0))
-        for w in ("in_context", "lora_gen")
-    }
-    monkeypatch.setattr(seconds, "in_turn", lambda actions, repeats: times)
-    found = request_seconds(edge, special, [WORDS], rows=5)["words/paraphrase"]
-    assert (found["batch"]["lora_gen"], found["single"]["lora_gen"]) == (2.0, 4.0)
-
-
-def test_endless_models_write_on(models):
-    edge = models[0]
-    row = encode(edge.tokenizer, edge_prompt("cat dog"), bos=True)
-    (answer,) = generate_tokens(seconds.endless(edge), [row], max_new_tokens=5)
-    assert len(answer) == 5
-    ended = edge.replace(config=dataclasses.replace(edge.config, eos_ids=(2, answer[0])))
-    tokenizer = copy.deepcopy(edge.tokenizer)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(answer[0])
-    for model in (ended, edge.replace(tokenizer=tokenizer)):
-        assert generate_tokens(model, [row], max_new_tokens=5) == [[]]
-        endless = seconds.endless(model)
-        assert generate_tokens(endless, [row], max_new_tokens=5) == [answer]
 
 
 def test_the_whole(models, fake_cards, monkeypatch):
