@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorage_jax.errors import LorageError as LorageError
     from lorage_jax.generator.adapter import export_adapter as export_adapter
-    from lorage_jax.generator.adapter import load_adapter as load_adapter
     from lorage_jax.generator.card import Card as Card
     from lorage_jax.generator.card import load_card as load_card
     from lorage_jax.generator.generator import Generator as Generator
     from lorage_jax.generator.generator import specialize as specialize
     from lorage_jax.generator.merge import merge as merge
+    from lorage_jax.generator.peft import load_adapter as load_adapter
     from lorage_jax.generator.store import load_generator as load_generator
     from lorage_jax.generator.store import save_generator as save_generator
     from lorage_jax.hf.export import export_merged as export_merged
@@ -33,7 +33,7 @@ _HOMES = {
     "load_model": "hf.load",
     "export_merged": "hf.export",
     "export_adapter": "generator.adapter",
-    "load_adapter": "generator.adapter",
+    "load_adapter": "generator.peft",
     "Generator": "generator.generator",
     "specialize": "generator.generator",
     "load_generator": "generator.store",

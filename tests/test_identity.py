@@ -11,9 +11,10 @@ import pytest
 import transformers
 
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.generator.adapter import export_adapter, load_adapter
+from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
+from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward

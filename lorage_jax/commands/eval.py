@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
 from lorage_jax.errors import ConfigError, DataError
@@ -95,6 +96,10 @@ def _check(options: Eval) -> None:
         )
     if options.model is not None and (options.edge or options.cloud):
         raise ConfigError("--edge and --cloud go with --generator; --model is scored as it is.")
+    if options.generator is not None and options.adapter:
+        raise ConfigError(
+            "--adapter goes with --model; a generator specialises the edge it was trained with."
+        )
     files = [options.json, progress_path(options.json), options.samples]
     written = [path.absolute() for path in files if path is not None]
     if len(set(written)) < len(written):
@@ -108,7 +113,7 @@ def _check(options: Eval) -> None:
 
 def _models(options: Eval) -> tuple[Model, Generator | None]:
     if options.model is not None:
-        return load_model(options.model, options.dtype), None
+        return load_adapted(options.model, options.dtype, options.adapter), None
     assert options.generator is not None, "checked before"
     values = read_values(options.generator)
     folder = options.edge or recorded_path(values, "edge", options.generator)

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.data.records import read_text
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
-from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run(options: Generate) -> dict[str, Any]:
         text = edge_prompt_with_system(read_text(options.system), text)
     elif not options.raw and is_merged(options.model):
         text = edge_prompt(text)
-    model = load_model(options.model, options.dtype)
+    model = load_adapted(options.model, options.dtype, options.adapter)
 
     wanted = options.max_new_tokens
     if wanted is None:  # `generate` raises for a prompt that leaves no room

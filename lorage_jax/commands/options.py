@@ -32,6 +32,15 @@ Cloud = Annotated[
     tyro.conf.arg(help="Folder of the cloud model, if it has moved since the generator was saved."),
 ]
 
+Adapters = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="DIR[=WEIGHT]",
+        help="PEFT folder to merge into the model, with a weight of 1 by default; may be repeated.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Quickstart:
@@ -162,6 +171,7 @@ class Generate:
     """Hugging Face folder; a merged model answers, any other continues the text."""
     input: str
     """User input or text to continue; - reads standard input."""
+    adapter: Adapters = ()
     system: Path | None = None
     """File with a system prompt to put into the model's own context (the baseline)."""
     raw: bool = False
@@ -221,6 +231,7 @@ class Eval:
     """Names separated by commas: gpt4tools, and any task of lm-eval."""
     model: Path | None = None
     """Hugging Face folder, scored as it is (few-shot samples in its context)."""
+    adapter: Adapters = ()
     generator: Path | None = None
     """Folder that `lorage train` wrote, or nano; it specialises the edge for every task."""
     edge: Edge = None

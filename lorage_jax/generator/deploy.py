@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
-from lorage_jax.generator.adapter import export_adapter, load_adapter
+from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import MergeReport, merge_with_report
+from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model, stored_dtype
 from lorage_jax.models.experts import Pool

@@ -79,7 +79,7 @@ def merge_with_report(
 
 def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Factors]:
     """The checked edge's FFN weights, and the factors of what is added to them."""
-    if edge.card is not None:
+    if edge.card is not None or edge.loras:
         raise WeightsError("this model already has an adapter merged; merge into the base edge.")
     card.check(edge, pool)
     factors = compiled_assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
@@ -129,11 +129,16 @@ def _add(
     weights: Float[Array, "L I O"], a: Float[Array, "L I P"], b: Float[Array, "L P O"]
 ) -> Float[Array, "L I O"]:
     """W + A B in float32, cast once."""
-    return _exact(weights, a, b).astype(weights.dtype)
+    return exact_sum(weights, a, b).astype(weights.dtype)
 
 
-def _exact(weights: Array, a: Array, b: Array) -> Array:
-    return weights.astype(jnp.float32) + ops.einsum("...ip,...po->...io", a, b)
+def exact_sum(
+    weights: Float[Array, "L ..."], a: Float[Array, "L *I P"], b: Float[Array, "L P *O"]
+) -> Float[Array, "L ..."]:
+    """W + A B in float32, layer by layer; inputs and outputs may have several axes (heads)."""
+    inputs, outputs = "ijk"[: a.ndim - 2], "xyz"[: b.ndim - 2]
+    spec = f"l{inputs}p,lp{outputs}->l{inputs}{outputs}"
+    return weights.astype(jnp.float32) + ops.einsum(spec, a, b)
 
 
 @jax.jit
@@ -144,7 +149,7 @@ def _rounding(
 
     def one(layer):
         weights, a, b = layer
-        exact = _exact(weights, a, b)
+        exact = exact_sum(weights[None], a[None], b[None])[0]
         cast = exact.astype(weights.dtype)
         error = jnp.max(jnp.abs(cast.astype(jnp.float32) - exact))
         return error, jnp.sum(cast == weights, axis=0, dtype=jnp.int32)

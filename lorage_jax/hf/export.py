@@ -6,6 +6,7 @@ tensor at a time; every other tensor and file is copied bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -56,7 +57,9 @@ def export_merged(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes `model` as a Hugging Face folder that differs from `base` only in the FFN weights.
+    """Writes `model` as a Hugging Face folder that differs from `base` only in merged weights.
+
+    These are the FFN's, and those that a PEFT adapter changed.
 
     `base`: the folder the model was loaded from; by default, its path at load time. `dtype`: cast
     all float tensors to float32 or bfloat16; by default they keep their dtypes. The card goes into
@@ -68,17 +71,7 @@ def export_merged(
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite)
-    if model_config(base) != model.config:
-        raise WeightsError(f"{base} contains a model of another shape than the one to export.")
-    identity = fingerprint(base)
-    # Without a card or source folder, only the shape of the base is known.
-    if model.card is not None or model.source is not None:
-        expected = model.card.edge if model.card is not None else model.fingerprint
-        if identity != expected:
-            raise WeightsError(
-                f"{base} is not the base of this model (weights {identity[:19]}..., expected "
-                f"{expected[:19]}...). Pass base=, the folder that the model was loaded from."
-            )
+    identity = _check_base(model, base)
     checkpoint = Checkpoint.open(base)
     replace = _replacements(model)
     found = sorted({checkpoint.dtype(name) for name in replace})
@@ -108,18 +101,42 @@ def export_merged(
         write_manifest(folder, values)
 
 
+def _check_base(model: Model, base: Path) -> str:
+    """Returns the fingerprint of `base`. Raises WeightsError unless it is the model's base."""
+    config = model_config(base)
+    if config.tied_head and dataclasses.replace(config, tied_head=False) == model.config:
+        raise WeightsError(
+            "the adapter of this model untied its head from the embeddings; it cannot be exported."
+        )
+    if config != model.config:
+        raise WeightsError(f"{base} contains a model of another shape than the one to export.")
+    identity = fingerprint(base)
+    # Without a card or source folder, only the shape of the base is known.
+    if model.card is not None or model.source is not None:
+        expected = model.card.edge if model.card is not None else model.base_fingerprint
+        if identity != expected:
+            raise WeightsError(
+                f"{base} is not the base of this model (weights {identity[:19]}..., expected "
+                f"{expected[:19]}...). Pass base=, the folder that the model was loaded from."
+            )
+    return identity
+
+
 def is_merged(folder: Path) -> bool:
     """True if `export_merged` wrote this folder."""
     return stored(folder).get("format") == FORMAT
 
 
 def _replacements(model: Model) -> dict[str, Callable[[], np.ndarray]]:
-    """The adapted tensors, by their names in the file."""
+    """The FFN's tensors, and all others that an adapter changed, by their names in the file."""
 
     def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
+        if layer is None:
+            return np.asarray(model.params[path[-1]])
         return np.asarray(model.params["layers"][path[-1]][layer])
 
-    return dict(tables.tensors(model.config, get, *model.config.projections))
+    changed = {path[-1] for lora in model.loras for path in lora.leaves}
+    return dict(tables.tensors(model.config, get, *{*model.config.projections, *changed}))
 
 
 def _file(checkpoint: Checkpoint, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,19 @@ class MergedCard(Protocol):
     def to_dict(self) -> dict[str, Any]: ...  # JSON values
 
 
+@dataclass(frozen=True)
+class MergedLora:
+    """An adapter of PEFT that was merged into a model.
+
+    Attributes:
+        digest: a hash of the adapter and its weight.
+        leaves: paths of the parameters that it changed, e.g. ("layers", "q").
+    """
+
+    digest: str
+    leaves: frozenset[tuple[str, ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A language model in memory.
@@ -39,7 +53,8 @@ class Model:
         params: a plain nested dict of arrays, as `models/leaves.py` describes.
         source: the folder it was loaded from.
         card: the card whose adapter is merged into `params`; None for a base model.
-        identity: the fingerprint, if known; otherwise it is computed from the weights.
+        loras: the PEFT adapters that are merged into `params`.
+        identity: the base's fingerprint, if known; otherwise it is computed from the weights.
     """
 
     config: ModelConfig
@@ -47,6 +62,7 @@ class Model:
     tokenizer: Any
     source: Path | None = None
     card: MergedCard | None = None
+    loras: tuple[MergedLora, ...] = ()
     identity: str | None = None
 
     def replace(self, **changes: Any) -> Model:
@@ -60,6 +76,14 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """Identity of the weights before a card was merged: the base's, with that of `loras`."""
+        if not self.loras:
+            return self.base_fingerprint
+        parts = [self.base_fingerprint, *(lora.digest for lora in self.loras)]
+        return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def base_fingerprint(self) -> str:
         """Identity of the base weights: a hash over the folder's tensors."""
         if self.identity is not None:
             return self.identity

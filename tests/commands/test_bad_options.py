@@ -78,6 +78,8 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
         (["--input", "x", "--max-new-tokens", 0], "max_new_tokens is 0"),
         (["--input", "x", "--max-new-tokens", 10**12], "context is 256"),
         (["--input", " ", "--raw"], "empty"),
+        (["--input", "x", "--adapter", "missing"], "missing is not a folder"),
+        (["--input", "x", "--adapter", "cloud=much"], "a folder and a weight"),
         (["--input", "a\udcffb"], "not valid Unicode"),
         (["--input", "x", "--temperature", "nan"], "temperature"),
         (["--input", "x", "--top-p", 0], "top_p"),

@@ -126,6 +126,24 @@ def test_generate_fits_the_context_by_default(world, capfd):
     assert lorage("generate", *args) == 0
 
 
+def test_generate_with_an_adapter(world, tmp_path):
+    """The base with the adapter answers as the merged folder; at weight 0, as the base."""
+
+    def answer(model, *more):
+        file = tmp_path / "answer.json"
+        args = ("--input", "go 3", "--raw", "--max-new-tokens", 8, "--json", file)
+        assert lorage("generate", "--model", world.root / model, *args, *more) == 0
+        return json.loads(file.read_text())["output"]
+
+    adapter, edge = world.special / "adapter", answer("edge")
+    merged = answer("special/merged")
+    assert merged != edge
+    assert answer("edge", "--adapter", adapter) == merged
+    assert answer("edge", "--adapter", f"{adapter}=0") == edge
+    halves = ("--adapter", f"{adapter}=0.5", "--adapter", f"{adapter}=0.5")
+    assert answer("edge", *halves) == merged
+
+
 def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, tmp_path, refuse):
     shutil.copytree(world.special, tmp_path / "out")
     refuse(*specialize(), says="exists and is not empty")

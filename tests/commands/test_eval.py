@@ -201,6 +201,8 @@ def test_without_lm_eval_it_is_said(world, refuse, data, tmp_path, monkeypatch):
 
 def test_neither_model_nor_generator(refuse, data, tmp_path):
     refuse("eval", "--tasks", "piqa", "--data", data, says="give either --model")
+    args = ("--generator", tmp_path, "--adapter", tmp_path, "--tasks", "piqa", "--data", data)
+    refuse("eval", *args, says="--adapter goes with --model")
 
 
 def test_another_file_in_the_place_of_the_progress_is_left_alone(world, refuse, data, tmp_path):

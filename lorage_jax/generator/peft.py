@@ -1,0 +1,195 @@
+"""Merges adapters of PEFT into a model: LoRA and DoRA on linear layers, several with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.manifest import stored
+from lorage_jax.generator.merge import exact_sum
+from lorage_jax.hf.peft_weights import Lora, Update, read_lora
+from lorage_jax.models.leaves import Leaf, model_leaves
+from lorage_jax.models.model import MergedLora, Model
+
+
+def load_adapter(
+    folder: str | Path | Sequence[str | Path],
+    edge: Model,
+    weights: Sequence[float] | None = None,
+) -> Model:
+    """The edge with a PEFT folder's adapter merged, as PEFT itself would merge it.
+
+    Linear layers of any kind may have a LoRA or DoRA, each with its own rank and alpha. The updates
+    are summed in float32 and cast once. An adapter on a head that is tied to the embeddings unties
+    it: the embeddings stay.
+
+    Args:
+        folder: one folder, or several, merged one after the other as PEFT merges several active
+            adapters. Of plain LoRA, that is the sum `W + sum_i weights[i] dW_i` (PEFT's
+            `add_weighted_adapter` with combination_type "cat").
+        weights: one factor per folder; 1 by default, and always for DoRA.
+
+    Raises WeightsError that lists everything in a folder beyond a plain LoRA, every tensor that is
+    missing, unknown or of another shape, or that names the edge that an adapter was made for; and
+    for a model into which a card was merged. Raises ConfigError for weights that do not match.
+    """
+    folders = [Path(one) for one in ([folder] if isinstance(folder, str | Path) else folder)]
+    factors = [1.0] * len(folders) if weights is None else [float(one) for one in weights]
+    if not folders or len(factors) != len(folders) or not np.isfinite(factors).all():
+        raise ConfigError(
+            f"{len(folders)} adapters with the weights {factors}; expected a finite weight each."
+        )
+    if edge.card is not None:
+        raise WeightsError(
+            "this model already has a card merged. Load the adapter into the base edge."
+        )
+    for one in folders:
+        _check_base(one, edge)
+    loras = [read_lora(one, edge) for one in folders]
+    for one, lora, factor in zip(folders, loras, factors, strict=True):
+        if factor != 1.0 and any(update.magnitude is not None for update in lora.updates):
+            raise ConfigError(f"{one} is a DoRA, which has no weight but 1; got {factor}.")
+    params, config = edge.params, edge.config
+    if config.tied_head and any(u.leaf == ("head",) for lora in loras for u in lora.updates):
+        config = dataclasses.replace(config, tied_head=False)
+        params = params | {"head": params["embed"].T}
+    merged = _merged_leaves(edge.replace(config=config, params=params), loras, factors)
+    for path, value in merged.items():
+        params = _with(params, path, value)
+    digests = [f"{lora.digest} {factor!r}" for lora, factor in zip(loras, factors, strict=True)]
+    applied = tuple(MergedLora(digest, frozenset(merged)) for digest in digests)
+    identity = edge.identity
+    if identity is None and edge.source is None:
+        identity = edge.base_fingerprint  # while the weights are the base's
+    return edge.replace(config=config, params=params, identity=identity, loras=edge.loras + applied)
+
+
+def _check_base(folder: Path, edge: Model) -> None:
+    """Raises WeightsError if the adapter is one of ours, made for other weights."""
+    base = stored(folder).get("base")
+    ours = base.get("fingerprint") if isinstance(base, dict) else None
+    if isinstance(ours, str) and ours != edge.fingerprint:
+        other = " with another adapter merged" if edge.loras else ""
+        raise WeightsError(
+            f"{folder} was made for an edge with the weights {ours[:19]}..., not for "
+            f"{edge.fingerprint[:19]}... ({edge.source}{other}). Load the edge that it was made "
+            "for."
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Dora:
+    """A DoRA of one leaf: `m (W + A B) / |W + A B|`."""
+
+    a: Float[Array, "L *I P"]
+    b: Float[Array, "L P *O"]
+    magnitude: Float[Array, "L ..."]
+    covered: Float[Array, " L"]  # 1 where the layer has one
+
+
+def _merged_leaves(
+    edge: Model, loras: Sequence[Lora], factors: Sequence[float]
+) -> dict[tuple[str, ...], Array]:
+    """New values of all leaves that the adapters change, one leaf at a time."""
+    merged, leaves = {}, model_leaves(edge.config)
+    for path in sorted({update.leaf for lora in loras for update in lora.updates}):
+        leaf, old = _at(leaves, path), _at(edge.params, path)
+        steps = []
+        for lora, factor in zip(loras, factors, strict=True):
+            own = [update for update in lora.updates if update.leaf == path]
+            if own and own[0].magnitude is not None:
+                steps.append(_dora(leaf, own))
+            elif own:
+                a, b = _stack(leaf, own)
+                steps.append((a, b * np.float32(factor)))
+        merged[path] = _compiled_merge(old.sharding, path[0] == "layers")(old, steps)
+    for path in sorted({bias.leaf for lora in loras for bias in lora.biases}):
+        old = _at(edge.params, path)
+        base = np.asarray(old, np.float32)
+        new = base.copy()
+        for lora, factor in zip(loras, factors, strict=True):
+            for bias in (bias for bias in lora.biases if bias.leaf == path):
+                values = bias.values.reshape(base.shape[1:])
+                change = values if bias.added else values - base[bias.layer]
+                new[bias.layer] += np.float32(factor) * change
+        merged[path] = jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+    return merged
+
+
+def _stack(leaf: Leaf, updates: Sequence[Update]) -> tuple[np.ndarray, np.ndarray]:
+    """A [L, *I, P] and B [L, P, *O] of one leaf; zero where a layer has no or a smaller update."""
+    layers, inputs, outputs = _axes(leaf)
+    rank = max(update.a.shape[0] for update in updates)
+    a = np.zeros((layers, int(np.prod(inputs)), rank), np.float32)
+    b = np.zeros((layers, rank, int(np.prod(outputs))), np.float32)
+    for update in updates:
+        a[update.layer, :, : update.a.shape[0]] = update.a.T
+        b[update.layer, : update.b.shape[1]] = update.b.T
+    return a.reshape(layers, *inputs, rank), b.reshape(layers, rank, *outputs)
+
+
+def _dora(leaf: Leaf, updates: Sequence[Update]) -> _Dora:
+    a, b = _stack(leaf, updates)
+    layers, _, outputs = _axes(leaf)
+    magnitude = np.ones((layers, int(np.prod(outputs))), np.float32)
+    covered = np.zeros(layers, np.float32)
+    for update in updates:
+        magnitude[update.layer], covered[update.layer] = update.magnitude, 1
+    magnitude = magnitude.reshape(layers, *outputs)
+    return _Dora(*(jnp.asarray(one) for one in (a, b, magnitude, covered)))
+
+
+def _axes(leaf: Leaf) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """The number of layers (1 without), and the sizes of a matrix's input and output axes."""
+    layers = leaf.shape[0] if leaf.axes[0] == "layers" else 1
+    shape = leaf.shape[1:] if leaf.axes[0] == "layers" else leaf.shape
+    first = leaf.axes[-len(shape)]
+    split = 2 if first in ("heads", "kv_heads") else 1
+    return layers, shape[:split], shape[split:]
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_merge(sharding: Any, stacked: bool) -> Any:
+    def merge_all(old, steps):
+        base = total = (old if stacked else old[None]).astype(jnp.float32)
+        for step in steps:
+            if isinstance(step, _Dora):
+                total = _merge_dora(total, base, step)
+            else:
+                total = exact_sum(total, *step)
+        return (total if stacked else total[0]).astype(old.dtype)
+
+    return jax.jit(merge_all, out_shardings=sharding)
+
+
+def _merge_dora(
+    total: Float[Array, "L ..."], base: Float[Array, "L ..."], dora: _Dora
+) -> Float[Array, "L ..."]:
+    """Each output's weights get the length `magnitude`, if nothing else was merged into the base.
+
+    As in PEFT, what was merged before is scaled by the same factor.
+    """
+    inputs = tuple(range(1, dora.a.ndim - 1))
+    length = jnp.sqrt(jnp.sum(exact_sum(base, dora.a, dora.b) ** 2, axis=inputs, keepdims=True))
+    ratio = jnp.expand_dims(dora.magnitude, inputs) / length
+    covered = dora.covered.reshape(-1, *[1] * (total.ndim - 1))
+    return jnp.where(covered > 0, ratio * exact_sum(total, dora.a, dora.b), total)
+
+
+def _at(params: dict[str, Any], path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda tree, name: tree[name], path, params)
+
+
+def _with(params: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    first, *rest = path
+    return params | {first: _with(params[first], tuple(rest), value) if rest else value}
