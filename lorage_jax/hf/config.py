@@ -22,7 +22,8 @@ IGNORED = frozenset(
     "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
     "unsloth_version unsloth_fixed max_window_layers cache_implementation "
     "_attn_implementation_autoset id2label label2id is_llama_config output_attentions return_dict "
-    "output_hidden_states tf_legacy_loss dropout resid_pdrop embd_pdrop layerdrop".split()
+    "output_hidden_states tf_legacy_loss dropout resid_pdrop embd_pdrop layerdrop "
+    "activation_dropout prefix auto_map".split()
 )
 # Fields read below.
 READ = frozenset(

@@ -19,12 +19,116 @@ PARAMETERS = {
     "qwen2-1.5b": 1_543_714_304,
     "gemma2-2b": 2_614_341_888,
     "llama3-8b": 8_030_261_248,
-    "granite3-2b": 2_533_531_648,
+    "granite-3-2b": 2_533_525_504,
     "olmo2-1b": 1_484_916_736,
     "opt-125m": 125_239_296,
     "opt-1.3b": 1_315_758_080,
     "opt-2.7b": 2_651_596_800,
     "phi3-mini": 3_821_079_552,
+}
+
+
+# Their config.json on the hub, but for fields that all families have.
+COMMON = {"torch_dtype": "bfloat16", "transformers_version": "4.40.2", "use_cache": True}
+HUB = {
+    "granite-3-2b": {
+        "architectures": ["GraniteForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.1,
+        "attention_multiplier": 0.015625,
+        "bos_token_id": 0,
+        "embedding_multiplier": 12.0,
+        "eos_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "logits_scaling": 8.0,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "granite",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "pad_token_id": 0,
+        "residual_multiplier": 0.22,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 5000000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 49152,
+    },
+    "olmo2-1b": {
+        "architectures": ["Olmo2ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "eos_token_id": 100257,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "model_type": "olmo2",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 16,
+        "pad_token_id": 100277,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 500000,
+        "tie_word_embeddings": False,
+        "vocab_size": 100352,
+    },
+    "opt-2.7b": {
+        "_remove_final_layer_norm": False,
+        "activation_dropout": 0.0,
+        "activation_function": "relu",
+        "architectures": ["OPTForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 2,
+        "do_layer_norm_before": True,
+        "dropout": 0.1,
+        "eos_token_id": 2,
+        "ffn_dim": 10240,
+        "hidden_size": 2560,
+        "init_std": 0.02,
+        "layerdrop": 0.0,
+        "max_position_embeddings": 2048,
+        "model_type": "opt",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "pad_token_id": 1,
+        "prefix": "</s>",
+        "vocab_size": 50272,
+        "word_embed_proj_dim": 2560,
+    },
+    "phi3-mini": {
+        "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        "bos_token_id": 1,
+        "embd_pdrop": 0.0,
+        "eos_token_id": 32000,
+        "hidden_act": "silu",
+        "hidden_size": 3072,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "model_type": "phi3",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096,
+        "pad_token_id": 32000,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "sliding_window": 2047,
+        "tie_word_embeddings": False,
+        "vocab_size": 32064,
+    },
 }
 
 
@@ -44,6 +148,12 @@ def test_they_survive_a_config_file(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert model_config(tmp_path) == SHAPES[name]
     assert shape_name(model_config(tmp_path)) == name
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_they_are_what_the_hub_has(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(HUB[name] | COMMON))
+    assert model_config(tmp_path) == SHAPES[name]
 
 
 def test_a_shape_of_other_sizes_has_no_name():

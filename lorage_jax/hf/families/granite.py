@@ -53,15 +53,16 @@ register(
             "experts; it would need state-space layers",
         },
         shapes={
-            "granite3-2b": plain_decoder(
+            "granite-3-2b": plain_decoder(
                 "granite",
-                vocab_size=49_155,
+                vocab_size=49_152,
                 width=2048,
                 layers=40,
                 heads=32,
                 kv_heads=8,
                 ffn_width=8192,
-                max_positions=4096,
+                max_positions=131_072,
+                rope_theta=5_000_000.0,
                 tied_head=True,
                 query_scale=0.015625,
                 embedding_multiplier=12.0,
@@ -72,6 +73,6 @@ register(
                 pad_id=0,
             )
         },
-        known={"granite-3.0-2b-base": "granite3-2b"},
+        known={"granite-3.1-2b-base": "granite-3-2b"},
     )
 )
