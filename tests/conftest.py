@@ -1,4 +1,4 @@
-"""For all tests: eight CPU devices, shapes checked at run time, tiny models made once."""
+"""Setup of all tests: eight CPU devices, run-time shape checks, tiny models made once."""
 
 import json
 import os
@@ -41,7 +41,7 @@ CHECKED = (
 
 
 def _checked(function: Callable) -> Callable:
-    # The fields of a pytree also hold shapes and shardings of its arrays.
+    # Fields of a pytree may also hold shapes or shardings of the arrays.
     if function.__name__ in ("__init__", "check_single_arg"):
         return function
     try:
@@ -50,14 +50,14 @@ def _checked(function: Callable) -> Callable:
         return function  # typing.Self, or a class of protocols: not checked at run time
 
 
-checks = ModuleType("runtime_checks")  # the hook takes a name to import
+checks = ModuleType("runtime_checks")  # the hook needs an importable name
 checks.check = _checked
 sys.modules[checks.__name__] = checks
 install_import_hook([f"lorage_jax.{room}" for room in CHECKED], "runtime_checks.check")
 
 from lorage_jax import libtpu  # noqa: E402  after the hook
 
-libtpu.keep_quiet()  # its warnings would be among the messages that tests read
+libtpu.keep_quiet()  # its warnings would mix with the messages that tests read
 
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -97,9 +97,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """tiny(variant) -> (folder, torch model) of `tests.tiny.VARIANTS`, made when first asked for.
+    """tiny(variant) -> (folder, torch model) of `tests.tiny.VARIANTS`, made on first use.
 
-    The folders are shared: tests read them and write elsewhere.
+    The folders are shared: tests only read them.
     """
     from tests.tiny import VARIANTS, make_tiny
 
@@ -137,7 +137,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory):
-    """80 records under 40 system prompts, two a prompt."""
+    """80 records under 40 system prompts, two per prompt."""
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     rows = [
         {"system": f"Say {i // 2} twice.", "user": f"go {i}", "target": f"{i // 2} {i // 2}"}
@@ -149,7 +149,7 @@ def data_file(tmp_path_factory):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 64 KiB, to be really full."""
+    """A file system of 64 KiB, which tests fill up."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", str(disk)]

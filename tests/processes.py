@@ -1,4 +1,4 @@
-"""`lorage train` in several real processes of this machine, over gloo."""
+"""Helpers that run `lorage train` in several real processes, over gloo."""
 
 import json
 import os
@@ -30,9 +30,9 @@ def config():
 
 
 def write_experiment(config, folder, after_step="pass", before=""):
-    """An experiment file; `after_step`: a statement that runs when `step` was recorded.
+    """An experiment file; the statement `after_step` runs when `step` has been recorded.
 
-    `before`: statements that run when the file is read.
+    The statements `before` run when the file is loaded.
     """
     path = folder / f"experiment{len(list(folder.glob('experiment*')))}.py"
     text = json.dumps(to_dict(config))
@@ -42,7 +42,7 @@ def write_experiment(config, folder, after_step="pass", before=""):
 
 
 def start(experiments, *options, devices=2, count=None):
-    """One process for every experiment file (or `count` with the same), joined."""
+    """Starts one process per experiment file, or `count` with the same one, joined."""
     if count is not None:
         experiments = [experiments] * count
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""The train step as a program: traced or compiled on shapes, without weights."""
+"""The train step as a program, traced or compiled on abstract arrays."""
 
 import jax
 import jax.numpy as jnp

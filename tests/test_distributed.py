@@ -8,7 +8,7 @@ from lorage_jax.errors import ConfigError
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No launcher's variables are set; records what JAX was asked to join, None for a search."""
+    """No launcher's variables are set; records what JAX is asked to join, None for detection."""
     launchers = (*distributed.LAUNCHED, *distributed.STARTED, "TPU_WORKER_HOSTNAMES")
     for name in (*distributed.VARIABLES, *launchers, "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
@@ -35,7 +35,7 @@ def alone(monkeypatch):
     ],
 )
 def test_what_runs_in_one_process_refuses_several(alone, monkeypatch, name, value):
-    monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, in which nothing was started
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, without a job step
     distributed.alone("lorage pretrain")
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"but 2 were started, by {name}"):
@@ -62,7 +62,7 @@ def test_half_a_cluster_is_refused(alone, flags, says):
 
 def test_flags_before_variables_before_what_jax_finds(alone, monkeypatch):
     distributed.initialise()
-    assert alone.pop() is None  # JAX looks for a TPU pod
+    assert alone.pop() is None  # JAX detects a TPU pod
     for name, count in (("SLURM_NTASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1")):
         with monkeypatch.context() as patch:
             patch.setenv(name, count)

@@ -12,7 +12,7 @@ from lorage_jax.models.decoder import Branches, Decoder
 from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import padded_batch
 
-LENGTH = 150  # no multiple of 128: two blocks of 128 with 106 slots of padding
+LENGTH = 150  # not a multiple of 128: two blocks of 128 with 106 slots of padding
 
 
 def layout(*sizes):
@@ -34,7 +34,7 @@ def case(heads, kv_heads, size):
     ("heads", "size", "window", "cap", "mesh"),
     [
         ((4, 2), 64, None, None, (1, 2, 2)),
-        ((2, 1), 16, 40, 3.0, (2, 1, 2)),  # one kv head does not split: heads stay together
+        ((2, 1), 16, 40, 3.0, (2, 1, 2)),  # one kv head cannot be split, so the heads stay together
     ],
 )
 def test_flash_attention(monkeypatch, heads, size, window, cap, mesh):
@@ -65,7 +65,7 @@ def test_flash_attention(monkeypatch, heads, size, window, cap, mesh):
 
 @pytest.mark.parametrize("window", [None, 40])
 def test_texts_do_not_see_each_other(monkeypatch, window):
-    """Rows of several texts: the second one's begins in the middle of a block."""
+    """In rows of several texts, the second one begins in the middle of a block."""
     monkeypatch.setattr(flash, "BLOCK", 128)
     arguments, valid, _ = case(2, 1, 16)
     q, k, v = map(jnp.asarray, arguments)
@@ -82,7 +82,7 @@ def test_texts_do_not_see_each_other(monkeypatch, window):
 
 
 def test_block_sizes():
-    """As few blocks as hold the text, and little padding."""
+    """As few blocks as possible, with little padding."""
     assert flash.block_size(1) == (128, 128)
     assert flash.block_size(1024) == (512, 1024)
     assert flash.block_size(1046) == (384, 1152)  # 1024 tokens and 22 meta tokens
@@ -91,8 +91,9 @@ def test_block_sizes():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])
 def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
-    """gemma2's layers slide by turns; meta tokens follow, rows are padded on either side. Packed
-    rows hold two texts and no meta tokens.
+    """gemma2 has sliding windows in every other layer; meta tokens follow; padding on both sides.
+
+    Packed rows hold two texts and no meta tokens.
     """
     where = layout(1, 1, 2)
     model = load_model(tiny(variant)[0], layout=where)
@@ -118,5 +119,5 @@ def test_decoder_with_kernels(tiny, monkeypatch, variant, packed):
     monkeypatch.setattr(Layout, "flash", True)
     found = run(where)
     real = np.pad(mask, ((0, 0), (0, tail)), constant_values=True)
-    assert (found != wanted)[real].any()  # another arithmetic
+    assert (found != wanted)[real].any()  # computed by other arithmetic
     np.testing.assert_allclose(found[real], wanted[real], atol=2e-4)

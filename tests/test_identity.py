@@ -1,4 +1,4 @@
-"""The central identity: one card gives the same logits on every road.
+"""The central identity: one card gives the same logits however it is applied.
 
 Unmerged with gates = merged = exported and loaded by transformers = PEFT folder on the base model.
 """
@@ -53,7 +53,7 @@ def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     )
     gen = make_generator(cloud_dir, folder, config)
     cards = specialize(gen, PROMPTS)
-    # Gates that are open by halves, else factors and products are the same thing.
+    # Gates strictly between 0 and 1, else factors and products are the same.
     assert np.any((cards[0].gates > 0.1) & (cards[0].gates < 0.9))
     tokens, mask = padded_batch(3, 16)
 
@@ -66,7 +66,7 @@ def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     # One card for all rows, then a card of its own for every row.
     unmerged = np.asarray(forward(edge, tokens, mask, gates=cards[0], pool=gen.pool))
     np.testing.assert_allclose(unmerged[mask], merged[0][mask], atol=ATOL)
-    fresh = np.asarray(forward(edge, tokens, mask, gates=cards[0]))  # it knows its pool
+    fresh = np.asarray(forward(edge, tokens, mask, gates=cards[0]))  # it carries its pool
     np.testing.assert_array_equal(fresh, unmerged)
     mixed = np.asarray(forward(edge, tokens, mask, gates=cards, pool=gen.pool))
     for row in range(3):
@@ -83,5 +83,5 @@ def test_all_roads_agree(tiny, cloud_dir, tmp_path, family, combine, scope):
     back = load_adapter(tmp_path / "adapter", edge)
     np.testing.assert_allclose(np.asarray(forward(back, tokens, mask)), merged[0], atol=ATOL)
 
-    # The base is what it was.
+    # The base is unchanged.
     np.testing.assert_allclose(np.asarray(forward(edge, tokens, mask))[mask], untouched, atol=5e-4)

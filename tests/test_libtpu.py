@@ -1,4 +1,4 @@
-"""libtpu without a TPU is told so; where chips are, and where a user says otherwise, nothing."""
+"""libtpu is told if there is no TPU, but not if there are chips or the user decides."""
 
 import os
 

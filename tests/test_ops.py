@@ -1,4 +1,4 @@
-"""What the parity ladder, which runs in float32 and looks at logits, cannot see."""
+"""Properties that the parity ladder, in float32 and on logits only, cannot show."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from lorage_jax import ops
 
 @pytest.mark.parametrize("combine", ["factors", "products"])
 def test_gates_weigh_in_float32_under_bfloat16_weights(combine):
-    """A gate that bfloat16 cannot tell from 1 still counts: 255 becomes 256."""
+    """A gate that bfloat16 would round to 1 still counts: 255 becomes 256."""
     x = jnp.ones((1, 1, 1), jnp.bfloat16)
     a = jnp.full((1, 1, 1), 255.0, jnp.bfloat16)
     b = jnp.ones((1, 1, 1), jnp.bfloat16)
@@ -92,7 +92,7 @@ def test_attention_in_bfloat16(cap):
 
 
 def test_a_query_without_keys_stays_finite():
-    """It reads the mean of all values and moves no score, whatever arrives from above."""
+    """It gets the mean of all values; no gradient reaches its scores."""
     arguments, mask, weights = attention_case(2, jnp.float32)
     mask = jnp.zeros_like(mask)
     y, dq, dk, dv = value_and_gradients(
@@ -129,7 +129,7 @@ def test_project_is_a_matrix_product(shape, spec, dtype):
 @pytest.mark.parametrize("combine", ["factors", "products"])
 @pytest.mark.parametrize("length", [2, 3])
 def test_gated_low_rank_on_both_its_roads(combine, length):
-    """Rows with at least E = 3 tokens sum their factors first; the update is the same."""
+    """Rows of at least E = 3 tokens sum their factors first; the update is the same."""
     x, a, b, gates, weights = normal(
         3, (2, length, 6), (3, 6, 2), (3, 2, 5), (2, 3), (2, length, 5)
     )
@@ -179,5 +179,5 @@ def test_branches_of_several_texts(window):
         seen = [{0}, {0, 1}, {1, 2}, {2, 3}, {1, 4}, {5}, {5, 6}]
     assert [set(np.flatnonzero(row)) for row in found[:7]] == seen
     assert not found[:, 7:].any()
-    one = np.asarray(ops.branch_mask(*arrays[:3], window))[0]  # of a row that is one text
+    one = np.asarray(ops.branch_mask(*arrays[:3], window))[0]  # of a row with one text
     assert one[5, 0] and not found[5, 0]

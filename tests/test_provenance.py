@@ -1,4 +1,4 @@
-"""Where a result came from."""
+"""The recorded origin of results."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def test_the_command_can_be_given_again():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A repository that holds a package file, as if this package were there."""
+    """A repository with a package file, as if this package were in it."""
     package = tmp_path / "lorage_jax"
     package.mkdir()
     (package / "provenance.py").write_text("")

@@ -1,4 +1,4 @@
-"""The order of the package: who may import whom, how long a file may be, what stays private."""
+"""The order of the package: allowed imports, lengths of files, private names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOMS = (
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
-# The only files that import by a name in a string; a reader of imports does not see these.
+# The only files that import by a name in a string, which this reader cannot see.
 BY_NAME = {PACKAGE, "cli", "data.sources", "hf.families", "methods", "methods.method"}
 
 

@@ -1,4 +1,4 @@
-"""Meshes that are chosen, and slices that lie along `data`."""
+"""Chosen meshes, and slices along `data`."""
 
 import jax
 import pytest

@@ -40,7 +40,7 @@ LLAMA3_ROPE = {
 PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 777.0, "partial_rotary_factor": 0.75}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 777.0, "factor": 4.0}
 
-# Every arithmetic that a family can ask for, by name: (family, fields of its config).
+# All variants of a family's arithmetic, by name: (family, fields of its config).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-rope3": ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
@@ -141,7 +141,7 @@ def torch_model(config: Any) -> Any:
 
 
 def byte_tokenizer() -> Any:
-    """One token a byte, with <pad> 0, <s> 1, </s> 2."""
+    """One token per byte, with <pad> 0, <s> 1, </s> 2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {name: i for i, name in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -161,9 +161,9 @@ def make_generator(
     strength: float = 0.4,
     dtype: str = "float32",
 ) -> Generator:
-    """A generator whose every trained part is random and not zero: its cards change the edge.
+    """A generator with all trained parts random and non-zero, so that its cards change the edge.
 
-    `strength`: the std of the experts' b.
+    `strength` is the std of the experts' b.
     """
     config = config or GeneratorConfig(top_k=2, rank=4, alpha=8.0, cloud_rank=4)
     cloud, edge = load_model(cloud_dir, dtype), load_model(edge_dir, dtype)
@@ -223,7 +223,7 @@ def torch_logits(model: Any, tokens: np.ndarray, mask: np.ndarray | None = None)
 
 
 def padded_batch(rows: int = 3, length: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random tokens and mask: the first row full, then by turns left- and right-padded."""
+    """Random tokens and mask: the first row is full, the others padded left or right in turn."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, VOCAB - 5, (rows, length)).astype(np.int32)
     mask = np.ones((rows, length), bool)

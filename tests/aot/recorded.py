@@ -1,8 +1,8 @@
-"""A program's text as the TPU compiler writes it, cut to what is read of it.
+"""The text of a TPU program as its compiler writes it, cut to the parts that are read.
 
-Eight chips. A loop of five turns takes one layer [8, 64] of five out of HBM, gathers it (beside a
-fusion, under one chain_id), reduces activations, and writes one row of a stack in place. Behind it
-a loop that asks its data when to stop.
+It is for eight chips. A loop of five iterations reads one layer [8, 64] of five from HBM, gathers
+it (overlapping with a fusion, under one chain_id), reduces activations, and writes one row of a
+stack in place. A loop of unknown length follows.
 """
 
 MESH = "mesh['axis_0'=8,'axis_1'=1] {'axis_0'}"

@@ -33,7 +33,7 @@ def config():
 
 
 def experiment(root):
-    """Models of 3 and 2 layers that are nothing but a config.json."""
+    """Models of 3 and 2 layers that consist of a config.json only."""
     for name, layers in (("cloud", 3), ("edge", 2)):
         config = family_decoder(
             "llama", layers=layers, vocab_size=256, width=128, heads=4, kv_heads=4, ffn_width=256
@@ -52,7 +52,7 @@ def compiled(root, *options):
 
 
 def check(result):
-    """What scripts rely on."""
+    """Checks the fields that scripts rely on."""
     assert set(result["programs"]) == {"train_step", "merge", "specialize", "decode"}
     for one in result["programs"].values():
         assert 0 < one["argument_gib"] < one["peak_gib"] < 1 and one["temp_gib"] >= 0
@@ -118,7 +118,7 @@ def test_packed_rows(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_what_a_loop_sends_grows_with_its_turns(tmp_path):
-    """All that the layers send is in their loops: two depths differ by a layer, whatever it is."""
+    """All that the layers send is in loops: two depths differ by exactly what a layer sends."""
     sent = []
     for layers in (2, 3, 4):
         root = tmp_path / str(layers)
@@ -154,7 +154,7 @@ print(json.dumps(found))
 
 @needs_libtpu
 def test_out_of_memory_is_a_verdict():
-    """Arrays of 3.9 GiB, of which there are too many, and arrays of 16.5 GiB, each too large."""
+    """Too many arrays of 3.9 GiB, or arrays of 16.5 GiB, each too large by itself."""
     command = [sys.executable, "-c", OUT_OF_MEMORY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
@@ -236,7 +236,7 @@ for mesh, *options in (
 
 @needs_libtpu
 def test_bad_input(tmp_path):
-    """One message and exit code 1 for each."""
+    """Each gives one message and exit code 1."""
     command = [sys.executable, "-c", BAD_INPUT, str(experiment(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY)
     assert done.stdout.split() == ["1"] * 5, done.stderr
@@ -261,7 +261,7 @@ def test_models_without_a_shape(tmp_path, capfd):
 
 
 def test_another_method_is_refused(tmp_path, capfd):
-    """Its programs are not those that would be compiled."""
+    """Its programs would not be those that are compiled."""
     path = experiment(tmp_path)
     text = path.read_text().replace("ExperimentConfig(", 'ExperimentConfig(method="lora", ', 1)
     path.write_text(text)

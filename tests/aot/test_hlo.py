@@ -48,7 +48,7 @@ def test_how_often_a_loop_runs(was, now, expected):
 
 
 def test_a_kernel_may_say_much():
-    """Attributes of kernels go over several lines, which may begin as a computation ends."""
+    """Attributes of kernels span several lines, which may begin like the end of a computation."""
     kernel = """  %k.1 = f32[8]{0} custom-call(%y.1), frontend_attributes={about={
 "blocks": "128"
 }}, metadata={op_name="attention"}
@@ -58,7 +58,7 @@ def test_a_kernel_may_say_much():
 
 
 def test_a_computation_may_run_elsewhere():
-    """As those of v6e that its sparse cores run; the next one begins behind it."""
+    """Like those that the sparse cores of v6e run; the next one begins after it."""
     text = PROGRAM.replace("}\n\n", '}, execution_thread="sparsecore"\n\n', 1)
     assert text != PROGRAM and parse(text).computations.keys() == parse(PROGRAM).computations.keys()
 

@@ -57,16 +57,16 @@ def macs(**fields):
 def test_depth_costs_what_a_layer_costs():
     """Two depths of the cloud differ by exactly a layer's matrix products."""
     two, three, four = (macs(cloud_layers=depth) for depth in (2, 3, 4))
-    slots = S + 3  # meta tokens behind the prompt
+    slots = S + 3  # the meta tokens follow the prompt
     weights = 2 * 32 * (32 + 16) + 3 * 32 * 48  # q and o, k and v, FFN
     scores = 2 * slots * 32
     adapters = R * (2 * 32 + 32 + 16)  # q and v
     forward = slots * (weights + scores + adapters)
-    assert three["specialize"] - two["specialize"] == 8 * forward  # a prompt a device
+    assert three["specialize"] - two["specialize"] == 8 * forward  # one prompt per device
     layer = three["train_step"] - two["train_step"]
     assert four["train_step"] - three["train_step"] == layer
-    # Back through frozen weights only their inputs have a gradient: as much again as forward.
-    # Attention and adapters have two gradients; attention may compute its scores anew.
+    # Through frozen weights, only the inputs have a gradient: as much as the forward pass again.
+    # Attention and adapters have two gradients; attention may recompute its scores.
     backward = slots * (weights + 2 * scores + 2 * adapters)
     assert 0 <= layer - P * (forward + backward) <= P * slots * scores
     assert three["merge"] == two["merge"] and three["decode"] == two["decode"]
@@ -103,7 +103,7 @@ def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chun
 
 @pytest.mark.parametrize("rows", [None, 8])
 def test_a_typical_step_is_shorter(rows):
-    """As many rows of so many slots; all that depends on the length is a third."""
+    """As many rows, but shorter: everything that depends on the length is a third."""
     whole = setting()
     data = dataclasses.replace(DATA, packed_rows=rows, max_prompt_tokens=48)
     config = dataclasses.replace(whole.config, data=data)

@@ -13,6 +13,6 @@ def test_the_slowest_resource_decides():
     assert roof["compute_s"] == pytest.approx(1) and roof["hbm_s"] == pytest.approx(0.1)
     assert roof["ici_s"] == pytest.approx(0.5) and roof["dcn_s"] == 0
     assert roof["step_s"] == pytest.approx(1) and roof["bound_by"] == "compute"
-    assert roof["predicted_mfu"] == pytest.approx(0.5)  # half of it computes again
+    assert roof["predicted_mfu"] == pytest.approx(0.5)  # half of it is recomputation
     slow = roofline(V5E, flops=197e12, hbm=0, ici=0, dcn=12.5e9, model_flops=197e12)
     assert slow["bound_by"] == "dcn" and slow["predicted_mfu"] == pytest.approx(0.25)

@@ -1,4 +1,4 @@
-"""Names of slices, and what is said when there is no such thing."""
+"""Names of slices, and the errors for those that do not exist."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Bytes over HBM and between chips, loops as often as they run."""
+"""Bytes over HBM and between chips, with loops counted as often as they run."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from tests.aot.recorded import PROGRAM
 ROW = 16 * 64 * 2  # bytes of the activations
 COLLECTIVES = Counter(
     {
-        # 7 of 8 parts come from others; once, though it stands in two fusions
+        # 7 of 8 shards come from others; counted once, though it appears in two fusions
         Collective("all-gather", "bf16[64,64]", 8, 7 * 8 * 64 * 2, False): 5,
         # in groups of four, there and back
         Collective(
@@ -38,7 +38,7 @@ def test_which_of_them_leave_their_slice():
 
 
 def test_of_a_stack_only_the_layer_is_moved():
-    """In HBM: activations once; in a turn a layer's weights, a row of the stack; what is sent."""
+    """HBM: activations once; per iteration, a layer's weights and a row of the stack; sent data."""
     turn = 8 * 64 * 2 + 16 * 4
     assert traffic(parse(PROGRAM), 8).hbm == ROW + 5 * turn + 2 * 512
 
@@ -68,7 +68,7 @@ ENTRY %main (which.1: s32[], x.3: f32[64]) -> f32[64] {
 
 
 def test_what_hosts_carry_between_slices():
-    """As the compiler writes it for two slices: an all-reduce within each, then a send."""
+    """As written by the compiler for two slices: an all-reduce within each, then a send."""
     program = """
 ENTRY %main (x.1: f32[4,128]) -> f32[4,128] {
   %x.1 = f32[4,128]{1,0:T(4,128)} parameter(0)

@@ -6,7 +6,7 @@ TOKENS = 24
 
 
 def tiny(family, layers):
-    """Head size other than width / heads; Gemma's with its alternating windows."""
+    """A head size that is not width / heads; for Gemma, alternating windows."""
     fields = {"tied_head": family == "gemma2", "head_dim": 16}
     if family == "gemma2":
         sliding = ((True, False) * layers)[:layers]
@@ -16,7 +16,7 @@ def tiny(family, layers):
 
 
 def projections(config):
-    """MACs a token of one layer's matrices."""
+    """MACs per token of one layer's matrices."""
     heads = 2 * config.heads + 2 * config.kv_heads
     return config.width * (heads * config.head_dim + 3 * config.ffn_width)
 

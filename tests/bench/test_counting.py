@@ -14,7 +14,7 @@ from tests.bench.shapes import TOKENS, tiny
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_compiler_counts_every_layer_as_much(family):
-    """Its own count of a scan's body is once; elementwise work is large in a tiny model."""
+    """It counts the body of a scan once itself; elementwise work is large in a tiny model."""
     counts, macs = [], []
     for layers in (1, 2, 5):
         program = prefill_program(tiny(family, layers), TOKENS, dtype="float32")

@@ -12,7 +12,7 @@ CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_decoding_is_measured_for_both(monkeypatch):
-    """Merged weights have another placement than fresh ones: the first call of each is warm-up."""
+    """Merged weights are placed unlike fresh ones: the first call with each is a warm-up."""
     called = []
     generate = decode.generate_tokens
 

@@ -21,7 +21,7 @@ def test_prefill_against_the_formula(family, layers):
 
 @pytest.mark.parametrize("router_scope", ["shared", "per_layer"])
 def test_the_cloud_pass_against_the_formula(router_scope):
-    """Meta tokens ride along, no head, adapters on q and v, two matrices of the router."""
+    """With meta tokens, no head, adapters on q and v, and the router's two matrices."""
     cloud, edge = tiny("llama", 3), tiny("gemma2", 4)
     config = GeneratorConfig(cloud_rank=8, router_width=20, router_scope=router_scope)
     program = cloud_program(config, cloud, edge, TOKENS, "float32")
@@ -40,7 +40,7 @@ def test_the_merge_against_the_formula(combine):
     matrix = edge.width * edge.ffn_width
     if combine == "factors":
         expected = 2 * matrix + 4 * 2 * (edge.width + edge.ffn_width)
-    else:  # the experts of the two open gates side by side, nothing summed
+    else:  # the experts of the two open gates concatenated, nothing summed
         expected = 2 * 2 * matrix
     assert macs == 3 * 3 * expected
 

@@ -1,4 +1,4 @@
-"""What the latency and memory benchmarks run and report. No timing is asserted."""
+"""The programs and reports of the latency and memory benchmarks. No timing is asserted."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def test_in_turn_warms_every_action_and_alternates():
 
 
 def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
-    """A clock that gives 1 s a prompt token and 10 s a new one: the report must find both."""
+    """With a clock of 1 s per prompt token and 10 s per new one, the report must find both."""
     asked = []
 
     def generate_tokens(model, rows, *, max_new_tokens):
@@ -73,7 +73,7 @@ def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config):
         real = new_cache(config, 1, each, "float32")
         assert cache == real.k.nbytes + real.v.nbytes == result[f"cache_gib_{way}"] * gib
         request = result[f"request_argument_gib_{way}"] * gib
-        assert weights <= request < weights + 4096  # tokens, mask and scalars beside them
+        assert weights <= request < weights + 4096  # plus tokens, mask and scalars
         decode = result[f"decode_argument_gib_{way}"] * gib
         assert weights + cache <= decode < weights + cache + 4096
         assert cache <= result[f"request_output_gib_{way}"] * gib < cache + 4096

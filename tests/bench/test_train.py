@@ -14,7 +14,7 @@ CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
 def test_training_steps_are_of_the_same_rows(monkeypatch):
-    """Whatever Q is: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
+    """For every Q: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
     seen, build = [], train.build_step
 
     def watched(*args):
@@ -29,13 +29,13 @@ def test_training_steps_are_of_the_same_rows(monkeypatch):
         return dataclasses.replace(program, step=run)
 
     monkeypatch.setattr(train, "build_step", watched)
-    monkeypatch.setattr(train, "QUERIES", (1, 8))  # the ends: each is a program of its own
+    monkeypatch.setattr(train, "QUERIES", (1, 8))  # both ends, each of which has its own program
     cloud = family_decoder("llama", layers=3, **SIZES)
     result = train.bench_train(
         CONFIG,
         cloud,
         GeneratorConfig(),
-        rows=64,  # a row for each of the test's devices also at Q = 8
+        rows=64,  # one row per test device even at Q = 8
         prompt_tokens=24,
         query_tokens=16,
         repeats=1,
@@ -46,7 +46,7 @@ def test_training_steps_are_of_the_same_rows(monkeypatch):
     assert [step for *_, step, _ in seen] == list(range(1, 5))
     assert all(np.log(SIZES["vocab_size"]) * 0.5 < loss < 20 for *_, loss in seen)
     shares = [result[f"q{q}_cloud_share_of_arithmetic"] for q in (1, 8)]
-    work = [share / (1 - share) for share in shares]  # beside the edge's
+    work = [share / (1 - share) for share in shares]  # besides the edge's
     np.testing.assert_allclose(work, [work[0] / q for q in (1, 8)], rtol=1e-6)
     rates = [result[f"q{q}_edge_tokens_per_second"] for q in (8, 1)]
     assert result["ratio_q8_to_q1"] == pytest.approx(rates[0] / rates[1])

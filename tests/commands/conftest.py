@@ -12,7 +12,7 @@ from tests.tiny import make_tiny
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, pair, data_file):
-    """A user's folder: cloud, edge, data, an experiment, and what train and specialize made.
+    """A user's folder: cloud, edge, data, an experiment, and the outputs of train and specialize.
 
     Shared: tests read it and write into their own tmp_path.
     """
@@ -35,9 +35,9 @@ def world(tmp_path_factory, pair, data_file):
 
 @pytest.fixture
 def refuse(world, tmp_path, capfd):
-    """Runs a command that must end in exactly one message that `says` (a regex) and change nothing.
+    """Runs a command that must fail with exactly one message, matching `says`, and change nothing.
 
-    What stands in tmp_path before is watched, too.
+    Files that are in tmp_path before are watched, too.
     """
 
     def check(*args, says, code=1):
@@ -55,7 +55,7 @@ def refuse(world, tmp_path, capfd):
 
 @pytest.fixture
 def specialize(world, tmp_path):
-    """Arguments of a good `lorage specialize`, with changes: names of options to values."""
+    """Arguments of a valid `lorage specialize`; `changes` map option names to values."""
 
     def args(**changes):
         options = {

@@ -67,7 +67,7 @@ def test_bad_models(world, refuse, tmp_path, how, says):
 
 
 def test_weights_that_are_not_finite_are_no_result(specialize, world, tmp_path, refuse):
-    """A folder of NaN could be written, with NaN for its parity: that is not what was asked for."""
+    """A folder of NaN, with a parity of NaN, could be written, but is not a result."""
     broken, edge = tmp_path / "generator", tmp_path / "edge"
     shutil.copytree(world.root / "edge", edge)
     tensors = load_file(edge / WEIGHTS)
@@ -212,7 +212,7 @@ def test_memory_disk_and_defects(specialize, refuse, monkeypatch, capfd):
         monkeypatch.setattr(*place, fails(error))
         refuse(*specialize(), says=says)
     monkeypatch.setattr(*place, fails(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):  # a defect of ours is not dressed up as the user's
+    with pytest.raises(ZeroDivisionError):  # a bug of ours is not reported as the user's mistake
         lorage(*specialize())
 
 
@@ -222,10 +222,10 @@ def test_a_full_disk(specialize, refuse, tiny_disk):
 
 
 def test_a_disk_that_fills_up_in_training(world, tiny_disk, capfd, caplog):
-    """orbax alone would tell it in a thousand lines."""
+    """orbax alone would report it in a thousand lines."""
     assert lorage("train", world.root / "exp.py", "--out", tiny_disk / "run") == 1
     error = capfd.readouterr().err
     last = error.splitlines()[-1]
     assert re.search("^lorage: .*could not be written .*No space left.*Check the disk", last)
     assert all(line.startswith("step ") for line in error.splitlines()[:-1]), error
-    assert "orbax" not in caplog.text  # what pytest keeps from the terminal
+    assert "orbax" not in caplog.text  # output that pytest captured

@@ -63,7 +63,7 @@ def test_an_empty_standard_input(specialize, refuse, monkeypatch):
     ],
 )
 def test_bad_options_of_specialize(world, specialize, refuse, options, says, monkeypatch):
-    """None of them needs the cloud's weights to be loaded first."""
+    """All are found before the cloud's weights are loaded."""
     from lorage_jax.generator import store
 
     monkeypatch.setattr(store, "load_model", lambda *_: pytest.fail("the cloud was loaded"))
@@ -165,7 +165,7 @@ def test_bad_data(world, refuse, tmp_path, line, says):
 
 
 def test_bad_places_for_a_run(world, refuse, tmp_path):
-    """Among them a model folder: its config.json must not become the run's."""
+    """One of them is a model folder, whose config.json must not become the run's."""
     (tmp_path / "file").write_text("mine")
     exp = world.root / "exp.py"
     refuse("train", exp, "--out", world.root / "run", says="already holds a run.*--resume")

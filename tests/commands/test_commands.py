@@ -1,4 +1,4 @@
-"""The command line as people use it: what works."""
+"""The command line in normal use."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def check_report(report, special):
     )
     assert report["prompt_tokens_saved"] > 10
     assert isinstance(report["seconds"], float) and report["seconds"] > 0
-    origin = report.pop("provenance")  # of the --json file alone
+    origin = report.pop("provenance")  # only in the --json file
     assert origin["command"].startswith("lorage specialize --generator")
     assert json.loads((special / "report.json").read_text()) == report
 
@@ -88,7 +88,7 @@ def test_specialize_from_standard_input_in_a_process_of_its_own(world, specializ
         *("--cloud", tmp_path / "moved" / "cloud", "--edge", tmp_path / "moved" / "edge"),
         input=PROMPT,
     )
-    assert (done.returncode, done.stderr) == (0, "")  # no noise of the libraries
+    assert (done.returncode, done.stderr) == (0, "")  # no library output
     assert "Parity" in done.stdout and "prompt tokens saved" in done.stdout.lower()
     check_report(json.loads((tmp_path / "r.json").read_text()), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -110,7 +110,7 @@ def test_specialize_saves_what_is_asked_for(specialize, tmp_path, save):
 
 
 def test_another_dtype_is_cast_once(world, specialize, tmp_path):
-    """float32 sum, then one cast: not the sum of weights that were cast before."""
+    """The sum is in float32 and cast once; the weights are not cast before it."""
     assert lorage(*specialize(dtype="bfloat16", save="merged")) == 0
     name = "model.layers.1.mlp.gate_proj.weight"
     merged = load_file(world.special / "merged" / WEIGHTS)[name]
@@ -121,7 +121,7 @@ def test_another_dtype_is_cast_once(world, specialize, tmp_path):
 
 
 def test_generate_fits_the_context_by_default(world, capfd):
-    """The hint that quickstart prints: no length named, a context of less than 128 more."""
+    """As in quickstart's hint: no length given, and less than 128 tokens left in the context."""
     args = ("--model", world.special / "merged", "--input", "x" * 200)
     assert lorage("generate", *args) == 0
 
@@ -231,7 +231,7 @@ def test_help_has_an_example(command, capfd):
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "bench flops --help"])
 def test_help_is_for_users_and_quick(words):
-    """No heavy library is imported before there is something to do."""
+    """No heavy library is imported before there is work to do."""
     code = (
         "import sys\nfrom lorage_jax.cli import main\n"
         f"try:\n    main({words.split()})\nexcept SystemExit as end:\n    assert end.code == 0\n"

@@ -1,4 +1,4 @@
-"""`lorage eval`: the contract of its files, going on after a kill, and mistakes."""
+"""`lorage eval`: the contract of its files, continuing after a kill, and user errors."""
 
 import json
 import sys
@@ -74,7 +74,7 @@ def test_a_generator_is_scored_with_controls_and_told_in_words(world, data, tmp_
 
 
 def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
-    """The byte tokenizer's 256 positions hold little: everything is cut, nothing fails."""
+    """256 positions hold little with a byte tokenizer: everything is cut, nothing fails."""
     made = ["--json", tmp_path / "scores.json", "--limit", "2", "--max-new-tokens", "8"]
     asked = ["eval", "--generator", world.generator, "--tasks", "gpt4tools", "--no-controls"]
     assert lorage(*asked, *made, "--samples", tmp_path / "samples.jsonl") == 0
@@ -167,7 +167,7 @@ def test_samples_by_task(world, data, tmp_path):
 
 
 def test_tasks_of_other_kinds_than_choices(world, tmp_path, capsys):
-    """A perplexity task of the user's own YAML would do the same; lm-eval brings wikitext."""
+    """wikitext, a perplexity task of lm-eval; a user's own YAML would be treated alike."""
     (tmp_path / "data" / "wikitext").mkdir(parents=True)
     (tmp_path / "data" / "wikitext" / "test.jsonl").write_text(
         "".join(json.dumps({"page": f"A page about bird {i}."}) + "\n" for i in range(3))

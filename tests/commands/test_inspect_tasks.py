@@ -1,4 +1,4 @@
-"""`lorage inspect --tasks`: text, picture and JSON of what the experts serve; misuse."""
+"""`lorage inspect --tasks`: text, picture and JSON of the tasks that experts serve; user errors."""
 
 import io
 import json
@@ -30,11 +30,11 @@ def test_tasks(world, tmp_path, capfd):
     assert shown.startswith(plain) and shown.endswith(f"picture: {png}\n")
     assert "Experts by value" in shown
     assert f"Nearest prompts, by cosine of the gates, to: {PROMPT}" in shown
-    # Each byte is a token here, which are too many for the cloud's 256.
+    # With a token per byte, the prompts exceed the cloud's 256 positions.
     assert "cloud's context: 24 of tools." in shown
     assert png.read_bytes().startswith(b"\x89PNG")
     facts = json.loads(result.read_text())
-    assert facts["sizes"]["trained.meta"] == 3 * 32  # all that is told without --tasks
+    assert facts["sizes"]["trained.meta"] == 3 * 32  # the whole output without --tasks
     tasks = facts["tasks"]
     assert set(tasks["serves"]) == {"operation", "style", "format"}
     assert np.shape(tasks["usage"]["families"]["words"]) == (3, 8)

@@ -1,4 +1,4 @@
-"""`lorage pretrain`: its figures and picture, siblings of an experiment, one message a mistake."""
+"""`lorage pretrain`: its figures and picture, stages of an experiment, one message per error."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     assert f"loss {first:.3f} -> {last:.3f}.\nModel: {run / 'model'}\n" in printed
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert lg.load_model(run / "model").config.layers == 1
-    # Again: refused. Resumed: there is nothing left to do, and the picture stays.
+    # Run again, it is refused; resumed, there is nothing left to do and the picture is kept.
     assert lorage("pretrain", experiment, "--out", run) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("lorage: ") and "--resume" in error

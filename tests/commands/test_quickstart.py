@@ -1,4 +1,4 @@
-"""`lorage quickstart` and the bundled pair, as a new user meets them."""
+"""`lorage quickstart` and the bundled pair, as a new user sees them."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_the_report_is_what_was_measured(made):
 
 
 def test_the_prompt_is_what_does_it(made):
-    """The prompt was in no training, and without it, or under another, nearly nothing is right."""
+    """No training used the prompt; without it, or with another, hardly any answer is right."""
     _, report = made
     prompt = world_prompts.find(report["prompt"])
     for answer in report["answers"]:
@@ -84,7 +84,7 @@ def test_the_prompt_is_what_does_it(made):
 
 
 def test_who_is_asked_what_and_timed(made, monkeypatch):
-    """Four ways to answer; the first three are timed, without an eos, on the same requests."""
+    """Four arms; the first three are timed on the same requests, without an eos."""
     out, report = made
     questions = [(answer["user"], answer["expected"]) for answer in report["answers"]]
     calls, texts = [], [f" {target}\n" for _, target in questions]
@@ -138,14 +138,14 @@ def test_the_merged_folder_answers(made):
     asked = [edge_prompt(answer["user"]) for answer in report["answers"]]
     said = lg.generate(special, asked, max_new_tokens=32)
     assert [text.strip() for text in said] == [a["lora_gen"] for a in report["answers"]]
-    # The edge is bfloat16, the merged sum is not rounded to that.
+    # The edge is bfloat16; the merged weights are not rounded to it.
     weight = load_file(out / "merged" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     assert weight.dtype == np.float32
     assert np.mean(weight == weight.astype(ml_dtypes.bfloat16)) < 0.1
 
 
 def test_a_prompt_of_the_users_own(tmp_path, capfd):
-    """Of one that the world knows the answers are scored; of any other they are only shown."""
+    """If the built-in world knows it, answers are scored; otherwise they are only shown."""
     report = run(tmp_path / "known", "--prompt", KNOWN)
     assert (report["prompt"], report["task"]) == (KNOWN, "reverse/plain/comma")
     assert report["exact_match"]["lora_gen"] > report["exact_match"]["bare"]
@@ -165,7 +165,7 @@ def test_the_control_is_another_task():
 
 
 def test_a_prompt_of_tools(tmp_path, capsys):
-    """Its calls are in the prompt's dialect alone, and the control's in another."""
+    """Its calls follow the prompt's dialect only; the control's follow another."""
     report = run(tmp_path / "tools", "--family", "tools", "--seed", "2")
     task, shown = world_prompts.find(report["prompt"]), capsys.readouterr().out
     assert (task.family, task.task) == ("tools", report["task"])
@@ -183,7 +183,7 @@ def test_a_prompt_of_tools(tmp_path, capsys):
 
 
 def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
-    """It is told before all work."""
+    """It is reported before any work."""
     monkeypatch.setattr(quickstart, "deploy", None)
     room = lg.load_model(nano.EDGE).config.max_positions
     monkeypatch.setattr(quickstart, "LONGEST", room - 20)
@@ -220,7 +220,7 @@ def test_bad_use_is_refused(made, capsys, more, says):
 
 
 def test_the_pair_differs_and_is_small():
-    """Families, widths, depths, tokenizers; bfloat16; a licence; what transformers thinks of it."""
+    """Families, widths, depths, tokenizers, bfloat16 and licence; it loads in transformers."""
     edge, cloud = lg.load_model(nano.EDGE), lg.load_model(nano.CLOUD)
     assert (edge.config.family, cloud.config.family) == ("qwen2", "llama")
     assert edge.config.width < cloud.config.width and edge.config.layers != cloud.config.layers
@@ -242,7 +242,7 @@ def test_the_pair_differs_and_is_small():
 
 
 def test_the_recipe_says_what_the_experiments_do():
-    """Steps in the README are those of the files, and each begins where another one ended."""
+    """The README's steps are those of the files; each stage begins where another ended."""
     root = nano.FOLDER.parents[1]
     if not (root / "experiments").is_dir():
         pytest.skip("the recipe is tested in a checkout, where experiments/ is")
@@ -261,7 +261,7 @@ def test_the_recipe_says_what_the_experiments_do():
 
 
 def test_nano_is_a_name(tmp_path, monkeypatch):
-    """Of the bundled generator, for every command, unless a folder here is called so."""
+    """The name of the bundled generator for all commands, unless a folder here has that name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompt.txt").write_text(KNOWN)
     args = ["--prompt", "prompt.txt", "--out", "special", "--save", "card"]

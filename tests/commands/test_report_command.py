@@ -1,4 +1,4 @@
-"""`lorage report` from the command line: a folder that is whole, or one message and no change."""
+"""`lorage report` from the command line: a complete folder, or one message and no change."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capfd):
-    """Runs a report that must end in one message with all of `says`, and change nothing."""
+    """Runs a report that must fail with one message that has all of `says`, and change nothing."""
 
     def check(*args, says, code=1):
         before = contents(tmp_path)

@@ -1,4 +1,4 @@
-"""What tests of the command line share: running it, and looking at folders."""
+"""Helpers of the command line's tests: running commands, comparing folders."""
 
 import subprocess
 import sys

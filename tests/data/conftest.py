@@ -32,7 +32,7 @@ def cloud():
 
 @pytest.fixture(scope="session")
 def edge():
-    """SentencePiece-like: a space is put before every text; no bos, no pad, with eos."""
+    """Like SentencePiece, with a space before every text; eos, but no bos and no pad."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]

@@ -89,7 +89,7 @@ def test_queries_are_prompt_major_and_padded_on_the_right(cloud, edge):
         user, target = queries[row % 3]
         assert ids[loss][-1] == edge.eos_token_id
         assert edge.decode(ids[mask & ~loss]) == edge_prompt(user)
-        # The loss mask decodes back to the target, and the row to the whole turn.
+        # The tokens of the loss mask decode to the target, those of the row to the whole turn.
         assert edge.decode(ids[loss][:-1]).strip() == target
         assert edge.decode(ids[mask][:-1]) == edge_prompt(user) + edge_target(target)
 

@@ -53,14 +53,14 @@ def pretrain_config(*corpora, **changes):
 
 
 def sequences(tokenizer, document):
-    """(ids, how many belong to the prompt) of every text, as inference would read it."""
+    """(ids, number of prompt tokens) of every text, as inference would read it."""
     for prompt, answer in document.texts:
         asked = encode(tokenizer, prompt, bos=True)
         yield asked + encode_target(tokenizer, answer), len(asked)
 
 
 def visible(batch, row, text, branch):
-    """The slots that a branch sees of its text, in order of position."""
+    """The slots that a branch attends to, in order of position."""
     slots = np.flatnonzero(batch.queries[0].mask[row] & (batch.queries[0].text[row] == text))
     slots = [s for s in slots if batch.queries[0].branch[row, s] in (0, branch)]
     assert [batch.queries[0].positions[row, s] for s in slots] == list(range(len(slots)))
@@ -91,11 +91,11 @@ def test_every_branch_reads_its_whole_text(tokenizer, blind):
     trunk = int((batch.queries[0].branch == 0)[batch.queries[0].mask].sum())
     first = [ids for ids, _ in texts]
     assert all(ids[:trunk] == first[0][:trunk] for ids in first)
-    assert len({ids[trunk] for ids in first}) > 1  # no longer start is shared
+    assert len({ids[trunk] for ids in first}) > 1  # no longer prefix is shared
     assert batch.queries[0].mask.sum() == trunk + sum(len(ids) - 1 - trunk for ids in first)
     shared = encode(tokenizer, "User:" if blind else cloud_prompt(GROUP[0]), bos=True)
     assert trunk >= len(shared)
-    # The end of every answer is a target, and nowhere else.
+    # eos is a target at the end of every answer, and nowhere else.
     ends = batch.queries[0].targets == tokenizer.eos_token_id
     assert (
         ends.sum() == 3 and (batch.queries[0].answer_mask & batch.queries[0].loss_mask)[ends].all()
@@ -117,7 +117,7 @@ def test_a_single_text_and_prose_are_one_branch(tokenizer):
 
 
 def test_equal_requests_are_kept_apart(tokenizer):
-    """As far as they are equal they are stored once, answers too; each keeps a token of its own."""
+    """Their common prefix, even of answers, is stored once; each keeps a token of its own."""
     twice = document("Say yes.", (("go", "yes"), ("go", "yes"), ("go", "yes sir")))
     batch = pack_documents(tokenizer, [twice], 1, 200)
     for branch, (ids, _) in enumerate(sequences(tokenizer, twice), 1):
@@ -139,7 +139,7 @@ def random_documents(count, seed=0):
 
 
 def test_packing(tokenizer):
-    """No slot is used twice, no text crosses rows, and what finds no room is counted."""
+    """No slot is used twice, no text spans rows, and texts that do not fit are counted."""
     documents = random_documents(12)
     batch = pack_documents(tokenizer, documents, 4, 150)
     assert batch.queries[0].tokens.shape == (4, 150) and batch.queries[0].mask.dtype == bool
@@ -150,7 +150,7 @@ def test_packing(tokenizer):
     found = set()
     for row in range(4):
         used = batch.queries[0].mask[row]
-        assert used[: used.sum()].all()  # from the left, without holes
+        assert used[: used.sum()].all()  # from the left, without gaps
         assert (np.diff(batch.queries[0].text[row, used]) >= 0).all()
         for text in set(batch.queries[0].text[row, used].tolist()):
             for branch in (1, 2, 3):
@@ -219,7 +219,7 @@ def test_prose_is_covered_once_an_epoch(prose):
     documents = Documents(config, 0)
     count = sum(-(-len(text) // 120) for text in texts)
     pieces = documents.texts(count)
-    assert sorted(map(len, pieces))[-1] == 120  # 6 characters a token
+    assert sorted(map(len, pieces))[-1] == 120  # 6 characters per token
     assert sum(map(len, pieces)) == sum(map(len, texts))
     assert set(pieces) == {t[at : at + 120] for t in texts for at in range(0, len(t), 120)}
     assert documents.describe(1) == f"{path}:1, character 120"
@@ -293,7 +293,7 @@ def test_bad_sources(tmp_path, tokenizer):
 
 
 def test_corpora_come_and_go_by_step():
-    """Easy tasks alone, then both, then words alone; every stage goes on in its corpora."""
+    """Easy tasks only, then both, then words only; every stage continues its corpora."""
     easy, words = (
         Corpus(Source("synthetic", "synthetic", name=name), 2, 2, 160, 1, steps=steps)
         for name, steps in (("easy", (0, 6)), ("words", (3, None)))
@@ -308,7 +308,7 @@ def test_corpora_come_and_go_by_step():
     is_words = [min(i) >= SYNTHETIC_EPOCH for i in ids]
     assert is_words[:3] == [False] * 3
     assert set(is_words[3:6]) == {False, True} and is_words[6:] == [True] * 6
-    assert len({tuple(i) for i in ids}) == 12  # nothing comes twice
+    assert len({tuple(i) for i in ids}) == 12  # nothing is repeated
     again = iter(documents.batches(tokenizer))
     again.set_state({"next_index": 5})
     assert next(again).group_ids.tolist() == ids[5]

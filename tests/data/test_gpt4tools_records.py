@@ -28,7 +28,7 @@ PARTS = {
 
 
 def split(**changes):
-    """The parts that come back for PARTS with some of them changed."""
+    """The parts found in the text of PARTS, with some of them changed."""
     instruction = split_instruction("".join((PARTS | changes).values()), "here")
     return vars(instruction)
 
@@ -163,7 +163,7 @@ def test_the_real_sample_splits_and_joins(sample, shared):
     ("name", "tools", "static"), [("llama2", 1.582, 6.307), ("qwen2", 1.634, 6.939)]
 )
 def test_compression(sample, shared, name, tools, static):
-    """Full tokens over edge tokens, both ways, as the README states them."""
+    """The ratio of all tokens to edge tokens, in both variants."""
     tokenizer = AutoTokenizer.from_pretrained(str(shared / "tokenizers" / name))
 
     def tokens(texts):

@@ -1,4 +1,4 @@
-"""Prompts and queries one behind the other in few rows."""
+"""Prompts and queries packed into a few rows, one after the other."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def groups(count, queries, seed=0):
 
 
 def test_rows_are_balanced():
-    """As many texts in each row, none lost, and about as many tokens, whatever the lengths."""
+    """Every row has as many texts and about as many tokens, and none is lost."""
     rng = np.random.default_rng(1)
     for _ in range(20):
         lengths = np.minimum(2048, rng.lognormal(5, 1, 64)).astype(int) + 1
@@ -52,7 +52,7 @@ def test_texts_stand_one_behind_the_other():
 
 
 def test_every_text_is_found_again(cloud, edge):
-    """With its prompt, its answer and no other; a group without a query has a filler."""
+    """Each with its own prompt and answer; a group without a query has a filler."""
     config = DataConfig((SOURCE,), 8, 3, min_bucket=16, packed_rows=2)
     encoder, asked = Encoder(config, cloud, edge), groups(8, 3)
     batch = encoder.batch([encoder.tokens(group) for group in asked])

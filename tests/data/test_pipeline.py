@@ -77,7 +77,7 @@ def test_resume_continues_bit_for_bit(mixed, cloud, edge):
     resumed.set_state(json.loads(state))
     for batch in expected:
         _equal(next(resumed), batch)
-    # The five differ among themselves, so equality above says something.
+    # The five differ from each other, so the equality above means something.
     assert len({batch.queries[0].tokens.tobytes() for batch in expected}) == 5
 
 
@@ -155,7 +155,7 @@ def test_synthetic_is_endless_and_keeps_to_its_split_and_family():
     fixed = load_groups(_config(few), seed=0)
     epochs = [sorted(_take(fixed, 6, 6 * e), key=lambda g: g.index) for e in range(3)]
     assert epochs[0] == epochs[1] == epochs[2] and len({g.queries for g in epochs[0]}) == 6
-    # Without a family all that have the split, with one only this.
+    # Without a family, all that have the split; with one, only that one.
     both, tools = (
         _take(load_groups(_config(Source("synthetic", "synthetic", name=name)), 0), 200)
         for name in ("", "tools")
@@ -177,7 +177,7 @@ def test_limit_and_needs_input(write):
 def test_describe_names_file_and_line(mixed, cloud, edge):
     dataset = make_dataset(mixed, cloud, edge, seed=1)
     assert dataset.describe(0).endswith("i.jsonl:1")
-    assert dataset.describe(3).endswith("i.jsonl:6")  # B, behind three chunks of A
+    assert dataset.describe(3).endswith("i.jsonl:6")  # B, after three chunks of A
     assert dataset.describe(5).endswith("c.jsonl:1")
     assert dataset.describe(13).endswith("c.jsonl:9")
     assert dataset.describe(14) == "synthetic/paraphrase:0"
@@ -255,7 +255,7 @@ def test_fingerprint_follows_versions(monkeypatch, module, name):
 
 
 def test_fingerprint_of_the_built_in_tasks_stays():
-    # Recorded in experiments/results/nano/seed0.json; another value refuses every begun run.
+    # Recorded in experiments/results/nano/seed0.json: with another value, no such run can resume.
     found = data_fingerprint([Source("synthetic", "synthetic", name="tools")])
     assert found == "d06dd23d0b6c92c9be024923b277ba564c8a438ec02d8f1ab43937e0a5e5613c"
 

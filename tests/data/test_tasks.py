@@ -106,7 +106,7 @@ def _users(prompt):
 
 def test_samples_are_never_the_queried_items():
     task = TASKS["piqa"]
-    # Every text twice, as in PIQA: the copy of a queried item must not be shown either.
+    # Every text occurs twice, as in PIQA: the copy of a queried item must not be shown.
     bank = sample_bank([Example(f"q{i % 12}", f"t{i}") for i in range(24)])
     asked = [bank[3], bank[7]]
     seen, counts = set(), set()

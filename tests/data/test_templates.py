@@ -7,7 +7,7 @@ def test_templates():
     assert templates.edge_prompt("  ") == "Assistant:"
     baseline = templates.edge_prompt_with_system("Be brief.", "hi")
     assert baseline == "System: Be brief.\n\nUser: hi\nAssistant:"
-    # What the cloud read is what the baseline has in front of the same question.
+    # The baseline has the cloud's text in front of the same question.
     assert baseline.startswith(templates.cloud_prompt("Be brief.\n"))
     assert baseline.endswith(templates.edge_prompt("hi"))
     assert templates.edge_target("yes ") == " yes"
@@ -25,7 +25,7 @@ def test_encode_bos(cloud, edge):
 
 
 def test_encode_adds_nothing_of_its_own(shared):
-    # The LLaMA 2 tokenizer adds a bos by itself when asked for special tokens.
+    # With special tokens, the LLaMA 2 tokenizer adds a bos itself.
     from transformers import AutoTokenizer
 
     llama = AutoTokenizer.from_pretrained(shared / "tokenizers/llama2")
@@ -42,7 +42,7 @@ def test_text_cannot_spell_special_tokens(cloud, edge):
 
 
 def test_target_continues_the_prompt(cloud, edge):
-    # Decoded behind the prompt, the answer has one space before it and eos behind it.
+    # Decoded after the prompt, the answer follows one space and ends with eos.
     for tokenizer in (cloud, edge):
         prompt, target, cut = fit_query(tokenizer, "apple tree", "tree, apple", 100)
         assert not cut and target[-1] == tokenizer.eos_token_id
@@ -53,7 +53,7 @@ def test_target_continues_the_prompt(cloud, edge):
 def test_target_of_real_tokenizers(shared):
     from transformers import AutoTokenizer
 
-    # The three put spaces in three ways; cleaning up before "." must not hide a lost space.
+    # All three treat spaces differently; clean-up before "." must not hide a lost space.
     for folder in ("models/stories260K", "tokenizers/llama2", "tokenizers/qwen2"):
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
         for target in ("yes", ". It is.", "a\n\nb  c", "é?"):

@@ -17,7 +17,7 @@ TASKS = {
 
 
 def record(name, i):
-    """The i-th record of a task: {question, choices, label} with what stands in front."""
+    """The i-th record of a task: {question, choices, label}, and a passage or context."""
     count = TASKS[name]
     if name == "gsm8k":
         return {"question": f"What is {i} + 1?", "answer": f"{i} + 1 is {i + 1}.\n#### {i + 1}"}

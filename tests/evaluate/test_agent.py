@@ -33,7 +33,7 @@ NEW = 6
 
 
 def record(i: int, tools: tuple[str, ...] = ()) -> ToolRecord:
-    """A short record, of another length and with other tools than its neighbours."""
+    """A short record, with a length and tools that differ from its neighbours'."""
     tools = tools or (NAMES[i % 4], NAMES[(i + 1) % 4])
     text = (
         "Tools:\n"
@@ -70,7 +70,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every batch for `generate_tokens`, as (rows, cards). The edge's answer is a hash of them."""
+    """Every batch of `generate_tokens`, as (rows, cards); the answer is a hash of both."""
     seen = []
 
     def answer(edge, rows, *, gates, watch, **_):
@@ -90,7 +90,7 @@ def run(models, records=RECORDS, **options):
 
 
 def fake(monkeypatch, text_of):
-    """`generate_tokens` that says `text_of(prompt)`, through the same watch as the real one."""
+    """A `generate_tokens` that writes `text_of(prompt)`, with the same watch as the real one."""
 
     def answer(edge, rows, *, watch, **_):
         texts = [text_of(edge.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
@@ -104,7 +104,7 @@ def predictions(result, arm):
 
 
 def test_gates_per_row_are_a_merge_per_record(models):
-    """No faked edge here: the same texts, one record at a time, through merged weights."""
+    """With a real edge: the same texts as one record at a time with merged weights."""
     edge, generator = models
     records = RECORDS[:3]
     result = run(models, records, arms=("lora_gen", "bare"), batch_rows=4)
@@ -116,7 +116,7 @@ def test_gates_per_row_are_a_merge_per_record(models):
     assert len(set(texts)) > 3 and all(texts)
 
 
-# Whose card an arm's rows are under.
+# The record whose card each row of an arm has.
 WHOSE = {"lora_gen": "own", "lora_gen_tools": "own", "shuffled": "shuffled", "random": "random"}
 WHOSE |= {"mean_gates": "mean"}
 
@@ -179,7 +179,7 @@ def test_figures_of_an_arm(models, calls):
 
 
 def test_answers_stop_at_the_observation_and_come_in_record_order(models, monkeypatch):
-    """The edge says the gold call and goes on inventing; what is scored ends in time."""
+    """The edge writes the gold call and goes on; the scored text ends before that."""
     files = {f"image/a{i}.png": record(i).output for i in range(5)}
 
     def text_of(prompt):
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
     whole = run(models)
     every, counted = len(calls), answers.generate_tokens
     assert every == 3 * len(READS)  # batches of 2, 2 and 1
-    assert [len(rows) for rows, _ in calls] == [2] * every  # the last is filled up
+    assert [len(rows) for rows, _ in calls] == [2] * every  # the last one is filled up
 
     def journaled(**options):
         return run(models, journal=Journal.open(tmp_path / "journal.jsonl"), **options)
@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
     monkeypatch.setattr(lora_gen, "specialize", lambda *args: made.append(args))
     again = journaled()
     assert len(calls) == every - 4
-    assert not made  # the cards are there too
+    assert not made  # the cards are in it, too
     for arm in READS:
         assert predictions(again, arm) == predictions(whole, arm)
     assert again.result.gaps == whole.result.gaps
@@ -239,7 +239,7 @@ def test_whatever_changes_the_answer_changes_the_key(models, what, calls):
     journal, records, options = Journal(), RECORDS, {}
     run(models, journal=journal, arms=arms)
     run(models, journal=journal, arms=arms, batch_rows=3)
-    assert len(calls) == 3  # how rows are batched does not
+    assert len(calls) == 3  # the batching of rows does not matter
     if what == "edge":
         edge, generator = merge(edge, generator.pool, specialize(generator, "Hello.")), None
     elif what == "generator":
@@ -268,7 +268,7 @@ def test_what_is_too_long_loses_its_start_and_is_counted(models, calls):
         assert figures.truncated == 1
         ids = encode(edge.tokenizer, edge_prompt(getattr(long.instruction, part)), bos=True)
         assert ids[-room:] in [row for rows, _ in calls for row in rows]
-        assert figures.edge_tokens > 400  # what it was before the cut
+        assert figures.edge_tokens > 400  # its length before the cut
     assert result.result.arms["in_context"].cloud_truncated == 0
     for arm in ("lora_gen", "mean_gates"):
         assert result.result.arms[arm].cloud_truncated == 1
@@ -287,7 +287,7 @@ def test_without_a_generator(models, calls):
 
 
 def test_gaps_are_paired_and_put_into_words(models, monkeypatch):
-    """`specialized` and `random` are right, the others wrong: one control does as well."""
+    """`lora_gen` and `random` are right, the others wrong: one control does as well."""
     records = [record(i) for i in range(FEWEST)]
 
     def answer(self, arm, placement, texts):
@@ -322,7 +322,7 @@ def test_other_tools():
     same = [record(i, NAMES[:2]) for i in range(3)]
     with pytest.raises(ConfigError, match="leave the arm out"):
         other_tools(same, seed=0)
-    # The gold tool is in every list: then any other list will do.
+    # The gold tool is in every list, so any other list will do.
     sharing = [record(i, (NAMES[0], NAMES[1 + i])) for i in range(3)]
     assert all(donor != i for i, donor in enumerate(other_tools(sharing, seed=0)))
 

@@ -1,4 +1,4 @@
-"""The LoRA-Gen protocol: what goes to the cloud and to the edge in every arm, and what is said."""
+"""The LoRA-Gen protocol: the texts that cloud and edge read in every arm, and the verdicts."""
 
 import json
 
@@ -77,7 +77,7 @@ def lls(samples, arm, name):
 
 
 def by_hand(model, name, system=None):
-    """Log-likelihoods of the choices behind the edge's own template, record by record."""
+    """Log-likelihoods of the choices after the edge's own template, record by record."""
     split = {"arc_easy": 200, "piqa": 100}[name]  # records of test and validation
     rows = [record(name, split + i) for i in range(6)]
     found = []
@@ -221,7 +221,7 @@ metric_list: [{metric: acc}]
 
 
 def test_a_new_task_is_one_row_of_the_table(generator, edge, tmp_path, monkeypatch):
-    """Registered, it is read from local files, described, scored, and paired with a control."""
+    """Once registered, it is read from local files, described, scored and given a control."""
 
     def to_hub(row, where):
         example = choice_example(row, where)
@@ -246,7 +246,7 @@ def test_a_new_task_is_one_row_of_the_table(generator, edge, tmp_path, monkeypat
     (folder / "rhymes").mkdir()
     for split in ("train", "test"):
         rows = [{"question": f"Cat {i}?", "choices": ["hat", "dog"], "label": 0} for i in range(3)]
-        rows[2] = {"asked": "Sun?", "options": ["moon", "fun"], "answer": 1}  # as lm-eval reads it
+        rows[2] = {"asked": "Sun?", "options": ["moon", "fun"], "answer": 1}  # in lm-eval's layout
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "rhymes" / f"{split}.jsonl").write_text(text)
     with pytest.raises(ConfigError, match="no task 'rhymes'"):

@@ -59,7 +59,7 @@ def test_golden(row):
     assert list(score(gold, prediction).values()) == pytest.approx(expected, abs=5e-4)
 
 
-# What the page says of the same predictions, and what a program that runs the calls would say.
+# Scores of the same predictions by the page, and by a program that would run the calls.
 STRICT = {
     "exact": (CALL, CALL, 1, 1, 1, 1, 1),
     "white space": (CALL, call(SEGMENT, "image/abcd.png,the  red car "), 1, 1, 1, 1, 1),
@@ -113,13 +113,13 @@ def test_strict(row):
 
 
 def test_thoughts_behind_the_gold_calls_are_cut():
-    """Gold of a whole dialogue: one call, then the answer."""
+    """The reference is a whole dialogue: one call, then the answer."""
     assert score(CALL + ANSWER, CALL)["thought"] == 1
     assert score(CALL + ANSWER, CALL, "strict")["success"] == 1
 
 
 def test_a_turn_that_breaks_off_behind_its_thought():
-    """The page drops any last thought that has no action."""
+    """The page drops a last thought without an action."""
     assert score(CALL, CALL + YES)["thought"] == 1
     assert score(CALL, YES)["thought"] == 0
 
@@ -140,7 +140,7 @@ def test_bleu_1_by_hand():
 
 
 def test_half_a_text_argument_is_just_too_little():
-    """BLEU-1 of one word of two is 0.5 - 5e-10 in pycocoevalcap, and success wants 0.5."""
+    """BLEU-1 of one word of two is 0.5 - 5e-10 in pycocoevalcap, and success needs 0.5."""
     gold = call("Draw", "red car")
     assert score(gold, call("Draw", "red dog"))["success"] == 0
     assert score(gold, call("Draw", "red dog"))["args"] == pytest.approx(0.5)
@@ -149,7 +149,7 @@ def test_half_a_text_argument_is_just_too_little():
 
 
 def test_a_damaged_gold_is_scored_not_refused():
-    """One such record in a file must not end the evaluation of all others."""
+    """One such record in a file must not stop the evaluation of the others."""
     for gold in ("", "Paris", "AI: Paris", f"{YES}\nAction: Blur\nAction Input:"):
         for mode in ("official", "strict"):
             for prediction in ("", gold, f"{YES}\nAction: Blur\nAction Input: a.png"):
@@ -217,6 +217,6 @@ def test_scores_are_within_0_and_1(gold, prediction):
 
 @given(CALLS, LINES)
 def test_strict_success_of_one_call_is_official_success(gold, prediction):
-    """Where there is but one gold call, strict is the narrower of the two."""
+    """With only one gold call, strict success implies official success."""
     if gold.count("Action:") == 1 and score(gold, prediction, "strict")["success"]:
         assert score(gold, prediction)["success"] == 1

@@ -1,4 +1,4 @@
-"""Our models in lm-eval beside lm-eval's own `hf` model: the same requests, the same answers."""
+"""Our models in lm-eval against its own `hf` model: same requests, same answers."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 class ShortHF(HFLM):
-    max_gen_toks = 12  # of answers, where the task names no number
+    max_gen_toks = 12  # for tasks that set no number
 
 
 def hf(folder):
@@ -58,7 +58,7 @@ def assert_same_results(ours, theirs, names):
 
 
 def compare(folder, data, names, shots, limit=None):
-    """Runs tasks by both; `shots` as a number."""
+    """Runs tasks with both models, with `shots` few-shot samples."""
     ours, theirs = LorageLM(str(folder), max_gen_toks=12), hf(folder)
     results = [
         run_tasks(lm, {name: data.load(name, shots) for name in names}, limit, 1234)
@@ -75,7 +75,7 @@ def local(tmp_path_factory):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
 def test_all_tasks_agree_with_the_hf_model(tiny, local, family):
-    """Every task's own layout, few-shot, partial evaluation and generation among them."""
+    """With every task's own layout, few-shot samples, partial evaluation and generation."""
     metrics = compare(tiny(family)[0], local, list(TASKS), shots=1)
     assert all(values["n"] == 10 for values in metrics.values())
     assert "acc_norm" in metrics["hellaswag"] and "acc_stderr" in metrics["winogrande"]
@@ -83,7 +83,7 @@ def test_all_tasks_agree_with_the_hf_model(tiny, local, family):
 
 
 def test_contexts_that_are_too_long_are_cut_alike_and_counted(tiny, local):
-    """Five samples of every task overflow 256 positions of a byte tokenizer."""
+    """Five samples of each task exceed 256 positions of a byte tokenizer."""
     folder = tiny("llama")[0]
     compare(folder, local, ["boolq", "arc_easy"], shots=5)
     model = LorageLM(str(folder))
@@ -107,7 +107,7 @@ def test_rolling_and_empty_contexts(tiny):
 
 
 def test_a_tokenizer_that_begins_with_bos_by_itself(tiny, tmp_path):
-    """Llama's does: once in front of a context, not in front of a bare continuation."""
+    """Llama's adds it once before a context, but not before a continuation alone."""
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama")[0], folder)
     tokenizer = byte_tokenizer()
@@ -141,7 +141,7 @@ def test_generation_stops_where_the_hf_model_stops(tiny):
 
 
 def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
-    """`python -m lorage_jax.evaluate.harness` is lm-eval's, with a task file of the user's own."""
+    """`python -m lorage_jax.evaluate.harness` with a user's own task file."""
     import subprocess
     import sys
 
@@ -200,6 +200,6 @@ def test_a_trained_checkpoint_on_the_real_tasks(names, limit):
     ],
 )
 def test_random_models_on_the_real_tasks(tmp_path, family, names, limit):
-    """One token a byte: the longest endings would not fit the tiny models' usual 256 positions."""
+    """With a token per byte, the longest endings exceed the tiny models' default 256 positions."""
     make_tiny(family, tmp_path / "model", max_position_embeddings=1024)
     compare(tmp_path / "model", TaskData(str(DATA)), names, shots=0, limit=limit)

@@ -1,4 +1,4 @@
-"""Local files under lm-eval's definitions: layouts of the Hub, and folders that are wrong."""
+"""Local files with lm-eval's definitions: the Hub's layouts, and invalid folders."""
 
 import json
 
@@ -25,7 +25,7 @@ def first_requests(data, name, shots=0):
     return [instance.args for instance in task.instances]
 
 
-# What lm-eval asks for record 200 (test) or 100 (validation) of each task, to the letter.
+# lm-eval's exact requests for record 200 (test) or 100 (validation) of each task.
 EXPECTED = {
     "arc_challenge": ("Question: What warms bird 200?\nAnswer:", " the sun"),
     "openbookqa": ("What warms bird 200?", " the sun"),

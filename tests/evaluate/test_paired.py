@@ -22,12 +22,12 @@ def test_one_value_has_no_error_and_none_is_an_error():
 
 
 def test_the_gap_is_paired():
-    """The same two lists, paired otherwise, differ in the error: records vary more than arms."""
+    """Pairing matters: the same two lists, paired differently, have another error."""
     high, low = [1.0, 0.9, 0.2, 0.1] * 5, [0.8, 0.8, 0.1, 0.0] * 5
     gap = paired_gap(high, low)
     assert gap.gap == pytest.approx(0.125)
     assert gap.stderr == pytest.approx(np.std(np.subtract(high, low), ddof=1) / 20**0.5)
-    assert paired_gap(high[:19], low[:19]).significant is False  # too few to say
+    assert paired_gap(high[:19], low[:19]).significant is False  # too few for an error
     assert gap.significant is True
     crossed = paired_gap(high, low[::-1])
     assert crossed.gap == pytest.approx(0.125)

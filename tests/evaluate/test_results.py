@@ -1,4 +1,4 @@
-"""Results as types: every file of any age loads, and writes what it held under today's names."""
+"""Typed results: files of any version load, and are written with today's names."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
 def renamed(value):
-    """The same JSON with every key that is an old name of an arm under its new name."""
+    """The same JSON with old names of arms replaced by new ones."""
     if not isinstance(value, dict):
         return value
     return {arm_name(key): renamed(one) for key, one in value.items()}
@@ -52,7 +52,7 @@ def test_names_of_arms_are_todays_whatever_the_file_says():
     assert list(found.arms) == ["lora_gen", "lora_gen_tools", "bare"]
     assert found.arms["bare"].scores["official"] == {"iou": 0.5}
     assert found.gaps == {"bare": {"average": Gap(0.1, 0.2, False)}}
-    # The oldest files hold one set, without a name.
+    # The oldest files hold a single set without a name.
     assert EvalResult.from_json({"gpt4tools": {"arms": arms}}, "").gpt4tools[""].arms == found.arms
     assert not set(OLD_ARMS) & set(OLD_ARMS.values())
 

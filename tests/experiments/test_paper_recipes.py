@@ -53,7 +53,7 @@ def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
 
 
 def test_little_of_a_batch_is_padding(shared, monkeypatch):
-    """On Alpaca and the reasoning tasks, as the recipe mixes them: packed, and not."""
+    """On the recipe's mixture of Alpaca and reasoning tasks, with and without packing."""
     monkeypatch.setenv("LORAGE_DATA", str(shared / "data"))
     packed = load_experiment(ROOT / "experiments" / "paper" / "tinyllama.py").data
     tokenizer = load_tokenizer(shared / "models" / "stories260K")
@@ -68,4 +68,4 @@ def test_little_of_a_batch_is_padding(shared, monkeypatch):
             shapes |= {(rows, masks[-2].shape, masks[-1].shape)} if rows else set()
         shares[rows] = 1 - sum(x.sum() for x in masks) / sum(x.size for x in masks)
     assert shares[8] < 0.15 and shares[None] > 0.8
-    assert len(shapes) <= 8  # so many programs
+    assert len(shapes) <= 8  # number of programs

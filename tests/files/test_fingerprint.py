@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def test_the_scheme_does_not_change(folder):
-    """Cards on disk hold this value: changing the scheme orphans them."""
+    """Existing cards hold this value: another scheme would invalidate them."""
     expected = "sha256:262442a0b1b384921c626607a60759f3457b2f3e8875ec57e0e255fe98fcc8b4"
     assert fingerprint(folder) == fingerprint_arrays(ARRAYS) == expected
 

@@ -1,4 +1,4 @@
-"""What is finished stays finished; what is not a journal is not touched."""
+"""Finished work is kept; files that are not journals are not touched."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_another_file_is_left_alone(tmp_path):
 
 
 def test_half_a_header_is_begun_afresh(tmp_path):
-    path = tmp_path / "new" / "progress"  # a folder that is not there yet is made
+    path = tmp_path / "new" / "progress"  # a missing folder is created
     Journal.open(path).add({"a": 1})
     whole = path.read_text()
     path.write_text(whole[:9])

@@ -1,4 +1,4 @@
-"""Manifests: what they must hold, and one style of errors."""
+"""Manifests: required fields, and uniform errors."""
 
 import json
 

@@ -92,7 +92,7 @@ def test_a_stranger_forbids_overwriting(tmp_path, stranger):
     path = tmp_path / "out" / stranger
     if stranger.endswith("/"):
         path.mkdir()
-    elif stranger in ("link", "b.txt"):  # a link in the place of a file of ours is the user's, too
+    elif stranger in ("link", "b.txt"):  # a link in place of one of our files is the user's, too
         path.unlink(missing_ok=True)
         path.symlink_to(tmp_path)
     else:
@@ -127,7 +127,7 @@ def test_a_stranger_that_comes_during_the_work_is_kept(tmp_path):
 
 
 def test_deleting_the_old_folder_spares_what_is_not_ours(tmp_path, monkeypatch):
-    """Even when a file appears after the last check."""
+    """Even if a file appears after the last check."""
     make(tmp_path / "out")
     rename = Path.rename
 
@@ -234,7 +234,7 @@ def test_a_read_only_disk(tiny_disk):
 
 
 def test_a_failing_sync_fails_the_output(tmp_path, monkeypatch):
-    """Delayed writes tell of a full disk no earlier."""
+    """With delayed writes, a full disk shows only then."""
 
     def full(_):
         raise OSError(errno.ENOSPC, "full")

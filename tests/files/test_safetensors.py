@@ -24,7 +24,7 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture
 def tensors():
-    """Every bfloat16 there is (NaNs too), odd sizes, a scalar, an empty one, integers."""
+    """All bfloat16 values (with NaNs), odd sizes, a scalar, an empty tensor, integers."""
     generator = torch.Generator().manual_seed(0)
     every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     return {
@@ -112,7 +112,7 @@ def test_reads_parts(folder, tensors, index):
 
 
 def test_reading_a_part_touches_only_its_bytes(tmp_path):
-    """A sparse file of 4 TB: reading it whole would not end."""
+    """A sparse file of 4 TB, which cannot be read as a whole."""
     rows = 1 << 30
     header = json.dumps({"big": entry("F32", (rows, 1024), (0, rows * 4096))}).encode()
     with (tmp_path / "big.safetensors").open("wb") as file:
@@ -194,7 +194,7 @@ def test_a_header_length_that_cannot_be(tmp_path):
 
 
 def test_what_safetensors_refuses_is_refused(tmp_path):
-    """One flipped byte anywhere in the header: never accepted when the library refuses it."""
+    """A byte of the header is flipped: never accepted if the library refuses it."""
     path = tmp_path / "x.safetensors"
     save(path, {"a": np.ones((2, 3), BF16), "b": np.arange(5)}, {"k": "v"})
     content = path.read_bytes()
@@ -332,7 +332,7 @@ def test_rewrite_errors_leave_nothing(tmp_path, folder):
 
 
 def test_rewrite_needs_memory_for_one_tensor_only(tmp_path):
-    """Copied tensors are not held at all: 200 MB pass through a process limited to 1 + 100 MB."""
+    """Copied tensors are not held: 200 MB pass through a process limited to 1 + 100 MB."""
     tensor = 50 << 20
     arrays = {f"t{i}": np.full(tensor // 4, i, np.float32) for i in range(4)}
     save(tmp_path / "old", arrays)

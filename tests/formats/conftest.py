@@ -1,4 +1,4 @@
-"""The files of older versions, and what the version that wrote them computed."""
+"""The files of older versions, and the values that those versions computed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training runs of older versions go on: the same losses, the same result."""
+"""Training runs of older versions resume, with the same losses and results."""
 
 import dataclasses
 import tarfile
@@ -36,7 +36,7 @@ def run(old, tmp_path):
 
 @pytest.fixture
 def config(old):
-    """The experiment that `train` and `lora` are runs of, all its settings of then."""
+    """The experiment of the runs `train` and `lora`, with all settings of that version."""
     return ExperimentConfig(
         cloud=str(old / "cloud"),
         edge=str(old / "edge"),

@@ -1,4 +1,4 @@
-"""Result files of older versions: `lorage report` and the nano table read them as they were."""
+"""`lorage report` and the nano table read result files of older versions."""
 
 import json
 
@@ -11,7 +11,7 @@ from lorage_jax.world.scores import from_json
 
 @pytest.fixture
 def report(old, tmp_path):
-    """report(names...) -> the Markdown that `lorage report` makes of these old files."""
+    """report(names...) -> the Markdown page that `lorage report` makes from these old files."""
 
     def make(*names):
         files = [str(old / name) for name in names]
@@ -22,7 +22,7 @@ def report(old, tmp_path):
 
 
 def arms(page, first, columns):
-    """Rows of the page whose cells hold a score, from the one that holds `first` on."""
+    """Rows of the page with a score, starting at the one that contains `first`."""
     rows = [line for line in page.splitlines() if line.startswith("|")]
     start = next(i for i, line in enumerate(rows) if first in line)
     return rows[start : start + columns]

@@ -37,7 +37,7 @@ def test_cross_entropy_against_torch():
 
 
 def test_cross_entropy_is_finite():
-    """Huge logits, and bfloat16 ones, in float32."""
+    """Also for huge logits; bfloat16 ones are computed in float32."""
     logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
     loss, _ = cross_entropy(logits, jnp.asarray([[1]]), jnp.asarray([[True]]))
     np.testing.assert_allclose(loss, 2e4)
@@ -65,7 +65,7 @@ def test_squared_cv_against_numpy():
 def test_squared_cv_at_the_ends():
     even = jnp.full((4, 2, 8), 1 / 8)
     np.testing.assert_allclose(squared_cv(even), 0, atol=1e-6)
-    # Rows may be one-sided as long as the batch is even.
+    # Rows may be unbalanced as long as the batch is balanced.
     np.testing.assert_allclose(squared_cv(jnp.eye(8)[:, None]), 0, atol=1e-6)
     collapsed = jnp.zeros((4, 2, 8)).at[..., 3].set(1.0)
     np.testing.assert_allclose(squared_cv(collapsed), 8.0, rtol=1e-5)  # n for a collapse
@@ -82,7 +82,7 @@ def test_expert_usage():
 
 @pytest.mark.parametrize(("tied", "cap"), [(False, None), (True, 3.0)])
 def test_frozen_head_nll(monkeypatch, tied, cap):
-    """In chunks of 3 slots, the last one part empty, as from all logits at once."""
+    """Chunks of 3 slots, the last one partly empty, give the same as all logits at once."""
     monkeypatch.setattr(losses, "CHUNK", 3)
     config = family_decoder(
         "llama",

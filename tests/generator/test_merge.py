@@ -1,4 +1,4 @@
-"""W + (alpha / R) A B: the numbers, the one cast, and that no sharding takes a collective."""
+"""W + (alpha / R) A B: values, the single cast, and no collective under any sharding."""
 
 import re
 
@@ -38,7 +38,7 @@ def assert_close(left, right, atol=1e-6):
 @pytest.mark.parametrize("scope", ["per_layer", "shared"])
 @pytest.mark.parametrize("combine", ["factors", "products"])
 def test_assemble_against_numpy(tiny, cloud_dir, combine, scope):
-    """Eq. 8 spelled out: expert by expert, layer by layer, in float64."""
+    """Against Eq. 8 in float64, expert by expert and layer by layer."""
     config = GeneratorConfig(
         rank=3, alpha=6.0, experts=5, top_k=2, combine=combine, pool_scope=scope
     )
@@ -70,7 +70,7 @@ def test_layerwise_and_donated_are_the_same(world):
     layered, layer_report = merging.merge_with_report(edge, gen.pool, card, layerwise=True)
     assert_close(plain, layered)
     assert report == layer_report
-    for name in PROJECTIONS:  # the edge is untouched, and usable
+    for name in PROJECTIONS:  # the edge is unchanged and usable
         np.testing.assert_array_equal(ffn(edge)[name], before[name])
     assert plain.card is card and edge.card is None
     for layerwise in (False, True):
@@ -84,7 +84,7 @@ def test_layerwise_and_donated_are_the_same(world):
 
 
 def test_one_cast(world):
-    """bfloat16 weights: the sum in float32, rounded once; the report says how far."""
+    """bfloat16 weights: the sum is in float32 and rounded once; the report says how far."""
     folder, gen, card = world
     edge = load_model(folder, "bfloat16")
     card = type(card)(card.gates, card.generator, edge.fingerprint)
@@ -97,7 +97,7 @@ def test_one_cast(world):
         a, b = (np.asarray(x, np.float64) for x in factors[name])
         exact = old + a @ b
         new = ffn(merged)[name]
-        # Half a unit in the last of bfloat16's 8 places, and float32's own error.
+        # Half a unit in the last place of bfloat16, and float32's own error.
         assert np.all(np.abs(new - exact) <= np.abs(exact) * 2.0**-8 + 1e-6)
         worst = max(worst, np.abs(new - exact).max())
         still, count = still + np.sum(new == old), count + new.size

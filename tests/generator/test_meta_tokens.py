@@ -1,4 +1,4 @@
-"""What the cloud makes of a prompt does not depend on what stands beside it."""
+"""The cloud's states of a prompt do not depend on other prompts in the batch or row."""
 
 import dataclasses
 from functools import partial

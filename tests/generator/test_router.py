@@ -1,4 +1,4 @@
-"""Router and gates: Eq. 3-7 against torch, and what training and generation see of BatchNorm."""
+"""Router and gates: Eq. 3-7 against torch, and BatchNorm in training and generation."""
 
 import dataclasses
 
@@ -93,7 +93,7 @@ def test_what_a_row_depends_on(scope):
 
 @pytest.mark.parametrize("scope", ["shared", "per_layer"])
 def test_running_statistics_are_used_after_training(scope):
-    """After many steps on one batch, generation gives what training gave."""
+    """After many steps on one batch, generation gives the same as training."""
     config, params, statistics, hidden = make(scope)
     step = jax.jit(lambda s: route(config, params, s, hidden, train=True, key=None))
     for _ in range(150):
@@ -104,7 +104,7 @@ def test_running_statistics_are_used_after_training(scope):
 
 
 def test_layers_share_a_router_or_do_not():
-    """shared: one statistics over all layers. per_layer: another layer's rows change nothing."""
+    """shared: statistics over all layers. per_layer: other layers' rows change nothing."""
     for scope, same in (("shared", False), ("per_layer", True)):
         config, params, statistics, hidden = make(scope)
         gates, _ = route(config, params, statistics, hidden, train=True, key=None)
@@ -130,7 +130,7 @@ def test_gates_are_a_top_k_distribution(seed, top_k, size):
     logits = size * np.random.default_rng(seed).standard_normal((2, L, E)).astype(np.float32)
     gates = np.asarray(gate(config, jnp.asarray(logits), None))
     np.testing.assert_allclose(gates.sum(-1), 1, atol=1e-6)
-    # An open gate may be so small that float32 makes it 0, never more than K are open.
+    # An open gate may underflow to 0 in float32; never more than K are open.
     assert np.all((gates > 0).sum(-1) <= top_k)
     if size < 10:
         assert np.all((gates > 0).sum(-1) == top_k)
@@ -156,7 +156,7 @@ def test_gradients_reach_the_open_gates_only():
 
 
 def test_gumbel():
-    """Eq. 4-5: all experts open; noise with a key in training only; temperature sharpens."""
+    """Eq. 4-5: all gates are open; noise needs a key, in training only; temperature sharpens."""
     config, params, statistics, hidden = make("shared", routing="gumbel", gumbel_temperature=0.7)
     key, other = jax.random.key(1), jax.random.key(2)
     calm, _ = route(config, params, statistics, hidden, train=False, key=key)
@@ -171,7 +171,7 @@ def test_gumbel():
     logits = jnp.asarray([[[0.0, 1.0, 2.0, 0.0, 0.0, 0.5]]])
     want = jax.nn.softmax(logits / 0.7)
     np.testing.assert_allclose(gate(config, logits, None), want, atol=1e-6)
-    # The noise is Gumbel's: which expert wins follows softmax of the logits, at any temperature.
+    # Gumbel noise: the winner is distributed as softmax of the logits, at any temperature.
     sharp = dataclasses.replace(config, gumbel_temperature=1e-3)
     many = gate(sharp, jnp.broadcast_to(logits, (4000, 1, E)), key)
     wins = np.bincount(np.asarray(many).argmax(-1).ravel(), minlength=E) / 4000

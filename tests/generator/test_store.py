@@ -1,4 +1,4 @@
-"""A generator on disk: the same cards after the way back, and nothing foreign accepted."""
+"""A generator on disk gives the same cards when loaded; foreign parts are refused."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ PROMPT = "You are a pirate."
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, cloud_dir, tiny):
-    """home/{cloud,edge,gen}: all that may move together. Tests copy it before they change it."""
+    """home/{cloud,edge,gen}, which may move together. Tests copy it before they change it."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(cloud_dir, home / "cloud")
     shutil.copytree(tiny("llama")[0], home / "edge")
@@ -30,7 +30,7 @@ def saved(tmp_path_factory, cloud_dir, tiny):
 
 @pytest.fixture
 def home(saved, tmp_path):
-    """A copy at another place; the original stays, so absolute paths lead back to it."""
+    """A copy elsewhere; the original stays, so absolute paths lead back to it."""
     shutil.copytree(saved[0], tmp_path / "home")
     return tmp_path / "home"
 
@@ -58,7 +58,7 @@ def test_round_trip(saved):
 
 
 def test_round_trip_in_bfloat16(saved, tmp_path):
-    """Half the size; what is loaded is one generator, whose cards are nearly the original's."""
+    """Half the size; the loaded generator gives nearly the original's cards."""
     home, gen, card = saved
     save_generator(gen, tmp_path / "half", dtype="bfloat16")
     file = "generator.safetensors"
@@ -79,14 +79,14 @@ def test_round_trip_in_bfloat16(saved, tmp_path):
 
 
 def test_the_house_moves(saved, home):
-    """Relative places count first: the folders moved together still fit."""
+    """Relative paths come first: folders that moved together still belong together."""
     back = load_generator(home / "gen")
     assert back.cloud.source == home / "cloud" and back.edge_source == home / "edge"
     assert back.fingerprint == saved[1].fingerprint
 
 
 def test_only_the_generator_moves(saved, tmp_path):
-    """The absolute place is the second try; it is recorded unless all lie side by side."""
+    """The absolute path is tried second; it is recorded unless the folders are siblings."""
     save_generator(saved[1], tmp_path / "gen")
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "gen").rename(tmp_path / "deep" / "er" / "gen")
@@ -205,7 +205,7 @@ def test_every_switch_survives(saved, tmp_path, fields):
 
 
 def test_the_fingerprint_is_of_everything(saved):
-    """Any part that decides the gates, or what they mean."""
+    """It covers every part that affects the gates or their meaning."""
     _, gen, _ = saved
     seen = {gen.fingerprint}
     for key, change in (
@@ -226,7 +226,7 @@ def vars_of(gen):
 
 
 def test_prompts(saved):
-    """Many prompts in one pass are each alone; what cannot be read is refused."""
+    """Prompts in one pass do not affect each other; unreadable ones are refused."""
     _, gen, card = saved
     cards = specialize(gen, [PROMPT, "Translate: " + "words " * 12, "?"])
     for one, prompt in zip(cards, [PROMPT, "Translate: " + "words " * 12, "?"], strict=True):

@@ -1,4 +1,4 @@
-"""Choosing tokens: exact filters, honest frequencies, draws that stand on their own."""
+"""Choosing tokens: exact filters, right frequencies, independent draws."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_greedy_is_argmax_and_takes_the_first_of_equals():
         (Sampling(temperature=1.0, top_k=3), renormalised(PROBABILITIES, [1, 3, 5])),
         # 0.4 + 0.3 does not reach 0.75, so the third token is in.
         (Sampling(temperature=1.0, top_p=0.75), renormalised(PROBABILITIES, [1, 3, 5])),
-        # Behind top-k the shares are 0.47, 0.35, 0.18: two reach 0.75.
+        # After top-k the shares are 0.47, 0.35, 0.18: two reach 0.75.
         (Sampling(temperature=1.0, top_k=3, top_p=0.75), renormalised(PROBABILITIES, [1, 3])),
         # The temperature comes first: 0.57, 0.32, ... reach 0.75 with two.
         (

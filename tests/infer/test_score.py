@@ -35,7 +35,7 @@ def questions(count=12, choices=4, seed=0, longest=40):
 
 
 def expected(model, context, continuation):
-    """The same from the plain forward pass: teacher forcing, nothing shared."""
+    """The same by the plain forward pass, one request per row."""
     row = [*context, *continuation]
     size = 64 if len(row) <= 64 else 272  # two shapes, for the tests' sake
     tokens = row + [0] * (size - len(row))
@@ -85,7 +85,7 @@ def test_choices_of_a_question_share_a_row_and_do_not_see_each_other(model, monk
     requests = [(context, [7 + k, *range(100, 105)]) for k in range(4)]
     together = score(model, requests)
     assert [len(row.continuations) for row in rows] == [4]
-    assert rows[0].length == 50 + 4 * 5  # the context once, and no last token
+    assert rows[0].length == 50 + 4 * 5  # the context once, without the last token
     alone = [score(model, [request])[0] for request in requests]
     assert_close(together, alone)
 
@@ -162,7 +162,7 @@ def test_many_specialisations_in_one_batch(pair):
                  [expected(merged[0], *request) for request in requests[:3]])  # fmt: skip
 
 
-# Going on after a kill
+# Resuming after a kill
 
 
 class Killed(Exception):
@@ -186,7 +186,7 @@ def test_finished_requests_are_not_run_again(model, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         score(model, requests, batch_tokens=256, journal=Journal.open(path))
     with path.open("a") as file:
-        file.write('{"key": "half a li')  # as a kill in the middle of a write leaves it
+        file.write('{"key": "half a li')  # as left by a kill during a write
     finished = len(Journal.open(path))
     assert 0 < finished < len(requests)
 
@@ -223,7 +223,7 @@ def test_the_journal_of_one_model_does_not_serve_another(model, tiny, tmp_path, 
 
 
 def test_the_journal_tells_a_changed_config_from_the_old_one(model):
-    """The fingerprint is of the weights alone; config.json may have been edited since."""
+    """The fingerprint covers only the weights; config.json may have been edited since."""
     journal = Journal()
     requests = [([5, 9, 17, 30], [7, 8])]
     before = score(model, requests, journal=journal)
@@ -245,11 +245,11 @@ def test_a_request_asked_twice_is_run_once(model, monkeypatch):
     assert len(asked) == 2 and found[0] == found[1] != found[2]
 
 
-# Requests that cannot be
+# Invalid requests
 
 
 def test_a_context_that_is_too_long_loses_its_start(model):
-    """As in lm-eval: the last token of all is read by nobody, so it needs no position."""
+    """As in lm-eval; the very last token is not read, so it needs no position."""
     context, answer = list(range(3, 203)) * 2, [9, 10, 11]
     kept, same, cut = fit(context, answer, 256, 0, 264)
     assert cut and same == (9, 10, 11) and list(kept) == context[-254:]

@@ -1,4 +1,4 @@
-"""Text that grows: pieces add up, whatever the tokenizer does between two tokens."""
+"""Streamed text: the pieces add up, whatever the tokenizer does between two tokens."""
 
 import random
 
@@ -13,7 +13,7 @@ from tests.tiny import byte_tokenizer
 
 
 def sentencepiece_tokenizer():
-    """Like LLaMA 2's: a space in front of every text, characters it lacks as byte tokens."""
+    """Like LLaMA 2's: a space before every text, byte tokens for unknown characters."""
     words = ["▁", "a", "b", "c", "▁a", "▁b", "ab", "."]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words]
     merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
@@ -41,7 +41,7 @@ TOKENIZERS = {"bytes": byte_tokenizer(), "sentencepiece": sentencepiece_tokenize
 
 
 def grow(tokenizer, prompt, ids, stops, chunk):
-    """The pieces of one row, and its text, when looked at every `chunk` tokens."""
+    """The pieces of one row, read every `chunk` tokens, and its text."""
     pieces = []
     texts = GrowingTexts(tokenizer, [prompt], stops, lambda row, piece: pieces.append(piece))
     for end in range(chunk, len(ids) + chunk, chunk):

@@ -71,7 +71,7 @@ def arrays(folder):
 
 
 def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_path, monkeypatch):
-    """Also: each step sees the queries of a generator's batch; merged is as unmerged."""
+    """Each step sees the queries of a generator's batch; merged and unmerged logits agree."""
     seen, place = [], training.device_batch
 
     def spy(batch, *rest):
@@ -90,7 +90,7 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     for batch in seen[:3]:
         np.testing.assert_array_equal(batch.queries[0].tokens, next(batches).queries[0].tokens)
 
-    # Killed behind step 12, then resumed: the same losses and the same LoRA.
+    # Killed after step 12, then resumed: the same losses and the same LoRA.
     again = dataclasses.replace(config, out=str(tmp_path / "again"))
     steps = loop.Watch.record
 
@@ -126,8 +126,9 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
 
 
 def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pair, tmp_path):
-    """Nor do micro-batches or packed rows. A fresh LoRA changes nothing, so the first loss is the
-    bare edge's; b moves first.
+    """A fresh LoRA changes nothing, so the first loss is the bare edge's; b moves first.
+
+    Micro-batches and packed rows do not change it.
     """
     config = experiment(steps=3, generator={"dropout": 0.0})
     found = train_lora(config, progress=False)
@@ -148,7 +149,7 @@ def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pai
         np.testing.assert_allclose(again.losses, found.losses, rtol=1e-4)
         for leaf, array in arrays(found.folder).items():
             np.testing.assert_allclose(array, arrays(again.folder)[leaf], atol=2e-4, err_msg=leaf)
-    with pytest.raises(TrainingError):  # another rank is another run
+    with pytest.raises(TrainingError):  # another rank means another run
         train_lora(experiment(steps=3, generator={"rank": 8}), resume=True, progress=False)
     with pytest.raises(WeightsError, match="Load the edge it was trained on"):
         load_lora(found.folder, cloud)

@@ -1,4 +1,4 @@
-"""The protocol of methods: the registry finds them, each prepares prompts and places itself."""
+"""The protocol of methods: they are discovered, prepare prompts and place the edge."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -136,13 +136,13 @@ def test_lora_gen_cuts_a_prompt_only_when_asked(edge, generator, tmp_path):
         LoraGen.load(edge)
 
 
-# A method of its own, in this file alone: one vector per layer of the edge opens a single expert.
+# A method defined in this file only: one expert, with a trained strength per layer.
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class OneExpert(Method, Trainable):
-    """A LoRA of rank 1 without prompts, whose strength per layer is trained too."""
+    """A LoRA of rank 1 without prompts, with a trained strength per layer."""
 
     name: ClassVar[str] = "one_expert"
     what: ClassVar[str] = "a LoRA of rank 1 with a trained strength per layer"
@@ -200,7 +200,7 @@ class OneExpert(Method, Trainable):
 
 
 def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_path, monkeypatch):
-    """Through the registry, the one step and the one loop: no other file knows of it."""
+    """It uses the common registry, step and loop; no other file mentions it."""
     config = ExperimentConfig(
         cloud=str(pair[0]),
         edge=str(pair[1]),

@@ -83,7 +83,7 @@ def test_rope(kind):
     )
     for ours, theirs in zip((q, k), want, strict=True):
         got = ops.rope(jnp.asarray(ours), *table)
-        # Angles of thousands of radians carry float32's rounding of the frequency.
+        # Angles of thousands of radians amplify float32's rounding of the frequency.
         np.testing.assert_allclose(got[0], theirs.transpose(1, 2)[0], atol=2e-5)
         np.testing.assert_allclose(got[1], theirs.transpose(1, 2)[1], atol=5e-3)
 
@@ -127,7 +127,7 @@ def test_ffn(tiny, variant):
 
 @pytest.mark.parametrize("variant", ["qwen2", "gemma2", "granite", "olmo2"])
 def test_layers(tiny, variant):
-    """The residual stream behind every layer but the last, which torch gives after the norm."""
+    """The residual stream after every layer but the last, which torch returns after the norm."""
     folder, base = tiny(variant)
     model = load_model(folder)
     tokens = padded_batch(2, 20)[0] % (VOCAB - 5)
@@ -143,7 +143,7 @@ def test_layers(tiny, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits(tiny, variant):
-    """Full, left-padded and right-padded rows, past the window, on every real token."""
+    """Full, left- and right-padded rows that exceed the window, at every real token."""
     folder, base = tiny(variant)
     tokens, mask = padded_batch()
     want = torch_logits(base, tokens, mask)

@@ -1,4 +1,4 @@
-"""Made-up result files for tests of the report; no two figures are alike."""
+"""Made-up result files for tests of the report; all figures are different."""
 
 import json
 from html.parser import HTMLParser
@@ -33,7 +33,7 @@ def acc(arm, task):
 
 
 def make_card(open_gates, generator="sha256:gen", experts=4, **about):
-    """A card of rows as {expert: gate}, one a layer."""
+    """A card, given as {expert: gate} for each layer."""
     gates = np.zeros((len(open_gates), experts), np.float32)
     for layer, row in enumerate(open_gates):
         for expert, gate in row.items():
@@ -170,14 +170,14 @@ def markdown_tables(text):
     for block in text.split("\n\n**")[1:]:
         caption, _, rest = block.partition("**\n\n")
         lines = [line for line in rest.split("\n\n")[0].splitlines() if line.startswith("| ")]
-        del lines[1:2]  # what says how columns are aligned
+        del lines[1:2]  # the alignment of columns
         rows = [[cell.strip(" *") for cell in line.strip("|").split(" | ")] for line in lines]
         tables[caption] = [[cell.replace("\\", "") for cell in row] for row in rows if row]
     return tables
 
 
 def table(tables, beginning):
-    """The table whose caption begins so, as {first cell: {column: cell}}; later rows do not win."""
+    """The table whose caption begins like this, as {first cell: {column: cell}}; first rows win."""
     (rows,) = [rows for caption, rows in tables.items() if caption.startswith(beginning)]
     header, found = rows[0], {}
     for row in rows[1:]:

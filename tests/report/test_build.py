@@ -1,4 +1,4 @@
-"""The report says what the files say: in the right column, escaped, with dashes for what is not."""
+"""The report shows the files' values in the right columns, escaped; dashes where none."""
 
 import functools
 
@@ -41,7 +41,7 @@ def both(pages, **files):
 
 @pytest.mark.parametrize("line", TABLE_2, ids=lambda line: f"{line.model} {line.method}")
 def test_the_papers_rows_agree_with_their_own_means(line):
-    """A digit copied wrongly would show: AVE and HAR follow from the eight."""
+    """It detects wrong digits, as AVE and HAR follow from the eight values."""
     assert len(line.scores) == len(TASKS) == 8
     assert np.mean(line.scores) == pytest.approx(line.average, abs=0.051)
     assert 8 / sum(1 / s for s in line.scores) == pytest.approx(line.harmonic, abs=0.051)
@@ -128,7 +128,7 @@ EIGHT = dict.fromkeys(NAMES, (0.01, False))
         (EIGHT | {"ave": (-0.031, True)}, "-3.1 ± 0.9 points (AVE), significantly worse."),
         (EIGHT | {"ave": (0.031, False)}, "+3.1 ± 0.9 points (AVE), not significant: this run"),
         (EIGHT | {"ave": (-0.0001, False)}, "+0.0 ± 0.9 points"),  # never minus zero
-        # eval's mean is of whatever was run; AVE is of the paper's eight and nothing else
+        # eval's mean is over all tasks that ran; AVE is over the paper's eight only
         ({"piqa": (0, False), "ave": (0.031, True)}, "points (mean of 1 task), significantly"),
         (EIGHT | {"gsm8k": (0, False), "ave": (0.031, True)}, "points (mean of 9 tasks)"),
         (
@@ -174,7 +174,7 @@ def test_table_3_with_both_scorers(pages):
 
 
 def test_gpt4tools_alone(pages):
-    """eval names no main arm then; and where the records come from must not be overlooked."""
+    """There is no main arm then, and the origin of the records must be conspicuous."""
     values = evaluation(main=None, arms={}, gaps={}, gpt4tools=tools())
     html, markdown = pages(scores=values)
     assert '<tr class="ours"><td class="text">specialized (LoRA-Gen)</td>' in html

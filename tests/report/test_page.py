@@ -1,4 +1,4 @@
-"""The report's gates, and the page as a file: escaped, whole, nothing fetched from elsewhere."""
+"""The report's gates, and the page as a file: escaped, complete, self-contained."""
 
 import base64
 import functools
@@ -147,7 +147,7 @@ def test_labels_cover_neither_each_other_nor_a_point(ours):
         assert not any(box.contains(*place) for place in at)
         assert axes.get_window_extent().x0 <= box.x0 and box.x1 <= axes.get_window_extent().x1
     frames = {line.get_marker() for line in axes.lines}
-    assert len(frames) == 5  # a shape each for base, LoRA, LoRAMoE, MixLoRA and LoRA-Gen
+    assert len(frames) == 5  # one shape each for base, LoRA, LoRAMoE, MixLoRA and LoRA-Gen
 
 
 def test_numbers_are_aligned_at_the_right(pages):
@@ -164,7 +164,7 @@ def test_heatmaps_beyond_one_picture(pages):
 
 
 def evil_files():
-    """Hostile text wherever a file may hold text."""
+    """Hostile text in every text field of the files."""
     values = evaluation(
         cards={EVIL: make_card([{0: 1.0}], prompt=EVIL).to_dict()},
         gpt4tools=tools(),
@@ -187,7 +187,7 @@ def test_nothing_in_a_file_becomes_markup(pages):
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert page.text.count(EVIL) > 10
     assert "http-equiv" not in html and "@import" not in html and "url(" not in html
-    outside, fenced = "", False  # of the fence, within which nothing is markup
+    outside, fenced = "", False  # of the code fence, in which nothing is markup
     for line in markdown.splitlines():
         if line.startswith("````"):
             fenced = not fenced
@@ -197,7 +197,7 @@ def test_nothing_in_a_file_becomes_markup(pages):
     assert "<script" not in outside and "&lt;script&gt;" in outside
     assert re.search(r"\\\]\(http", outside) and not re.search(r"[^\\]\]\(http", outside)
     for rows in markdown_tables(outside).values():
-        assert rows  # a bar in a text has not torn a table apart
+        assert rows  # a bar in a text has not split a cell
     widths = {
         len(line.replace(r"\|", "").split("|"))
         for line in outside.split("Table 2 of")[1].split("\n\n")[1].splitlines()
@@ -230,7 +230,7 @@ def test_lines_that_markdown_would_read_as_something_else():
     assert lines[-3:] == ["````text", "a ``` b", "````"]
 
 
-# What cannot be read
+# Unreadable files
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_damaged_evaluation_is_refused(pages, changes, says):
 
 @pytest.mark.parametrize("junk", [None, 3, "x", [1], {}, {"a": {"b": 1}}, True])
 def test_junk_in_the_leaves_is_a_dash_and_no_crash(pages, junk):
-    """What the shape check lets pass is shown as a dash or as text."""
+    """Values that pass the shape check are shown as dashes or text."""
     values = evaluation(gpt4tools={"arms": {"lora_gen": {"official": junk}}, "gaps": junk})
     values["arms"]["lora_gen"] |= {"summary": junk}
     values["arms"]["lora_gen"]["tasks"]["piqa"] = dict.fromkeys(("acc", "n", "edge_tokens"), junk)

@@ -151,7 +151,7 @@ def test_markdown():
 
 
 def test_times_of_old_files_come_under_todays_names():
-    """As `seconds` did in files of version 0.1."""
+    """Files of version 0.1 have them under other names."""
     old = {"with_prompt": 0.009, "specialized": 0.002, "ratio": 4.5}
     table = combine([], BASE, seconds={"words/paraphrase": {"batch": old, "rows": 32}})
     found = table["seconds_per_request"]["words/paraphrase"]

@@ -1,4 +1,4 @@
-"""The arithmetic of a step by formula, against a walk over the program that runs."""
+"""The FLOPs of a step by formula, against a count of the real program."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def test_step_flops(edge, combine):
 
 
 def test_packed_rows_pay_for_their_own_pairs():
-    """A text sees itself only; two texts a row cost less than one of twice the length."""
+    """Texts see only themselves: two per row cost less than one of twice the length."""
     cloud, edge = with_layers(SHAPES["llama3-8b"], 2), with_layers(SHAPES["tinyllama"], 2)
     generator = GeneratorConfig(combine="products")
 
@@ -46,7 +46,7 @@ def test_packed_rows_pay_for_their_own_pairs():
         return arithmetic.step_flops(generator, cloud, edge, Batch(*chunks))
 
     assert flops(1, packed=True) == flops(1, packed=False)
-    # One more text a row: its meta tokens and half the pairs.
+    # One more text per row: its meta tokens and half the pairs.
     layer = {"cloud": (cloud, 122**2 - 2 * 62**2), "edge": (edge, 120**2 - 60**2 - 59**2)}
     pairs = sum(m.layers * 3 * 2 * m.heads * m.head_dim * n for m, n in layer.values())
     meta = edge.layers * arithmetic._model_macs(cloud, 1, np.array([0])) * cloud.layers
@@ -55,7 +55,7 @@ def test_packed_rows_pay_for_their_own_pairs():
     )
     meta += 3 * edge.layers * adapter * cloud.layers
     assert flops(2, packed=True) - flops(1, packed=True) == 2 * 2 * (meta - pairs)
-    # No factors are summed where each token has gates of its own.
+    # Factors are not summed if each token has its own gates.
     products, generator = flops(2, packed=True), GeneratorConfig(combine="factors")
     assert flops(2, packed=True) == products and flops(1, packed=False) < flops(1, packed=True)
 

@@ -137,7 +137,7 @@ def test_keeps_the_best_too(tmp_path):
     with Checkpoints(tmp_path / "ck", keep=2) as checkpoints:
         assert checkpoints.best() == 2 and checkpoints.latest() == 5
         assert (checkpoints.restore({"w": jnp.zeros(3, int)}, {}, step=2)[0]["w"] == 2).all()
-        checkpoints.save(6, {"w": jnp.full(3, 6)}, {}, None)  # without a loss: no candidate
+        checkpoints.save(6, {"w": jnp.full(3, 6)}, {}, None)  # without a loss, so not a candidate
         checkpoints.save(7, {"w": jnp.full(3, 7)}, {}, None, 1.0)
         assert checkpoints.steps() == [6, 7] and checkpoints.best() == 7
 
@@ -162,7 +162,7 @@ def test_looking_writes_nothing(tmp_path):
 
 
 def test_a_setting_that_is_new_and_none_is_no_other_config(saved):
-    """Checkpoints outlive versions: what these did not have yet changes nothing while unset."""
+    """Checkpoints of older versions lack new settings, which change nothing while unset."""
     config = saved.config()
     assert saved.restore(abstract(make_state()), config | {"new": None})[2] == 10
     with pytest.raises(TrainingError, match=r"new: saved \(absent\), now 3"):
@@ -189,7 +189,7 @@ def test_another_config_is_refused_by_field(saved):
 
 
 def test_another_state_is_refused_by_leaf(saved):
-    """dtypes, too: orbax would cast them."""
+    """Also for dtypes, which orbax would cast."""
     state = make_state()
     state["step"] = jnp.float32(7)
     state["params"]["pool"]["a"] = jnp.zeros((8, 7))
@@ -208,7 +208,7 @@ def test_another_state_is_refused_by_leaf(saved):
     assert "pool.b" not in message
 
 
-# uvloop's threads complain when their loop was given up.
+# uvloop's threads complain when their loop is abandoned.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["cut", "gone", "flipped"])
 def test_damage_is_told_or_harmless(saved, how):
@@ -245,7 +245,7 @@ def test_half_written_steps_are_not_seen(saved):
         assert checkpoints.latest() == 10
         time.sleep(0.5)  # orbax cleans in the background
         assert (saved.folder / "30.orbax-checkpoint-tmp").exists(), "may be another's live save"
-        # orbax would keep 20 as the last one and delete what is saved before it.
+        # orbax would keep 20 as the last one and delete everything saved before it.
         with pytest.raises(TrainingError, match="already holds step 20"):
             checkpoints.save(15, make_state(), CONFIG, None)
         checkpoints.save(30, make_state(), CONFIG, None)
@@ -304,7 +304,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path):
                 checkpoints.wait()
         assert checkpoints.latest() == 1
         assert (checkpoints.restore(abstract(small), {})[0]["w"] == 1).all()
-        checkpoints.save(2, small, {}, None)  # once there is space again
+        checkpoints.save(2, small, {}, None)  # now that there is space again
         assert checkpoints.steps() == [1, 2]
         checkpoints.close()
     finally:
@@ -319,7 +319,7 @@ def test_a_folder_that_cannot_be(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="would ask the network")
 def test_a_bucket_keeps_its_name(tmp_path, monkeypatch):
-    """Without what reads buckets: told in one line, and no folder gs: appears here."""
+    """Without the packages for buckets, one line says so, and no folder gs: appears here."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainingError, match=r"\(gs://bucket/run\).*gcsfs") as caught:
         Checkpoints("gs://bucket/run", keep=1).latest()

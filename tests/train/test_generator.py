@@ -94,7 +94,7 @@ def test_meshes_agree(experiment, tmp_path, other):
 
 
 def test_accumulation_is_the_same_step(experiment, tmp_path):
-    """Without what looks at a micro-batch as a whole (BatchNorm, CV), halves add up."""
+    """Without BatchNorm and CV, which see a whole micro-batch, halves add up."""
     plain = {"batch_norm": False, "cv_weight": 0.0, "dropout": 0.0}
     found = []
     for accumulate in (1, 2):
@@ -108,7 +108,7 @@ def test_accumulation_is_the_same_step(experiment, tmp_path):
         found.append(train(config, progress=False))
     np.testing.assert_allclose(*[[loss for _, loss in f.losses] for f in found], rtol=1e-5)
     first, second = map(tensors, found)
-    # Adam divides by a gradient's size: where there is next to none, rounding moves 3 % of a step.
+    # Adam divides by a gradient's size: for tiny gradients, rounding changes 3 % of a step.
     for name, value in first.items():
         np.testing.assert_allclose(value, second[name], atol=1e-4, err_msg=name)
 
@@ -140,7 +140,7 @@ def test_chunks_of_prompts_are_the_same_step(experiment, tmp_path):
 
 @pytest.mark.parametrize(("combine", "rows"), [("factors", 2), ("products", 4)])
 def test_packed_rows_are_the_same_step(experiment, tmp_path, combine, rows):
-    """Prompts one behind the other do not see each other, nor do queries, and find their gates."""
+    """Packed prompts do not see each other, nor do queries, which get their prompts' gates."""
     found = []
     for packed_rows in (None, rows):
         config = experiment(
@@ -152,10 +152,10 @@ def test_packed_rows_are_the_same_step(experiment, tmp_path, combine, rows):
         )
         found.append(train(config, progress=False))
     plain, packed = ([loss for _, loss in result.losses] for result in found)
-    assert len(set(plain)) == 4  # something is learnt, so gradients count too
+    assert len(set(plain)) == 4  # something is learnt, so the gradients are right, too
     np.testing.assert_allclose(packed, plain, rtol=1e-5)
     wanted = tensors(found[0])
-    # BatchNorm takes away what this bias adds: its gradient is rounding.
+    # BatchNorm removes what this bias adds, so its gradient is only rounding.
     moved = ("trained.router.f2.bias", "statistics.norm.mean")
     for name, value in tensors(found[1]).items():
         if name not in moved:
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_other_data_is_refused(experiment, data_file, tmp_path):
     shutil.copy(data_file, copy)
     moved = {"sources": (Source(str(copy)),)}
     train(experiment(steps=5), progress=False)
-    train(experiment(steps=5, data=moved), resume=True, progress=False)  # moved, but the same
+    train(experiment(steps=5, data=moved), resume=True, progress=False)  # moved, but unchanged
     copy.write_text(copy.read_text("utf-8").replace("go", "come"), "utf-8")
     with pytest.raises(TrainingError, match="data_contents"):
         train(experiment(steps=5, data=moved), resume=True, progress=False)

@@ -1,4 +1,4 @@
-"""A run that begins from a generator: with its trained parts, and only from one of its kind."""
+"""A run that begins from a generator has its trained parts; other kinds are refused."""
 
 import dataclasses
 

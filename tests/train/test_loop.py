@@ -1,4 +1,4 @@
-"""What is checked before and between steps: rows, folders, token ids."""
+"""Checks before and between steps: rows, folders, token ids."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is decayed, what Muon orthogonalises, and where moments lie."""
+"""Weight decay, Muon's matrices, and the placement of moments."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def test_biases_and_norms_are_not_decayed():
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_betas_and_clipping(kind):
-    """A gradient of 1000 counts as 1; Adam has the betas of the config (in Muon, with Nesterov)."""
+    """A gradient of 1000 is clipped to 1; Adam has the config's betas (in Muon, with Nesterov)."""
     leaves = {"bias": Leaf((1,), ("embed",))}
     config = OptimizerConfig(0.1, kind, betas=(0.5, 0.75), warmup_steps=0, clip_norm=1.0)
     ours = make_optimizer(config, 10, leaves)
@@ -56,7 +56,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_what_is_a_matrix():
-    """Layers and experts are not of it, heads are joined with their channels."""
+    """Layer and expert axes are left out; heads are joined with their channels."""
     edge = dataclasses.replace(EDGE, qkv_bias=True, tied_head=False)
     layers = model_leaves(edge)["layers"]
     found = {name: leaf.matrix for name, leaf in layers.items() if leaf.matrix}
@@ -75,7 +75,7 @@ def test_what_is_a_matrix():
 
 
 def muon(params, gradient, **changes):
-    """The update of one step at the peak of the learning rate, by Muon."""
+    """Muon's update of one step at the peak learning rate."""
     settings = {"warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0} | changes
     config = OptimizerConfig(0.1, "muon", **settings)
     optimizer = make_optimizer(config, 10, model_leaves(EDGE))
@@ -91,11 +91,11 @@ def test_muon_orthogonalises_every_layers_matrices():
     for name, shape in shapes.items():
         for layer in range(EDGE.layers):
             matrix = np.asarray(update["layers"][name][layer]).reshape(shape)
-            # All directions at once, as large as AdamW would move them: 0.2 an entry, x 3 x 0.1.
+            # All directions alike, with AdamW's size of updates: 0.2 per entry, x 3 x 0.1.
             values = np.linalg.svd(matrix, compute_uv=False)
             assert values.max() / values.min() < 2.5, name
             np.testing.assert_allclose(np.sqrt(np.mean(matrix**2)), 0.06, rtol=0.25, err_msg=name)
-    # Vectors and the table of embeddings are Adam's (Nesterov's): its first step is the sign.
+    # Vectors and embeddings are left to Adam with Nesterov, whose first step is the sign.
     for name in ("embed", "final_norm"):
         step, towards = np.asarray(update[name]), np.asarray(gradient[name])
         assert (np.sign(step) == -np.sign(towards)).all(), name

@@ -1,4 +1,4 @@
-"""A row of packed documents with branches means what its texts mean one by one."""
+"""A row of packed documents with branches gives the same loss as its texts one by one."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ ASKED = (("bird cat tree", "tree"), ("a b", "b"), ("red sun", "the sun"))
 
 
 def documents():
-    """Shown with the prompt, without it, a single request, and prose."""
+    """Requests with their prompt, without it, a single request, and prose."""
     system = "Write the last word."
     return [
         Document(tuple((edge_prompt_with_system(system, u), t) for u, t in ASKED), 0),
@@ -31,7 +31,7 @@ def documents():
 def one_by_one(tokenizer, documents):
     """tokens, mask, targets, weights [B, T] of one text a row.
 
-    A shared start counts in the document's first text only; the token behind it in none.
+    A shared prefix counts in the document's first text only, the token after it in none.
     """
     lines = []
     for document in documents:
@@ -68,7 +68,7 @@ def plain_loss(params, config, tokens, mask, targets, weights):
 
 
 def packed_loss(params, model, batch, prompt_weight):
-    """(the loss that pretraining minimises, that of answers and prose alone)"""
+    """(the loss that pretraining minimises, the loss of answers and prose only)"""
     config = PretrainConfig(
         model=model,
         out="",
@@ -84,7 +84,7 @@ def packed_loss(params, model, batch, prompt_weight):
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma2", "opt"])
 def test_packed_rows_have_the_loss_of_their_texts(tiny, variant):
-    """Sliding windows of 6 tokens included (qwen2, gemma2); gradients for gemma2."""
+    """With sliding windows of 6 tokens for qwen2 and gemma2; gradients for gemma2."""
     model = load_model(tiny(variant)[0])
     texts = documents()
     batch = pack_documents(model.tokenizer, texts, 2, 180)

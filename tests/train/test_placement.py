@@ -1,4 +1,4 @@
-"""Big arrays that no device shares are named; the step keeps everything spread."""
+"""Large replicated arrays are named; the step keeps everything sharded."""
 
 import re
 
@@ -45,7 +45,7 @@ def test_data_parallelism_is_only_told():
 
 
 def test_gradients_and_moments_are_spread_as_their_parameters():
-    """Of the compiled step: its outputs, and what the loop over micro-batches carries along."""
+    """In the compiled step's outputs, and in the carry of the loop over micro-batches."""
     sizes = {"vocab_size": 64, "heads": 2, "kv_heads": 2}
     cloud = family_decoder("llama", width=32, layers=1, ffn_width=48, **sizes)
     edge = family_decoder("llama", width=64, layers=3, ffn_width=96, **sizes)

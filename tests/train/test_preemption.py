@@ -1,4 +1,4 @@
-"""SIGTERM saves and leaves with 143; SIGKILL loses no more than what was not saved."""
+"""SIGTERM saves and exits with 143; SIGKILL loses only unsaved steps."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def test_sigterm_saves_the_step_it_is_at(experiment, monkeypatch, tmp_path):
             train(experiment(**settings), progress=False)
     assert signal.getsignal(signal.SIGTERM) is before
     second = train(experiment(**settings), resume=True, progress=False)
-    assert second.first_step in (4, 5)  # metrics are read a step late
+    assert second.first_step in (4, 5)  # metrics are read one step late
     assert second.losses == whole.losses[second.first_step :]
     first, again = (read_tensors(x.folder / "generator.safetensors") for x in (whole, second))
     for name, value in first.items():
@@ -45,7 +45,7 @@ def test_sigterm_saves_the_step_it_is_at(experiment, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all(experiment, tmp_path):
-    """And what two processes saved, one goes on with, on another mesh."""
+    """One process continues what two have saved, on another mesh."""
     settings = {"steps": 12, "save_every": 100, "generator": {"dropout": 0.0}}
     whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)
     config = experiment(mesh=MeshConfig(data=1, fsdp=2), **settings)
@@ -62,7 +62,7 @@ def test_sigterm_to_one_process_stops_all(experiment, tmp_path):
 
 
 def states(folder: Path):
-    """{step: leaves} of every checkpoint that is there: each must load."""
+    """{step: leaves} of all existing checkpoints, each of which must load."""
     found = {}
     with Checkpoints(folder, keep=9) as checkpoints:
         for step in checkpoints.steps():
@@ -91,7 +91,7 @@ def test_thirty_kills_lose_only_what_was_not_saved(experiment, tmp_path):
         process.kill()
         process.communicate()
         found = states(folder)
-        assert max(found) >= saved > last  # nothing that was complete is lost
+        assert max(found) >= saved > last  # no complete checkpoint is lost
         last = max(found)
     killed = found[last]
     once = dataclasses.replace(config, out=str(tmp_path / "once"))

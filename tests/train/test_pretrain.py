@@ -95,7 +95,7 @@ def test_it_learns_and_leaves_a_model(config, family):
 
 
 def test_it_can_begin_from_a_folder(config, tmp_path):
-    """Weights and tokenizer are the folder's; with next to no learning rate they stay so."""
+    """Weights and tokenizer are the folder's, and stay so with a tiny learning rate."""
     first = pretrain(config(steps=16, saved_dtype="float32"), progress=False)
     still = OptimizerConfig(learning_rate=1e-9, warmup_steps=0)
     begun = {"init": str(first.folder), "out": str(tmp_path / "more"), "seed": 5}
@@ -131,7 +131,7 @@ def test_resume_is_bit_exact(config, monkeypatch, tmp_path):
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
 
-    # The same run: finished already. Data may move, but not change; nor may anything else.
+    # The same run is finished. Data may move, but nothing may change.
     words, prose = config().corpora
     moved = tmp_path / "moved.jsonl"
     shutil.copy(prose.source.path, moved)
@@ -190,7 +190,7 @@ def test_a_tokenizer_is_a_function_of_its_texts():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_saved_tokenizer_reads_as_it_was_trained(tmp_path, family, bos):
-    """transformers splits texts for a qwen2 in its own way, whatever tokenizer.json says."""
+    """transformers splits texts for qwen2 in its own way, whatever tokenizer.json says."""
     texts = [
         TEXT,
         "System: a\n\nUser: on 12 May 2024\n",

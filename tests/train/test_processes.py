@@ -1,4 +1,4 @@
-"""Several real processes over gloo: they fail together, train as one, and leave what one would."""
+"""Several real processes over gloo fail together, and train like a single one."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from lorage_jax.config import MeshConfig, Source
 from lorage_jax.methods.training import train
 from tests.processes import finish, start, write_experiment
 
-# On the second host a file of the same name holds something else.
+# The second host has other content in a file of the same name.
 OTHER_FILE = """
 from pathlib import Path
 from lorage_jax.data import sources
@@ -40,7 +40,7 @@ def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "packed"), [(2, 8), (4, None)])
 def test_processes_train_as_one(experiment, tmp_path, count, packed):
-    """Losses of one process; stopped, resumed on another count and mesh; then specialised."""
+    """The losses of one process; stopped, resumed with other processes and mesh, specialised."""
     settings = {"steps": 10, "save_every": 3, "generator": {"dropout": 0.0}}
     settings["data"] = {"packed_rows": packed}
     whole = train(experiment(out=str(tmp_path / "whole"), **settings), progress=False)

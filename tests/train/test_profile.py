@@ -1,4 +1,4 @@
-"""Which steps are traced, and that a trace ends whatever happens."""
+"""The traced steps; a trace ends whatever happens."""
 
 import jax.numpy as jnp
 import pytest
@@ -12,7 +12,7 @@ def test_a_trace_is_written(tmp_path):
     with pytest.raises(KeyboardInterrupt), Profile(tmp_path / "failed", (2, 3)) as tracing:
         tracing.before(2)
         raise KeyboardInterrupt
-    with Profile(tmp_path / "whole", (2, 3)) as tracing:  # the first one has ended
+    with Profile(tmp_path / "whole", (2, 3)) as tracing:  # the first one is finished
         for step in range(1, 5):
             tracing.before(step)
             tracing.after(step, jnp.ones(3) + step)

@@ -1,4 +1,4 @@
-"""The compiled train step: what lies where on a mesh."""
+"""The compiled train step: placement on a mesh."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_weights_come_to_the_rows_layer_by_layer():
     )
     text = step.lower(*arguments).compile().as_text()
     shapes = set(re.findall(r"f32\[([\d,]+)\]", text))
-    assert {"2,23,64", "2,130,48", "2,64,88"} <= shapes  # two rows a device; a chunk's logits
+    assert {"2,23,64", "2,130,48", "2,64,88"} <= shapes  # two rows per device; a chunk's logits
     assert {"5,8,96", "3,6,104"} <= shapes  # an eighth of every layer
     for whole in ("16,23,64", "16,130,48", "5,64,96", "3,48,104", "2,130,88"):
         assert whole not in shapes

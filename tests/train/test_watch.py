@@ -1,4 +1,4 @@
-"""What curves and lines say: means over the steps since the last, tokens without padding."""
+"""Curves and lines: means over the steps since the last, tokens without padding."""
 
 from types import SimpleNamespace
 
@@ -69,7 +69,7 @@ def test_flops_over_what_the_devices_could_do(tmp_path, monkeypatch, capfd):
 
 
 def test_a_collapsed_router_is_told_once_a_layer(tmp_path, capfd):
-    """By the gates, not by how often an expert is chosen; a single step's is no collapse."""
+    """Judged by the gates, not by how often an expert is chosen; a single step does not count."""
     tables = [np.array([[0.95, 0.05], [0.5, 0.5]]), np.array([[0.83, 0.17], [0.5, 0.5]])]
     tables += [np.array([[0.96, 0.04], [0.92, 0.08]])] * 4
     with Watch(tmp_path, 6, 2, progress=False, main=True) as record:
@@ -98,7 +98,7 @@ def test_only_the_main_process_writes_and_prints(tmp_path, capfd):
 
 
 def test_curves_of_a_resumed_run(tmp_path):
-    """Killed in the middle of writing at step 3; begun again at step 2."""
+    """Killed while writing step 3, resumed at step 2."""
     with Watch(tmp_path, steps=4, every=1, progress=False, main=True) as first:
         first.start(0)
         for step in (1, 2, 3):

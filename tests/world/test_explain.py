@@ -1,4 +1,4 @@
-"""What experts serve: planted gates are found with their means, chance is told from it."""
+"""What experts serve: planted gates are found with their means and distinguished from chance."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def value_of(prompt, kind):
 
 
 def planted(family, kind, layers=LAYERS):
-    """Layer 1: an expert for each value of `kind`, beside the last expert. Elsewhere: noise."""
+    """Layer 1: one expert per value of `kind`, plus the last expert. Other layers: noise."""
     prompts, splits = zip(*DRAWN[family], strict=True)
     values = sorted({value_of(prompt, kind) for prompt in prompts})
     rng = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def test_a_planted_expert_is_found_with_its_means(words):
         assert first == {"layer": PLANTED, "expert": number, "gate": 1 - REST, "others": 0}
         assert one["prompts"] == counts[operation]
         assert one["chance"] < 0.5 and all(e["layer"] != PLANTED for e in others)
-    # The style has nothing to do with the gates: no excess is beyond chance.
+    # The style is unrelated to the gates: no excess is beyond chance.
     excess = [
         one["experts"][0]["gate"] - one["experts"][0]["others"] - one["chance"]
         for one in found["serves"]["style"].values()
@@ -134,7 +134,7 @@ def test_only_the_planted_layer_tells_and_of_its_kind(words, symbol):
     assert tells["symbol"] == symbol
     most, bits = tells["most"]["operation"], np.asarray(list(tells["bits"].values()))
     assert bits[0, PLANTED] == pytest.approx(most, abs=0.05) and most > 3
-    # Not all pairs of parts are tasks: an operation tells a little of style and format.
+    # Not all pairs of parts are tasks, so an operation says a little about style and format.
     assert np.abs(bits[1:, PLANTED]).max() < 0.1
     assert np.abs(np.delete(bits, PLANTED, axis=1)).max() < 0.05
 
@@ -153,7 +153,7 @@ def test_sets_that_are_too_many_give_way_to_the_top_expert(words):
 def test_a_kind_with_several_values_a_prompt():
     sample, _ = planted("tools", "pattern")
     has = [float("Blur" in prompt.parts["verb"]) for prompt in sample.prompts]
-    sample.gates[:, 0] = np.eye(EXPERTS)[7]  # open under all prompts: it serves none of them
+    sample.gates[:, 0] = np.eye(EXPERTS)[7]  # open for all prompts, so it serves none in particular
     sample.gates[:, 2] = np.eye(EXPERTS)[[2 * int(h) for h in has]]
     found = explain_gates([sample], seed=0)
     first, second, _ = found["serves"]["verb"]["Blur"]["experts"]
@@ -161,7 +161,7 @@ def test_a_kind_with_several_values_a_prompt():
     assert found["serves"]["verb"]["Blur"]["prompts"] == sum(has)
     assert second["gate"] - second["others"] < 0.2
     bits, most = (found["tells"]["tools"][key] for key in ("bits", "most"))
-    # One of twelve verbs is told, and it has the entropy of any.
+    # One of twelve verbs is known, and it has the entropy of any.
     assert bits["verb"][2] == pytest.approx(most["verb"] / len(world_tools.VERBS), rel=0.3)
     assert max(bits["verb"][:2]) < 0.01
     assert bits["pattern"][PLANTED] == pytest.approx(most["pattern"], abs=0.01)
@@ -177,7 +177,7 @@ def test_the_nearest_prompt_has_the_same_operation(words):
         chance = sum(n * (n - 1) for n in count[kind].values()) / total / (total - 1)
         assert agreement[kind]["chance"] == pytest.approx(chance, abs=1e-4)
     assert agreement["operation"]["share"] > 0.97 and agreement["operation"]["possible"] == 1
-    # Many prompts are equally near, and stand for their format by their share.
+    # Many prompts are equally near; formats count by their share.
     assert agreement["format"]["share"] == pytest.approx(agreement["format"]["chance"], abs=0.04)
     tasks = Counter(prompt.task for prompt in sample.prompts)
     possible = sum(n for n in tasks.values() if n > 1) / total
@@ -197,7 +197,7 @@ def test_agreement_in_several_values_is_what_is_common():
     assert one["share"] == pytest.approx((1 / 2 + 1 / 2 + 2 / 3) / 3, abs=1e-4)
     assert one["chance"] == pytest.approx((1 / 2 + 1 / 3 + 2 / 3) / 3, abs=1e-4)
     assert one["possible"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3, abs=1e-4)
-    assert list(found["serves"]["verb"]) == ["B", "C"]  # all have A: nothing to compare with
+    assert list(found["serves"]["verb"]) == ["B", "C"]  # all have A
     gates[:] = gates[0]  # all others are the nearest
     found = explain_gates([Sample("tools", prompts, split, gates)], seed=0)
     one = found["nearest"]["agreement"]["tools"]["verb"]
@@ -273,7 +273,7 @@ def test_equal_seeds_say_the_same(words):
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
-    """Its cloud's context holds the prompts of `tools`, of which each byte is a token."""
+    """Its cloud's context has room for the prompts of `tools`, with a token per byte."""
     root = tmp_path_factory.mktemp("explain")
     for name, seed in (("cloud", 1), ("edge", 2)):
         sizes = {"num_hidden_layers": 2, "hidden_size": 32, "max_position_embeddings": 4096}

@@ -55,7 +55,7 @@ WORDS, TOOLS = SAMPLES[1], SAMPLES[6]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every batch as (model, texts, options). The answer tells texts and gates apart."""
+    """Every batch as (model, texts, options). Answers depend on text and gates."""
     seen = []
 
     def answer(model, rows, *, gates, pool, **options):
@@ -68,7 +68,7 @@ def calls(monkeypatch):
 
 
 def read(model, rows):
-    """The texts of token rows, each behind a bos."""
+    """The texts of token rows, each of which begins with a bos."""
     return [model.tokenizer.decode(row[1:]) for row in rows]
 
 
@@ -97,7 +97,7 @@ def said(text, card):
 
 
 def oracle(monkeypatch, samples):
-    """`generate` that gives the right answer with and without the prompt shown."""
+    """A `generate` that gives the right answer with and without the prompt."""
     known = {}
     for record in (record for sample in samples for record in sample.records):
         for text in (
@@ -169,7 +169,7 @@ def test_right_answers_score_one_in_every_arm(models, fake_cards, monkeypatch):
 
 
 def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
-    """Each record gets back what was said to it, in its place; batches are small and filled up."""
+    """Every answer is at its record's place; batches are small and filled up."""
     edge, generator = models
     small = Asking(batch_tokens=700, keep_texts=True)
     base = base_arms(edge, generator.cloud, [WORDS], small)
@@ -231,7 +231,7 @@ def test_shuffled_is_another_task():
             donors = other_tasks(sample, seed)
             assert all(donor != i for i, donor in enumerate(donors)), sample.name
     many = draw_world(60, 2, seed=0, families=("words",))[1]
-    # Two prompts for the same task are in it: other words, no other task.
+    # It has two prompts for the same task, in other words.
     names = [world_prompts.find(prompt).task for prompt in many.prompts]
     groups = (
         many.groups
@@ -271,7 +271,7 @@ def test_the_standard_error_is_over_prompts():
 
 
 def test_the_tool_scores_are_over_prompts_too():
-    """One prompt answered rightly, one by nothing at all; a record counts by its prompt."""
+    """One prompt is answered right, one with nothing; records are averaged per prompt."""
     groups = [TOOLS.groups[0], TOOLS.groups[1][:1]]
     sample = WorldSample("tools", "tools", groups)
     found = measure(sample, [r.target for r in groups[0]] + [""]).scores
@@ -283,7 +283,7 @@ def test_the_tool_scores_are_over_prompts_too():
 
 
 def test_gates_per_row_are_a_merge_per_prompt(models):
-    """No faked edge here: the same answers, one prompt at a time, through merged weights."""
+    """With a real edge: the same answers as one prompt at a time with merged weights."""
     edge, generator = models
     sample = WorldSample("words", "train", [group[:2] for group in WORDS.groups[:3]])
     found = generator_arms(

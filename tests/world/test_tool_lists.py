@@ -1,4 +1,4 @@
-"""Which prompt a text is that lists tools: recognised whatever its wordings are."""
+"""Prompts with tool lists are recognised, whatever their wording."""
 
 import re
 from random import Random
@@ -10,7 +10,7 @@ from lorage_jax.world.tools import SPLITS, draw_prompt, find
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_find_recovers_tools_and_dialect(split):
-    """From the text alone, however its wordings are; but not what is missed in it."""
+    """From the text alone, whatever its wording; faults in it are detected."""
     for seed in range(100):
         prompt = draw_prompt(split, Random(seed))
         found = find(prompt.system.strip())

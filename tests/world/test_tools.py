@@ -45,9 +45,9 @@ def records(split):
 
 
 def parts_of(name: str):
-    """(verb, object) that a tool name of any dialect is put together from.
+    """(verb, object) of a tool name in any dialect.
 
-    This and the next ones read the texts, independent of the generator.
+    This and the next functions read the texts, independently of the generator.
     """
     words = re.split(r"[ _.]", name.lower())
     assert len(words) == 2, name
@@ -79,7 +79,7 @@ def wants(ask: str):
 
 
 def read(dynamic: str):
-    """What is asked of the next step: (kind, (verb, object, extra), file)."""
+    """The request for the next step: (kind, (verb, object, extra), file)."""
     turn, mark, trace = dynamic.partition(THOUGHT)
     ask = turn.split("New input: ")[1].strip()
     if ask in dict(CHATS):
@@ -95,7 +95,7 @@ def read(dynamic: str):
 
 
 def solve(static: str, dynamic: str) -> str:
-    """The right output, told from the texts alone."""
+    """The right output, derived from the texts alone."""
     kind, want, file = read(dynamic)
     no = f"{THOUGHT} No\nAI: {{}}\n"
     if kind == "chat":
@@ -112,7 +112,7 @@ def solve(static: str, dynamic: str) -> str:
 
 
 def style(text: str):
-    """The dialect of a call: which word, the name's looks, the input's."""
+    """The dialect of a call: its word, the pattern of its name and of its input."""
     match = re.search(r"Action: (.+)\nAction Input: (.+)\n", text)
     if match is None:
         return "none" if MISSING in text else "reply"
@@ -205,7 +205,7 @@ def test_the_prompt_decides(split):
     assert max(map(len, outputs.values())) > 5
     asked = defaultdict(set)
     for _ in range(40):
-        user, target = prompts[0].draw(rng)  # one prompt answers alike
+        user, target = prompts[0].draw(rng)  # one prompt gives one answer
         asked[user].add(target)
         assert target == solve(prompts[0].system, user)
     assert all(len(targets) == 1 for targets in asked.values())
@@ -232,7 +232,7 @@ def test_most_refusals_are_near_misses(records):
 
 def test_the_other_wordings_are_other_sentences_of_the_same_words():
     def lines(split):
-        """Of the system prompts, without what the dialect writes and with objects left open."""
+        """Lines of the system prompts, without the dialect's parts and with objects left open."""
         texts = [draw_prompt(split, Random(i)).system for i in range(MANY // 3)]
         places = r"(?<=one of )\[.+\]|(?<=> )[^:]+(?=:)|\S*name\.png(, \w+)?\]?"
         rows = [re.sub(places, "", text) for text in texts]
@@ -312,7 +312,7 @@ def test_most_of_it_can_leave_the_edge(request, split, name, least):
 
 @pytest.fixture(scope="module")
 def blind(split):
-    """(what a blind answerer sees, what would be right) of turns under as many prompts.
+    """(what a blind answerer sees, the right output) of turns under as many prompts.
 
     Seen is (kind, the next step's verb and object, those of the step before, its dialect).
     """
@@ -355,7 +355,7 @@ def test_no_blind_answerer_is_above_the_ceiling(blind, split, view):
 
 
 def test_the_ceiling_is_reached(blind, split):
-    """By who refuses every request, and goes on as in the dialect that a trace shows."""
+    """By refusing every request and continuing in the dialect of a trace."""
 
     def guess(seen):
         return {"request": "none", "next": seen[3]}.get(seen[0], "reply")
@@ -367,7 +367,7 @@ def test_the_ceiling_is_reached(blind, split):
 
 
 def test_what_is_asked_does_not_tell_whether_it_is_served(blind):
-    """By verb, by object, by both, and of second steps by what they share with the first."""
+    """By verb, object and both; for second steps, by what they share with the first."""
     asked = [(seen, right == "none") for seen, right in blind if seen[0] in ("request", "next")]
     groups = defaultdict(list)
     for (kind, what, before, _), missing in asked:

@@ -79,7 +79,7 @@ ANSWERS = {
     "first_two/plain/numbered": "1. sun 2. cat",
     "first_two/plain/angles": "<sun> <cat>",
     "first_two/plain/equals": "= sun cat",
-    # Letters are those of the words, not of what the format adds.
+    # Letters are those of the words, not those that the format adds.
     "last/upper/stop": "EGG stop",
     "sort/initial/numbered": "1. c 2. e 3. o 4. s",
 }
@@ -100,7 +100,7 @@ def test_every_task_answers_differently():
     assert len({tuple(task.answer(user) for user in users) for task in every}) == len(every)
     # A style under `count` would be the exception, so there is none.
     assert {t.style.name for t in every if t.operation.name == "count"} == {"plain"}
-    # Formats differ on a single word already; and nothing fails on few words, or none.
+    # Formats differ even on a single word, and none fails on few words or none.
     assert len({part.apply(["sun"]) for part in FORMATS}) == len(FORMATS)
     assert all(isinstance(task.answer(user), str) for task in every for user in ("", "sun"))
 
@@ -128,11 +128,11 @@ def test_what_the_splits_hold_out():
     pairs, held_pairs = ({tuple(n.split("/")[::2]) for n in names} for names in (train, held))
     assert not pairs & held_pairs and len(pairs | held_pairs) == 18 * 14
     assert 0.1 < len(held_pairs) / (18 * 14) < 0.15
-    # Every part of a held-out pair is trained in most of its other pairs.
+    # Most other pairs of each part of a held-out pair are in training.
     for kind in (0, 1):
         trained = Counter(pair[kind] for pair in pairs)
         assert all(trained[pair[kind]] >= 10 for pair in held_pairs)
-    # Tasks are drawn from the split's, and evenly.
+    # Tasks are drawn evenly from those of the split.
     for split in SPLITS:
         drawn = Counter(p.task.name for p in _draws(split, 6000))
         assert drawn.keys() <= {t.name for t in tasks(split)}
@@ -192,7 +192,7 @@ def test_samples_are_solved_and_from_the_split_s_half():
     assert not used["train"] & used["samples"]
     halves = Counter(sample_half(draw_user(Random(i))) for i in range(4000))
     assert halves == pytest.approx({"train": 2000, "samples": 2000}, abs=150)
-    # Known values: the halves must not depend on the process.
+    # Recorded values: the halves must not depend on the process.
     assert "".join(sample_half(f"sun cat {word}")[0] for word in WORDS[:16]) == KNOWN_HALVES
 
 
@@ -208,7 +208,7 @@ def test_samples_alone_tell_the_task():
 
 
 def test_samples_that_do_not_tell_are_drawn_again(monkeypatch):
-    # Sorted already, `copy` and `sort` answer alike; the last draw tells them apart.
+    # On sorted words, `copy` and `sort` agree; the last draw distinguishes them.
     drawn = ["cat egg oil", "cat egg oil sun", "apple cat egg oil sun"] * 2 + ["sun cat oil"]
     drawn += ["sun cat oil egg", "sun cat oil egg moon"]
     monkeypatch.setattr(world_words, "draw_sample", lambda *_: drawn.pop(0))
@@ -231,7 +231,7 @@ def test_no_query_is_a_sample(monkeypatch):
 
 def test_blind_ceiling_is_what_a_brute_force_finds():
     for split in SPLITS:
-        # Independent: every answer written out, the best guess counted.
+        # Computed independently: all answers are enumerated, the best guess counted.
         rng, best, names = Random("blind"), [], {t.name for t in tasks(split)}
         for _ in range(40):
             user, count = draw_user(rng), {}
@@ -246,7 +246,7 @@ def test_blind_ceiling_is_what_a_brute_force_finds():
             best.append(max(count.values()) / sum(count.values()))
         assert blind_ceiling(split, users=40) == pytest.approx(sum(best) / 40)
         assert blind_ceiling(split) < 0.02
-    # One guess is worth at least one task, and an answerer that sees drawn targets does no better.
+    # A guess is right for at least one task, and seeing drawn targets does not help.
     rng = Random(1)
     asked = [(p, *p.draw(rng)) for p in _draws("composition", 3000)]
     first = sum(target == _task("first/plain/comma").answer(user) for _, user, target in asked)
