@@ -1,7 +1,7 @@
-"""Generated answers to many questions: batches, cuts, stop strings, and a journal.
+"""Generates answers to many questions, with batching, truncation, stop strings and a journal.
 
-The edge reads a question in the turns of training (`turns`), after the context of its conditioning
-if there is one.
+The edge reads a question in the turns of training (`turns`), after its conditioning's context, if
+any.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Template = Literal["trained", "harness"]
 
 
 def turns(user: str, conditioning: Conditioning) -> str:
-    """The text of a question as a model reads it, after the conditioning's context if any."""
+    """The text that a model reads: the question, after the conditioning's context, if any."""
     if conditioning.context is None:
         return edge_prompt(user)
     return edge_prompt_with_system(conditioning.context, user)
@@ -49,22 +49,22 @@ def room_for_input(model: Model, max_new_tokens: int) -> int:
     room = model.config.max_positions - max_new_tokens
     if room < 1 or max_new_tokens < 1:
         raise ConfigError(
-            f"max_new_tokens is {max_new_tokens}; expected 1 or more, and room for a question in "
-            f"the edge's context of {model.config.max_positions}. Ask for fewer: --max-new-tokens."
+            f"max_new_tokens is {max_new_tokens}; expected 1 or more, with room for a question in "
+            f"the edge's context of {model.config.max_positions}. Lower --max-new-tokens."
         )
     return room
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Greedy answers.
+    """Generates greedy answers.
 
     Attributes:
-        max_new_tokens: the most tokens of an answer.
+        max_new_tokens: maximum number of tokens per answer.
         stops: strings that end an answer.
-        batch_rows: requests per batch; None takes as many as `batch_tokens` have room for.
-        batch_tokens: tokens per batch, padding and cache included.
-        cut: keep the end of an input that is too long for the context, instead of raising.
+        batch_rows: requests per batch; None takes as many as fit into `batch_tokens`.
+        batch_tokens: tokens per batch, including padding and cache.
+        cut: if an input exceeds the context, keep its end instead of raising ConfigError.
         journal: finished requests, which are not run again.
     """
 
@@ -76,16 +76,17 @@ class Generation:
     journal: Journal = field(default_factory=Journal)
 
     def __call__(self, label: str, placement: Placement, texts: Sequence[str]) -> Answered[str]:
-        """The answer to every text, under the cards of the placement. `label` names the progress.
+        """Answers every text with the placed model and its cards.
 
-        Raises ConfigError for an input that is too long, unless `cut`.
+        `label` is shown with the progress. Raises ConfigError for an input that is too long, unless
+        `cut` is set.
         """
         model = placement.model
         whole = encoded(model, texts)
         rows, truncated = whole, 0
         if self.cut:
             room = room_for_input(model, self.max_new_tokens)
-            rows = [row[-room:] for row in whole]  # as lm-eval: the end is kept
+            rows = [row[-room:] for row in whole]  # like lm-eval, keep the end
             truncated = sum(len(row) > room for row in whole)
         keys = self._keys(placement, rows)
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -96,7 +97,7 @@ class Generation:
             while todo:
                 size = self.batch_rows or self._size(len(rows[todo[0]]))
                 batch, todo = todo[:size], todo[size:]
-                # The last batch is filled up, so that no program is compiled for it alone.
+                # Fill up the last batch, so that no program is compiled for it alone.
                 filled = batch + batch[-1:] * (size - len(batch) if total > size else 0)
                 said = self._write(placement, rows, filled)
                 self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})

@@ -1,7 +1,7 @@
-"""lm-eval's tasks as a suite: the task's prompt to the method, the bare question to the edge.
+"""Evaluates methods on lm-eval's tasks: the method reads the task's prompt, the edge the question.
 
-Every task is one unit with one prompt. lm-eval builds the requests and scores the answers; an arm
-decides which model answers and in which text the question is put.
+Every task is one unit with one prompt. lm-eval builds the requests and scores the answers; the arm
+determines the model that answers and the text of the question.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from lorage_jax.models.model import Model
 SEEN = tuple(task.name for task in paper_tasks() if task.seen)
 UNSEEN = tuple(task.name for task in paper_tasks() if not task.seen)
 MAIN, MODEL = "lora_gen", "model"
-FEWEST_TASKS = 4  # whose mean gates are the mean of many prompts
+FEWEST_TASKS = 4  # with fewer, mean gates are taken over the prompts of all described tasks
 AS_IT_IS = "the model as it is, lm-eval's own few-shot prompt in its context"
 
 Template = Literal["trained", "harness"]
@@ -64,11 +64,11 @@ Template = Literal["trained", "harness"]
 
 @dataclass
 class Run:
-    """An evaluation: the language model of lm-eval, its data, and the samples kept so far."""
+    """An evaluation: lm-eval's language model, the data, and the samples recorded so far."""
 
     lm: LorageLM
     data: TaskData
-    shots: dict[str, int]  # by task; "*": all others
+    shots: dict[str, int]  # number of samples by task; "*" for all others
     limit: int | None
     seed: int
     template: Template = "trained"
@@ -76,12 +76,12 @@ class Run:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def shots_of(self, name: str) -> int:
-        """Samples for this task: its own number, that for all, or its definition's."""
+        """Number of samples for a task: its own, else that of "*", else its definition's."""
         number = self.shots.get(name, self.shots.get("*"))
         return self.data.default_shots(name) if number is None else number
 
     def checked(self, name: str, **text: Any) -> Any:
-        """The task, when its data are there and its answers have room in the model's context."""
+        """Loads a task. Raises DataError if its data are missing or its answers have no room."""
         task = self.data.load(name, self.shots_of(name), **text)
         if task.OUTPUT_TYPE == "generate_until":
             self.lm.room(task.config.generation_kwargs)
@@ -90,7 +90,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TaskAnswers:
-    """lm-eval's answers to one task: its metrics, few-shot samples, and the records' scores."""
+    """lm-eval's results on a task: metrics, number of few-shot samples, a score per record."""
 
     metrics: dict[str, Any]
     shots: int
@@ -98,8 +98,11 @@ class TaskAnswers:
 
 
 def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> EvalResult:
-    """lm-eval's protocol on one model: few-shot samples in its own context."""
-    for name in names:  # finds out what is missing, before long work
+    """Scores one model by lm-eval's own protocol, with few-shot samples in its context.
+
+    Raises DataError if records are missing or malformed, and ConfigError for an unknown task.
+    """
+    for name in names:  # fail here, before long work
         run.checked(name)
     units = [Unit(name, [""], [name], [0]) for name in names]
     arms = [Arm(MODEL, FewShot(), AS_IT_IS)]
@@ -116,9 +119,15 @@ def evaluate_generator(
     controls: bool,
     baseline: bool,
 ) -> EvalResult:
-    """The LoRA-Gen protocol with the arms asked for; `gaps` are the main arm less each control."""
+    """Scores a generator by the LoRA-Gen protocol, with its baselines and controls.
+
+    The result's `gaps` are the main arm's scores minus those of each control.
+
+    Raises DataError if records are missing or malformed, and ConfigError for a task without a
+    description.
+    """
     sources = {}
-    for name in names:  # finds out what is missing, before long work
+    for name in names:  # fail here, before long work
         described(name)
         sources[name] = run.checked(name)
     prompts = {
@@ -150,14 +159,14 @@ def evaluate_generator(
 
 
 def _controls(run: Run, method: LoraGen, prompts: dict[str, SystemPrompt]) -> list[Arm]:
-    """`mean_gates`: over the run's own prompts, or those of all described tasks if too few."""
+    """The control arms. If the run has few tasks, `mean_gates` are over all described tasks."""
     generator = method.generator
 
     def prompt_of(other: str) -> SystemPrompt:
         shots = run.shots_of(other)
         try:
             return system_prompt(generator, other, run.data.load(other, shots), shots, run.seed)
-        except DataError:  # its records are not there: the description alone
+        except DataError:  # without records, the description alone
             return SystemPrompt(described(other).descriptions[0], 0)
 
     names = [partner(name, list(prompts)) for name in prompts]
@@ -184,7 +193,7 @@ def _controls(run: Run, method: LoraGen, prompts: dict[str, SystemPrompt]) -> li
 
 @dataclass(frozen=True)
 class _Answering:
-    """The way to answer: lm-eval asks the placed model; `shots` are in the tasks' prompts."""
+    """Answers a unit through lm-eval; `shots` counts the samples in each task's prompt."""
 
     run: Run
     shots: dict[str, int]
@@ -239,9 +248,9 @@ def _results(
 
 
 def summary(tasks: dict[str, TaskScore]) -> dict[str, float | None]:
-    """Means of `acc`. AVE and HAR (harmonic mean) are over the paper's eight, or None.
+    """Means of `acc` over tasks. AVE and HAR (harmonic mean) need the paper's eight, else None.
 
-    A mean's standard error is that of independent tasks: sqrt(sum of squares) / number.
+    Standard errors of means take tasks as independent: sqrt(sum of squares) / number of tasks.
     """
 
     def mean(names: Sequence[str]) -> tuple[float | None, float | None]:
@@ -266,7 +275,7 @@ def summary(tasks: dict[str, TaskScore]) -> dict[str, float | None]:
 
 
 def _words(gaps: dict[str, Any], arms: dict[str, ArmResult]) -> list[str]:
-    """The verdicts, the tasks that do not share them, and a warning of cut requests."""
+    """The verdicts, the tasks that they do not hold for, and a warning if requests were cut."""
     words = []
     for arm, found in gaps.items():
         words += verdicts({arm: found}, "ave", {arm: arms[arm].what or arm})
@@ -280,7 +289,7 @@ def _words(gaps: dict[str, Any], arms: dict[str, ArmResult]) -> list[str]:
 
 
 def _cards(method: LoraGen, prompts: dict[str, SystemPrompt]) -> dict[str, Card]:
-    """The cards of the run, with their prompts; they are in the method's journal already."""
+    """The cards of the run, with their prompts, taken from the method's journal."""
     ready = method.prepare([prompt.text for prompt in prompts.values()])
     cards = {}
     for (name, prompt), one in zip(prompts.items(), ready, strict=True):
@@ -292,15 +301,15 @@ def _cards(method: LoraGen, prompts: dict[str, SystemPrompt]) -> dict[str, Card]
 
 
 def _sample(arm: str, name: str, task: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """A record for --samples. A generated answer has one for each of the task's filters."""
+    """A row for --samples. Generated answers have one row per filter of the task."""
     row = {"task": name, "arm": arm, "doc_id": sample["doc_id"]}
     answers = sample["filtered_resps"]
     if task.OUTPUT_TYPE != "multiple_choice":
         scores = {metric: sample[metric] for metric in sample["metrics"]}
         return {**row, "filter": sample["filter"], "answer": sample["resps"][0][0], **scores}
     count = len(task.doc_to_choice(sample["doc"]))
-    values = [answer[0] for answer in answers[:count]]  # then those without a context follow
-    # Partial evaluation (WinoGrande): the choices are in the context, and so is the label.
+    values = [answer[0] for answer in answers[:count]]  # those without a context come after
+    # Partial evaluation (WinoGrande): the choices differ in the context, which holds the label.
     label = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     return {**row, "loglikelihoods": values, "label": label, "prediction": int(np.argmax(values))}
 
@@ -315,7 +324,7 @@ def _record_scores(samples: Sequence[dict[str, Any]]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Printing:
-    """Prints a line per arm and task as it is finished."""
+    """Prints a line as soon as an arm has finished a task."""
 
     run: Run
 

@@ -1,6 +1,6 @@
-"""Controls: methods that wrap a method and change its prompts or cards, so as not to help.
+"""Controls: methods that wrap a method and replace its prompts or cards by uninformative ones.
 
-A model under a control answers as well as the method only if the prompt made no difference.
+A control scores as well as its method only if the prompt made no difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lorage_jax.models.model import Model
 
 
 class Control(Method, ABC):
-    """A wrapped method that still places the edge."""
+    """A method that prepares other conditionings, but places the edge like the wrapped method."""
 
     method: Method
 
@@ -37,7 +37,7 @@ class Control(Method, ABC):
 
 @dataclass(frozen=True, eq=False)
 class OtherPrompts(Control):
-    """The method reads `others`, one per prompt; `facts` are added to each conditioning's."""
+    """The method reads another prompt for each prompt; `facts` are added to those it returns."""
 
     name: ClassVar[str] = "other_prompts"
     what: ClassVar[str] = "specialised by other prompts"
@@ -49,7 +49,8 @@ class OtherPrompts(Control):
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         if len(prompts) != len(self.others):
             raise ConfigError(
-                f"{len(self.others)} other prompts stand in for {len(prompts)}; expected one each."
+                f"there are {len(self.others)} other prompts for {len(prompts)} prompts; expected "
+                "one for each."
             )
         ready = self.method.prepare(self.others)
         facts = self.facts or [{}] * len(ready)
@@ -60,14 +61,14 @@ class OtherPrompts(Control):
 
 
 class Shuffled(OtherPrompts):
-    """Another task's prompt."""
+    """The method reads another task's prompt."""
 
     name: ClassVar[str] = "shuffled"
     what: ClassVar[str] = "specialised by another task's prompt"
 
 
 class RandomText(OtherPrompts):
-    """Random text of as many tokens."""
+    """The method reads random text of as many tokens."""
 
     name: ClassVar[str] = "random"
     what: ClassVar[str] = "specialised by random text of equal length"
@@ -75,7 +76,7 @@ class RandomText(OtherPrompts):
 
 @dataclass(frozen=True, eq=False)
 class MeanGates(Control):
-    """One card for all prompts: the mean of those of `over`, by default of the prompts asked."""
+    """One card for all prompts: the mean over `over`, or by default over the prompts themselves."""
 
     name: ClassVar[str] = "mean_gates"
     what: ClassVar[str] = "specialised by the mean gates of many prompts"
@@ -89,16 +90,16 @@ class MeanGates(Control):
         if len(cards) < len(own):
             raise ConfigError(f"{self.method.name} makes no cards, so there are no mean gates.")
         card, facts = mean_card(cards), [{} for _ in prompts]
-        if self.over is None:  # facts of the prompt itself hold, but for the tokens of one card
+        if self.over is None:  # the prompt's own facts hold, except the tokens of its card
             facts = [{k: v for k, v in one.facts.items() if k != "cloud_tokens"} for one in own]
         return [Conditioning(card=card, facts=one | {"prompts": len(cards)}) for one in facts]
 
 
 @dataclass(frozen=True, eq=False)
 class Ready(Method):
-    """A model that needs no preparation and takes the edge's place: `shown` puts prompts before it.
+    """A model that answers in the edge's place, with prompts in its context if `shown`.
 
-    For a cloud that answers itself, and for a folder with an adapter merged already.
+    Used for a cloud that answers itself, and for a folder that has its adapter merged.
     """
 
     name: ClassVar[str] = "ready"
@@ -119,19 +120,19 @@ class Ready(Method):
 
 
 def mean_card(cards: Sequence[Card]) -> Card:
-    """The mean gates of many prompts: what they have in common."""
+    """A card with the mean gates of many."""
     mean = np.mean([card.gates for card in cards], axis=0, dtype=np.float64).astype(np.float32)
     about = {"what": f"mean of {len(cards)} prompts"}
     return dataclasses.replace(cards[0], gates=mean, about=about)
 
 
 def cloud_length(tokenizer: Any, prompt: str) -> int:
-    """Tokens that the cloud reads of a prompt."""
+    """Number of tokens that the cloud reads for a prompt."""
     return len(encode(tokenizer, cloud_prompt(prompt), bos=True))
 
 
 def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str]:
-    """For each prompt, random text of as many cloud tokens."""
+    """For each prompt, a random text with as many cloud tokens."""
     return [
         random_prompt(
             tokenizer, cloud_length(tokenizer, prompt), Random(f"random prompt/{seed}/{i}")
@@ -141,7 +142,7 @@ def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[st
 
 
 def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:
-    """Random printable text of which `cloud_prompt` makes `tokens` tokens (bos included)."""
+    """Random printable text that has `tokens` tokens (with bos) in the cloud's template."""
 
     def size(text: str) -> int:
         return cloud_length(tokenizer, text)
@@ -152,7 +153,7 @@ def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:
     while len(words) > 1 and size(" ".join(words)) > tokens:
         words.pop()
     text = " ".join(words)
-    # Less than a word is missing now: letter by letter, of which one may add no token.
+    # Less than a word is missing: add single characters, some of which may not add a token.
     for _ in range(100):
         if size(text) == tokens:
             break

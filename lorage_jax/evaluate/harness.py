@@ -1,7 +1,7 @@
-"""lm-evaluation-harness with our models: an `lm_eval.api.model.LM`, and running its tasks.
+"""Runs lm-evaluation-harness with our models, through an `lm_eval.api.model.LM`.
 
-Tokens are those of lm-eval's own `hf` model, so on the same folder every log-likelihood is the
-same, too. `python -m lorage_jax.evaluate.harness ...` is lm-eval's command line, which then knows
+Texts are tokenized as by lm-eval's own `hf` model, so all log-likelihoods of a folder agree with
+that model's. `python -m lorage_jax.evaluate.harness ...` is lm-eval's command line, extended by
 `--model lorage --model_args pretrained=DIR`.
 """
 
@@ -31,17 +31,17 @@ from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
-# Ours: what a text becomes in training. The harness's: as its `hf` model does it.
+# How texts become tokens: as in lm-eval's `hf` model, or as in our training.
 ENCODINGS = ("harness", "trained")
 
-Job = tuple[list[int], tuple[str, ...], int]  # token ids, stop strings, most new tokens
+Job = tuple[list[int], tuple[str, ...], int]  # token ids, stop strings, maximum of new tokens
 
 
 class LorageLM(TemplateLM):
-    """A loaded `Model`, or the Hugging Face folder of one, that answers lm-eval's requests.
+    """Answers lm-eval's requests with a loaded `Model` or the model of a Hugging Face folder.
 
-    `counts` holds the totals since the last reset: requests, tokens read at the edge, and requests
-    that lost the start of a context that was too long.
+    `counts` holds totals since the last reset: requests, tokens read by the edge, and requests
+    whose context was too long and lost its start.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LorageLM(TemplateLM):
         self.reset(model)
 
     def reset(self, model: Model, encoding: str | None = None) -> None:
-        """Goes on with another model (same tokenizer), or another way to encode; counts from 0."""
+        """Switches to another model (same tokenizer) or encoding, and resets the counts."""
         self.model = place(model)
         self.encoding = encoding or self.encoding
         self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
@@ -78,7 +78,7 @@ class LorageLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """In front of a continuation that has no context."""
+        """The token in front of a continuation without context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -93,7 +93,7 @@ class LorageLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The tokenizer's own template."""
+        """Applies the tokenizer's own template."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -104,7 +104,7 @@ class LorageLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids as in the `hf` model: the tokenizer's special tokens, but no second bos."""
+        """Token ids as in the `hf` model: with the tokenizer's special tokens, but only one bos."""
         if self.encoding == "trained":
             return encode(self.tokenizer, string, bos=add_special_tokens is not False)
         options: dict[str, bool] = {}
@@ -126,7 +126,7 @@ class LorageLM(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, greedy?) of each (context, continuation)."""
+        """(log-likelihood, whether it is the greedy answer) of each (context, continuation)."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
@@ -139,14 +139,14 @@ class LorageLM(TemplateLM):
             self._count(len(kept), cut)
         scores = score(self.model, pairs, batch_tokens=self.batch_tokens, journal=self.journal)
         for (text, _, _), answer in zip(requests, scores, strict=True):
-            if text is not None:  # rolling windows have no text of their own
+            if text is not None:  # rolling windows have no text
                 self.cache_hook.add_partial("loglikelihood", text, tuple(answer))
         return [(answer.loglikelihood, answer.greedy) for answer in scores]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """The log-likelihood of whole texts, in windows as lm-eval cuts them."""
+        """The log-likelihoods of whole texts, in lm-eval's rolling windows."""
         windows, owners = [], []
         for number, (text,) in enumerate(request.args for request in requests):
             for window in get_rolling_token_windows(
@@ -165,7 +165,11 @@ class LorageLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Greedy answers, cut before the first stop string. DataError for sampling."""
+        """Greedy answers, cut before the first stop string.
+
+        Raises ConfigError if a request asks for sampling, and DataError if its answer leaves no
+        room for the context.
+        """
         jobs = [self._job(*request.args) for request in requests]
         base = request_key(identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer))
         keys = [
@@ -173,7 +177,7 @@ class LorageLM(TemplateLM):
             for ids, until, limit in jobs
         ]
         todo = {key: i for i, key in enumerate(keys) if self.journal.get(key) is None}
-        # Longest first, those with the same settings together.
+        # Longest first, grouped by settings.
         order = sorted(todo.values(), key=lambda i: (jobs[i][1:], -len(jobs[i][0])))
         with progress("generating", len(order)) as advance:
             for batch in self._generation_batches(order, jobs):
@@ -187,12 +191,15 @@ class LorageLM(TemplateLM):
         return answers
 
     def room(self, settings: dict[str, Any]) -> int:
-        """Tokens of context that these settings of generation leave. DataError for none."""
+        """Number of context tokens that these generation settings leave room for.
+
+        Raises DataError if there is no room.
+        """
         limit = self._settings(settings)["max_gen_toks"]
         if limit >= self.max_length:
             raise DataError(
-                f"{limit} new tokens are asked for; this model's context is {self.max_length}. "
-                "Ask for fewer: --max-new-tokens."
+                f"{limit} new tokens were requested, but the model's context is {self.max_length}. "
+                "Request fewer with --max-new-tokens."
             )
         return self.max_length - limit
 
@@ -200,7 +207,7 @@ class LorageLM(TemplateLM):
         return dict(normalize_gen_kwargs(settings, self.max_gen_toks))
 
     def _job(self, context: str, settings: dict[str, Any]) -> Job:
-        """(token ids, stop strings, most new tokens) of a request."""
+        """(token ids, stop strings, maximum of new tokens) of a request."""
         values = self._settings(settings)
         if values.get("do_sample"):
             raise ConfigError("this model answers greedily; a task that samples is not supported.")
@@ -237,12 +244,12 @@ class LorageLM(TemplateLM):
         self.counts["truncated"] += cut
 
 
-# As a call: the decorator's type would make the class a plain `LM`.
+# Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
 
 
 def _text_of(tokenizer: Any) -> str:
-    """The tokenizer's whole definition as one string, to tell tokenizers apart."""
+    """The tokenizer's whole definition as one string, to distinguish tokenizers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return repr(tokenizer) if backend is None else backend.to_str()
 
@@ -256,9 +263,9 @@ def _cut(text: str, until: Sequence[str]) -> str:
 def run_tasks(
     model: LorageLM, tasks: dict[str, Any], limit: int | None, seed: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Metrics of every task, and its samples in the order of the records.
+    """Runs lm-eval's tasks and returns the metrics and samples of each, in record order.
 
-    Metrics are named as lm-eval prints them: `acc`, `acc_stderr`, `exact_match,strict-match`.
+    Metrics have lm-eval's names: `acc`, `acc_stderr`, `exact_match,strict-match`.
     """
     for task in tasks.values():
         task.set_fewshot_seed(seed=seed)
@@ -274,7 +281,7 @@ def run_tasks(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's own bars, which no argument turns off. Ours go to the real stream."""
+    """Hides lm-eval's progress bars, which no argument turns off; ours use the real stream."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
 

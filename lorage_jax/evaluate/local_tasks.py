@@ -1,8 +1,8 @@
-"""lm-eval's own task definitions, reading local files instead of the Hub.
+"""lm-eval's own task definitions on local files instead of the Hub's data sets.
 
-A folder holds `<task>/<split>.jsonl(.gz)`. Rows are {question, choices, label} or already in the
-layout that the Hub serves; the former are given that layout, so the definition (its prompt text,
-its choices, its metrics) stays lm-eval's to the letter.
+A folder holds `<task>/<split>.jsonl(.gz)`. Rows are {question, choices, label}, or in the Hub's
+layout, to which the former are converted. So lm-eval's definition of a task (its prompt text,
+choices and metrics) is used unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 @functools.cache
 def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
-    """Index lm-eval's definitions. Raises ConfigError if lm-eval is not installed."""
+    """Indexes lm-eval's definitions. Raises ConfigError if lm-eval is not installed."""
     try:
         import lm_eval.tasks
     except ImportError:
@@ -41,7 +41,7 @@ def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
             "scoring on tasks needs lm-eval, which is not installed: "
             'pip install "lorage_jax[eval]".'
         ) from None
-    # It warns of settings that tasks leave to their defaults.
+    # It would warn of every setting that a task leaves at its default.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     home = Path(lm_eval.tasks.__file__).parent
     paths: list[str | Path] = [home / folder for folder in folders]
@@ -49,7 +49,7 @@ def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
 
 
 def _manager(everything: bool) -> TaskManager:
-    """lm-eval's definitions of the described tasks, or of all: thousands, which takes long."""
+    """lm-eval's definitions of our tasks, or of all its tasks: thousands, which takes long."""
     own = tuple(dict.fromkeys(task.folder for task in TASKS.values()))
     if everything:  # lm-eval finds its own folders
         own = tuple(folder for folder in own if Path(folder).is_absolute())
@@ -66,12 +66,17 @@ def _definition(name: str) -> dict[str, Any]:
 
     entry = _manager(everything=name not in _known(everything=False)).task_index[name]
     if entry.yaml_path is None:
-        raise ConfigError(f"{name} is defined by code in lm-eval, not by a file; not supported.")
+        raise ConfigError(
+            f"{name} is defined by code in lm-eval; only tasks with a YAML file are supported."
+        )
     return copy.deepcopy(load_yaml(entry.yaml_path))
 
 
 def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
-    """ConfigError that lists every unknown task with the nearest known names."""
+    """Raises ConfigError, listing the nearest known names, if a task is unknown or none is named.
+
+    `others` are names that are known besides lm-eval's.
+    """
     if names and all(name in others for name in names):
         return
     quick = [*_known(everything=False), *others]
@@ -81,7 +86,7 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
     problems = []
     for name in names:
         if name in _manager(everything=True).all_tasks and name not in known:
-            problems.append(f"{name} is a group of lm-eval's tasks; name the tasks themselves")
+            problems.append(f"{name} is a group of lm-eval tasks; name its tasks instead")
         elif name not in known:
             near = difflib.get_close_matches(name, quick, n=3, cutoff=0.6)
             near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
@@ -92,7 +97,7 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 class TaskData:
-    """The source of tasks' records: `hub`, or a local folder, checked and fingerprinted."""
+    """The source of the tasks' records: `hub`, or a local folder, checked and fingerprinted."""
 
     def __init__(self, source: str):
         self.folder = None if source == "hub" else Path(source)
@@ -105,14 +110,16 @@ class TaskData:
             )
 
     def load(self, name: str, shots: int, **overrides: Any) -> Any:
-        """lm-eval's task with `shots` samples in the context, its definition's fields overridden.
+        """Loads lm-eval's task with `shots` samples in the context.
 
-        DataError: a split that the definition needs is missing, a record without an answer.
+        `overrides` replace fields of its definition.
+
+        Raises DataError if a split that the definition needs is missing, or a record is malformed.
         """
         from lm_eval.api.task import ConfigurableTask
 
         config = {k: v for k, v in _definition(name).items() if k not in ("tag", "group")}
-        # A definition that fixes its samples to none means it: lm-eval keeps to that, too.
+        # Like lm-eval, keep to a definition that explicitly sets 0 samples.
         config["num_fewshot"] = 0 if config.get("num_fewshot") == 0 else shots
         config["metadata"] = config.get("metadata") or {}
         if self.folder is not None:
@@ -121,30 +128,30 @@ class TaskData:
                 self._read[kind] = self._splits(name, shots, config)
             splits = self._read[kind]
             config |= {"custom_dataset": lambda **_: splits, "dataset_kwargs": None}
-            # Splits that are not there would be asked for.
+            # lm-eval would ask for the missing splits.
             config |= {key: None for split, key in SPLITS.items() if split not in splits}
             if config.get("fewshot_split") not in splits:
                 config["fewshot_split"] = None
         try:
             return ConfigurableTask(config=config | overrides)
-        except Exception as error:  # of many types, as the definition's own code may raise them
+        except Exception as error:  # the definition's own code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             if self.folder is None:
                 raise DataError(
-                    f"{name}: its records could not be downloaded ({reason}). Give a folder with "
-                    f"{name}/<split>.jsonl by --data."
+                    f"{name}: its records could not be downloaded ({reason}). Pass a folder with "
+                    f"{name}/<split>.jsonl as --data."
                 ) from None
             raise DataError(
-                f"{self._folder(name)}: the rows do not have what lm-eval's definition of {name} "
+                f"{self._folder(name)}: the rows lack fields that lm-eval's definition of {name} "
                 f"reads ({reason})."
             ) from None
 
     def default_shots(self, name: str) -> int:
-        """The number of samples that the definition names."""
+        """The number of few-shot samples in the task's definition."""
         return _definition(name).get("num_fewshot") or 0
 
     def _splits(self, name: str, shots: int, definition: dict[str, Any]) -> Any:
-        """The task's files as a DatasetDict. All that a run needs is read and checked at once."""
+        """The task's files as a DatasetDict; everything that a run needs is checked here."""
         from datasets import Dataset, DatasetDict, disable_progress_bars
 
         disable_progress_bars()
@@ -162,7 +169,7 @@ class TaskData:
         if shots and files["train"] is None:
             raise DataError(
                 f"{folder}: {name} draws its {shots} samples from the train split; expected "
-                f"train.jsonl (or .gz), found {found}. Add it, or leave the samples out here: "
+                f"train.jsonl (or .gz), found {found}. Add it, or use no samples for this task: "
                 f"--shots {shots},{name}=0."
             )
         wanted = {split: split == scored or (split == "train" and shots) for split in SPLITS}
@@ -171,15 +178,15 @@ class TaskData:
             if path is not None and wanted[split]:
                 try:
                     splits[split] = Dataset.from_list(_read(name, path))
-                except (TypeError, ValueError) as error:  # pyarrow's are ValueErrors, too
+                except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors, too
                     raise DataError(
-                        f"{path}: its rows do not all have the same kinds of values ({error})."
+                        f"{path}: its rows do not all have the same types of values ({error})."
                     ) from None
                 self.fingerprints.setdefault(name, {})[split] = file_digest(path)
         return DatasetDict(splits)
 
     def _folder(self, name: str) -> Path:
-        assert self.folder is not None, "asked for only with local data"
+        assert self.folder is not None, "called only with local data"
         places = [self.folder / name, *sorted(self.folder.glob(f"*/{name}"))]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:
@@ -203,7 +210,7 @@ def _read(name: str, path: Path) -> list[Row]:
         if task is None:
             rows.append(row)
         elif task.hub_field in row:
-            task.to_example(row, where)  # an answer is there and in range
+            task.to_example(row, where)  # raises if the answer is missing or out of range
             rows.append(row)
         else:
             rows.append(task.to_hub(row, where))

@@ -1,7 +1,7 @@
 """The LoRA-Gen protocol on lm-eval's tasks: the prompt goes to the cloud, the question to the edge.
 
-A task's system prompt is its description and few-shot samples, drawn once. A few
-fields of lm-eval's definition set the text of the edge; the rest of the definition stays.
+A task's system prompt is its description and few-shot samples, which are drawn once. The edge's
+text is set by a few fields of lm-eval's definition; the rest of the definition is unchanged.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def described(name: str) -> Task:
     """The project's description of a task. Raises ConfigError if there is none."""
     if name not in TASKS:
         raise ConfigError(
-            f"a generator needs a description of {name}; there are those of {', '.join(TASKS)}. "
-            "Score others by --model."
+            f"a generator needs a description of {name}; only {', '.join(TASKS)} have one. "
+            "Score other tasks with --model."
         )
     return TASKS[name]
 
@@ -47,9 +47,9 @@ def described(name: str) -> Task:
 def system_prompt(
     generator: Generator, name: str, harness_task: Any, shots: int, seed: int
 ) -> SystemPrompt:
-    """The task's description and `shots` samples of its few-shot split, the same for all records.
+    """Builds a task's prompt for all records: its description and `shots` few-shot samples.
 
-    If the cloud's context is too short, samples are dropped, starting from the last.
+    If it exceeds the cloud's context, samples are dropped, the last ones first.
     """
     task = described(name)
     rows = list(harness_task.fewshot_docs()) if shots else []
@@ -61,7 +61,9 @@ def system_prompt(
 
 
 def partner(name: str, names: Sequence[str]) -> str:
-    """The task whose prompt is the control of `name`: of another kind, if possible of `names`."""
+    """The task whose prompt is the shuffled control of `name`: of another kind, if possible one of
+    `names`.
+    """
 
     def after(order: Sequence[str]) -> list[str]:
         at = list(order).index(name)
@@ -81,16 +83,16 @@ def _example(task: Task, row: Row) -> Example:
 
 
 def edge_text(name: str, template: str, system: str | None = None) -> dict[str, Any]:
-    """Fields of lm-eval's definition that make the edge read the question in a template.
+    """Fields of lm-eval's definition that set the edge's text.
 
     Args:
         name: the task.
         template: `trained`, the turns of training with the choices as answers, or `harness`,
             lm-eval's own text.
-        system: a system prompt to put into the edge's own context, in front.
+        system: a system prompt to put in front, in the edge's own context.
     """
     if template == "harness":
-        # lm-eval expands templates; between these marks it leaves the text alone.
+        # lm-eval expands templates, but not between these marks.
         text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
         return {} if text is None else {"description": text}
     task = described(name)

@@ -236,7 +236,7 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point], colours: dict
         others += [b for i, b in enumerate(boxes) if i != index and b is not None]
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
         inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        return sum(box.overlaps(other) for other in others) + (0 if inside else 2)
+        return sum(bool(box.overlaps(other)) for other in others) + (0 if inside else 2)
 
     for index in [*range(len(points))] * 2:
         # min keeps the first of equals, which is nearest.

@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_told_before_any_work(world, refuse, data, tmp_path
     args = model_args(world, data, tmp_path, tasks="arc_easy,gpt4tools")
     refuse(*args, says=r"max_new_tokens is 512.*--max-new-tokens")
     args = model_args(world, data, tmp_path, tasks="arc_easy,gsm8k", **{"max-new-tokens": 256})
-    refuse(*args, says=r"256 new tokens are asked for; this model's context is 256")
+    refuse(*args, says=r"256 new tokens were requested, but the model's context is 256")
 
 
 def test_without_lm_eval_it_is_said(world, refuse, data, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_controls_change_the_prompts_and_nothing_else():
     found = ask([Arm("others", others)], "edge", UNITS, echo)["others"]
     assert [text for _, _, text in found["one"].answered.answers] == ["X", "Y", "X"]
     assert found["two"].facts == [{"length": 1, "of": 3}]
-    with pytest.raises(ConfigError, match="1 other prompts stand in for 3"):
+    with pytest.raises(ConfigError, match="there are 1 other prompts for 3"):
         ask([Arm("others", OtherPrompts(Shouted(), ["x"]))], "edge", UNITS, echo)
     with pytest.raises(ConfigError, match="shouted makes no cards"):
         MeanGates(Shouted()).prepare(["a"])

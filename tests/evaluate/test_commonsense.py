@@ -204,7 +204,7 @@ def test_samples_that_do_not_fit_the_cloud_are_left_out(generator, edge, data):
 
 
 def test_a_task_without_a_description_is_refused(generator, edge, data):
-    with pytest.raises(ConfigError, match="needs a description of mmlu; there are those of arc"):
+    with pytest.raises(ConfigError, match="needs a description of mmlu; only arc"):
         run_all(generator, edge, data, ["mmlu"])
 
 

@@ -169,7 +169,7 @@ def test_sampling_and_too_many_tokens_are_refused(tiny):
     sampled = ("Hi", {"do_sample": True, "temperature": 0.7})
     with pytest.raises(ConfigError, match="greedily"):
         model.generate_until(instances("generate_until", sampled))
-    with pytest.raises(DataError, match="300 new tokens are asked for; this"):
+    with pytest.raises(DataError, match="300 new tokens were requested, but the"):
         model.generate_until(instances("generate_until", ("Hi", {"max_gen_toks": 300})))
     with pytest.raises(ConfigError, match="encoding is 'other'"):
         LorageLM(str(tiny("llama")[0]), encoding="other")

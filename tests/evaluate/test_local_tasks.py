@@ -73,11 +73,11 @@ def test_rows_that_do_not_go_together_are_told(tmp_path):
         for i in (1, "x7")
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"do not all have the same kinds of values"):
+    with pytest.raises(DataError, match=r"do not all have the same types of values"):
         TaskData(str(tmp_path)).load("arc_easy", 0)
     (tmp_path / "wikitext").mkdir()
     (tmp_path / "wikitext" / "test.jsonl").write_text('{"words": "no page"}\n')
-    with pytest.raises(DataError, match=r"do not have what lm-eval's definition of wikitext reads"):
+    with pytest.raises(DataError, match=r"lack fields that lm-eval's definition of wikitext reads"):
         TaskData(str(tmp_path)).load("wikitext", 0)
 
 
@@ -90,7 +90,7 @@ def test_boolqs_answer_is_read_by_its_text(tmp_path):
 
 
 def test_a_group_is_told_from_an_unknown_task():
-    with pytest.raises(ConfigError, match="ai2_arc is a group of lm-eval's tasks"):
+    with pytest.raises(ConfigError, match="ai2_arc is a group of lm-eval tasks"):
         check_names(["ai2_arc"])
 
 
