@@ -50,3 +50,8 @@ def bullets(problems: Sequence[str], most: int = 20) -> str:
     """At most `most` problems, one indented line each, and the number of all others."""
     more = [f"... and {len(problems) - most} more"] * (len(problems) > most)
     return "\n".join(f"  - {problem}" for problem in [*problems[:most], *more])
+
+
+def joined(*notes: str | None) -> str | None:
+    """The notes that say something, one below the other; None if there are none."""
+    return "\n".join(filter(None, notes)) or None

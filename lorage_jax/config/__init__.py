@@ -4,7 +4,7 @@
 `ExperimentConfig` a run of `lorage train`, `PretrainConfig` a run of `lorage pretrain`.
 """
 
-from lorage_jax.config.data import DataConfig, Source
+from lorage_jax.config.data import DataConfig, HeldOut, PromptForms, Source
 from lorage_jax.config.generator import GeneratorConfig
 from lorage_jax.config.model import PROJECTIONS, SIZES, ModelConfig, RopeScaling
 from lorage_jax.config.pretrain import Corpus, PretrainConfig
@@ -17,10 +17,12 @@ __all__ = [
     "DataConfig",
     "ExperimentConfig",
     "GeneratorConfig",
+    "HeldOut",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",
+    "PromptForms",
     "RopeScaling",
     "Source",
 ]

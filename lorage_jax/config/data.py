@@ -9,27 +9,75 @@ from lorage_jax.fields import check_types, require
 
 
 @dataclass(frozen=True)
-class Source:
-    """One data set. `path` is a local .json/.jsonl(.gz) file, a `datasets` name, or `synthetic`.
+class HeldOut:
+    """The shares of a source of `tasks` that training never sees.
 
-    `kind`: `instruction` rows are {instruction, input, output} or {system, user, target};
-    `choices` rows are {question, choices, label} of one task, whose description and randomly
-    drawn samples become the system prompt; `synthetic` is the built-in data, whose `name` picks a
-    family (`words`, `tools`; empty: all that have the split); `text` rows are {text}, prose for
-    `lorage pretrain`.
+    A hash of `seed` and the text itself decides, so the same task, wording or input is held out
+    wherever it stands: in another file, in part of the file, among other tasks.
     """
 
-    path: str
-    kind: Literal["instruction", "choices", "synthetic", "text"] = "instruction"
-    name: str = ""  # task (`choices`), family (`synthetic`), or configuration of a `datasets` name
-    split: str = "train"
-    shots: tuple[int, int] = (0, 5)  # `choices` only: fewest and most samples in the prompt
-    needs_input: bool = False  # drop instruction rows whose input is empty
-    limit: int | None = None  # use only this many rows
-    weight: float = 1.0  # share of the batches, relative to other sources
+    tasks: float = 0.1
+    paraphrases: float = 0.2  # of the definitions
+    instances: float = 0.2  # by their input
+    seed: int = 0
+    by: Literal["task", "group"] = "task"  # `group`: hold out whole groups of tasks
 
     def __post_init__(self):
         check_types(self)
+        for name in ("tasks", "paraphrases", "instances"):
+            share = getattr(self, name)
+            require(0 <= share < 1, f"held_out.{name} is {share}; expected 0 or more, below 1.")
+
+
+@dataclass(frozen=True)
+class PromptForms:
+    """How often the prompt of a source of `tasks` has which form, relative to the others."""
+
+    definition: float = 1.0  # a drawn paraphrase
+    samples: float = 1.0  # drawn samples
+    both: float = 1.0
+
+    def __post_init__(self):
+        check_types(self)
+        shares = (self.definition, self.samples, self.both)
+        require(
+            min(shares) >= 0 and sum(shares) > 0,
+            f"forms are {shares}; expected shares of 0 or more, one of them above 0.",
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set. `path` is a local .json/.jsonl(.gz) file, a `datasets` name, or `synthetic`.
+
+    `kind`: `instruction` rows are {instruction, input, output}, {system, user, target} or chats,
+    {messages}; `choices` rows are {question, choices, label} of one task, whose description and
+    randomly drawn samples become the system prompt; `tasks` rows are whole tasks, {name,
+    definition, instances}, in a file or a folder of files, and `split` is `train`, or one of what
+    `held_out` keeps from training: `instances`, `paraphrases` or `tasks`; `synthetic` is the
+    built-in data, whose `name` picks a family (`words`, `tools`; empty: all that have the split);
+    `text` rows are {text}, prose for `lorage pretrain`.
+    """
+
+    path: str
+    kind: Literal["instruction", "choices", "tasks", "synthetic", "text"] = "instruction"
+    name: str = ""  # task (`choices`), family (`synthetic`), or configuration of a `datasets` name
+    split: str = "train"
+    shots: tuple[int, int] = (0, 5)  # `choices`, `tasks`: fewest and most samples in the prompt
+    needs_input: bool = False  # drop instruction rows whose input is empty
+    limit: int | None = None  # use only this many rows
+    weight: float = 1.0  # share of the batches, relative to other sources
+    skip_bad_rows: int = 0  # rows that cannot be used are skipped and reported, up to this many
+    held_out: HeldOut = HeldOut()  # `tasks` only
+    forms: PromptForms = PromptForms()  # `tasks` only
+
+    def __post_init__(self):
+        check_types(self)
+        require(
+            self.skip_bad_rows >= 0,
+            f"skip_bad_rows is {self.skip_bad_rows}; expected the number of rows that may be "
+            "skipped, 0 or more.",
+        )
         require(
             0 <= self.shots[0] <= self.shots[1],
             f"shots is {self.shots}; expected (fewest, most) with 0 <= fewest <= most.",

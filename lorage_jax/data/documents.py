@@ -8,9 +8,11 @@ requests without their prompt, as a specialised edge will see them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from random import Random
 from typing import Any, cast
@@ -21,8 +23,8 @@ from jaxtyping import Array, Bool, Int
 
 from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Batch, Group, Rows, pad_id
-from lorage_jax.data.records import require_text
-from lorage_jax.data.sources import load_source, source_rows
+from lorage_jax.data.records import Skipped, require_text
+from lorage_jax.data.sources import LoadedSource, load_source, skipped_note, source_rows
 from lorage_jax.data.templates import (
     edge_prompt,
     edge_prompt_with_system,
@@ -68,12 +70,15 @@ class Documents:
     def __init__(self, config: PretrainConfig, seed: int):
         self._config = config
         self._weights = [corpus.source.weight for corpus in config.corpora]
-        self._parts, self._places = [], []
+        self._parts, self._places, notes = [], [], []
         for number, corpus in enumerate(config.corpora):
-            dataset, places = _load(corpus, Random(f"{seed}/{number}").getrandbits(32))
+            source = _load(corpus)
             start = sum(map(len, self._places))
-            self._parts.append(dataset.map(_Shift(start)))
-            self._places.append(places)
+            own_seed = Random(f"{seed}/{number}").getrandbits(32)
+            self._parts.append(source.dataset(own_seed).map(_Shift(start)))
+            self._places.append(source.places)
+            notes.append(source.note)
+        self.note = "\n".join(filter(None, notes))  # what was left out of the data
 
     def texts(self, count: int) -> list[str]:
         """The texts of `count` documents, mixed from all corpora by weight, for a tokenizer."""
@@ -218,10 +223,10 @@ class _Encode:
         return pack_documents(self.tokenizer, batch, self.corpus.rows, self.corpus.row_tokens)
 
 
-def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
-    """The endless documents of one corpus, and the origin of each."""
+def _load(corpus: Corpus) -> LoadedSource:
+    """One corpus, as documents instead of groups."""
     if corpus.source.kind == "text":
-        return _prose(corpus, seed)
+        return _prose(corpus)
     source = load_source(corpus.source, corpus.queries)
 
     def document(group: Group, generator: np.random.Generator) -> Document:
@@ -234,14 +239,21 @@ def _load(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
             )
         return Document(texts, group.index)
 
-    return source.dataset(seed).random_map(document, seed=seed), source.places
+    def dataset(seed: int) -> grain.MapDataset:
+        return source.dataset(seed).random_map(document, seed=seed)
+
+    return dataclasses.replace(source, dataset=dataset)
 
 
-def _prose(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
+def _prose(corpus: Corpus) -> LoadedSource:
     """All texts in pieces of about `row_tokens` tokens, each once per epoch."""
-    found = source_rows(corpus.source)[: corpus.source.limit]
-    for place, row in found:
-        require_text(row, "text", place)
+    skipped = Skipped(corpus.source.skip_bad_rows)
+    rows = source_rows(corpus.source, skipped)[: corpus.source.limit]
+    found = [
+        (place, row)
+        for place, row in rows
+        if skipped.attempt(partial(require_text, row, "text", place)) is not None
+    ]
     size = PIECE * corpus.row_tokens
     spots = [(n, at) for n, (_, row) in enumerate(found) for at in range(0, len(row["text"]), size)]
 
@@ -249,5 +261,9 @@ def _prose(corpus: Corpus, seed: int) -> tuple[grain.MapDataset, Sequence[str]]:
         n, at = spots[index]
         return Document(((found[n][1]["text"][at : at + size], ""),), index)
 
-    order = grain.MapDataset.source(range(len(spots))).seed(seed).shuffle().repeat()
-    return order.map(document), [f"{found[n][0]}, character {at}" for n, at in spots]
+    def dataset(seed: int) -> grain.MapDataset:
+        order = grain.MapDataset.source(range(len(spots))).seed(seed).shuffle().repeat()
+        return order.map(document)
+
+    places = [f"{found[n][0]}, character {at}" for n, at in spots]
+    return LoadedSource(dataset, places, skipped_note(corpus.source, skipped))

@@ -25,10 +25,17 @@ class Batches:
     """An endless iterable of batches (see `Encoder.batch`).
 
     `iter(...)` returns a grain iterator: `get_state()` gives JSON values, `set_state(...)` resumes.
+    `note` says what was left out of the data; empty if nothing was.
     """
 
-    def __init__(self, groups: grain.MapDataset, places: Sequence[Sequence[str]], encoder: Encoder):
-        self.groups = groups
+    def __init__(
+        self,
+        groups: grain.MapDataset,
+        places: Sequence[Sequence[str]],
+        encoder: Encoder,
+        note: str = "",
+    ):
+        self.groups, self.note = groups, note
         self._places = places
         rows = encoder.config.prompts_per_batch
         self._batches = groups.map(encoder.tokens).batch(
@@ -64,7 +71,8 @@ def make_dataset(
     # Copies, because another thread may be using the caller's tokenizers.
     encoder = Encoder(config, copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer))
     groups = mix(sources, [source.weight for source in config.sources], seed)
-    return Batches(groups, [source.places for source in sources], encoder)
+    note = "\n".join(source.note for source in sources if source.note)
+    return Batches(groups, [source.places for source in sources], encoder, note)
 
 
 def load_groups(config: DataConfig, seed: int) -> grain.MapDataset:

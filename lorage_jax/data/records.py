@@ -7,17 +7,19 @@ import hashlib
 import json
 import sys
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lorage_jax.errors import DataError
+from lorage_jax.errors import DataError, bullets
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
-# The field names of each accepted layout, in the order system, user, target.
-LAYOUTS = (("system", "user", "target"), ("instruction", "input", "output"))
 ROLES = ("system", "user", "assistant")
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of the roles
 EXPECTED = (
     "expected {system, user, target}, {instruction, input, output} "
     "or {messages: [{role, content}, ...]} with roles system, user, assistant"
@@ -58,8 +60,58 @@ def file_digest(path: str | Path) -> str:
     return "sha256:" + hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def read_rows(path: str | Path) -> list[tuple[str, Row]]:
+class TooManySkipped(DataError):
+    """More rows cannot be used than may be skipped."""
+
+
+class Skipped:
+    """Rows that cannot be used: up to `most` of them are left out, and the reasons kept.
+
+    Without `most`, nothing is.
+
+    Example:
+        skipped = Skipped(most=10)
+        records = [skipped.attempt(lambda: to_record(row, place)) for place, row in rows]
+    """
+
+    def __init__(self, most: int | None = None):
+        self.most = most
+        self.reasons: list[str] = []
+
+    def attempt(self, make: Callable[[], T]) -> T | None:
+        """What `make` returns, or None if it raises DataError and that many may be skipped.
+
+        Raises DataError for one row more than may be skipped.
+        """
+        try:
+            return make()
+        except TooManySkipped:  # of a part of this row
+            raise
+        except DataError as error:
+            if self.most is None:
+                raise
+            self.reasons.append(str(error))
+            if len(self.reasons) <= self.most:
+                return None
+            more = f" It is row {self.most + 1} that cannot be used." if self.most else ""
+            raise TooManySkipped(
+                f"{error}{more} To skip such rows, raise skip_bad_rows of the source ({self.most})."
+            ) from None
+
+    @property
+    def summary(self) -> str:
+        """The number of skipped rows and the first reasons; empty if there are none."""
+        if not self.reasons:
+            return ""
+        count = len(self.reasons)
+        rows = f"{count} row{'s' * (count > 1)} cannot be used and {'were' if count > 1 else 'was'}"
+        return f"{rows} skipped:\n{bullets(self.reasons, 3)}"
+
+
+def read_rows(path: str | Path, skipped: Skipped | None = None) -> list[tuple[str, Row]]:
     """Reads JSON lines (skipping blank ones) or a .json file with one array, optionally gzipped.
+
+    A .json file may also hold a single object. `skipped` takes the lines that are not JSON objects.
 
     Returns (place, row) for every row; place is `file:line`, for error messages.
 
@@ -67,16 +119,33 @@ def read_rows(path: str | Path) -> list[tuple[str, Row]]:
     broken, or if a row is not an object.
     """
     data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-    whole = Path(path).name.removesuffix(".gz").endswith(".json")
-    if whole and data.lstrip()[:1] == b"[":
-        rows = _array_rows(path, data)
-    else:
+    rows = _whole_rows(path, data)
+    if rows is None:
+        skipped = skipped or Skipped()
         lines = enumerate(data.split(b"\n"), start=1)
-        places = ((f"{path}:{number}", line) for number, line in lines if line.strip())
-        rows = [(place, _object(_parse(line, place), place)) for place, line in places]
+        places = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
+        parsed = ((p, skipped.attempt(partial(_parse_object, line, p))) for p, line in places)
+        rows = [(place, row) for place, row in parsed if row is not None]
     if not rows:
         raise DataError(f"{path}: holds no rows; expected one JSON object per line.")
     return rows
+
+
+def _whole_rows(path: str | Path, data: bytes) -> list[tuple[str, Row]] | None:
+    """The rows of a .json file that holds one array or one object; None for JSON lines."""
+    if not Path(path).name.removesuffix(".gz").endswith(".json"):
+        return None
+    if data.lstrip()[:1] == b"[":
+        return _array_rows(path, data)
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return None  # several lines, or damaged; the line will be named
+    return [(f"{path}:1", value)] if isinstance(value, dict) else None
+
+
+def _parse_object(line: bytes, place: str) -> Row:
+    return _object(_parse(line, place), place)
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
@@ -117,44 +186,63 @@ def _object(value: Any, place: str) -> Row:
 
 
 def to_record(row: Row, where: str) -> Record:
-    """Converts a row in any of the three layouts to a `Record`.
+    """Converts a row in any of the accepted layouts to a `Record`.
 
-    The user text may be empty (the prompt alone is the task); system and target may not.
+    The layout is that whose fields the row has. In {instruction, input, output}, the instruction
+    is the system prompt; if there is a `system` as well, that is, and instruction and input are the
+    user's. The user text may be empty or null (the prompt alone is the task); system and target may
+    not.
 
     Raises DataError, naming `where`, the fields found and those expected, for any other row.
     """
     if "messages" in row:
-        return _from_messages(row, where)
-    for names in LAYOUTS:
-        if names[0] in row:
-            return _checked(where, row, names)
-    raise DataError(f"{where}: found the fields {_names(row)}; {EXPECTED}.")
+        return _from_messages(row["messages"], "role", "content", where)
+    if "conversations" in row:
+        return _from_messages(row["conversations"], "from", "value", where)
+    if "instruction" in row and not {"user", "target"} <= row.keys():
+        return _from_alpaca(row, where)
+    if "system" not in row:
+        raise DataError(f"{where}: found the fields {_names(row)}; {EXPECTED}.")
+    _require_fields(row, ("system", "user", "target"), where)
+    system, target = (require_text(row, name, where) for name in ("system", "target"))
+    return Record(system, _optional(row, "user", where), target)
 
 
-def _checked(where: str, row: Row, names: tuple[str, str, str]) -> Record:
+def _from_alpaca(row: Row, where: str) -> Record:
+    _require_fields(row, ("instruction", "output"), where)
+    instruction, target = (require_text(row, name, where) for name in ("instruction", "output"))
+    system, user = _optional(row, "system", where), _optional(row, "input", where)
+    if not system.strip():
+        return Record(instruction, user, target)
+    return Record(system, f"{instruction}\n{user}" if user.strip() else instruction, target)
+
+
+def _optional(row: Row, name: str, where: str) -> str:
+    """The text of a field that may be empty, null or absent."""
+    return "" if row.get(name) is None else require_text(row, name, where, empty=True)
+
+
+def _require_fields(row: Row, names: Sequence[str], where: str) -> None:
     missing = [name for name in names if name not in row]
     if missing:
         raise DataError(
             f"{where}: the field {', '.join(missing)} is missing; "
             f"found {_names(row)}, expected {', '.join(names)}."
         )
-    texts = [require_text(row, name, where, empty=name == names[1]) for name in names]
-    return Record(*texts)
 
 
-def _from_messages(row: Row, where: str) -> Record:
-    messages = row["messages"]
+def _from_messages(messages: Any, role: str, content: str, where: str) -> Record:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DataError(f"{where}: messages is not a list of objects; {EXPECTED}.")
-    roles = tuple(message.get("role") for message in messages)
+    roles = tuple(SHAREGPT.get(str(m.get(role)), m.get(role)) for m in messages)
     if roles != ROLES:
         raise DataError(
             f"{where}: messages has the roles {', '.join(map(str, roles)) or 'none'}; "
             "expected exactly system, user, assistant. Split longer chats into single turns."
         )
     system, user, target = (
-        require_text(message, "content", f"{where} ({message['role']} message)")
-        for message in messages
+        require_text(message, content, f"{where} ({name} message)")
+        for message, name in zip(messages, roles, strict=True)
     )
     return Record(system, user, target)
 

@@ -11,30 +11,41 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import grain
 import numpy as np
 
 from lorage_jax.config import Source
 from lorage_jax.data.batches import Group
-from lorage_jax.data.records import Record, Row, read_bytes, read_rows, to_record
+from lorage_jax.data.records import Record, Row, Skipped, read_bytes, read_rows, to_record
+from lorage_jax.data.task_prompts import TaskPrompts
 from lorage_jax.data.task_table import get_task
 from lorage_jax.data.tasks import sample_bank, task_prompt
 from lorage_jax.data.templates import TEMPLATE_VERSION
+from lorage_jax.data.written_tasks import divide, task_files, to_tasks
 from lorage_jax.errors import DataError
 from lorage_jax.fields import to_dict
 
+# Fields of a source that versions before them did not have.
+LATER = ("skip_bad_rows", "held_out", "forms")
+_DEFAULTS = to_dict(Source("nothing"))
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """One source in memory: its endless groups, `dataset(seed)`, and the origin of group i."""
+    """One source in memory: its endless groups, `dataset(seed)`, and the origin of group i.
+
+    `note` says what was left out of it, if anything was.
+    """
 
     dataset: Callable[[int], grain.MapDataset]
     places: Sequence[str]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,25 +90,45 @@ def data_fingerprint(sources: Sequence[Source]) -> str:
 
     The versions are those of the templates and of all code that draws data.
     """
-    described = [to_dict(source) for source in sources]
+    described = [_described(source) for source in sources]
     kinds = {name: source_kind(name) for name in KINDS}
     drawn = {name: kind.versions() for name, kind in kinds.items() if kind.versions is not None}
     for source, values in zip(sources, described, strict=True):
-        path = None if source.kind in drawn else local_file(source)
-        if path:
-            values["path"] = hashlib.sha256(read_bytes(path)).hexdigest()
+        if source.kind not in drawn and (files := local_files(source)):
+            hashes = [hashlib.sha256(read_bytes(file)).hexdigest() for file in files]
+            values["path"] = hashes[0] if len(hashes) == 1 else hashes
     versions = [TEMPLATE_VERSION, *(version for one in drawn.values() for version in one)]
     text = json.dumps([described, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def source_rows(source: Source) -> list[tuple[str, Row]]:
+def _described(source: Source) -> dict[str, Any]:
+    """The fields of a source; later ones only if set, for the fingerprints of earlier versions."""
+    values = to_dict(source)
+    later = {name: value for name, value in _DEFAULTS.items() if name in LATER}
+    return {name: v for name, v in values.items() if name not in later or v != later[name]}
+
+
+def source_rows(source: Source, skipped: Skipped | None = None) -> list[tuple[str, Row]]:
     """(place, row) for every row of a source: a file, a split in a folder, or a Hub data set.
 
-    Raises DataError if it cannot be loaded.
+    `skipped` takes the lines that are not JSON objects. Raises DataError if it cannot be loaded.
     """
+    files = local_files(source)
+    if not files:
+        return _hub_rows(source)
+    return [row for file in files for row in read_rows(file, skipped)]
+
+
+def local_files(source: Source) -> list[Path]:
+    """The files that a source names: all of a folder of tasks, otherwise one; none on the Hub.
+
+    Raises DataError if a folder does not hold what is asked for.
+    """
+    if source.kind == "tasks" and Path(source.path).is_dir():
+        return task_files(source.path)
     path = local_file(source)
-    return read_rows(path) if path else _hub_rows(source)
+    return [path] if path else []
 
 
 def local_file(source: Source) -> Path | None:
@@ -134,8 +165,12 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
 
 def _instruction(source: Source, queries: int) -> LoadedSource:
     """Groups rows by identical system text, in chunks of Q; each row comes once per epoch."""
-    rows = source_rows(source)
-    records = [(place, to_record(row, place)) for place, row in rows]
+    skipped = Skipped(source.skip_bad_rows)
+    rows = source_rows(source, skipped)
+    made = [(place, skipped.attempt(partial(to_record, row, place))) for place, row in rows]
+    records = [(place, record) for place, record in made if record is not None]
+    if not records:
+        raise DataError(f"{source.path}: no row can be used. {skipped.summary}")
     if source.needs_input:
         records = [(place, record) for place, record in records if record.user.strip()]
     if not records:
@@ -151,16 +186,30 @@ def _instruction(source: Source, queries: int) -> LoadedSource:
             groups.append(Group(system, pairs, len(groups)))
             places.append(chunk[0][0])
     return LoadedSource(
-        lambda seed: grain.MapDataset.source(groups).seed(seed).shuffle().repeat(), places
+        lambda seed: grain.MapDataset.source(groups).seed(seed).shuffle().repeat(),
+        places,
+        skipped_note(source, skipped),
     )
+
+
+def skipped_note(source: Source, skipped: Skipped) -> str:
+    """The rows of a source that were skipped, for a user; empty if there are none."""
+    return f"{source.path}: {skipped.summary}" if skipped.reasons else ""
 
 
 def _choices(source: Source, queries: int) -> LoadedSource:
     """Groups Q items of the task under a freshly drawn few-shot prompt; each once per epoch."""
-    rows = source_rows(source)
+    skipped = Skipped(source.skip_bad_rows)
+    rows = source_rows(source, skipped)
     task = get_task(source.name)
-    rows = rows[: source.limit]
-    items = [task.to_example(row, place) for place, row in rows]
+    made = [
+        (place, skipped.attempt(partial(task.to_example, row, place)))
+        for place, row in rows[: source.limit]
+    ]
+    places = [place for place, item in made if item is not None]
+    items = [item for _, item in made if item is not None]
+    if not items:
+        raise DataError(f"{source.path}: no row can be used. {skipped.summary}")
     bank = sample_bank(items)
 
     def group(indices: list[int], generator: np.random.Generator) -> Group:
@@ -173,7 +222,31 @@ def _choices(source: Source, queries: int) -> LoadedSource:
         order = grain.MapDataset.source(range(len(items))).seed(seed).shuffle()
         return order.batch(queries, batch_fn=list).random_map(group).repeat()
 
-    return LoadedSource(dataset, [place for place, _ in rows])
+    return LoadedSource(dataset, places, skipped_note(source, skipped))
+
+
+def _tasks(source: Source, queries: int) -> LoadedSource:
+    """Groups Q instances of a task under a freshly drawn prompt; each instance once per epoch."""
+    skipped = Skipped(source.skip_bad_rows)
+    rows = source_rows(source, skipped)[: source.limit]
+    tasks = divide(to_tasks(rows, skipped), source.held_out, source.split)
+    prompts = TaskPrompts(tasks, source.forms, source.shots, queries)
+    if not prompts.chunks:
+        raise DataError(
+            f"{source.path}: no task can be asked. A task needs a definition, or enough instances "
+            "for samples besides those asked; `forms` and `shots` say which of these are used."
+        )
+
+    def group(index: int, generator: np.random.Generator) -> Group:
+        system, pairs = prompts.draw(index, Random(int(generator.integers(1 << 62))))
+        return Group(system, pairs, index)
+
+    def dataset(seed: int) -> grain.MapDataset:
+        order = grain.MapDataset.source(range(len(prompts.chunks))).seed(seed).shuffle()
+        return order.random_map(group).repeat()
+
+    notes = [skipped_note(source, skipped), prompts.note]
+    return LoadedSource(dataset, prompts.places, "\n".join(filter(None, notes)))
 
 
 # The kind itself, or `module:attribute` if it is defined in a package above this one. `text` has no
@@ -181,5 +254,6 @@ def _choices(source: Source, queries: int) -> LoadedSource:
 KINDS: dict[str, SourceKind | str] = {
     "instruction": SourceKind(_instruction),
     "choices": SourceKind(_choices),
+    "tasks": SourceKind(_tasks),
     "synthetic": "lorage_jax.world.source:SYNTHETIC",
 }

@@ -15,7 +15,7 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, joined
 from lorage_jax.fields import to_dict
 from lorage_jax.hf.load import load_model, load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
@@ -100,7 +100,7 @@ def train(
         place=functools.partial(_place, config=config, models=models, layout=layout),
         checkpoints=checkpoints,
         flops=program.training.flops,
-        note=check_spread({"state": state, **frozen}, layout.mesh),
+        note=joined(batches.note, check_spread({"state": state, **frozen}, layout.mesh)),
     )
     state, losses, first = loop.run(job, resume=resume, progress=progress, profile=profile)
     fingerprint = _write(method, config, models, state, out / method.result)

@@ -24,7 +24,7 @@ from lorage_jax.generator.losses import expert_usage, squared_cv
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.generator.pool import make_pool
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.generator.store import load_generator, save_generator
+from lorage_jax.generator.store import load_generator, read_values, save_generator
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -102,10 +102,24 @@ def finished_generator(
         trained=trained,
         statistics=statistics,
         edge_source=edge.source,
-        about={"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
+        about={
+            "steps": config.steps,
+            "seed": config.seed,
+            "dtype": config.dtype,
+            **_held_out(config),
+        },
     )
     write = functools.partial(save_generator, generator, overwrite=True)
     return Trained(generator.fingerprint, write)
+
+
+def _held_out(config: ExperimentConfig) -> dict[str, Any]:
+    """The `held_out` of the sources of tasks, also of the generator that training began with."""
+    found = [to_dict(one.held_out) for one in config.data.sources if one.kind == "tasks"]
+    if config.init:
+        found += read_values(config.init)["about"].get("held_out", [])
+    unique = [one for i, one in enumerate(found) if one not in found[:i]]
+    return {"held_out": unique} if unique else {}
 
 
 def begun_generator(

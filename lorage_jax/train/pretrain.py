@@ -105,6 +105,7 @@ def pretrain(
         vocabularies={"queries": ("model", model.vocab_size)},
         place=lambda batch: device_batch(batch, 1, micro_sharding(layout)),
         renamed={"trained": "params"},
+        note=documents.note or None,
     )
     state, losses, first = run(job, resume=resume, progress=progress)
     dtype = DTYPES[config.saved_dtype]

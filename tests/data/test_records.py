@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorage_jax.data.records import Record, read_jsonl, read_rows, read_text, to_record
+from lorage_jax.data.records import Record, Skipped, read_jsonl, read_rows, read_text, to_record
 from lorage_jax.errors import DataError
 
 ROW = {"system": "s", "user": "u", "target": "t"}
@@ -69,27 +69,89 @@ def _chat(*pairs):
     [
         {**ROW, "id": 3},
         {"instruction": "s", "input": "u", "output": "t"},
+        {"instruction": "s", "input": "u", "output": "t", "system": None},
+        {"instruction": "s", "input": "u", "output": "t", "system": " "},
+        {"system": "s", "instruction": "u", "input": None, "output": "t"},
+        {"system": "s", "instruction": "u", "output": "t"},
+        {"instruction": "kept for reference", **ROW},
         _chat(("system", "s"), ("user", "u"), ("assistant", "t")),
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "u"},
+                {"from": "gpt", "value": "t"},
+            ]
+        },
     ],
 )
 def test_layouts(row):
     assert to_record(row, "f:1") == Record("s", "u", "t")
 
 
-def test_empty_input_is_a_record():
-    row = {"instruction": "s", "input": "", "output": "t"}
-    assert to_record(row, "f:1") == Record("s", "", "t")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "s", "input": "", "output": "t"},
+        {"instruction": "s", "input": None, "output": "t"},
+        {"instruction": "s", "output": "t"},
+        {**ROW, "user": None},
+    ],
+)
+def test_an_empty_input_is_a_record(row):
+    assert to_record(row, "f:1") == Record("s", row.get("user") or "", "t")
+
+
+def test_alpacas_instruction_is_the_users_beside_a_system_prompt():
+    row = {"system": "s", "instruction": "Sum up.", "input": "A text.", "output": "t"}
+    assert to_record(row, "f:1") == Record("s", "Sum up.\nA text.", "t")
+
+
+def test_the_layout_is_each_rows_own(tmp_path):
+    rows = [
+        ROW,
+        {"instruction": "s", "input": None, "output": "t"},
+        _chat(("system", "s"), ("user", "u"), ("assistant", "t")),
+    ]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = [to_record(row, place) for place, row in read_rows(path)]
+    assert [record.user for record in made] == ["u", "", "u"]
+
+
+def test_bad_rows_are_skipped_on_request_counted_and_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD + b'{"instruction": "s", "output": ""}\n{"cut": \n' + GOOD)
+    skipped = Skipped(2)
+    rows = read_rows(path, skipped)
+    made = [skipped.attempt(lambda r=row, p=place: to_record(r, p)) for place, row in rows]
+    assert [record is not None for record in made] == [True, False, True]
+    assert "2 rows cannot be used and were skipped" in skipped.summary
+    assert f"{path}:2" in skipped.summary and f"{path}:3" in skipped.summary
+    with pytest.raises(DataError, match=r"a.jsonl:3: is not JSON.*raise skip_bad_rows.*\(0\)"):
+        read_rows(path, Skipped(0))
+    with pytest.raises(DataError, match=r"a.jsonl:3: is not JSON[^.]*\.$"):
+        read_rows(path)
+    with pytest.raises(DataError, match=r"It is row 3 that cannot be used.*skip_bad_rows.*\(2\)"):
+        skipped.attempt(lambda: to_record({}, "f:9"))
+    assert Skipped(3).summary == ""
+
+
+def test_a_json_file_may_be_one_object(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROW, indent=2))
+    assert read_rows(path) == [(f"{path}:1", ROW)]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "s", "output": "t"}, "input is missing; found instruction, output"),
+        ({"instruction": "s", "input": "u"}, "output is missing; found instruction, input"),
+        ({"system": "s", "target": "t"}, "user is missing; found system, target"),
         ({"text": "s"}, r"found the fields text; expected \{system"),
         ({}, "found the fields no fields"),
         ({**ROW, "target": " \n"}, "target is empty"),
         ({**ROW, "system": ""}, "system is empty"),
-        ({**ROW, "user": None}, "user is null; expected a string"),
+        ({**ROW, "target": None}, "target is null; expected a string"),
         ({**ROW, "user": ["u"]}, "user is a list"),
         ({**ROW, "target": "\ud800"}, "target holds half a surrogate"),
         (_chat(("user", "u"), ("assistant", "t")), "has the roles user, assistant"),
