@@ -70,6 +70,9 @@ def rope_frequencies(
         return freq
     if scaling.kind == "linear":
         return freq / scaling.factor
+    if scaling.kind == "yarn":
+        kept = _yarn_share(head_dim, theta, scaling)
+        return (1 - kept) * freq / scaling.factor + kept * freq
     # llama3: long wavelengths are stretched by the factor, short ones kept, others blended.
     turns = scaling.original_max_positions * freq / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -77,12 +80,32 @@ def rope_frequencies(
     return (1 - blend) * freq / scaling.factor + blend * freq
 
 
+def _yarn_share(head_dim: int, theta: float, scaling: RopeScaling) -> Float[Array, "half"]:
+    """The unscaled share of each frequency (YaRN, arXiv 2309.00071, Section 3.2).
+
+    1 up to the pair of channels that turns `beta_fast` times over the original positions, 0 from
+    the pair that turns `beta_slow` times, linear in the pair's index in between.
+    """
+
+    def pair(turns: float) -> float:
+        radians = 2 * math.pi * turns / scaling.original_max_positions
+        return -head_dim * math.log(radians) / (2 * math.log(theta))
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    width = last - first if last != first else 1e-3
+    return 1 - jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - first) / width, 0.0, 1.0)
+
+
 def rope_table(
-    positions: Int[Array, "B T"], frequencies: Float[Array, "half"]
+    positions: Int[Array, "B T"], frequencies: Float[Array, "half"], factor: float = 1.0
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of every angle, in float32: bfloat16 is exact only up to 256."""
+    """`factor` times cosine and sine of every angle, in float32: bfloat16 is exact up to 256."""
     angles = positions.astype(jnp.float32)[..., None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if factor == 1 else (factor * cos, factor * sin)
 
 
 def rope(

@@ -41,6 +41,10 @@ CELLS = [
     ("opt", "products", "shared"),  # two projections
     ("phi3", "factors", "shared"),  # gate and up in one module
     ("phi3", "products", "per_layer"),
+    ("mistral", "factors", "per_layer"),
+    ("qwen3", "products", "per_layer"),
+    ("gemma3_text", "factors", "shared"),
+    ("smollm3", "factors", "per_layer"),
 ]
 
 

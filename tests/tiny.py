@@ -25,7 +25,10 @@ from lorage_jax.models.leaves import Leaf
 
 transformers.utils.logging.disable_progress_bar()
 
-FAMILIES = ("llama", "qwen2", "gemma", "gemma2", "granite", "olmo2", "opt", "phi3")
+FAMILIES = (
+    *("llama", "qwen2", "gemma", "gemma2", "granite", "olmo2", "opt", "phi3"),
+    *("mistral", "qwen3", "gemma3_text", "smollm3"),
+)
 VOCAB = 264
 WINDOW = 6
 
@@ -38,6 +41,16 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 777.0, "partial_rotary_factor": 0.75}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 777.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 8.0,
+    "beta_slow": 0.5,
+    "truncate": False,
+    "attention_factor": 1.3,
+}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 777.0, "factor": 4.0}
 
 # All variants of a family's arithmetic, by name: (family, fields of its config).
@@ -57,6 +70,34 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {}),
     "opt-untied": ("opt", {"tie_word_embeddings": False}),
     "phi3": ("phi3", {}),
+    "mistral": ("mistral", {}),
+    "mistral-full": ("mistral", {"sliding_window": None}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-yarn": (
+        "qwen3",
+        {
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "rope_parameters": YARN_ROPE,
+        },
+    ),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3-untied": (
+        "gemma3_text",
+        {"tie_word_embeddings": False, "final_logit_softcapping": None, "attention_bias": True},
+    ),
+    "smollm3": ("smollm3", {}),
+    "smollm3-sliding": (
+        "smollm3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
     "phi3-partial": ("phi3", {"rope_parameters": PARTIAL_ROPE, "sliding_window": None}),
 }
 TOLERANCE = dict.fromkeys(FAMILIES, 2e-4) | {"gemma2": 5e-4}
@@ -83,6 +124,23 @@ def hf_config(family: str, **overrides: Any) -> Any:
     }
     if family == "qwen2":
         fields |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    if family == "mistral":
+        fields |= {"sliding_window": WINDOW}
+    if family == "qwen3":
+        fields |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    if family == "gemma3_text":
+        fields |= {
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 20,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": LINEAR_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 55.0},
+            },
+        }
+    if family == "smollm3":
+        fields |= {"no_rope_layer_interval": 2}
     if family == "gemma2":
         fields |= {
             "sliding_window": WINDOW,

@@ -14,13 +14,18 @@ SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Frequency scaling of rotary positions: `llama3` (by wavelength) or `linear`."""
+    """Frequency scaling of rotary positions: `linear`, or `llama3` and `yarn` by wavelength."""
 
-    kind: Literal["llama3", "linear"]
+    kind: Literal["llama3", "linear", "yarn"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    # Of yarn alone, so that they are not part of another scaling's text.
+    beta_fast: float = field(default=32.0, repr=False)  # turns from which a frequency stays
+    beta_slow: float = field(default=1.0, repr=False)  # turns below which all of it is scaled
+    truncate: bool = field(default=True, repr=False)  # these bounds to whole channels
+    attention_factor: float = field(default=1.0, repr=False)  # multiplies cosines and sines
 
     def __post_init__(self):
         check_types(self)
@@ -67,6 +72,10 @@ class ModelConfig:
     # Norms of q and k before rope: None, over each head, or over all heads together.
     qk_norm: Literal["head", "width"] | None = field(default=None, repr=False)
     rotary_fraction: float = field(default=1.0, repr=False)  # the first channels of a head rotate
+    # The rope base of sliding layers, without scaling; None: as in all other layers.
+    local_rope_theta: float | None = field(default=None, repr=False)
+    # [L]: which layers have no rope; None: all have.
+    unrotated: tuple[bool, ...] | None = field(default=None, repr=False)
     # The row of position 0 in a table of learned positions; None: positions are rotary.
     position_offset: int | None = field(default=None, repr=False)
     gated: bool = field(default=True, repr=False)  # the FFN has a gate projection
@@ -86,6 +95,10 @@ class ModelConfig:
         require(
             self.window is not None or not any(self.sliding),
             "some layers slide but no window is given.",
+        )
+        require(
+            self.unrotated is None or len(self.unrotated) == self.layers,
+            f"unrotated names {len(self.unrotated or ())} layers; the model has {self.layers}.",
         )
         if self.position_offset is None:
             require(

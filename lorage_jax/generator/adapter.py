@@ -17,6 +17,7 @@ from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.hf import tables
+from lorage_jax.hf.multimodal import module_name
 from lorage_jax.hf.peft import CONFIG, TENSORS
 from lorage_jax.hf.peft_weights import PREFIX
 from lorage_jax.models.experts import Pool
@@ -48,8 +49,9 @@ def export_adapter(
     tensors = {}
     for module, leaves in tables.adapted(edge.config).items():
         a, b = zip(*(factors[leaf] for leaf in leaves), strict=True)
+        name = PREFIX + module_name(module, edge.source)
         for layer in range(edge.config.layers):
-            stem = PREFIX + module.format(layer=layer)
+            stem = name.format(layer=layer)
             down = [np.asarray(one[layer]).T for one in a]
             up = [np.asarray(one[layer]).T for one in b]
             tensors[f"{stem}.lora_A.weight"] = np.concatenate(down)

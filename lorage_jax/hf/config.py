@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import lorage_jax.hf.families  # noqa: F401  its files register themselves
 from lorage_jax.config import ModelConfig, RopeScaling
 from lorage_jax.errors import LorageError, WeightsError
-from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family
+from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family, rope_parameters
 
 # Fields that do not affect inference.
 IGNORED = frozenset(
@@ -23,7 +24,7 @@ IGNORED = frozenset(
     "unsloth_version unsloth_fixed max_window_layers cache_implementation "
     "_attn_implementation_autoset id2label label2id is_llama_config output_attentions return_dict "
     "output_hidden_states tf_legacy_loss dropout resid_pdrop embd_pdrop layerdrop "
-    "activation_dropout prefix auto_map".split()
+    "activation_dropout prefix auto_map _model_name_or_path unk_token_id".split()
 )
 # Fields read below.
 READ = frozenset(
@@ -43,12 +44,27 @@ NEUTRAL = {
     "chunk_size_feed_forward": (0, None),
     "rope_interleaved": (None, False),
 }
-LLAMA3_FIELDS = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
+# Scalings of rotary positions -> the fields that each must have.
+SCALINGS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+# Fields by which models of other kinds are known -> what such a model is.
+_EXPERTS = "it is a mixture of experts, which would need a router over several FFNs in every layer"
+_STATES = "it has state-space or linear-attention layers, which the decoder does not compute"
+FOREIGN = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), _EXPERTS),
+    **dict.fromkeys(("state_size", "mamba_d_state", "linear_num_key_heads"), _STATES),
+    "vision_config": "it is a model for images and text; export its language model by itself",
+    "is_encoder_decoder": "it has an encoder, and only decoders are read here",
+}
+LENGTHS = "its angles depend on the length of the text, so cached keys would have to turn again"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,10 +91,11 @@ def model_config(folder: Path) -> ModelConfig:
     """
     raw = read_config(folder)
     family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
+    multimodal = is_multimodal(raw)
+    if not multimodal and (not isinstance(family, str) or family not in FAMILIES):
         raise WeightsError(
             f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
-            f"{_near(family)}supported are {', '.join(FAMILIES)}."
+            f"{_near(raw)}supported are {', '.join(FAMILIES)}."
         )
     # transformers fills in the defaults that a family's config.json may leave out.
     from transformers import AutoConfig
@@ -88,6 +105,8 @@ def model_config(folder: Path) -> ModelConfig:
     except Exception as error:  # transformers raises many types; all of them mean a bad config
         message = " ".join(str(error).split())[:300] or repr(error)
         raise WeightsError(f"{folder}/config.json is refused by transformers: {message}") from None
+    if multimodal:
+        full, raw = _text_part(full, raw)
     try:
         config = from_hf_config(full, raw, str(folder))
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
@@ -98,10 +117,30 @@ def model_config(folder: Path) -> ModelConfig:
     return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
 
 
-def _near(model_type: Any) -> str:
-    """What a model type is that could be taken for a family's; empty if none says so."""
+def is_multimodal(raw: dict[str, Any]) -> bool:
+    """True for the config.json of a model for images and text whose text part is supported."""
+    kinds = [family.multimodal for family in FAMILIES.values() if family.multimodal is not None]
+    return raw.get("model_type") in kinds
+
+
+def _text_part(full: Any, raw: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The text model's config and its own fields; special tokens are the whole model's."""
+    text = full.text_config
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if raw.get(name) is not None:
+            setattr(text, name, raw[name])
+    return text, raw.get("text_config") or {}
+
+
+def _near(raw: dict[str, Any]) -> str:
+    """What a model of an unsupported type is, as far as its name or its fields say so."""
     near = {name: what for family in FAMILIES.values() for name, what in family.near.items()}
-    return f"{near[model_type]}; " if isinstance(model_type, str) and model_type in near else ""
+    kind = raw.get("model_type")
+    if isinstance(kind, str) and kind in near:
+        return f"{near[kind]}; "
+    text = raw.get("text_config")
+    fields = raw | (text if isinstance(text, dict) else {})
+    return "".join(f"{what}; " for name, what in FOREIGN.items() if fields.get(name))
 
 
 def _generation_eos(folder: Path) -> list[int]:
@@ -143,11 +182,14 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
         return default if value is None else value
 
     problems += family.problems(get)
-    partial = get("rope_parameters", {}).get("partial_rotary_factor", 1.0)
+    rope = get("rope_parameters", {})
+    rope = rope.get("full_attention", rope)  # of sliding layers, the family's `read` takes care
+    partial = rope.get("partial_rotary_factor", 1.0)
     if partial != 1.0 and "partial_rotary_factor" not in family.reads:
         problems.append(f"partial_rotary_factor {partial} is not supported")
-    rotary = family.fields.get("position_offset") is None
-    fields = _common(get, problems, rotary) | dict(family.fields) | family.read(get)
+    learned = family.fields.get("position_offset") is not None
+    fields = _common(get, problems, None if learned else rope)
+    fields |= dict(family.fields) | family.read(get)
     if problems:
         raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
     try:
@@ -156,11 +198,12 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
         raise WeightsError(f"{where}/config.json: {error}") from None
 
 
-def _common(get: Get, problems: list[str], rotary: bool) -> dict[str, Any]:
-    """The `ModelConfig` fields that are read in the same way for all families."""
-    theta, scaling = 10_000.0, None
-    if rotary:
-        theta, scaling = _rope(get("rope_parameters", {}), problems)
+def _common(get: Get, problems: list[str], rope: dict[str, Any] | None) -> dict[str, Any]:
+    """The `ModelConfig` fields that are read in the same way for all families.
+
+    `rope`: base and scaling of rotary positions; None if positions are learned.
+    """
+    theta, scaling = (10_000.0, None) if rope is None else _rope(rope, problems)
     act = get("hidden_activation") or get("hidden_act")
     if act not in ACTIVATIONS:
         problems.append(f"activation {act!r} is not supported (silu, gelu_pytorch_tanh)")
@@ -218,38 +261,48 @@ def _rope(rope: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling
         theta = 0.0
     if kind == "default":
         return float(theta), None
-    if kind == "linear":
-        return float(theta), RopeScaling(kind="linear", factor=float(rope["factor"]))
-    if kind != "llama3":
-        problems.append(f"rope_type {kind!r} is not supported (default, linear, llama3)")
+    if kind not in SCALINGS:
+        why = f": {LENGTHS}" if kind in ("dynamic", "longrope") else ""
+        problems.append(
+            f"rope_type {kind!r} is not supported{why} (supported: default, {', '.join(SCALINGS)})"
+        )
         return float(theta), None
-    missing = [name for name in LLAMA3_FIELDS if name not in rope]
+    missing = [name for name in SCALINGS[kind] if rope.get(name) is None]
     if missing:
-        problems.append(f"rope_type llama3 lacks {', '.join(missing)}")
+        problems.append(f"rope_type {kind} lacks {', '.join(missing)}")
         return float(theta), None
-    return float(theta), RopeScaling(
-        kind="llama3",
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=int(rope["original_max_position_embeddings"]),
-    )
+    fields: dict[str, Any] = {"factor": float(rope["factor"])}
+    if kind != "linear":
+        fields["original_max_positions"] = int(rope["original_max_position_embeddings"])
+    if kind == "llama3":
+        fields["low_freq_factor"] = float(rope["low_freq_factor"])
+        fields["high_freq_factor"] = float(rope["high_freq_factor"])
+    if kind == "yarn":
+        fields |= _yarn(rope)
+    return float(theta), RopeScaling(kind=kind, **fields)
+
+
+def _yarn(rope: dict[str, Any]) -> dict[str, Any]:
+    """The fields that only yarn has, with transformers' defaults."""
+
+    def growth(strength: float) -> float:
+        return 1.0 + 0.1 * strength * math.log(rope["factor"]) if rope["factor"] > 1 else 1.0
+
+    attention = rope.get("attention_factor")
+    if attention is None:
+        upper, lower = rope.get("mscale"), rope.get("mscale_all_dim")
+        attention = growth(upper) / growth(lower) if upper and lower else growth(1.0)
+    return {
+        "beta_fast": float(rope.get("beta_fast") or 32),
+        "beta_slow": float(rope.get("beta_slow") or 1),
+        "truncate": bool(rope.get("truncate", True)),
+        "attention_factor": float(attention),
+    }
 
 
 def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The config.json with which transformers loads a model of this `ModelConfig`."""
     family = get_family(config.family)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rotary_fraction != 1:
-        rope["partial_rotary_factor"] = config.rotary_fraction
-    if config.rope_scaling is not None:
-        rope |= {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
-        if config.rope_scaling.kind == "llama3":
-            rope |= {
-                "low_freq_factor": config.rope_scaling.low_freq_factor,
-                "high_freq_factor": config.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-            }
     eos = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None
     shared = {
         "architectures": [family.architecture],
@@ -264,7 +317,7 @@ def to_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": rope,
+        "rope_parameters": rope_parameters(config),
         "tie_word_embeddings": config.tied_head,
         "bos_token_id": config.bos_id,
         "eos_token_id": eos,

@@ -23,14 +23,17 @@ from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.multimodal import text_names
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-merged/1"
 DTYPES = ("float32", "bfloat16")
-# Files copied along with the weights: tokenizer, generation settings, licence. Code, weights in
-# other formats and the model card, which describes the base model, are not copied.
+# Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
+# in other formats and the model card, which describes the base model, are not copied.
 COPIED = (
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -73,7 +76,8 @@ def export_merged(
     check_target(out_dir, overwrite)
     identity = _check_base(model, base)
     checkpoint = Checkpoint.open(base)
-    replace = _replacements(model)
+    stored = text_names(checkpoint)
+    replace = {stored[name]: make for name, make in _replacements(model).items()}
     found = sorted({checkpoint.dtype(name) for name in replace})
     names = {spelled: name for name, spelled in FLOATS.items()}
     with new_folder(out_dir, overwrite=overwrite) as folder:

@@ -73,6 +73,8 @@ class Family:
         write: returns the config.json fields besides those that all families share.
         rows: tensors of leaves that differ from llama's, by leaf name.
         decoder: the module of the file that holds embeddings, layers and the last norm.
+        multimodal: `model_type` of models that contain one of this family for their text; such a
+            folder loads as its text part.
         shapes: named model shapes, for benchmarks without downloads.
         known: last part of a model's name on the Hub -> its name in `shapes`.
         tokenizer: makes a tokenizer whose normaliser and splitting rules the family's class in
@@ -90,6 +92,7 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]] = _nothing
     rows: Mapping[str, Row] = field(default_factory=dict)
     decoder: str = "model"
+    multimodal: str | None = None
     shapes: Mapping[str, ModelConfig] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Callable[[], Any] | None = None
@@ -134,6 +137,8 @@ def to_values(config: ModelConfig) -> dict[str, Any]:
 def to_text(config: ModelConfig) -> str:
     """Spells out a config for hashes: two that differ have different texts."""
     own = {name: value for name, value in to_values(config).items() if name in IMPLIED}
+    if config.rope_scaling is not None and config.rope_scaling.kind == "yarn":
+        own |= to_dict(config.rope_scaling)
     return f"{config!r}{own or ''}"
 
 
@@ -154,3 +159,23 @@ def activation(config: ModelConfig) -> str:
 def layer_types(config: ModelConfig) -> list[str]:
     """The `layer_types` field: the attention type of every layer."""
     return ["sliding_attention" if slides else "full_attention" for slides in config.sliding]
+
+
+def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """The `rope_parameters` field: base and scaling of rotary positions."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = config.rotary_fraction
+    scaling = config.rope_scaling
+    if scaling is None:
+        return rope
+    rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        rope["original_max_position_embeddings"] = scaling.original_max_positions
+    if scaling.kind == "llama3":
+        rope["low_freq_factor"] = scaling.low_freq_factor
+        rope["high_freq_factor"] = scaling.high_freq_factor
+    if scaling.kind == "yarn":
+        for name in ("beta_fast", "beta_slow", "truncate", "attention_factor"):
+            rope[name] = getattr(scaling, name)
+    return rope

@@ -17,6 +17,7 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.safetensors import FLOATS, Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.multimodal import text_part
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -81,7 +82,7 @@ def _open(folder: Path) -> tuple[ModelConfig, Checkpoint, Any]:
     read_config(folder)  # without it, nothing else is worth reporting
     problems: list[str] = []
     config = _attempt(model_config, folder, problems)
-    checkpoint = _attempt(Checkpoint.open, folder, problems)
+    checkpoint = _attempt(text_part, folder, problems)
     # If the config is bad, transformers would refuse the tokenizer for the same reason.
     tokenizer = _attempt(load_tokenizer, folder, problems) if config is not None else None
     if config is None or checkpoint is None or problems:

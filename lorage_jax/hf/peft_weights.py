@@ -15,6 +15,7 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError, bullets
 from lorage_jax.files.safetensors import FLOATS, Checkpoint
 from lorage_jax.hf import peft, tables
+from lorage_jax.hf.multimodal import module_name
 from lorage_jax.hf.peft import LoraConfig
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
@@ -94,7 +95,7 @@ def read_lora(folder: Path, base: Model) -> Lora:
 class _Reader:
     def __init__(self, config: LoraConfig, checkpoint: Checkpoint, base: Model):
         self.config, self.checkpoint, self.base = config, checkpoint, base
-        self.tensors = _tensors(base.config)
+        self.tensors = _tensors(base.config, base.source)
         self.left = set(checkpoint.names())
         self.problems: list[str] = []
 
@@ -232,8 +233,8 @@ def _base_name(name: str) -> str:
     return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
-def _tensors(config: ModelConfig) -> dict[str, _Tensor]:
-    """Every tensor of the base by its name in the file; a tied head, too."""
+def _tensors(config: ModelConfig, source: Path | None) -> dict[str, _Tensor]:
+    """Every tensor of the base by its name in transformers; a tied head, too."""
     found: dict[str, _Tensor] = {}
     leaves = list(tables.rows(config))
     if config.tied_head:
@@ -243,8 +244,9 @@ def _tensors(config: ModelConfig) -> dict[str, _Tensor]:
         stacked = leaf.axes[0] == "layers"
         inner = leaf.shape[1:] if stacked else leaf.shape
         rows, shape = tables.file_shape(inner, row)[0], tables.tensor_shape(inner, row)
+        name = module_name(row.name, source)
         for layer in range(leaf.shape[0]) if stacked else (0,):
-            tensor = found.setdefault(row.name.format(layer=layer), _Tensor(shape, []))
+            tensor = found.setdefault(name.format(layer=layer), _Tensor(shape, []))
             tensor.parts.append(_Part(path, layer, row, slice(row.start, row.start + rows)))
     for tensor in found.values():
         tensor.parts.sort(key=lambda part: part.rows.start)

@@ -28,6 +28,8 @@ _LAYER = {
     "k_bias": Row("self_attn.k_proj.bias"),
     "v_bias": Row("self_attn.v_proj.bias"),
     "o_bias": Row("self_attn.o_proj.bias"),
+    "q_norm": Row("self_attn.q_norm.weight"),
+    "k_norm": Row("self_attn.k_norm.weight"),
     "ffn_norm": Row("post_attention_layernorm.weight"),
     "gate": Row("mlp.gate_proj.weight", 1),
     "up": Row("mlp.up_proj.weight", 1),

@@ -188,6 +188,7 @@ class Decoder(nn.Module):
         return LayerInputs(
             index=jnp.arange(config.layers),
             sliding=jnp.asarray(config.sliding),
+            unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
             experts=None if pool is None or pool.scope == "shared" else pool.experts,
             adapters=adapters,
@@ -241,6 +242,7 @@ class Decoder(nn.Module):
         if branches is not None:
             positions = branches.positions
         cos, sin = self._rotation(positions)
+        window_cos, window_sin = self._window_rotation(positions)
         slots = start + jnp.arange(length)
 
         def seen(window: int | None) -> Bool[Array, "B T S"]:
@@ -251,6 +253,8 @@ class Decoder(nn.Module):
         context = Context(
             cos=cos,
             sin=sin,
+            window_cos=window_cos,
+            window_sin=window_sin,
             segments=_segments(valid, branches),
             mask=seen(None),
             window_mask=seen(config.window) if any(config.sliding) else None,
@@ -264,9 +268,17 @@ class Decoder(nn.Module):
         config = self.config
         if config.position_offset is not None:
             return None, None
-        frequencies = ops.rope_frequencies(
-            config.rotary_dim, config.rope_theta, config.rope_scaling
-        )
+        scaling = config.rope_scaling
+        frequencies = ops.rope_frequencies(config.rotary_dim, config.rope_theta, scaling)
+        factor = 1.0 if scaling is None else scaling.attention_factor
+        return ops.rope_table(positions, frequencies, factor)
+
+    def _window_rotation(self, positions: Int[Array, "B T"]) -> tuple[Array | None, Array | None]:
+        """The same for sliding layers; None if their angles are those of all layers."""
+        config = self.config
+        if config.local_rope_theta is None or not any(config.sliding):
+            return None, None
+        frequencies = ops.rope_frequencies(config.rotary_dim, config.local_rope_theta, None)
         return ops.rope_table(positions, frequencies)
 
 

@@ -24,6 +24,8 @@ class Context(flax.struct.PyTreeNode):
     cos: Float[Array, "B T half"] | None  # None if positions are not rotary
     sin: Float[Array, "B T half"] | None
     segments: Int[Array, "B S"]  # number of the slot's text, from 1; 0 for padding
+    window_cos: Float[Array, "B T half"] | None  # of sliding layers, if their angles differ
+    window_sin: Float[Array, "B T half"] | None
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
     slot: Int[Array, ""] | None  # first slot of the new keys in the cache
@@ -35,6 +37,7 @@ class LayerInputs(flax.struct.PyTreeNode):
 
     index: Int[Array, "*L"]
     sliding: Bool[Array, "*L"]
+    unrotated: Bool[Array, "*L"] | None = None
     gates: Float[Array, "*L_B_T E"] | None = None
     experts: dict[str, Any] | None = None  # the pool's arrays, if every layer has its own
     adapters: dict[str, Any] | None = None
@@ -94,8 +97,9 @@ class Layer(nn.Module):
             v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
         if config.qk_norm is not None:
             q, k = self._qk_norm(w["q_norm"], q), self._qk_norm(w["k_norm"], k)
-        if context.cos is not None and context.sin is not None:
-            q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
+        cos, sin = self._rotation(context, inputs)
+        if cos is not None:
+            q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
         if cache is not None:
             at = (inputs.index, 0, context.slot, 0, 0)
             cache = cache.replace(
@@ -107,6 +111,16 @@ class Layer(nn.Module):
         y = self._attend(q, k, v, context, inputs.sliding)
         y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
         return (y + w["o_bias"] if config.out_bias else y), cache
+
+    def _rotation(self, context, inputs):
+        """Cosine and sine of this layer's rotary angles; None if the model has no rope."""
+        cos, sin = context.cos, context.sin
+        if context.window_cos is not None:
+            cos = jnp.where(inputs.sliding, context.window_cos, cos)
+            sin = jnp.where(inputs.sliding, context.window_sin, sin)
+        if inputs.unrotated is not None:
+            cos, sin = jnp.where(inputs.unrotated, 1.0, cos), jnp.where(inputs.unrotated, 0.0, sin)
+        return cos, sin
 
     def _qk_norm(self, scale, x):
         """Normalises [B, T, N, H] over each head, or over all heads together."""

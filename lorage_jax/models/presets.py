@@ -68,25 +68,31 @@ def plain_decoder(
 
 
 def with_layers(config: ModelConfig, layers: int) -> ModelConfig:
-    """The same model with `layers` layers; more layers repeat its pattern of sliding windows.
+    """The same model with `layers` layers; more layers repeat its pattern of windows and ropes.
 
     Raises ConfigError if `layers` is below 1, or if there is no repeating pattern to continue.
     """
     if layers < 1:
         raise ConfigError(f"layers is {layers}; expected 1 or more.")
-    pattern = config.sliding
+    pattern = tuple(zip(config.sliding, config.unrotated or config.layers * (False,), strict=True))
     if layers > config.layers:
         period = next(p for p in range(1, len(pattern) + 1) if _repeats(pattern, p))
         if period > max(1, config.layers // 2):
             raise ConfigError(
-                f"layers is {layers}, but only the first {config.layers} say whether they slide, "
-                f"in no repeating pattern; expected at most {config.layers}."
+                f"layers is {layers}, but only the first {config.layers} say whether they slide "
+                f"and rotate, in no repeating pattern; expected at most {config.layers}."
             )
         pattern = pattern[:period] * (layers // period + 1)
-    return dataclasses.replace(config, layers=layers, sliding=pattern[:layers])
+    sliding, unrotated = zip(*pattern[:layers], strict=True)
+    return dataclasses.replace(
+        config,
+        layers=layers,
+        sliding=sliding,
+        unrotated=None if config.unrotated is None else unrotated,
+    )
 
 
-def _repeats(pattern: tuple[bool, ...], period: int) -> bool:
+def _repeats(pattern: tuple[Any, ...], period: int) -> bool:
     return all(x == pattern[i % period] for i, x in enumerate(pattern))
 
 

@@ -55,7 +55,10 @@ def damaged_model(folder, how):
         ({"num_attention_heads": "4"}, "num_attention_heads.*expected int"),
         ({"num_key_value_heads": 0}, "kv_heads is 0"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "'x'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "dynamic",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "relu6"}, "relu6"),
     ],

@@ -41,6 +41,7 @@ def test_round_trip(tmp_path, variant):
         "architectures",
         "dtype",
         "max_window_layers",
+        "no_rope_layer_interval",
         "_name_or_path",
     }
     if family == "qwen2" and not original.use_sliding_window:
@@ -89,7 +90,10 @@ def test_json_round_trip(tmp_path, variant):
     [
         ({"model_type": "mamba"}, ["mamba", "llama"]),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config"]),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["yarn"]),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+            ["'dynamic'", "length of the text", "default, linear, llama3, yarn"],
+        ),
         ({"residual_multiplier": 0.2}, ["residual_multiplier", "0.2"]),
         ({"hidden_act": "quick_gelu"}, ["quick_gelu"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
@@ -133,6 +137,29 @@ def test_near_names_and_layouts_say_what_they_are(tmp_path, family, change, name
         model_config(tmp_path)
     for word in [*named, str(tmp_path)]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "says"),
+    [
+        ("qwen3_moe", {}, "Qwen3 MoE is a mixture of experts; it would need a router"),
+        ("qwen3_next", {}, "mixture of experts.* and has layers of linear attention"),
+        ("gemma3n", {}, "Gemma 3n has embeddings of its own in every layer"),
+        ("siglip_vision_model", {}, "is the vision tower of a multimodal model.* text part"),
+        ("new_moe", {"n_routed_experts": 64}, "is a mixture of experts, which would need a router"),
+        ("new_ssm", {"mamba_d_state": 16}, "has state-space or linear-attention layers"),
+        (
+            "new_vl",
+            {"vision_config": {"depth": 3}, "text_config": {"num_experts": 4}},
+            "mixture of experts.* for images and text; export its language model",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_named(tmp_path, model_type, fields, says):
+    write(tmp_path, {"model_type": model_type} | fields)
+    line = rf"^.*'{model_type}' .*{says}.*supported are gemma, .*$"
+    with pytest.raises(WeightsError, match=line):
+        model_config(tmp_path)
 
 
 def test_a_field_at_the_value_that_does_nothing_passes(tmp_path):

@@ -28,8 +28,8 @@ from tests.tiny import FAMILIES, VOCAB, byte_tokenizer
 SIZES = {"vocab_size": VOCAB, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 # Llama's arithmetic but for norms, embeddings and a bias; a field and a tensor of its own names.
 MADE_UP = Family(
-    "mistral",  # one that transformers can read
-    "MistralForCausalLM",
+    "helium",  # one that transformers can read
+    "HeliumForCausalLM",
     fields={"norm_offset": 0.5, "scaled_embedding": True, "qkv_bias": True, "out_bias": False},
     read=lambda get: {"final_softcap": get("loudest")},
     reads=frozenset({"loudest"}),
@@ -42,8 +42,8 @@ MADE_UP = Family(
 @pytest.fixture
 def made_up(monkeypatch):
     get_family("llama")
-    monkeypatch.setitem(registry._REGISTRY, "mistral", MADE_UP)
-    return family_decoder("mistral", **SIZES, final_softcap=5.0)
+    monkeypatch.setitem(registry._REGISTRY, "helium", MADE_UP)
+    return family_decoder("helium", **SIZES, final_softcap=5.0)
 
 
 def test_a_made_up_family(made_up, tmp_path):

@@ -11,8 +11,8 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.llama import modeling_llama
 
 from lorage_jax import ops
-from lorage_jax.config import RopeScaling
 from lorage_jax.errors import ConfigError
+from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import get_family
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
@@ -26,6 +26,7 @@ from tests.tiny import (
     VARIANTS,
     VOCAB,
     WINDOW,
+    YARN_ROPE,
     hf_config,
     padded_batch,
     torch_logits,
@@ -62,24 +63,32 @@ def test_layer_norm():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+PLAIN_YARN = {name: YARN_ROPE[name] for name in list(YARN_ROPE)[:4]}
 SCALINGS = {
-    "default": ({"rope_type": "default", "rope_theta": 777.0}, None),
-    "linear": (LINEAR_ROPE, RopeScaling("linear", 4.0)),
-    "llama3": (LLAMA3_ROPE, RopeScaling("llama3", 8.0, 1.0, 4.0, 32)),
+    "default": {"rope_type": "default", "rope_theta": 777.0},
+    "linear": LINEAR_ROPE,
+    "llama3": LLAMA3_ROPE,
+    "yarn": YARN_ROPE,
+    "yarn-plain": PLAIN_YARN,
+    "yarn-mscale": PLAIN_YARN | {"mscale": 1.4, "mscale_all_dim": 0.3},
 }
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_rope(kind):
-    fields, scaling = SCALINGS[kind]
-    module = modeling_llama.LlamaRotaryEmbedding(hf_config("llama", rope_parameters=fields))
+def test_rope(tmp_path, kind):
+    theirs = hf_config("llama", rope_parameters=SCALINGS[kind])
+    theirs.save_pretrained(tmp_path)
+    scaling = model_config(tmp_path).rope_scaling
+    module = modeling_llama.LlamaRotaryEmbedding(theirs)
     q, k = normal((2, 9, 4, 16), 1), normal((2, 9, 2, 16), 2)
     positions = np.array([np.arange(9), [0, 3, 17, 31, 100, 255, 1000, 4000, 8191]])
     heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k)]
     cos, sin = module(heads_first[0], torch.tensor(positions))
     want = modeling_llama.apply_rotary_pos_emb(*heads_first, cos, sin)
     table = ops.rope_table(
-        jnp.asarray(positions, jnp.int32), ops.rope_frequencies(16, 777.0, scaling)
+        jnp.asarray(positions, jnp.int32),
+        ops.rope_frequencies(16, 777.0, scaling),
+        1.0 if scaling is None else scaling.attention_factor,
     )
     for ours, theirs in zip((q, k), want, strict=True):
         got = ops.rope(jnp.asarray(ours), *table)
@@ -125,7 +134,9 @@ def test_ffn(tiny, variant):
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "gemma2", "granite", "olmo2"])
+@pytest.mark.parametrize(
+    "variant", ["qwen2", "gemma2", "granite", "olmo2", "gemma3_text", "smollm3"]
+)
 def test_layers(tiny, variant):
     """The residual stream after every layer but the last, which torch returns after the norm."""
     folder, base = tiny(variant)
@@ -164,7 +175,7 @@ def test_learned_positions_end(tiny):
         forward(model, tokens)
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "gemma2", "opt"])
+@pytest.mark.parametrize("variant", ["qwen2", "gemma2", "opt", "gemma3_text", "smollm3-sliding"])
 def test_cached_decoding_is_the_full_forward(tiny, variant):
     """A left-padded prefill, then token by token: the same logits; no compile per step."""
     folder, _ = tiny(variant)

@@ -36,7 +36,9 @@ def batch():
     return Batch((rows,), (asked,))
 
 
-@pytest.mark.parametrize("variant", ["granite", "olmo2", "opt", "phi3"])
+@pytest.mark.parametrize(
+    "variant", ["granite", "olmo2", "opt", "phi3", "mistral", "qwen3", "gemma3_text", "smollm3"]
+)
 def test_a_step_as_edge_and_as_cloud(tiny, variant):
     folder, _ = tiny(variant)
     generator = make_generator(folder, folder, CONFIG.generator)

@@ -9,6 +9,12 @@ from lorage_jax.hf.family import Family, Get, Row, activation, layer_types, regi
 from lorage_jax.models.presets import plain_decoder
 
 FIELDS = {"norm_offset": 1.0, "scaled_embedding": True, "post_norms": True}
+# Unlike in llama, `post_attention_layernorm` follows attention; the FFN has its own norms.
+ROWS = {
+    "attn_post_norm": Row("post_attention_layernorm.weight"),
+    "ffn_norm": Row("pre_feedforward_layernorm.weight"),
+    "ffn_post_norm": Row("post_feedforward_layernorm.weight"),
+}
 
 
 def _read(get: Get) -> dict[str, Any]:
@@ -38,12 +44,7 @@ register(
         fields=FIELDS,
         read=_read,
         write=_write,
-        # Unlike in llama, `post_attention_layernorm` follows attention; the FFN has its own norms.
-        rows={
-            "attn_post_norm": Row("post_attention_layernorm.weight"),
-            "ffn_norm": Row("pre_feedforward_layernorm.weight"),
-            "ffn_post_norm": Row("post_feedforward_layernorm.weight"),
-        },
+        rows=ROWS,
         shapes={
             "gemma2-2b": plain_decoder(
                 "gemma2",

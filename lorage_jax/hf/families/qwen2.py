@@ -20,7 +20,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     from transformers import Qwen2Tokenizer
 
     return Qwen2Tokenizer().backend_tokenizer
@@ -51,6 +51,6 @@ register(
             )
         },
         known={"Qwen2-1.5B": "qwen2-1.5b"},
-        tokenizer=_tokenizer,
+        tokenizer=tokenizer,
     )
 )
