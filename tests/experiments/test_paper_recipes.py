@@ -14,7 +14,7 @@ from lorage_jax.hf.presets import SHAPES
 from lorage_jax.train.generator import check_models
 
 ROOT = Path(__file__).parents[2]
-EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b"}
+EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b", "opt": "opt-2.7b"}
 
 
 @pytest.mark.parametrize("name", EDGES)

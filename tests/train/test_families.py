@@ -7,7 +7,10 @@ import pytest
 
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, MeshConfig, Source
 from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.generator.generator import Parts, prompt_gates
+from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.hf.load import load_model
+from lorage_jax.infer.forward import forward
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.generator import generator_loss
 from tests.tiny import make_generator
@@ -55,9 +58,17 @@ def test_a_step_as_edge_and_as_cloud(tiny, variant):
             frozen = {"cloud": params, "edge": params}
             return loss(trained, generator.statistics, frozen, given, key).nll / 24
 
-        return jax.value_and_grad(nll)(trained)
+        parts = Parts(trained, generator.statistics)
+        prompts, gate_key = Prompts(given.prompts), jax.random.split(key)[0]
+        gates = prompt_gates(CloudReader(CONFIG.generator, edge), params, parts, prompts, gate_key)
+        return *jax.value_and_grad(nll)(trained), gates[0]
 
-    value, gradient = slope(generator.trained)
+    value, gradient, gates = slope(generator.trained)
+    (rows,) = given.queries
+    model, gates = load_model(folder), np.repeat(np.asarray(gates), 2, axis=0)
+    logits = forward(model, rows.tokens[:, :-1], gates=gates, pool=generator.pool)
+    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows.tokens[:, 1:, None], axis=2)
+    assert value == pytest.approx(float(each[:, 6:].mean()), rel=1e-4)
     norm = float(jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(gradient))))
     assert 1 < value < 30 and norm > 0.05
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):

@@ -45,12 +45,6 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return {"activation_function": activation(config), "word_embed_proj_dim": config.width}
 
 
-def _tokenizer() -> Any:
-    from transformers import GPT2Tokenizer
-
-    return GPT2Tokenizer().backend_tokenizer
-
-
 def _shape(width: int, layers: int, heads: int) -> ModelConfig:
     return plain_decoder(
         "opt",
@@ -112,6 +106,5 @@ register(
             "opt-2.7b": _shape(2560, 32, 32),
         },
         known={"opt-125m": "opt-125m", "opt-1.3b": "opt-1.3b", "opt-2.7b": "opt-2.7b"},
-        tokenizer=_tokenizer,
     )
 )
