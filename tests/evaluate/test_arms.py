@@ -19,6 +19,8 @@ from lorage_jax.evaluate.controls import MeanGates, OtherPrompts, Ready
 from lorage_jax.evaluate.paired import FEWEST, Gap
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.method import Conditioning, Method, Placement
+from lorage_jax.models.model import Model
+from lorage_jax.models.presets import plain_decoder
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Shouted(Method):
         return Placement((edge, [row.context for row in rows]))
 
 
+CONFIG = plain_decoder("llama", vocab_size=8, width=4, layers=1, heads=1, kv_heads=1, ffn_width=4)
+EDGE, CLOUD = (Model(CONFIG, {}, None) for _ in range(2))  # never run
 UNITS = [Unit("one", ["a", "bb"], [1, 2, 3], [0, 1, 0]), Unit("two", ["c"], [4], [0])]
 
 
@@ -44,28 +48,28 @@ def echo(arm, unit, placement, rows):
 def test_every_question_is_asked_under_its_own_prompt():
     seen = []
     arms = [Arm("loud", Shouted(), "in capitals"), Arm("bare", Bare())]
-    found = ask(arms, "edge", UNITS, echo, lambda arm, unit, _: seen.append((arm.name, unit.name)))
-    model = ("edge", ["A", "BB", "A"])
+    found = ask(arms, EDGE, UNITS, echo, lambda arm, unit, _: seen.append((arm.name, unit.name)))
+    model = (EDGE, ["A", "BB", "A"])
     loud = found["loud"]["one"]
     assert loud.answered.answers == [(model, 1, "A"), (model, 2, "BB"), (model, 3, "A")]
     assert loud.facts == [{"length": 1}, {"length": 2}] and loud.seconds >= 0
-    assert found["loud"]["two"].answered.answers == [(("edge", ["C"]), 4, "C")]
-    assert found["bare"]["two"].answered.answers == [("edge", 4, None)]
+    assert found["loud"]["two"].answered.answers == [((EDGE, ["C"]), 4, "C")]
+    assert found["bare"]["two"].answered.answers == [(EDGE, 4, None)]
     assert seen == [(arm, unit) for arm in ("loud", "bare") for unit in ("one", "two")]
     assert [arm.meaning for arm in arms] == ["in capitals", Bare.what]
 
 
 def test_controls_change_the_prompts_and_nothing_else():
     others = OtherPrompts(Shouted(), ["x", "y", "z"], [{"of": 1}, {"of": 2}, {"of": 3}])
-    found = ask([Arm("others", others)], "edge", UNITS, echo)["others"]
+    found = ask([Arm("others", others)], EDGE, UNITS, echo)["others"]
     assert [text for _, _, text in found["one"].answered.answers] == ["X", "Y", "X"]
     assert found["two"].facts == [{"length": 1, "of": 3}]
     with pytest.raises(ConfigError, match="there are 1 other prompts for 3"):
-        ask([Arm("others", OtherPrompts(Shouted(), ["x"]))], "edge", UNITS, echo)
+        ask([Arm("others", OtherPrompts(Shouted(), ["x"]))], EDGE, UNITS, echo)
     with pytest.raises(ConfigError, match="shouted makes no cards"):
         MeanGates(Shouted()).prepare(["a"])
-    cloud = ask([Arm("cloud", Ready("cloud", shown=True))], "edge", UNITS, echo)["cloud"]
-    assert cloud["two"].answered.answers == [("cloud", 4, "c")]
+    cloud = ask([Arm("cloud", Ready(CLOUD, shown=True))], EDGE, UNITS, echo)["cloud"]
+    assert cloud["two"].answered.answers == [(CLOUD, 4, "c")]
 
 
 def test_gaps_and_verdicts():
