@@ -38,8 +38,43 @@ def project(
     Computed as one product of two matrices: with separate batch axes, the backward pass on a CPU
     would write every activation transposed, which costs more than the product.
     """
-    y = einsum("ti,io->to", x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1), out=out)
+    rows, matrix = x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
+    if mixed(x, w):
+        y = _narrow_product(rows, matrix)
+    else:
+        y = einsum("ti,io->to", rows, matrix, out=out)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def mixed(x: Array, w: Array) -> bool:
+    """True for float32 activations and bfloat16 weights, as programs of a CPU have them."""
+    return x.dtype == jnp.float32 and w.dtype == jnp.bfloat16
+
+
+@jax.custom_vjp
+def _narrow_product(x: Float[Array, "T I"], w: Float[Array, "I O"]) -> Float[Array, "T O"]:
+    """x @ w with x rounded to bfloat16 and a float32 result; so, too, in the backward pass."""
+    return _narrow("ti,io->to", x, w)
+
+
+def _narrow_forward(x, w):
+    return _narrow("ti,io->to", x, w), (x, w)
+
+
+def _narrow_backward(saved, dy):
+    x, w = saved
+    return _narrow("to,io->ti", dy, w), _narrow("ti,to->io", x, dy).astype(w.dtype)
+
+
+_narrow_product.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _narrow(spec: str, left: Array, right: Array) -> Array:
+    left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+    rows = left.shape[0]
+    if rows == 1 and spec[0] == "t":  # XLA's CPU backend multiplies a single row in float32, slowly
+        left = jnp.concatenate([left, left])
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)[:rows]
 
 
 def rms_norm(

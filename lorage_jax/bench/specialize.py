@@ -13,6 +13,7 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.presets import random_model
 
@@ -34,6 +35,7 @@ def bench_specialize(
     padded like those of `specialize`.
     """
     model = random_model(cloud, dtype)
+    params = program_params(model.params)
     trained = initialise(
         # The pool is large and not needed to make gates.
         {k: v for k, v in trained_leaves(generator, cloud, edge).items() if k != "pool"},
@@ -44,9 +46,7 @@ def bench_specialize(
     tokens, mask = left_pad(ids.tolist(), bucket(instruction_tokens))
 
     def gates(rows: slice) -> Any:
-        return compiled_gates(
-            generator, cloud, model.params, trained, running, tokens[rows], mask[rows]
-        )
+        return compiled_gates(generator, cloud, params, trained, running, tokens[rows], mask[rows])
 
     def one_by_one() -> None:
         for i in range(PROMPTS):

@@ -19,11 +19,12 @@ from lorage_jax.config import (
 )
 from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.models.bits import program_params
+from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import random_model
-from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.sharding import Layout, make_mesh, tree_shardings
 from lorage_jax.train.arithmetic import cloud_flops, step_flops
 from lorage_jax.train.experiment import build_step, new_state
-from lorage_jax.train.state import shardings
 from lorage_jax.train.step import device_batch, micro_sharding
 
 QUERIES = (1, 2, 4, 8)  # Q
@@ -106,7 +107,9 @@ def _steppers(
     }
     first, dtype = programs[QUERIES[0]], experiments[QUERIES[0]].dtype
     frozen = {
-        name: random_model(model, dtype, shardings(first.frozen[name])).params
+        name: program_params(
+            random_model(model, dtype, tree_shardings(model_leaves(model), layout)).params
+        )
         for name, model in models.items()
     }
     state = new_state(first, frozen, 0)

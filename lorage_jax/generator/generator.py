@@ -30,6 +30,7 @@ from lorage_jax.generator.card import Card
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
@@ -156,7 +157,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
     gates = compiled_gates(
         generator.config,
         generator.cloud.config,
-        generator.cloud.params,
+        program_params(generator.cloud.params),
         generator.trained,
         generator.statistics,
         tokens,

@@ -25,6 +25,7 @@ from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
+from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Cache, new_cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -119,16 +120,16 @@ def generate_tokens(
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
-    tokens, mask = left_pad(rows, bucket(max(map(len, rows))))
+    tokens, mask = left_pad(rows, bucket(max(map(len, rows)), per_octave=4))
     ends = eos_ids(model)
     controls = sampling_of(sampling).operands() | {
         "eos": np.asarray(ends, np.int32),
         "pad": np.int32(model.config.pad_id or 0),
     }
-    size = bucket(max_new_tokens)
+    size, params = bucket(max_new_tokens), program_params(model.params)
     limit = max_new_tokens if watch is None else min(CHUNK, max_new_tokens)
     cache, progress = compiled_start(
-        model.config, size, model.params, tokens, mask, controls, pool, weights, np.int32(limit)
+        model.config, size, params, tokens, mask, controls, pool, weights, np.int32(limit)
     )
     outputs: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
@@ -148,7 +149,7 @@ def generate_tokens(
             return outputs
         limit = min(step + CHUNK, max_new_tokens)
         cache, progress = compiled_continue(
-            model.config, model.params, cache, progress, controls, pool, weights, np.int32(limit)
+            model.config, params, cache, progress, controls, pool, weights, np.int32(limit)
         )
 
 
@@ -162,7 +163,7 @@ def eos_ids(model: Model) -> tuple[int, ...]:
 def compiled_start(config, size, params, tokens, mask, controls, pool, gates, limit):
     """Prefills [B, T] tokens, then decodes up to `limit`; the new cache has room for `size`."""
     rows, length = tokens.shape
-    cache = new_cache(config, rows, length + size, params["embed"].dtype)
+    cache = new_cache(config, rows, length + size, activation_dtype(params))
     logits, cache = _next_logits(config, params, tokens, mask, cache, pool, gates)
     progress = Progress(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),

@@ -25,6 +25,7 @@ from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.hf.family import to_text
 from lorage_jax.infer.gates import Gates, RowGates, row_gates
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
@@ -243,7 +244,7 @@ class _Runner:
         self, model: Model, pool: Pool | None, gates: np.ndarray | None, batch_tokens: int
     ):
         mesh = _mesh(model.params)
-        self.params, self.pool = _placed(model.params, mesh), _placed(pool, mesh)
+        self.params, self.pool = program_params(_placed(model.params, mesh)), _placed(pool, mesh)
         self.gates, self.batch_tokens = gates, batch_tokens
         self.rows = NamedSharding(mesh, PartitionSpec(ShardingRules().batch))
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"]

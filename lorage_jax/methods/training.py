@@ -19,6 +19,7 @@ from lorage_jax.errors import ConfigError, joined
 from lorage_jax.fields import to_dict
 from lorage_jax.hf.load import load_model, load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
@@ -85,7 +86,7 @@ def train(
         begun = method.begin(config, models)
         batches = _batches(config, models)
         resolved = _resolved(method, config, models, begun)
-    frozen = {name: model.params for name, model in models.items()}
+    frozen = {name: program_params(model.params) for name, model in models.items()}
     state = new_state(program, frozen, config.seed)
     state = state if begun is None else _with_parts(state, begun)
     job = Job(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
+from lorage_jax.models.bits import TABLE, restored
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.layer import Context, Layer, LayerInputs, norm_of
@@ -155,7 +156,10 @@ class Decoder(nn.Module):
         self, embed: Array, tokens: Any, mask: Any, suffix: Array | None
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Embeddings of the tokens, followed by the suffix, and their mask."""
-        x = embed[tokens]
+        if self.has_variable("params", TABLE):
+            x = restored(self.get_variable("params", TABLE)[tokens]).astype(jnp.float32)
+        else:
+            x = embed[tokens]
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if mask is None:
@@ -296,8 +300,11 @@ def head_logits(
 
 
 def _logits(config: ModelConfig, x: Array, head: Array) -> Array:
-    shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
-    logits = ops.einsum(shape, x, head, out=jnp.float32)
+    if ops.mixed(x, head):
+        logits = ops.project(x, head.T if config.tied_head else head)
+    else:
+        shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
+        logits = ops.einsum(shape, x, head, out=jnp.float32)
     if config.logits_divisor != 1:
         logits = logits / config.logits_divisor
     return ops.soft_cap(logits, config.final_softcap)

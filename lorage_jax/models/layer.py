@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.flash import flash_attention
+from lorage_jax.models.bits import restored
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.leaves import layer_leaves
 from lorage_jax.sharding import Layout
@@ -70,6 +71,7 @@ class Layer(nn.Module):
             leaves = layer_leaves(config)
             w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
             x = self.layout.rows(x)
+        w = {name: restored(value) for name, value in w.items()}
 
         def norm(name, x):
             return norm_of(config, w, name, x) if name in w else x

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.fingerprint import fingerprint, fingerprint_arrays
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
 
@@ -124,6 +125,7 @@ def forward(
                 f"a row has {longest} tokens; this model has learned {room} positions."
             )
     return _forward(model.config, model.params, tokens, mask, pool, gates)
+    return _forward(model.config, program_params(model.params), tokens, mask, pool, gates)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.errors import ConfigError
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -127,7 +128,7 @@ def build_step(
     optimizer = make_optimizer(config.optimizer, config.steps, training.leaves)
     state = abstract_state(training.leaves, training.statistics, optimizer, layout)
     frozen = {
-        name: abstract_arrays(model_leaves(models[name]), config.dtype, layout)
+        name: program_params(abstract_arrays(model_leaves(models[name]), config.dtype, layout))
         for name in method.frozen
     }
     step = make_step(
