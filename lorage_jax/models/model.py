@@ -124,7 +124,6 @@ def forward(
             raise ConfigError(
                 f"a row has {longest} tokens; this model has learned {room} positions."
             )
-    return _forward(model.config, model.params, tokens, mask, pool, gates)
     return _forward(model.config, program_params(model.params), tokens, mask, pool, gates)
 
 
