@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.data.pipeline import make_dataset
-from lorage_jax.hf.load import load_tokenizer
+from lorage_jax.hf.tokenizer import load_tokenizer
 
 
 def main() -> None:

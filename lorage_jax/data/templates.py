@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lorage_jax.errors import DataError
+from lorage_jax.errors import DataError, WeightsError
 
 # Increment this when a template or `encode` changes: a generator works only with the format it was
 # trained on.
@@ -52,8 +52,14 @@ def encode(tokenizer: Any, text: str, bos: bool) -> list[int]:
 
     Text that spells a special token ("</s>") is read as plain text, so a user cannot end the turn.
 
-    Raises DataError for text that is not valid Unicode (half a surrogate pair, a stray byte).
+    Raises DataError for text that is not valid Unicode (half a surrogate pair, a stray byte), and
+    WeightsError without a tokenizer.
     """
+    if tokenizer is None:
+        raise WeightsError(
+            "the model has no tokenizer files, so that it takes token ids only, not text. "
+            "Put tokenizer.json and tokenizer_config.json next to config.json."
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

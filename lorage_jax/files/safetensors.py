@@ -179,10 +179,12 @@ def rewrite(
     dst_file: Path,
     replace: Mapping[str, Callable[[], np.ndarray]],
     dtype: str | None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Streams one file into a new one, with about one tensor in memory at a time.
 
-    The tensors' order and `__metadata__` stay, and so do the header's bytes if no dtype changes.
+    The tensors' order and `__metadata__` stay, and so do the header's bytes if no dtype and no name
+    changes.
 
     Args:
         src_file: a safetensors file.
@@ -190,6 +192,7 @@ def rewrite(
         replace: new values by tensor name, of the same shape; they are cast to the tensor's dtype.
             All other tensors are copied bit for bit.
         dtype: a key of FLOATS, to which all float tensors are cast; None keeps their dtypes.
+        names: new names of tensors, by their names in `src_file`.
 
     Raises WeightsError (source, names, shapes, overflow) and ConfigError (dtype).
     """
@@ -206,10 +209,11 @@ def rewrite(
         name: FLOATS[dtype] if dtype and tensor.dtype in FLOATS.values() else tensor.dtype
         for name, tensor in source.tensors.items()
     }
-    changed = any(targets[name] != tensor.dtype for name, tensor in source.tensors.items())
+    names = {name: new for name, new in (names or {}).items() if name in targets}
+    cast = any(targets[name] != tensor.dtype for name, tensor in source.tensors.items())
     with Path(dst_file).open("xb") as out:
         try:
-            out.write(_new_header(header, targets) if changed else header.raw)
+            out.write(_new_header(header, targets, names) if cast or names else header.raw)
             for name, target in targets.items():
                 if name in replace:
                     values = np.asarray(replace[name]())
@@ -225,7 +229,7 @@ def rewrite(
             raise
 
 
-def _new_header(header: Header, targets: dict[str, str]) -> bytes:
+def _new_header(header: Header, targets: dict[str, str], names: Mapping[str, str]) -> bytes:
     content: dict[str, Any] = {}
     if header.metadata is not None:
         content["__metadata__"] = header.metadata
@@ -233,7 +237,7 @@ def _new_header(header: Header, targets: dict[str, str]) -> bytes:
     for name, tensor in header.tensors.items():
         stop = offset + math.prod(tensor.shape) * DTYPES[targets[name]].itemsize
         entry = {"dtype": targets[name], "shape": list(tensor.shape)}
-        content[name] = entry | {"data_offsets": [offset, stop]}
+        content[names.get(name, name)] = entry | {"data_offsets": [offset, stop]}
         offset = stop
     raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # so that the data start aligned

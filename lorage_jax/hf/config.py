@@ -1,7 +1,7 @@
 """Converts Hugging Face `config.json` to `ModelConfig` and back.
 
-Every field of a config.json is read here, known not to affect the arithmetic, or refused: a model
-that would be computed wrongly does not load.
+A field that transformers would read and the decoder does not compute is refused: a model that would
+be computed wrongly does not load.
 """
 
 from __future__ import annotations
@@ -14,36 +14,11 @@ from typing import Any
 
 import lorage_jax.hf.families  # noqa: F401  its files register themselves
 from lorage_jax.config import ModelConfig, RopeScaling
-from lorage_jax.errors import LorageError, WeightsError
+from lorage_jax.errors import LorageError, WeightsError, bullets
+from lorage_jax.hf.config_fields import Declared
 from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family, rope_parameters
+from lorage_jax.hf.quantised import refuse_quantised_config
 
-# Fields that do not affect inference.
-IGNORED = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache initializer_range "
-    "attention_dropout pretraining_tp _name_or_path bos_token_id eos_token_id pad_token_id "
-    "unsloth_version unsloth_fixed max_window_layers cache_implementation "
-    "_attn_implementation_autoset id2label label2id is_llama_config output_attentions return_dict "
-    "output_hidden_states tf_legacy_loss dropout resid_pdrop embd_pdrop layerdrop "
-    "activation_dropout prefix auto_map _model_name_or_path unk_token_id".split()
-)
-# Fields read below.
-READ = frozenset(
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads head_dim hidden_act hidden_activation max_position_embeddings "
-    "rms_norm_eps tie_word_embeddings rope_parameters rope_theta rope_scaling attention_bias "
-    "mlp_bias sliding_window use_sliding_window layer_types query_pre_attn_scalar "
-    "final_logit_softcapping attn_logit_softcapping".split()
-)
-# Other known fields, accepted only at values that have no effect.
-NEUTRAL = {
-    "quantization_config": (None,),
-    "use_bidirectional_attention": (None, False),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "chunk_size_feed_forward": (0, None),
-    "rope_interleaved": (None, False),
-}
 # Scalings of rotary positions -> the fields that each must have.
 SCALINGS = {
     "linear": ("factor",),
@@ -90,13 +65,11 @@ def model_config(folder: Path) -> ModelConfig:
     Raises WeightsError that names every unsupported field.
     """
     raw = read_config(folder)
+    refuse_quantised_config(folder, raw)
     family = raw.get("model_type")
     multimodal = is_multimodal(raw)
-    if not multimodal and (not isinstance(family, str) or family not in FAMILIES):
-        raise WeightsError(
-            f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
-            f"{_near(raw)}supported are {', '.join(FAMILIES)}."
-        )
+    if not multimodal:
+        _check_family(folder, raw)
     # transformers fills in the defaults that a family's config.json may leave out.
     from transformers import AutoConfig
 
@@ -107,6 +80,8 @@ def model_config(folder: Path) -> ModelConfig:
         raise WeightsError(f"{folder}/config.json is refused by transformers: {message}") from None
     if multimodal:
         full, raw = _text_part(full, raw)
+    elif full.model_type != family:  # transformers reads such a mistral as another model
+        _check_family(folder, raw | {"model_type": full.model_type})
     try:
         config = from_hf_config(full, raw, str(folder))
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
@@ -115,6 +90,16 @@ def model_config(folder: Path) -> ModelConfig:
         ) from None
     more = [i for i in _generation_eos(Path(folder)) if i not in config.eos_ids]
     return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
+
+
+def _check_family(folder: Path, raw: dict[str, Any]) -> None:
+    """Raises WeightsError unless model_type is a supported family."""
+    family = raw.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise WeightsError(
+            f"{folder}: model_type is {family!r} (architectures {raw.get('architectures')}); "
+            f"{_near(raw)}supported are {', '.join(FAMILIES)}."
+        )
 
 
 def is_multimodal(raw: dict[str, Any]) -> bool:
@@ -163,22 +148,20 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
 
     Args:
         hf: the config object, with transformers' defaults filled in.
-        raw: the fields in the file itself; unsupported ones are refused.
+        raw: the fields in the file itself.
         where: the folder, for messages.
 
     Raises WeightsError that names every unsupported field.
     """
     family = get_family(hf.model_type)
-    problems = [
-        f"field {name!r} = {json.dumps(value)[:80]} is not supported"
-        for name, value in raw.items()
-        if name not in IGNORED | READ | family.reads | set(family.names.values())
-        and value not in NEUTRAL.get(name, ())
-    ]
+    declared = Declared(family, hf)
+    problems = declared.problems(raw)
+    if getattr(hf, "is_heterogeneous", False):  # then no field may be read for all layers
+        raise WeightsError(f"{where}/config.json:\n{bullets(problems)}")
 
     def get(name: str, default: Any = None) -> Any:
         own = family.names.get(name, name)
-        value = None if own is None else getattr(hf, own, None)
+        value = getattr(hf, own, None) if own is not None and own in declared.names else None
         return default if value is None else value
 
     problems += family.problems(get)
@@ -191,7 +174,7 @@ def from_hf_config(hf: Any, raw: dict[str, Any], where: str) -> ModelConfig:
     fields = _common(get, problems, None if learned else rope)
     fields |= dict(family.fields) | family.read(get)
     if problems:
-        raise WeightsError(f"{where}/config.json:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise WeightsError(f"{where}/config.json:\n{bullets(problems)}")
     try:
         return ModelConfig(family=family.name, **fields)
     except LorageError as error:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
@@ -22,7 +23,8 @@ from lorage_jax.files.manifest import stored, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
-from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.config import read_config
+from lorage_jax.hf.folder import open_folder
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.models.model import Model
 
@@ -74,18 +76,21 @@ def export_merged(
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite)
-    identity = _check_base(model, base)
+    opened = open_folder(base)
+    identity = _check_base(model, base, opened.config)
     checkpoint = Checkpoint.open(base)
     stored = text_names(checkpoint)
+    renamed = {stored[there]: here for here, there in opened.stored.items()}
+    stored |= {here: stored[there] for here, there in opened.stored.items()}
     replace = {stored[name]: make for name, make in _replacements(model).items()}
     found = sorted({checkpoint.dtype(name) for name in replace})
     names = {spelled: name for name, spelled in FLOATS.items()}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         for file in checkpoint.files():
             inside = {name: replace[name] for name in replace if _file(checkpoint, name) == file}
-            rewrite(file, folder / file.name, inside, dtype)
+            rewrite(file, folder / file.name, inside, dtype, renamed)
         if not (base / SINGLE).exists():
-            (folder / INDEX).write_bytes(_index(base, folder, dtype))
+            (folder / INDEX).write_bytes(_index(base, folder, dtype, renamed))
         (folder / "config.json").write_bytes(_config(base, dtype))
         for source in _companions(base):
             target = folder / source.relative_to(base)
@@ -105,9 +110,8 @@ def export_merged(
         write_manifest(folder, values)
 
 
-def _check_base(model: Model, base: Path) -> str:
+def _check_base(model: Model, base: Path, config: ModelConfig) -> str:
     """Returns the fingerprint of `base`. Raises WeightsError unless it is the model's base."""
-    config = model_config(base)
     if config.tied_head and dataclasses.replace(config, tied_head=False) == model.config:
         raise WeightsError(
             "the adapter of this model untied its head from the embeddings; it cannot be exported."
@@ -161,9 +165,13 @@ def _config(base: Path, dtype: str | None) -> bytes:
     return (json.dumps(raw | {name: dtype}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(base: Path, folder: Path, dtype: str | None) -> bytes:
-    """The bytes of the shard index: the base's, unless the total size changed."""
+def _index(base: Path, folder: Path, dtype: str | None, renamed: Mapping[str, str]) -> bytes:
+    """The bytes of the shard index: the base's, unless names or the total size changed."""
     content = (base / INDEX).read_bytes()
+    if renamed:
+        values = json.loads(content)
+        places = {renamed.get(name, name): file for name, file in values["weight_map"].items()}
+        content = json.dumps(values | {"weight_map": places}, indent=2).encode()
     if dtype is None:
         return content
     files = sorted(set(json.loads(content)["weight_map"].values()))

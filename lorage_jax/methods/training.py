@@ -17,7 +17,8 @@ from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.errors import ConfigError, joined
 from lorage_jax.fields import to_dict
-from lorage_jax.hf.load import load_model, load_tokenizer
+from lorage_jax.hf.load import load_model
+from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model

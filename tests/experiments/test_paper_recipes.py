@@ -9,8 +9,8 @@ from lorage_jax.commands.compile import model_shape
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.data.pipeline import make_dataset
-from lorage_jax.hf.load import load_tokenizer
 from lorage_jax.hf.presets import SHAPES
+from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.train.generator import check_models
 
 ROOT = Path(__file__).parents[2]

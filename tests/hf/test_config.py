@@ -89,15 +89,16 @@ def test_json_round_trip(tmp_path, variant):
     ("change", "named"),
     [
         ({"model_type": "mamba"}, ["mamba", "llama"]),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config"]),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["GPTQ weights of 4 bits"]),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
             ["'dynamic'", "length of the text", "default, linear, llama3, yarn"],
         ),
-        ({"residual_multiplier": 0.2}, ["residual_multiplier", "0.2"]),
+        ({"is_causal": False}, ["'is_causal' = false"]),
+        ({"is_encoder_decoder": True}, ["is_encoder_decoder"]),
         ({"hidden_act": "quick_gelu"}, ["quick_gelu"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
-        ({"residual_multiplier": 0.2, "hidden_act": "mish"}, ["residual_multiplier", "mish"]),
+        ({"is_causal": False, "hidden_act": "mish"}, ["is_causal", "mish"]),
         ({"num_key_value_heads": 3}, ["3 kv heads"]),
     ],
 )

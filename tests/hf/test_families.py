@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lorage_jax as lg
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.hf import family as registry
 from lorage_jax.hf.config import model_config
@@ -69,8 +69,7 @@ def test_another_family_does_not_read_its_fields(made_up, tmp_path):
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     values |= {"model_type": "llama"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match=r"'loudest' = 5\.0 is not supported"):
-        model_config(tmp_path / "m")
+    assert model_config(tmp_path / "m").final_softcap is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -159,8 +159,13 @@ def test_all_problems_at_once(copy):
 def test_what_may_be_there_too(copy, tiny):
     """inv_freq buffers, and a tied head written a second time, are no problem."""
     folder, change = copy
-    change(lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    frequencies = 777.0 ** -(torch.arange(0, 16, 2) / 16)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change(lambda t: t.update({name: frequencies}))
     assert_is(load_model(folder), tiny("llama")[1])
+    change(lambda t: t.update({name: frequencies * 2}))
+    with pytest.raises(WeightsError, match="other rope frequencies"):
+        load_model(folder)
     tied, base = tiny("gemma")
     shutil.copytree(tied, folder, dirs_exist_ok=True)
     change(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
@@ -186,6 +191,7 @@ def test_nothing_there(tmp_path, copy):
 
 def test_no_tokenizer_and_bad_weights_are_one_message(tmp_path):
     make_tiny("llama", tmp_path / "m", tokenizer=False)
+    (tmp_path / "m" / "tokenizer.json").write_text("nonsense")
     with pytest.raises(WeightsError, match="tokenizer"):
         load_model(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").write_bytes(b"nonsense")

@@ -21,7 +21,7 @@ from lorage_jax.data.tokenizer import train_tokenizer
 from lorage_jax.errors import ConfigError, DataError, OutputError, TrainingError
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.hf.family import family_decoder, get_family
-from lorage_jax.hf.load import load_tokenizer
+from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.train.pretrain import pretrain
 from lorage_jax.train.watch import read_logs
 from tests.tiny import FAMILIES, hf_config, torch_logits

@@ -1,0 +1,51 @@
+"""Loads the tokenizer of a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.errors import WeightsError
+
+# Files of which one is enough for a tokenizer.
+FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Loads the folder's tokenizer without running code from the folder.
+
+    Raises WeightsError if there is none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many types; all mean the same to a user
+        reason = " ".join(str(error).split())[:200].rstrip(". ") or repr(error)
+        raise WeightsError(
+            f"{folder}: no usable tokenizer ({reason}). Expected tokenizer.json and "
+            "tokenizer_config.json next to config.json."
+        ) from None
+    if not _has_files(folder):
+        raise WeightsError(
+            f"{folder} has no tokenizer files, and for such a model transformers makes up a "
+            "tokenizer without a vocabulary. Expected tokenizer.json and tokenizer_config.json "
+            "next to config.json."
+        )
+    return tokenizer
+
+
+def tokenizer_or_none(folder: Path) -> Any:
+    """`load_tokenizer`, but None for a folder without tokenizer files, if nothing is made up."""
+    try:
+        return load_tokenizer(folder)
+    except WeightsError as error:
+        if _has_files(folder) or "makes up" in str(error):
+            raise
+        return None
+
+
+def _has_files(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
