@@ -209,6 +209,9 @@ def padded_length(length: int, smallest: int, largest: int) -> int:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The token id used as padding; always masked, so any valid id will do."""
+    """The token id used as padding; always masked, so any valid id will do.
+
+    A pad token that was added to a tokenizer may have an id beyond the model's embeddings.
+    """
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(i for i in ids if i is not None)
+    return next(i for i in ids if i is not None and i < max(1, tokenizer.vocab_size))

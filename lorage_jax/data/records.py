@@ -40,7 +40,7 @@ def read_bytes(path: str | Path) -> bytes:
 
     Raises DataError if it cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         data = path.read_bytes()
     except FileNotFoundError:

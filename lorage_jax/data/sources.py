@@ -137,7 +137,7 @@ def local_file(source: Source) -> Path | None:
     Returns None if `source.path` names a data set of the Hub. Raises DataError if a folder has no
     file of that name.
     """
-    path = Path(source.path)
+    path = Path(source.path).expanduser()
     if path.is_dir():
         found = [path / f"{source.split}{suffix}" for suffix in SUFFIXES]
         file = next((file for file in found if file.is_file()), None)

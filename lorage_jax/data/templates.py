@@ -57,7 +57,7 @@ def encode(tokenizer: Any, text: str, bos: bool) -> list[int]:
     """
     if tokenizer is None:
         raise WeightsError(
-            "the model has no tokenizer files, so that it takes token ids only, not text. "
+            "no usable tokenizer: the folder has none of its files, so only ids go in. "
             "Put tokenizer.json and tokenizer_config.json next to config.json."
         )
     try:

@@ -102,7 +102,7 @@ def load_card(path: str | Path) -> Card:
 
     Raises WeightsError if there is none, or if it is damaged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         found = [path / name for name in ("card.json", MANIFEST) if (path / name).exists()]
         if not found:

@@ -152,6 +152,8 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
     """
     one = isinstance(prompt, str)
     prompts = [prompt] if one else list(prompt)
+    if not prompts:
+        return []
     rows = [prompt_tokens(generator, p) for p in prompts]
     tokens, mask = left_pad(rows, bucket(max(map(len, rows), default=1)))
     gates = compiled_gates(

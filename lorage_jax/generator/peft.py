@@ -42,7 +42,9 @@ def load_adapter(
     missing, unknown or of another shape, or that names the edge that an adapter was made for; and
     for a model into which a card was merged. Raises ConfigError for weights that do not match.
     """
-    folders = [Path(one) for one in ([folder] if isinstance(folder, str | Path) else folder)]
+    folders = [
+        Path(one).expanduser() for one in ([folder] if isinstance(folder, str | Path) else folder)
+    ]
     factors = [1.0] * len(folders) if weights is None else [float(one) for one in weights]
     if not folders or len(factors) != len(folders) or not np.isfinite(factors).all():
         raise ConfigError(

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorage_jax.config import GeneratorConfig
+from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.templates import TEMPLATE_VERSION
-from lorage_jax.errors import ConfigError, LorageError, WeightsError
+from lorage_jax.errors import ConfigError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
@@ -26,6 +26,7 @@ from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import from_values, to_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.leaves import Leaf
@@ -34,6 +35,8 @@ from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import Layout
 
 TENSORS = "generator.safetensors"
+# Fields of a config that change no logits of given ids; the head is part of the weights.
+NO_ARITHMETIC = {"bos_id", "eos_ids", "pad_id", "max_positions", "tied_head"}
 GENERATOR = Kind(
     "lorage-generator/1",
     "a generator",
@@ -84,6 +87,7 @@ def save_generator(
             "cloud": {
                 **_paths(generator.cloud.source, target),
                 "fingerprint": generator.cloud.fingerprint,
+                "config": to_values(generator.cloud.config),
             },
             "edge": {
                 **_paths(generator.edge_source, target),
@@ -106,7 +110,7 @@ def _paths(source: Path | None, target: Path) -> dict[str, str]:
 
 def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder. Raises WeightsError."""
-    folder = generator_folder(Path(folder))
+    folder = generator_folder(Path(folder).expanduser())
     values = GENERATOR.read(folder)
     recorded = {name: kind for name, kind in PATHS.items() if _has(values, name)}
     check_fields(folder, values, recorded)
@@ -133,7 +137,10 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
 
 
 def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> None:
-    """Raises WeightsError unless `source` has the weights of the generator's cloud or edge."""
+    """Raises WeightsError unless `source` has the arithmetic and weights of the cloud or edge."""
+    if isinstance(values[role].get("config"), dict):
+        found = source.config if isinstance(source, Model) else model_config(source)
+        _check_arithmetic(values[role]["config"], found, source, role)
     expected = values[role]["fingerprint"]
     found = source.fingerprint if isinstance(source, Model) else fingerprint(source)
     if found != expected:
@@ -141,6 +148,29 @@ def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> N
         raise WeightsError(
             f"{where} is not the {role} this generator was trained with (weights "
             f"{found[:19]}..., expected {expected[:19]}...)."
+        )
+
+
+def _check_arithmetic(
+    recorded: dict[str, Any], found: ModelConfig, source: Path | Model, role: str
+) -> None:
+    """Raises WeightsError that names every field which changes the logits of the same weights."""
+    try:
+        expected = from_values(recorded)
+    except ConfigError:
+        return  # a damaged record, which loading reports
+    different = [
+        f"{field.name} is {getattr(found, field.name)!r}; the generator was trained with "
+        f"{getattr(expected, field.name)!r}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in NO_ARITHMETIC
+        and getattr(found, field.name) != getattr(expected, field.name)
+    ]
+    if different:
+        where = source.source if isinstance(source, Model) else source
+        raise WeightsError(
+            f"{where} is not the {role} this generator was trained with; by its config.json:\n"
+            f"{bullets(different)}"
         )
 
 
@@ -160,7 +190,7 @@ def load_generator(
 
     Raises WeightsError that lists every tensor that does not fit, or that names a changed cloud.
     """
-    folder = generator_folder(Path(folder))
+    folder = generator_folder(Path(folder).expanduser())
     values = read_values(folder)
     if values["templates"] != TEMPLATE_VERSION:
         raise WeightsError(
@@ -173,7 +203,7 @@ def load_generator(
     except ConfigError as error:
         raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
     source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
-    source = source if isinstance(source, Model) else Path(source)
+    source = source if isinstance(source, Model) else Path(source).expanduser()
     check_identity(source, values, "cloud")
     if isinstance(source, Model):
         model = source

@@ -72,7 +72,7 @@ def export_merged(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
-    base = model.source if base is None else Path(base)
+    base = model.source if base is None else Path(base).expanduser()
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite)

@@ -17,8 +17,10 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the decoding of bytes that do not form a character (yet)
 
 
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns `stop` as a tuple. Raises ConfigError for an empty string, found in every text."""
+    if stop is None:
+        return ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:

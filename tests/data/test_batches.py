@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 
 from lorage_jax.config import DataConfig, Source
-from lorage_jax.data.batches import Encoder, Group, padded_length
+from lorage_jax.data.batches import Encoder, Group, pad_id, padded_length
 from lorage_jax.data.templates import cloud_prompt, edge_prompt, edge_target
 from lorage_jax.errors import ConfigError, DataError
+from tests.tiny import byte_tokenizer
 
 
 def _config(**values):
@@ -142,3 +143,13 @@ def test_text_without_tokens_names_the_group(cloud, edge):
 
     with pytest.raises(DataError, match=r"group 7: a text has no tokens.*Sort the words"):
         Encoder(_config(), Blind(), edge).tokens(GROUPS[0])
+
+
+def test_a_pad_token_beyond_the_vocabulary_is_not_used():
+    tokenizer = byte_tokenizer()
+    assert pad_id(tokenizer) == 0
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == tokenizer.vocab_size
+    assert pad_id(tokenizer) == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    assert pad_id(tokenizer) == 0
