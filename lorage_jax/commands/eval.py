@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.config import HeldOut
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS
-from lorage_jax.evaluate.local_tasks import TaskData, check_names
+from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
+from lorage_jax.evaluate.written import WrittenTasks, written_tasks
+from lorage_jax.fields import from_dict
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
@@ -40,14 +43,26 @@ ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 def run(options: Eval) -> dict[str, Any]:
     """Checks all inputs, then scores, prints and returns the result."""
-    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    asked = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    files = [name for name in asked if is_file(name)]
+    names = [name for name in asked if name not in files]
     _check(options)
-    check_names(names, others=(AGENT,))
+    if names or not files:
+        check_names(names, others=(AGENT,))
     if options.samples is not None:
         check_file(options.samples, overwrite=True)
-    _shots(options.shots)
+    shots = _shots(options.shots)
+    written = WrittenTasks({}, {})
+    if files:
+        check_installed()
+        held, most = _held_out(options), options.max_new_tokens
+        written = written_tasks(files, shots, held, options.seed, most)
+        print(f"{len(written.tasks)} tasks of {', '.join(files)}.")
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
-    data = TaskData(options.data)
+    if twice := [name for name in plain if name in written.tasks]:
+        raise ConfigError(f"{', '.join(twice)} is a task of lm-eval and of a file; name one.")
+    plain += written.tasks
+    data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
     edge, generator = _models(options)
     if sets:  # before the other tasks have been scored
@@ -73,9 +88,24 @@ def run(options: Eval) -> dict[str, Any]:
     if options.samples is not None:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         write_file(options.samples, lines, overwrite=True)
+    if written.note:
+        result.words.append(written.note)
     for sentence in result.words:
         print(sentence)
     return result.to_json()
+
+
+def is_file(name: str) -> bool:
+    """True if `name` of --tasks is a file of tasks, or a folder of such files."""
+    return name.endswith(ENDINGS) or ("/" in name and Path(name).is_dir())
+
+
+def _held_out(options: Eval) -> list[HeldOut]:
+    """What the generator's training held out, as it recorded; nothing for a model."""
+    if options.generator is None:
+        return []
+    about = read_values(options.generator)["about"]
+    return [from_dict(HeldOut, one) for one in about.get("held_out", [])]
 
 
 def progress_path(result: Path | None) -> Path | None:

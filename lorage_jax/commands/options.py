@@ -219,7 +219,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Eval:
-    """Score a model, or a generator with its edge, on lm-eval's tasks and on GPT4Tools.
+    """Score a model, or a generator with its edge, on lm-eval's tasks, files of tasks, GPT4Tools.
 
     With --generator, the cloud reads the task's description and few-shot samples once per task, and
     the edge reads the bare question. The few-shot baseline and the controls run in the same call.
@@ -228,7 +228,8 @@ class Eval:
     """
 
     tasks: str
-    """Names separated by commas: gpt4tools, and any task of lm-eval."""
+    """Names separated by commas: gpt4tools, any task of lm-eval, and files with a task per row,
+    {name, definition, instances} (.jsonl, .jsonl.gz, or a folder of these, with a slash)."""
     model: Path | None = None
     """Hugging Face folder, scored as it is (few-shot samples in its context)."""
     adapter: Adapters = ()

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lorage_jax.data.task_table import TASKS, paper_tasks
-from lorage_jax.errors import DataError
+from lorage_jax.data.tasks import Task
+from lorage_jax.errors import LorageError
 from lorage_jax.evaluate.arms import (
     Answered,
     Arm,
@@ -38,7 +39,6 @@ from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.paired import harmonic_mean
 from lorage_jax.evaluate.protocol import (
     SystemPrompt,
-    described,
     edge_text,
     partner,
     system_prompt,
@@ -128,10 +128,12 @@ def evaluate_generator(
     """
     sources = {}
     for name in names:  # fail here, before long work
-        described(name)
+        run.data.described(name)
         sources[name] = run.checked(name)
     prompts = {
-        name: system_prompt(method.generator, name, source, run.shots_of(name), run.seed)
+        name: system_prompt(
+            method.generator, run.data.described(name), source, run.shots_of(name), run.seed
+        )
         for name, source in sources.items()
     }
     arms = [Arm(MAIN, method)]
@@ -162,18 +164,23 @@ def _controls(run: Run, method: LoraGen, prompts: dict[str, SystemPrompt]) -> li
     """The control arms. If the run has few tasks, `mean_gates` are over all described tasks."""
     generator = method.generator
 
-    def prompt_of(other: str) -> SystemPrompt:
-        shots = run.shots_of(other)
+    def prompt_of(other: Task) -> SystemPrompt:
+        alone = SystemPrompt(other.descriptions[0], 0)
+        if all(name in run.data.written for name in prompts):  # no other records are at hand
+            return alone
+        shots = run.shots_of(other.name)
         try:
-            return system_prompt(generator, other, run.data.load(other, shots), shots, run.seed)
-        except DataError:  # without records, the description alone
-            return SystemPrompt(described(other).descriptions[0], 0)
+            source = run.data.load(other.name, shots)
+        except LorageError:  # without records, the description alone
+            return alone
+        return system_prompt(generator, other, source, shots, run.seed)
 
-    names = [partner(name, list(prompts)) for name in prompts]
-    others = [prompts.get(name) or prompt_of(name) for name in names]
+    own = [run.data.described(name) for name in prompts]
+    partners = [partner(task, own) for task in own]
+    others = [prompts.get(task.name) or prompt_of(task) for task in partners]
     facts = [
-        {"cloud_shots": other.shots, "prompt_of": name}
-        for name, other in zip(names, others, strict=True)
+        {"cloud_shots": other.shots, "prompt_of": task.name}
+        for task, other in zip(partners, others, strict=True)
     ]
     rng, tokenizer = Random(f"random/{run.seed}"), generator.cloud.tokenizer
     noise = [
@@ -204,9 +211,9 @@ class _Answering:
         run, name = self.run, unit.name
         encoding, shots, text = run.template, 0, {}
         if arm.method.few_shot:
-            encoding, shots = "harness", run.shots_of(name)
+            encoding, shots, text = "harness", run.shots_of(name), run.data.few_shot(name)
         else:
-            text = edge_text(name, run.template, rows[0].context)
+            text = edge_text(run.data.described(name), run.template, rows[0].context)
         task = run.data.load(name, shots, **text)
         run.lm.reset(placement.model, encoding)
         metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed)
@@ -216,7 +223,7 @@ class _Answering:
         shots = task.get_config("num_fewshot")
         if rows[0].context is not None and not arm.method.few_shot:
             shots = self.shots[name]
-        answers = TaskAnswers(metrics[name], shots, scores)
+        answers = TaskAnswers(metrics[name] | run.data.facts(name), shots, scores)
         tokens = counts["edge_tokens"] / max(1, counts["requests"])
         return Answered([answers], tokens, counts["truncated"])
 
@@ -248,21 +255,30 @@ def _results(
 
 
 def summary(tasks: dict[str, TaskScore]) -> dict[str, float | None]:
-    """Means of `acc` over tasks. AVE and HAR (harmonic mean) need the paper's eight, else None.
+    """Means over tasks: `mean` of `acc`, and `exact_match` and `f1` if any task has them.
+
+    AVE and HAR (harmonic mean) of `acc` need the paper's eight, else None.
 
     Standard errors of means take tasks as independent: sqrt(sum of squares) / number of tasks.
     """
 
-    def mean(names: Sequence[str]) -> tuple[float | None, float | None]:
+    def mean(names: Sequence[str], key: str = "acc") -> tuple[float | None, float | None]:
         if not names or any(name not in tasks for name in names):
             return None, None
         scores = [tasks[name].metrics for name in names]
-        values, errors = ([one.get(key) for one in scores] for key in ("acc", "acc_stderr"))
+        values, errors = ([one.get(k) for one in scores] for k in (key, f"{key}_stderr"))
         return sum(value or 0.0 for value in values) / len(values), mean_error(errors)
+
+    def having(key: str) -> list[str]:
+        return [name for name in tasks if key in tasks[name].metrics]
 
     eight = (*SEEN, *UNSEEN)
     ave, ave_stderr = mean(eight)
-    some, some_stderr = mean([name for name in tasks if "acc" in tasks[name].metrics])
+    some, some_stderr = mean(having("acc"))
+    texts: dict[str, float | None] = {}
+    for key in ("exact_match", "f1"):
+        if names := having(key):
+            texts[key], texts[f"{key}_stderr"] = mean(names, key)
     return {
         "mean": some,
         "mean_stderr": some_stderr,
@@ -271,6 +287,7 @@ def summary(tasks: dict[str, TaskScore]) -> dict[str, float | None]:
         "har": None if ave is None else harmonic_mean([tasks[n].metrics["acc"] for n in eight]),
         "seen": mean(SEEN)[0],
         "unseen": mean(UNSEEN)[0],
+        **texts,
     }
 
 
@@ -333,7 +350,7 @@ class _Printing:
         figures = "  ".join(
             f"{key} {value:.4f}"
             for key, value in score.metrics.items()
-            if key.startswith(("acc", "exact")) and "stderr" not in key
+            if key.startswith(("acc", "exact", "f1")) and "stderr" not in key
         )
         where = f"{score.edge_tokens:.0f} tokens at the edge"
         if score.cloud_tokens is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -24,9 +25,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.host_settings import check_arguments, check_device, check_generation
 from lorage_jax.files.journal import Journal, request_key
+from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.load import load_model
+from lorage_jax.hf.tokenizer import load_tokenizer
+from lorage_jax.infer.defaults import generation_defaults
 from lorage_jax.infer.generate import eos_ids, generate_tokens
+from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
@@ -34,7 +40,8 @@ from lorage_jax.progress import progress
 # How texts become tokens: as in lm-eval's `hf` model, or as in our training.
 ENCODINGS = ("harness", "trained")
 
-Job = tuple[list[int], tuple[str, ...], int]  # token ids, stop strings, maximum of new tokens
+# Token ids, stop strings, maximum of new tokens, repetition penalty.
+Job = tuple[list[int], tuple[str, ...], int, float]
 
 
 class LorageLM(TemplateLM):
@@ -47,7 +54,7 @@ class LorageLM(TemplateLM):
     def __init__(
         self,
         pretrained: str | Model,
-        dtype: str = "float32",
+        dtype: str | None = "float32",
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -55,12 +62,32 @@ class LorageLM(TemplateLM):
         max_gen_toks: int | str = 256,
         encoding: str = "harness",
         journal: Journal | None = None,
+        *,
+        tokenizer: str | Any | None = None,
+        peft: str | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        max_length: int | None = None,
+        **others: Any,
     ):
         super().__init__()
         if encoding not in ENCODINGS:
             raise ConfigError(f"encoding is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
-        model = pretrained if isinstance(pretrained, Model) else load_model(pretrained, dtype)
+        check_arguments(others)
+        check_device(device, jax.default_backend())
+        if isinstance(pretrained, Model):
+            model = pretrained
+        else:
+            model = load_model(Path(pretrained).expanduser(), _dtype(dtype))
+        if peft is not None:
+            model = load_adapter(Path(peft).expanduser(), model)
+        if isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(Path(tokenizer).expanduser())
+        if tokenizer is not None:
+            model = model.replace(tokenizer=tokenizer)
         self.tokenizer = model.tokenizer
+        self.add_bos_token = add_bos_token
+        self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
         self.batch_tokens, self.max_gen_toks = int(batch_tokens), int(max_gen_toks)
         self.encoding = encoding
         self.journal = Journal() if journal is None else journal
@@ -79,12 +106,15 @@ class LorageLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token in front of a continuation without context."""
+        if self._prefix is not None:
+            return self._prefix
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        return self.model.config.max_positions
+        """Tokens that a request may have; a longer one loses its start."""
+        return self._longest or self.model.config.max_positions
 
     @property
     def tokenizer_name(self) -> str:
@@ -108,8 +138,9 @@ class LorageLM(TemplateLM):
         if self.encoding == "trained":
             return encode(self.tokenizer, string, bos=add_special_tokens is not False)
         options: dict[str, bool] = {}
-        if add_special_tokens is not None:
-            options["add_special_tokens"] = add_special_tokens
+        added = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        if added is not None:
+            options["add_special_tokens"] = added
         first = self.prefix_token_id
         known = add_special_tokens is None and first is not None
         if known and string.startswith(self.tokenizer.decode(first)):
@@ -132,10 +163,11 @@ class LorageLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_options: Any
     ) -> list[tuple[float, bool]]:
-        pairs = [(context, continuation) for _, context, continuation in requests]
+        pairs: list[tuple[Sequence[int], Sequence[int]]] = [pair[1:] for pair in requests]
         size, room = self.model.config.vocab_size, self.max_length
         for i, (context, continuation) in enumerate(pairs):
-            kept, _, cut = fit(context, continuation, room, i, size)
+            kept, asked, cut = fit(context, continuation, room, i, size)
+            pairs[i] = (kept, asked)
             self._count(len(kept), cut)
         scores = score(self.model, pairs, batch_tokens=self.batch_tokens, journal=self.journal)
         for (text, _, _), answer in zip(requests, scores, strict=True):
@@ -173,16 +205,23 @@ class LorageLM(TemplateLM):
         jobs = [self._job(*request.args) for request in requests]
         base = request_key(identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer))
         keys = [
-            request_key("generate", base, np.asarray(ids, np.int32).tobytes(), *until, limit)
-            for ids, until, limit in jobs
+            request_key(
+                "generate",
+                base,
+                np.asarray(ids, np.int32).tobytes(),
+                *until,
+                limit,
+                *([] if penalty == 1 else [f"penalty {penalty}"]),
+            )
+            for ids, until, limit, penalty in jobs
         ]
         todo = {key: i for i, key in enumerate(keys) if self.journal.get(key) is None}
         # Longest first, grouped by settings.
         order = sorted(todo.values(), key=lambda i: (jobs[i][1:], -len(jobs[i][0])))
         with progress("generating", len(order)) as advance:
             for batch in self._generation_batches(order, jobs):
-                _, until, limit = jobs[batch[0]]
-                texts = self._generate([jobs[i][0] for i in batch], until, limit)
+                _, until, limit, penalty = jobs[batch[0]]
+                texts = self._generate([jobs[i][0] for i in batch], until, limit, penalty)
                 self.journal.add({keys[i]: t for i, t in zip(batch, texts, strict=True)})
                 advance(len(batch))
         answers = [self.journal.get(key) for key in keys]
@@ -207,27 +246,31 @@ class LorageLM(TemplateLM):
         return dict(normalize_gen_kwargs(settings, self.max_gen_toks))
 
     def _job(self, context: str, settings: dict[str, Any]) -> Job:
-        """(token ids, stop strings, maximum of new tokens) of a request."""
-        values = self._settings(settings)
-        if values.get("do_sample"):
-            raise ConfigError("this model answers greedily; a task that samples is not supported.")
+        """A request as it is run. Raises ConfigError for settings that are not obeyed."""
+        values, defaults = self._settings(settings), generation_defaults(self.model)
+        penalty = float({**defaults, **values}.get("repetition_penalty") or 1.0)
+        obeyed = {"repetition_penalty": None}
+        check_generation(values | obeyed, defaults | obeyed)
         eos = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
         until = tuple(filter(None, handle_stop_sequences(list(values["until"]), eos=eos)))
         limit = values["max_gen_toks"]
         room = self.room(settings)
         ids = self.tok_encode(context)
         self._count(min(len(ids), room), len(ids) > room)
-        return ids[-room:], until, limit
+        return ids[-room:], until, limit, penalty
 
     def _generation_batches(self, order: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
         while order:
-            ids, until, limit = jobs[order[0]]
+            ids, _, limit, _ = jobs[order[0]]
+            settings = jobs[order[0]][1:]
             rows = max(1, self.batch_tokens // bucket(len(ids) + limit))
-            same = [i for i in order[:rows] if jobs[i][1:] == (until, limit)]
+            same = [i for i in order[:rows] if jobs[i][1:] == settings]
             yield same
             order = order[len(same) :]
 
-    def _generate(self, rows: list[list[int]], until: Sequence[str], limit: int) -> list[str]:
+    def _generate(
+        self, rows: list[list[int]], until: Sequence[str], limit: int, penalty: float
+    ) -> list[str]:
         def text(ids: Iterable[int]) -> str:
             return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
@@ -235,7 +278,13 @@ class LorageLM(TemplateLM):
             found = [any(stop in text(ids) for stop in until) for ids in outputs]
             return [end or stop for end, stop in zip(ended, found, strict=True)]
 
-        outputs = generate_tokens(self.model, rows, max_new_tokens=limit, watch=watch)
+        outputs = generate_tokens(
+            self.model,
+            rows,
+            max_new_tokens=limit,
+            sampling=Sampling(repetition_penalty=penalty),
+            watch=watch,
+        )
         return [_cut(text(ids), until) for ids in outputs]
 
     def _count(self, tokens: int, cut: bool) -> None:
@@ -246,6 +295,22 @@ class LorageLM(TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
+
+
+def _dtype(dtype: Any) -> str:
+    """The dtype of the weights: `auto` is float32 on a CPU, else bfloat16."""
+    if dtype in (None, "auto"):
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return str(dtype).removeprefix("torch.")
+
+
+def _longest(max_length: int | str | None, model: Model) -> int | None:
+    if max_length is None:
+        return None
+    room = model.config.max_positions
+    if not 1 <= int(max_length) <= room:
+        raise ConfigError(f"max_length is {max_length}; expected 1 to {room}, the model's context.")
+    return int(max_length)
 
 
 def _text_of(tokenizer: Any) -> str:

@@ -17,25 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from lorage_jax.data.records import Row, file_digest, read_rows
 from lorage_jax.data.task_table import TASKS
+from lorage_jax.data.tasks import Task
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.written import WrittenTasks
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
-NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+# Other names of files for a split, unless the definition has a split of that name, too.
+ALIASES = {"validation": ("valid", "val", "dev")}
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
-@functools.cache
-def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
-    """Indexes lm-eval's definitions. Raises ConfigError if lm-eval is not installed."""
+def check_installed() -> None:
+    """Raises ConfigError if lm-eval is not installed."""
     try:
-        import lm_eval.tasks
+        import lm_eval.tasks  # noqa: F401
     except ImportError:
         raise ConfigError(
             "scoring on tasks needs lm-eval, which is not installed: "
@@ -43,6 +41,14 @@ def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
         ) from None
     # It would warn of every setting that a task leaves at its default.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@functools.cache
+def _index(folders: tuple[str, ...], everything: bool) -> TaskManager:
+    """Indexes lm-eval's definitions. Raises ConfigError if lm-eval is not installed."""
+    check_installed()
+    import lm_eval.tasks
+
     home = Path(lm_eval.tasks.__file__).parent
     paths: list[str | Path] = [home / folder for folder in folders]
     return lm_eval.tasks.TaskManager(include_path=paths or None, include_defaults=everything)
@@ -97,11 +103,17 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 class TaskData:
-    """The source of the tasks' records: `hub`, or a local folder, checked and fingerprinted."""
+    """The source of the tasks' records, checked and fingerprinted.
 
-    def __init__(self, source: str):
+    Args:
+        source: `hub`, or a local folder.
+        written: tasks of files, which bring their records along.
+    """
+
+    def __init__(self, source: str, written: WrittenTasks | None = None):
         self.folder = None if source == "hub" else Path(source)
-        self.fingerprints: dict[str, dict[str, str]] = {}
+        self.written = {} if written is None else written.tasks
+        self.fingerprints: dict[str, dict[str, str]] = {} if written is None else {**written.files}
         self._read: dict[tuple[str, bool], Any] = {}
         if self.folder is not None and not self.folder.is_dir():
             raise DataError(
@@ -114,26 +126,28 @@ class TaskData:
 
         `overrides` replace fields of its definition.
 
-        Raises DataError if a split that the definition needs is missing, or a record is malformed.
+        Raises DataError if a split that the definition needs is missing, or a record is malformed,
+        and ConfigError if the definition has no samples but the records that are scored.
         """
-        from lm_eval.api.task import ConfigurableTask
-
+        if name in self.written:
+            return _task(self.written[name].definition(shots) | overrides)
         config = {k: v for k, v in _definition(name).items() if k not in ("tag", "group")}
         # Like lm-eval, keep to a definition that explicitly sets 0 samples.
-        config["num_fewshot"] = 0 if config.get("num_fewshot") == 0 else shots
+        shots = 0 if config.get("num_fewshot") == 0 else shots
+        config["num_fewshot"] = shots
         config["metadata"] = config.get("metadata") or {}
+        if shots:
+            _check_samples(name, shots, config)
         if self.folder is not None:
             kind = (name, shots > 0)
             if kind not in self._read:
                 self._read[kind] = self._splits(name, shots, config)
             splits = self._read[kind]
             config |= {"custom_dataset": lambda **_: splits, "dataset_kwargs": None}
-            # lm-eval would ask for the missing splits.
-            config |= {key: None for split, key in SPLITS.items() if split not in splits}
-            if config.get("fewshot_split") not in splits:
-                config["fewshot_split"] = None
+            # lm-eval would ask for the missing splits, of which nothing is needed.
+            config |= {key: None for key in SPLITS if config.get(key) not in splits}
         try:
-            return ConfigurableTask(config=config | overrides)
+            return _task(config | overrides)
         except Exception as error:  # the definition's own code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             if self.folder is None:
@@ -146,8 +160,31 @@ class TaskData:
                 f"reads ({reason})."
             ) from None
 
+    def described(self, name: str) -> Task:
+        """The description of a task: a file's, or the project's own.
+
+        Raises ConfigError if there is none.
+        """
+        found = self.written[name].task if name in self.written else TASKS.get(name)
+        if found is None:
+            raise ConfigError(
+                f"a generator needs a description of {name}; only {', '.join(TASKS)} have one, and "
+                "tasks of files. Score other tasks with --model."
+            )
+        return found
+
+    def few_shot(self, name: str) -> dict[str, str]:
+        """Fields of the definition for lm-eval's few-shot prompt; none for lm-eval's own tasks."""
+        return self.written[name].few_shot() if name in self.written else {}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a result says of the task's records."""
+        return self.written[name].facts if name in self.written else {}
+
     def default_shots(self, name: str) -> int:
         """The number of few-shot samples in the task's definition."""
+        if name in self.written:
+            return self.written[name].shots
         return _definition(name).get("num_fewshot") or 0
 
     def _splits(self, name: str, shots: int, definition: dict[str, Any]) -> Any:
@@ -157,25 +194,28 @@ class TaskData:
         disable_progress_bars()
 
         folder = self._folder(name)
-        files = {split: _file(folder, split) for split in SPLITS}
+        names = {definition[key] for key in SPLITS if definition.get(key)}
+        files = {split: _file(folder, split, names) for split in names}
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        asked = [split for split in ("test", "validation") if definition.get(SPLITS[split])]
-        scored = next((split for split in asked if files[split] is not None), None)
+        source = _sample_split(definition) if shots else None
+        asked = [s for key in ("test_split", "validation_split") if (s := definition.get(key))]
+        # lm-eval scores the first; a folder without it has at least not the samples' own.
+        scored = next((s for s in asked if files[s] and (s == asked[0] or s != source)), None)
         if scored is None:
             raise DataError(
                 f"{folder}: {name} is scored on its {' or '.join(asked)} split; expected "
                 f"{asked[0]}.jsonl (or .gz), found {found}."
             )
-        if shots and files["train"] is None:
+        if source and files[source] is None:
             raise DataError(
-                f"{folder}: {name} draws its {shots} samples from the train split; expected "
-                f"train.jsonl (or .gz), found {found}. Add it, or use no samples for this task: "
+                f"{folder}: {name} draws its {shots} samples from the {source} split; expected "
+                f"{source}.jsonl (or .gz), found {found}. Add it, or use no samples for this task: "
                 f"--shots {shots},{name}=0."
             )
-        wanted = {split: split == scored or (split == "train" and shots) for split in SPLITS}
         splits = {}
-        for split, path in files.items():
-            if path is not None and wanted[split]:
+        for split in filter(None, (scored, source)):
+            path = files[split]
+            if path is not None and split not in splits:
                 try:
                     splits[split] = Dataset.from_list(_read(name, path))
                 except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors, too
@@ -198,8 +238,40 @@ class TaskData:
         return found
 
 
-def _file(folder: Path, split: str) -> Path | None:
-    names = [f"{name}{ending}" for name in NAMES[split] for ending in ENDINGS]
+def _task(config: dict[str, Any]) -> Any:
+    from lm_eval.api.task import ConfigurableTask
+
+    return ConfigurableTask(config=config)
+
+
+def _sample_split(definition: dict[str, Any]) -> str | None:
+    """The split of a definition's few-shot samples, by lm-eval's rule.
+
+    None if they stand in the definition itself, or if it has no split but the scored one.
+    """
+    own = definition.get("fewshot_config") or {}
+    named = own.get("split") or definition.get("fewshot_split")
+    if named or own.get("samples") is not None:
+        return named
+    others = (definition.get("training_split"), definition.get("validation_split"))
+    scored = definition.get("test_split") or definition.get("validation_split")
+    return next((split for split in others if split and split != scored), None)
+
+
+def _check_samples(name: str, shots: int, definition: dict[str, Any]) -> None:
+    """Refuses lm-eval's fallback: samples from the records that are scored, answers included."""
+    own = definition.get("fewshot_config") or {}
+    if _sample_split(definition) is None and own.get("samples") is None:
+        raise ConfigError(
+            f"lm-eval's definition of {name} has no samples but the records that are scored. Use "
+            f"none for this task: --shots {shots},{name}=0."
+        )
+
+
+def _file(folder: Path, split: str, splits: set[str]) -> Path | None:
+    """The file of a split; `splits` are all that the definition names."""
+    others = [alias for alias in ALIASES.get(split, ()) if alias not in splits]
+    names = [f"{name}{ending}" for name in (split, *others) for ending in ENDINGS]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

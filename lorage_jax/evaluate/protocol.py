@@ -34,43 +34,40 @@ class SystemPrompt:
     shots: int
 
 
-def described(name: str) -> Task:
-    """The project's description of a task. Raises ConfigError if there is none."""
-    if name not in TASKS:
-        raise ConfigError(
-            f"a generator needs a description of {name}; only {', '.join(TASKS)} have one. "
-            "Score other tasks with --model."
-        )
-    return TASKS[name]
-
-
 def system_prompt(
-    generator: Generator, name: str, harness_task: Any, shots: int, seed: int
+    generator: Generator, task: Task, harness_task: Any, shots: int, seed: int
 ) -> SystemPrompt:
     """Builds a task's prompt for all records: its description and `shots` few-shot samples.
 
     If it exceeds the cloud's context, samples are dropped, the last ones first.
+
+    Raises ConfigError if there is neither a description nor a sample.
     """
-    task = described(name)
     rows = list(harness_task.fewshot_docs()) if shots else []
-    drawn = Random(f"{name}/{seed}").sample(rows, min(shots, len(rows)))
+    drawn = Random(f"{task.name}/{seed}").sample(rows, min(shots, len(rows)))
     samples = [(e.user, e.target) for e in (_example(task, row) for row in drawn)]
     while samples and not _fits(generator, few_shot_prompt(task.descriptions[0], samples)):
         samples.pop()
-    return SystemPrompt(few_shot_prompt(task.descriptions[0], samples), len(samples))
+    text = few_shot_prompt(task.descriptions[0], samples).strip()
+    if not text:
+        raise ConfigError(
+            f"{task.name} has no definition, so its prompt needs samples: give --shots of 1 or "
+            "more, and a cloud with room for them."
+        )
+    return SystemPrompt(text, len(samples))
 
 
-def partner(name: str, names: Sequence[str]) -> str:
-    """The task whose prompt is the shuffled control of `name`: of another kind, if possible one of
-    `names`.
+def partner(task: Task, tasks: Sequence[Task]) -> Task:
+    """The task whose prompt is the shuffled control of `task`: of another kind, if possible one of
+    `tasks`.
     """
 
-    def after(order: Sequence[str]) -> list[str]:
-        at = list(order).index(name)
-        turned = [*order[at + 1 :], *order[:at]]
-        return [other for other in turned if TASKS[other].kind != TASKS[name].kind]
+    def after(order: Sequence[Task]) -> list[Task]:
+        at = next((i for i, other in enumerate(order) if other.name == task.name), -1)
+        turned = [*order[at + 1 :], *order[: max(at, 0)]]
+        return [other for other in turned if other.kind != task.kind]
 
-    return (after(names) or after(list(TASKS)))[0]
+    return (after(tasks) or after(list(TASKS.values())))[0]
 
 
 def _fits(generator: Generator, prompt: str) -> bool:
@@ -82,11 +79,11 @@ def _example(task: Task, row: Row) -> Example:
     return task.to_example(row, f"a few-shot sample of {task.name}")
 
 
-def edge_text(name: str, template: str, system: str | None = None) -> dict[str, Any]:
+def edge_text(task: Task, template: str, system: str | None = None) -> dict[str, Any]:
     """Fields of lm-eval's definition that set the edge's text.
 
     Args:
-        name: the task.
+        task: its description.
         template: `trained`, the turns of training with the choices as answers, or `harness`,
             lm-eval's own text.
         system: a system prompt to put in front, in the edge's own context.
@@ -95,7 +92,6 @@ def edge_text(name: str, template: str, system: str | None = None) -> dict[str, 
         # lm-eval expands templates, but not between these marks.
         text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
         return {} if text is None else {"description": text}
-    task = described(name)
 
     def asked(frame: Callable[[Example], Any]) -> Callable[[Row], Any]:
         return lambda row: frame(_example(task, row))

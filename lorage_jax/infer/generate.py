@@ -22,8 +22,9 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.infer.defaults import default_penalty
 from lorage_jax.infer.gates import Gates, row_gates
-from lorage_jax.infer.sample import Sampling, choose, row_keys, sampling_of
+from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Cache, new_cache
@@ -39,11 +40,15 @@ Watch = Callable[[list[list[int]], list[bool]], list[bool]]
 
 @flax.struct.dataclass
 class Progress:
-    """Tokens generated so far: the first `step` columns of `tokens`; N is the bucketed maximum."""
+    """Tokens generated so far: the first `step` columns of `tokens`; N is the bucketed maximum.
+
+    `seen` marks the tokens of prompt and answer, if there is a repetition penalty.
+    """
 
     tokens: Int[Array | np.ndarray, "B N"]
     done: Bool[Array | np.ndarray, "B"]
     step: Int[Array | np.ndarray, ""]
+    seen: Bool[Array | np.ndarray, "B V"] | None = None
 
 
 def generate(
@@ -68,7 +73,8 @@ def generate(
     Args:
         prompts: one prompt, or a sequence of them; the result has the same form.
         max_new_tokens: the most tokens to generate for each prompt.
-        sampling: sampling parameters; the default is greedy decoding.
+        sampling: sampling parameters; the default is greedy decoding, with the repetition penalty
+            of the model's generation_config.json if there is one.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
         stop: one stop string or several.
         gates, pool: adapters to apply without merging, as in `forward`.
@@ -79,6 +85,9 @@ def generate(
     beyond the model's context.
     """
     one = isinstance(prompts, str)
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if sampling is None:
+        drawn["repetition_penalty"] = default_penalty(model)
     texts = [prompts] if one else list(prompts)
     stops = stop_strings(stop)
     rows = [_encode(model.tokenizer, text, i) for i, text in enumerate(texts)]
@@ -89,9 +98,7 @@ def generate(
         model,
         rows,
         max_new_tokens=max_new_tokens,
-        sampling=sampling_of(
-            sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        ),
+        sampling=sampling_of(sampling, **drawn),
         gates=gates,
         pool=pool,
         watch=None if growing is None else growing.update,
@@ -169,6 +176,7 @@ def compiled_start(config, size, params, tokens, mask, controls, pool, gates, li
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
         step=jnp.zeros((), jnp.int32),
+        seen=_seen(tokens, mask, logits) if "penalty" in controls else None,
     )
     progress = _append(progress, logits, controls)
     return _decode(config, params, cache, progress, controls, pool, gates, limit)
@@ -224,16 +232,31 @@ def _next_logits(
 
 def _append(progress: Progress, logits: Float[Array, "B V"], controls: dict[str, Any]) -> Progress:
     """Chooses the next token of every row; finished rows get padding."""
+    seen = None if progress.seen is None else jnp.asarray(progress.seen)
+    if seen is not None:
+        logits = penalised(logits, seen, controls["penalty"])
     draw = {name: controls[name] for name in ("temperature", "top_k", "top_p")}
     keys = row_keys(controls["seed"], logits.shape[0], progress.step)
     token = jnp.where(progress.done, controls["pad"], choose(logits, keys, **draw))
     ended = jnp.any(token[:, None] == controls["eos"], axis=1)
     at = (jnp.int32(0), progress.step)
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
     return Progress(
         tokens=jax.lax.dynamic_update_slice(progress.tokens, token[:, None], at),
         done=progress.done | ended,
         step=progress.step + 1,
+        seen=seen,
     )
+
+
+def _seen(
+    tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], logits: Float[Array, "B V"]
+) -> Bool[Array, "B V"]:
+    """Marks the tokens of each row's prompt."""
+    counts = jnp.zeros(logits.shape, jnp.int32)
+    rows = jnp.arange(len(tokens))[:, None]
+    return counts.at[rows, tokens].add(mask.astype(jnp.int32)) > 0
 
 
 def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:

@@ -22,14 +22,19 @@ COLDEST = 1e-6  # lower bound on the divisor: a smaller temperature would overfl
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters, applied in the order temperature, top-k, top-p."""
+    """Sampling parameters, applied in the order repetition penalty, temperature, top-k, top-p."""
 
     temperature: float = 0.0  # 0 is greedy and ignores the other fields
     top_k: int = 0  # keep the k most probable tokens; 0 keeps all
     top_p: float = 1.0  # keep the smallest set of tokens with at least this total probability
     seed: int = 0
+    repetition_penalty: float = 1.0  # makes tokens of prompt and answer less likely; also greedily
 
     def __post_init__(self):
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError(
+                f"repetition_penalty is {self.repetition_penalty}; expected more than 0 (1: none)."
+            )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(
                 f"temperature is {self.temperature}; expected 0 (greedy) or a positive number."
@@ -42,8 +47,13 @@ class Sampling:
             raise ConfigError(f"seed is {self.seed}; expected 0 to {2**32 - 1}.")
 
     def operands(self) -> dict[str, Any]:
-        """The fields as scalars of fixed dtypes, the keyword arguments of `choose` and the seed."""
+        """The fields as scalars of fixed dtypes, the keyword arguments of `choose` and the seed.
+
+        A penalty is there only if it has an effect, so that others need no program of their own.
+        """
+        penalty = {"penalty": np.float32(self.repetition_penalty)}
         return {
+            **(penalty if self.repetition_penalty != 1 else {}),
             "temperature": np.float32(self.temperature),
             "top_k": np.int32(self.top_k),
             "top_p": np.float32(self.top_p),
@@ -116,6 +126,17 @@ def choose(
     everything = ((top_k <= 0) | (top_k >= size)) & (top_p >= 1)
     branch = jnp.where(temperature <= 0, 0, jnp.where(everything, 1, 2))
     return jax.lax.switch(branch, [greedy, unfiltered, filtered])
+
+
+def penalised(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, ""]
+) -> Float[Array, "B V"]:
+    """Logits after the repetition penalty (arXiv 1909.05858, section 4.1), as in transformers.
+
+    Those of tokens in `seen` are divided by it if positive, else multiplied.
+    """
+    logits = logits.astype(jnp.float32)
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def kept(

@@ -73,6 +73,32 @@ def test_a_generator_is_scored_with_controls_and_told_in_words(world, data, tmp_
     assert set(json.loads((tmp_path / "scores.json").read_text())["arms"]) == {"lora_gen"}
 
 
+def test_a_file_of_tasks_is_scored_in_all_arms(world, tmp_path, capsys):
+    def row(name, **more):
+        asked = [{"input": f"{name} {i}", "output": "ab", **more} for i in range(9)]
+        return {"name": name, "definition": [f"Do {name}.", f"{name}!"], "instances": asked}
+
+    path = tmp_path / "tasks.jsonl"
+    rows = [row("free"), row("choosing", choices=["ab", "c"])]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    args = ["eval", "--generator", world.generator, "--tasks", path, "--limit", "3"]
+    assert lorage(*args, "--shots", "1", "--json", tmp_path / "scores.json") == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert len(result["arms"]) == 7
+    for arm in result["arms"].values():
+        assert {"exact_match", "exact_match_stderr", "f1"} <= set(arm["tasks"]["free"])
+        assert {"acc", "acc_norm", "acc_stderr"} <= set(arm["tasks"]["choosing"])
+        assert arm["tasks"]["free"]["n"] == 3
+    prompt = result["cards"]["free"]["about"]["prompt"]
+    assert prompt.split("\n")[0] in ("Do free.", "free!") and prompt.count("User: ") == 1
+    assert result["gaps"]["shuffled"].keys() == {"free", "choosing", "ave"}
+    assert result["arms"]["shuffled"]["tasks"]["free"]["prompt_of"] == "choosing"
+    assert result["data"]["free"]["tasks.jsonl"].startswith("sha256:")
+    capsys.readouterr()
+    assert lorage(*args[:3], "--tasks", tmp_path / "none.jsonl") == 1
+    assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
 def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
     """256 positions hold little with a byte tokenizer: everything is cut, nothing fails."""
     made = ["--json", tmp_path / "scores.json", "--limit", "2", "--max-new-tokens", "8"]

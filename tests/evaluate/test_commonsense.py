@@ -257,7 +257,8 @@ def test_a_new_task_is_one_row_of_the_table(generator, edge, tmp_path, monkeypat
     data = TaskData(str(folder))
     docs = list(data.load("rhymes", 0).eval_docs)
     assert [doc["asked"] for doc in docs] == ["Cat 0?", "Cat 1?", "Sun?"]
-    assert partner("rhymes", ["rhymes", "arc_easy", "piqa"]) == "piqa"  # of another kind
+    others = [DESCRIBED[name] for name in ("rhymes", "arc_easy", "piqa")]
+    assert partner(task, others).name == "piqa"  # of another kind
     found, samples = run_all(
         generator, edge, data, ["rhymes", "arc_easy"], baseline=False, controls=True
     )

@@ -175,3 +175,53 @@ def test_a_record_that_cannot_be_used_is_told_with_its_line(tmp_path, name, chan
     (tmp_path / name / f"{split}.jsonl").write_text(text)
     with pytest.raises(DataError, match=says):
         TaskData(str(tmp_path)).load(name, 0)
+
+
+def mmlu_rows(split, count=4):
+    return [
+        {"question": f"{split} {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4}
+        for i in range(count)
+    ]
+
+
+def write_split(root, name, split, rows):
+    (root / name).mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / name / f"{split}.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("others", [(), ("validation",), ("train", "validation")])
+def test_samples_come_from_the_definitions_own_split(tmp_path, others):
+    """mmlu's is `dev`, whatever files lie beside it."""
+    for split in ("test", "dev", *others):
+        write_split(tmp_path, "mmlu_anatomy", split, mmlu_rows(split))
+    data = TaskData(str(tmp_path))
+    requests = first_requests(data, "mmlu_anatomy", shots=2)
+    questions = [line for line in requests[0][0].splitlines() if line.endswith("?")]
+    assert questions == ["dev 0?", "dev 1?", "test 0?"]
+    assert set(data.fingerprints["mmlu_anatomy"]) == {"test", "dev"}
+    assert "dev" not in first_requests(data, "mmlu_anatomy", shots=0)[0][0]
+
+
+def test_a_missing_split_of_samples_is_no_reason_to_take_another(tmp_path):
+    for split in ("test", "validation", "train"):
+        write_split(tmp_path, "mmlu_anatomy", split, mmlu_rows(split))
+    with pytest.raises(DataError, match=r"2 samples from the dev split; expected dev.jsonl"):
+        TaskData(str(tmp_path)).load("mmlu_anatomy", 2)
+
+
+def test_samples_in_the_definition_need_no_file(tmp_path):
+    write_split(tmp_path, "gsm8k_cot", "test", [record("gsm8k", i) for i in range(3)])
+    data = TaskData(str(tmp_path))
+    context, _ = first_requests(data, "gsm8k_cot", shots=2)[0]
+    assert context.startswith("Q: There are 15 trees") and "What is 1 + 1" not in context
+    assert context.count("Q: ") == 3 and "What is 0 + 1?" in context
+
+
+@pytest.mark.parametrize("source", ["hub", "folder"])
+def test_the_scored_records_are_never_samples(tmp_path, source):
+    """lm-eval falls back to them, with a warning that nobody sees."""
+    write_split(tmp_path, "qa4mre_2011", "test", [{"question_str": "?"}])
+    data = TaskData(str(tmp_path) if source == "folder" else "hub")
+    with pytest.raises(ConfigError, match=r"no samples but the records.*--shots 2,qa4mre_2011=0"):
+        data.load("qa4mre_2011", 2)

@@ -355,3 +355,34 @@ def test_errors(model):
     gates = np.full((2, model.config.layers, 4), 0.25, np.float32)
     with pytest.raises(ConfigError, match=r"pool=gen\.pool"):
         generate(model, "a", max_new_tokens=5, gates=gates)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(pair):
+    torch_model, model = pair
+    prompts = PROMPTS[:1] * 2  # one length: transformers takes padding for a part of the prompt
+    tokens = torch.tensor(prompts)
+    for penalty in (1.3, 0.8):
+        wanted = torch_model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=24,
+            min_new_tokens=24,
+            repetition_penalty=penalty,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[:, tokens.shape[1] :].tolist()
+        sampling = Sampling(repetition_penalty=penalty)
+        ours = generate_tokens(with_eos(model), prompts, max_new_tokens=24, sampling=sampling)
+        assert ours == wanted
+        assert ours != generate_tokens(with_eos(model), prompts, max_new_tokens=24)
+        watched = generate_tokens(  # in chunks
+            with_eos(model),
+            prompts,
+            max_new_tokens=24,
+            sampling=sampling,
+            watch=lambda rows, ended: ended,
+        )
+        assert watched == wanted
+    with pytest.raises(ConfigError, match="repetition_penalty is 0"):
+        Sampling(repetition_penalty=0)

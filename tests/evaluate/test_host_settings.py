@@ -1,0 +1,127 @@
+"""What lm-eval's `hf` model takes: the same answers from `LorageLM`, or a sentence of refusal."""
+
+import json
+import shutil
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
+
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.evaluate.harness import LorageLM
+from lorage_jax.evaluate.host_settings import check_device, check_generation, unobeyed
+from lorage_jax.infer.defaults import default_penalty
+from tests.evaluate.test_harness import hf, instances
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+TEXT = "Once upon a time, there was a little girl named"
+
+
+@pytest.fixture(scope="module")
+def stories(shared):
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture(scope="module")
+def penal(stories, tmp_path_factory):
+    """A folder whose generation_config.json penalises repetition."""
+    folder = tmp_path_factory.mktemp("penal") / "model"
+    shutil.copytree(stories, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    folder.chmod(0o755)
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | {"repetition_penalty": 1.3, "temperature": 0.6}))
+    return folder
+
+
+def answer(model, **settings):
+    asked = instances("generate_until", (TEXT, {"until": ["\n"], "max_gen_toks": 24, **settings}))
+    return model.generate_until(asked)
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.5}, {"repetition_penalty": 1.0}])
+def test_repetition_penalties_are_obeyed_as_by_hf(penal, settings):
+    ours = LorageLM(str(penal))
+    assert answer(ours, **settings) == answer(hf(penal), **settings)
+    if settings:
+        assert answer(ours, **settings) != answer(ours)  # also from the journal
+
+
+def test_arguments_of_hf_are_taken(stories):
+    plain = LorageLM(str(stories), dtype="auto", batch_size="auto", revision="main", device="cpu")
+    same = {"tokenizer": str(stories), "trust_remote_code": False, "logits_cache": True}
+    assert answer(LorageLM(str(stories), **same)) == answer(plain)
+    for added in (True, False):
+        ours, theirs = LorageLM(str(stories), add_bos_token=added), cast(Any, hf(stories))
+        theirs.add_bos_token = added
+        assert ours.tok_encode(TEXT) == theirs.tok_encode(TEXT)
+    assert ours.tok_encode(TEXT) != plain.tok_encode(TEXT)
+    short = LorageLM(str(stories), max_length=8)
+    asked = instances("loglikelihood", (TEXT, " Lily"))
+    cut = short.loglikelihood(asked)
+    assert short.counts["truncated"] == 1 and cut != plain.loglikelihood(asked)
+    theirs = cast(Any, hf(stories))
+    theirs._max_length = 8
+    assert cut[0][0] == pytest.approx(theirs.loglikelihood(asked)[0][0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"revision": "v2"}, "revision='v2' is not supported by the model lorage; leave it out"),
+        ({"parallelize": True}, "parallelize=True is not supported"),
+        ({"autogptq": "x"}, "autogptq='x' is not supported"),
+        ({"load_in_4bit": True}, "has no argument load_in_4bit"),
+        ({"device": "cuda:0"}, "JAX runs on cpu"),
+        ({"max_length": 10_000}, "max_length is 10000; expected 1 to 512"),
+    ],
+)
+def test_the_others_are_refused_in_a_sentence(stories, arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        LorageLM(str(stories), **arguments)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True},
+        {"no_repeat_ngram_size": 3},
+        {"num_beams": 4},
+        {"min_new_tokens": 5},
+        {"eos_token_id": 7},
+        {"suppress_tokens": [1]},
+        {"something_new": 1},
+    ],
+)
+def test_settings_that_are_not_obeyed_are_refused_by_name(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        check_generation(settings, {})
+    if "do_sample" not in settings and "eos_token_id" not in settings:
+        with pytest.raises(ConfigError, match=r"of generation_config.json would change"):
+            check_generation({}, settings)
+
+
+def test_settings_without_effect_pass():
+    defaults = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "no_repeat_ngram_size": 2}
+    check_generation({"no_repeat_ngram_size": 0, "temperature": 0.0, "num_beams": 1}, defaults)
+    assert unobeyed({"min_length": 0, "guidance_scale": None, "eos_token_id": [1]}) == []
+    check_device("cuda:1", "gpu")
+    check_device(None, "tpu")
+
+
+def test_a_damaged_generation_config_is_named(penal):
+    class Folder:
+        source = penal
+
+    kept = (penal / "generation_config.json").read_text()
+    for text in ("{", "[]", '{"repetition_penalty": "much"}'):
+        (penal / "generation_config.json").write_text(text)
+        with pytest.raises(WeightsError, match=r"generation_config.json"):
+            default_penalty(Folder())  # type: ignore[arg-type]
+    (penal / "generation_config.json").write_text(kept)
