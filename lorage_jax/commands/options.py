@@ -82,7 +82,12 @@ class Train:
     out: Path | None = None
     """Folder for the run, instead of the experiment's own."""
     resume: bool = False
-    """Continue from the run's last checkpoint, if there is one (also: --resume auto)."""
+    """Continue from the run's last checkpoint, if there is one (also: --resume auto). The number of
+    steps may have changed: the learning rate then follows the schedule of the new one."""
+    resume_step: int | None = None
+    """Continue from the checkpoint of this step; later ones are moved to checkpoints_set_aside."""
+    resume_data: Literal["same", "changed"] = "same"
+    """With changed, the data may be others than before: the run goes on at the same position."""
     checkpoints: str | None = None
     """Folder or bucket (gs://...) for checkpoints, instead of <out>/checkpoints."""
     profile: str | None = None
@@ -109,7 +114,12 @@ class Pretrain:
     out: Path | None = None
     """Folder for the run, instead of the experiment's own."""
     resume: bool = False
-    """Continue from the run's last checkpoint, if there is one (also: --resume auto)."""
+    """Continue from the run's last checkpoint, if there is one (also: --resume auto). The number of
+    steps may have changed: the learning rate then follows the schedule of the new one."""
+    resume_step: int | None = None
+    """Continue from the checkpoint of this step; later ones are moved to checkpoints_set_aside."""
+    resume_data: Literal["same", "changed"] = "same"
+    """With changed, the data may be others than before: the run goes on at the same position."""
     json: Json = None
 
 

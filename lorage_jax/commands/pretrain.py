@@ -19,18 +19,20 @@ def run(options: Pretrain) -> dict[str, Any]:
     from lorage_jax.report.pictures import loss_curve
     from lorage_jax.train.loop import check_run_folder
     from lorage_jax.train.pretrain import pretrain
+    from lorage_jax.train.resume import resume_of
     from lorage_jax.train.watch import read_logs
 
     alone("lorage pretrain")
     config = load_experiment(options.experiment, PretrainConfig)
     if options.out is not None:
         config = dataclasses.replace(config, out=str(options.out))
+    resume = resume_of(options.resume, options.resume_step, options.resume_data)
     picture = Path(config.out) / "loss.png"
-    check_run_folder(picture.parent, "model", options.resume)
+    check_run_folder(picture.parent, "model", resume is not None)
     check_file(picture, overwrite=True)  # before the long work
-    if picture.exists() and not options.resume:
+    if picture.exists() and resume is None:
         raise OutputError(f"{picture} exists, but does not belong to a run; choose another --out.")
-    result = pretrain(config, resume=options.resume)
+    result = pretrain(config, resume=resume or False)
     curve = read_logs(picture.parent / "logs").get("train/loss")  # from step 1, also if resumed
     if curve:
         loss_curve(curve, picture, overwrite=True)

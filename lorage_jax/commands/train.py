@@ -17,6 +17,7 @@ def run(options: Train) -> dict[str, Any] | None:
     """
     from lorage_jax.methods.training import train
     from lorage_jax.train.profile import parse_steps
+    from lorage_jax.train.resume import resume_of
 
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
     with distributed.together():
@@ -24,7 +25,8 @@ def run(options: Train) -> dict[str, Any] | None:
         profile = parse_steps(options.profile) if options.profile is not None else None
     if options.out is not None:
         config = dataclasses.replace(config, out=str(options.out))
-    result = train(config, resume=options.resume, profile=profile, checkpoints=options.checkpoints)
+    resume = resume_of(options.resume, options.resume_step, options.resume_data)
+    result = train(config, resume=resume or False, profile=profile, checkpoints=options.checkpoints)
     if not distributed.is_main():
         return None
     steps = config.steps - result.first_step

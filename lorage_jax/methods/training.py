@@ -33,6 +33,7 @@ from lorage_jax.train.experiment import (
 )
 from lorage_jax.train.loop import Job, TrainResult, check_run_folder
 from lorage_jax.train.placement import check_spread
+from lorage_jax.train.resume import Resume
 from lorage_jax.train.state import TrainState, shardings
 from lorage_jax.train.step import device_batch, micro_sharding
 
@@ -51,7 +52,7 @@ RECORDED = {"lora_gen": None, "lora": "multitask_lora"}
 def train(
     config: ExperimentConfig,
     *,
-    resume: bool = False,
+    resume: bool | Resume = False,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
     checkpoints: str | None = None,
@@ -80,7 +81,7 @@ def train(
     with distributed.together():
         layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reads_prompts)))
         check_devices(config, layout.mesh, reads_prompts)
-        check_run_folder(out, method.result, resume)
+        check_run_folder(out, method.result, bool(resume))
         models = {name: _load(config, name, layout) for name in method.frozen}
         configs = {name: model.config for name, model in models.items()}
         program = build_step(method, config, configs, layout)

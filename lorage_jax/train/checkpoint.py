@@ -26,6 +26,7 @@ from etils import epath  # comes with orbax, which takes buckets by it
 from orbax.checkpoint import v1 as ocp
 
 from lorage_jax.errors import TrainingError, bullets
+from lorage_jax.train.resume import COMMITTED, advice, unreadable
 
 # orbax logs its progress line by line, and one full disk in a thousand lines of tracebacks,
 # all through absl's logger. What matters comes as an exception, too, which `_attempt` reports.
@@ -33,9 +34,8 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pa
 
 ABSENT = "(absent)"
 NONE = "null"
-COMMITTED = "_CHECKPOINT_METADATA"
+CHANGED = " If the data were changed on purpose: --resume-data changed."
 DISK = "Check the disk and its permissions."
-OTHER = "Restore an earlier step, or move this one away."
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The config saved with `step` (default: the latest). TrainingError if there is none."""
-        return self._load(self._resolve(step), {"config": None})["config"]
+        return self._load(self._resolve(step), "config", None)
 
     def restore(
         self,
@@ -177,17 +177,20 @@ class Checkpoints:
             for name, leaf in wanted.items()
         }
         stored = {name: leaf for name, leaf in targets.items() if leaf.size}
-        loaded = self._load(step, {"state": stored, "data": None})
+        loaded, data = self._load(step, "state", stored), self._load(step, "data", None)
         leaves = [
-            loaded["state"][name]
-            if leaf.size
-            else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            loaded[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
             for name, leaf in targets.items()
         ]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return state, _unpack(loaded["data"]), step
+        return state, _unpack(data), step
 
     def _open(self, cleanup: bool) -> ocp.training.Checkpointer:
+        if damaged := self._attempt("The folder cannot be read", DISK, self._unreadable):
+            raise TrainingError(
+                f"The checkpoint of step {damaged[0]} is damaged: its metrics cannot be read "
+                f"({self.folder}). {advice(self.folder, damaged[0])}"
+            )
         registry = ocp.handlers.local_registry()
         for name in ("config", "data"):  # else a dict would be taken for a pytree of arrays
             registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
@@ -214,6 +217,9 @@ class Checkpoints:
             ),
         )
 
+    def _unreadable(self) -> list[int]:
+        return unreadable(self.folder)
+
     @property
     def _manager(self) -> ocp.training.Checkpointer:
         """The checkpointer that `save` or `steps` opened."""
@@ -234,11 +240,11 @@ class Checkpoints:
             raise TrainingError(f"{self.folder} holds no checkpoint of step {step}; found {there}.")
         return steps[-1] if step is None else step
 
-    def _load(self, step: int, what: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, step: int, part: str, what: Any) -> Any:
         return self._attempt(
-            f"The checkpoint of step {step} cannot be read",
-            OTHER,
-            lambda: self._manager.load_checkpointables(step, what),
+            f"The checkpoint of step {step} is damaged: its {part} cannot be read",
+            advice(self.folder, step),
+            lambda: self._manager.load_checkpointables(step, {part: what})[part],
         )
 
     def _check_config(self, step: int, config: dict[str, Any], ignore: Iterable[str]) -> None:
@@ -255,6 +261,8 @@ class Checkpoints:
             raise TrainingError(
                 f"{self.folder}: step {step} was saved with another config:\n"
                 f"{bullets(lines)}\nUse the saved values, or train into another folder."
+                + CHANGED
+                * any(line.startswith("data_contents:") for line in lines)
             )
 
     def _saved_leaves(self, step: int) -> dict[str, str]:
@@ -266,7 +274,11 @@ class Checkpoints:
                 raise ValueError("the description of its arrays is damaged")
             return {name: _kind(leaf) for name, leaf in metadata.items()}
 
-        return self._attempt(f"The checkpoint of step {step} cannot be read", OTHER, describe)
+        return self._attempt(
+            f"The checkpoint of step {step} is damaged: its state cannot be read",
+            advice(self.folder, step),
+            describe,
+        )
 
     def _check_leaves(self, step: int, saved: dict[str, str], wanted: dict[str, Any]) -> None:
         """Checks names, shapes and dtypes before reading arrays, as orbax would cast silently."""

@@ -24,17 +24,19 @@ from lorage_jax.errors import (
     OutputError,
     Preempted,
     TrainingError,
+    joined,
     listed,
 )
 from lorage_jax.files.outputs import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints, is_url
 from lorage_jax.train.preemption import Preemption
 from lorage_jax.train.profile import Profile
+from lorage_jax.train.resume import Resume, set_aside
 from lorage_jax.train.state import TrainState
 from lorage_jax.train.watch import Watch
 
 # Fields of a config that may differ between a checkpoint and the run that resumes it.
-RESUMABLE = ("out", "save_every", "keep", "log_every", "mesh", "remat")
+RESUMABLE = ("out", "steps", "save_every", "keep", "log_every", "mesh", "remat")
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,19 @@ class TrainResult:
 
 
 def run(
-    job: Job, *, resume: bool, progress: bool, profile: tuple[int, int] | None = None
+    job: Job, *, resume: bool | Resume, progress: bool, profile: tuple[int, int] | None = None
 ) -> tuple[TrainState, list[tuple[int, float]], int]:
     """Runs a job to its last step; all processes call.
+
+    `resume`: go on from a checkpoint, if there is one. `steps` may have changed since; the schedule
+    of the learning rate is then that of the new number.
 
     Returns:
         The state, (step, loss) of every step of this run, and the step it began at.
 
     Raises:
-        TrainingError: a loss that is not finite (naming step and records), or a checkpoint of
-            another config.
+        TrainingError: a loss that is not finite (naming step and records), or a checkpoint that is
+            damaged or of another config.
         Preempted: SIGTERM came; the last step is saved.
     """
     config, out = job.config, Path(job.config.out)
@@ -120,19 +125,52 @@ def run(
         Preemption() as preemption,
         Profile(out / "profile", profile if is_main() else None) as tracing,
     ):
-        if resume and checkpoints.latest() is not None:
-            state, position, first = checkpoints.restore(
-                _abstract(state), job.resolved, ignore=job.resumable, renamed=job.renamed
-            )
-            stream.set_state(position)
+        how = Resume() if resume is True else resume
+        note = job.note
+        if how and (how.step is not None or checkpoints.latest() is not None):
+            state, first, note = _resumed(job, how, checkpoints, stream)
         if is_main():
             text = json.dumps(job.resolved, indent=1) + "\n"
             write_file(out / "config.json", text, overwrite=True)
         watch.start(first)
-        if job.note:
-            watch.warn(first, job.note)
+        if note:
+            watch.warn(first, note)
         state = _steps(job, state, stream, checkpoints, watch, preemption, tracing)
     return state, watch.losses, first
+
+
+def _resumed(
+    job: Job, how: Resume, checkpoints: Checkpoints, stream: Any
+) -> tuple[TrainState, int, str | None]:
+    """(state, step of the checkpoint, warning to show); sets the position of the data."""
+    steps, moved = job.config.steps, []
+    if how.step is not None:
+        if is_main():
+            moved = set_aside(checkpoints.folder, how.step)
+        check_same(
+            {"step": how.step}, "All processes need the same --resume-step."
+        )  # and wait for the main
+    changed = ("data_contents",) if how.changed_data else ()
+    state, position, first = checkpoints.restore(
+        _abstract(job.state),
+        job.resolved,
+        step=how.step,
+        ignore=(*job.resumable, *changed),
+        renamed=job.renamed,
+    )
+    if first > steps:
+        raise TrainingError(
+            f"the checkpoint of step {first} is beyond the run's {steps} steps. Raise steps, or "
+            "train into another folder."
+        )
+    stream.set_state(position)
+    before = checkpoints.config(first).get("steps", steps)
+    notes = [job.note]
+    if before != steps:
+        notes.append(f"steps was {before}, is {steps}: the learning rate follows the new schedule.")
+    if moved:
+        notes.append(f"Set aside: the checkpoints of steps {', '.join(map(str, moved))}.")
+    return state, first, joined(*notes)
 
 
 def check_run_folder(out: Path, result: str, resume: bool) -> None:

@@ -44,6 +44,7 @@ from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
 from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_folder, run
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
+from lorage_jax.train.resume import Resume
 from lorage_jax.train.state import TrainState, abstract_state, first_state, shardings
 from lorage_jax.train.step import Loss, LossFn, device_batch, make_step, micro_sharding
 
@@ -59,7 +60,7 @@ class PretrainResult(TrainResult):
 
 
 def pretrain(
-    config: PretrainConfig, *, resume: bool = False, progress: bool = True
+    config: PretrainConfig, *, resume: bool | Resume = False, progress: bool = True
 ) -> PretrainResult:
     """Trains a model and writes it to `<out>/model`.
 
@@ -71,7 +72,7 @@ def pretrain(
     for corpus in config.corpora:
         what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
         check_divides(corpus.rows, what, layout.mesh, "rows")
-    check_run_folder(out, "model", resume)
+    check_run_folder(out, "model", bool(resume))
     documents = Documents(config, config.seed)
     model, tokenizer, params = _beginning(config, documents, layout)
     leaves = model_leaves(model)
