@@ -46,7 +46,7 @@ YARN_ROPE = {
     "rope_theta": 777.0,
     "factor": 4.0,
     "original_max_position_embeddings": 32,
-    "beta_fast": 8.0,
+    "beta_fast": 2.0,
     "beta_slow": 0.5,
     "truncate": False,
     "attention_factor": 1.3,

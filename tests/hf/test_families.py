@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lorage_jax as lg
+from lorage_jax.config import RopeScaling
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.hf import family as registry
@@ -17,6 +18,7 @@ from lorage_jax.hf.family import (
     family_decoder,
     from_values,
     get_family,
+    to_text,
     to_values,
 )
 from lorage_jax.hf.load import load_model
@@ -83,6 +85,22 @@ def test_recorded_configs_leave_out_what_the_family_implies(name):
     assert config.norm_offset == (1.0 if "gemma" in name else 0.0)
     other = family_decoder(name, **SIZES, norm_offset=0.25)
     assert from_values(to_values(other)) == other != config
+
+
+def test_texts_of_configs_differ_with_what_is_computed():
+    """They are part of the keys under which scores are kept."""
+    yarn = {"kind": "yarn", "factor": 4.0}
+    configs = [
+        family_decoder("llama", **SIZES, **fields)
+        for fields in (
+            {},
+            {"unrotated": (True, False)},
+            {"local_rope_theta": 5.0},
+            {"rope_scaling": RopeScaling(**yarn)},
+            {"rope_scaling": RopeScaling(**yarn, attention_factor=1.5)},
+        )
+    ]
+    assert len({to_text(config) for config in configs}) == len(configs)
 
 
 def test_unknown_and_doubled_names():

@@ -58,7 +58,7 @@ def test_values(tiny, tmp_path, variant):
         assert torch.equal(tensor, after[name]), name
 
 
-@pytest.mark.parametrize("variant", ["olmo2", "opt", "phi3"])
+@pytest.mark.parametrize("variant", ["olmo2", "opt", "phi3", "qwen3"])
 def test_families_on_a_mesh(tiny, variant):
     """Norms over all heads, a table of positions, leaves that share a tensor: each part read."""
     folder, base = tiny(variant)
