@@ -6,6 +6,7 @@ the pool needs nothing else for a new task.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.config import ModelConfig
+from lorage_jax.errors import OutputError, WeightsError, bullets
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
 from lorage_jax.models.experts import Pool
@@ -26,6 +28,8 @@ CARD = Kind(
     "a card file, or a folder that lorage_jax exported",
     {"generator": str, "edge": str, "layers": int, "experts": int, "gates": list, "about": dict},
 )
+# Fields of a config that change no logits of given ids; the head is part of the weights.
+NO_ARITHMETIC = {"bos_id", "eos_ids", "pad_id", "max_positions", "tied_head"}
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 COLLAPSED = 0.9  # a layer whose router gives one expert more than this share has collapsed
 
@@ -41,6 +45,7 @@ class Card:
         about: further facts for people, such as the hash of the prompt.
         pool: the experts, on a card fresh from `specialize`, so that `forward` and `generate` need
             no other; a file does not hold it.
+        edge_config: the edge's config at training, on such a card.
     """
 
     gates: np.ndarray
@@ -48,6 +53,7 @@ class Card:
     edge: str
     about: dict[str, Any] = field(default_factory=dict)
     pool: Pool | None = field(default=None, repr=False)
+    edge_config: ModelConfig | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON. Raises OutputError if the file exists, unless `overwrite`."""
@@ -88,9 +94,26 @@ class Card:
                 f"{_short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
                 "specialise with a generator of this edge."
             )
+        if self.edge_config is not None:
+            different = different_arithmetic(self.edge_config, edge.config)
+            if different:
+                raise WeightsError(
+                    f"{edge.source} has the weights of the edge this card is for, but its "
+                    f"config.json is another:\n{bullets(different)}"
+                )
         want = (edge.config.layers, pool.count)
         if self.gates.shape != want:
             raise WeightsError(f"this card has gates {self.gates.shape}; expected {want}.")
+
+
+def different_arithmetic(expected: ModelConfig, found: ModelConfig) -> list[str]:
+    """Describes the fields in which two configs give other logits for the same weights."""
+    return [
+        f"{one.name} is {getattr(found, one.name)!r}; the generator was trained with "
+        f"{getattr(expected, one.name)!r}"
+        for one in dataclasses.fields(ModelConfig)
+        if one.name not in NO_ARITHMETIC and getattr(found, one.name) != getattr(expected, one.name)
+    ]
 
 
 def _short(fingerprint: str) -> str:

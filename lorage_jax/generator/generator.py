@@ -175,6 +175,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
             generator=generator.fingerprint,
             edge=generator.edge_fingerprint,
             pool=generator.pool,
+            edge_config=generator.edge,
             about={
                 "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
                 "cloud_tokens": len(row),

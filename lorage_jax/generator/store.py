@@ -24,6 +24,7 @@ from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.generator.card import different_arithmetic
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.config import model_config
@@ -35,8 +36,6 @@ from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import Layout
 
 TENSORS = "generator.safetensors"
-# Fields of a config that change no logits of given ids; the head is part of the weights.
-NO_ARITHMETIC = {"bos_id", "eos_ids", "pad_id", "max_positions", "tied_head"}
 GENERATOR = Kind(
     "lorage-generator/1",
     "a generator",
@@ -159,13 +158,7 @@ def _check_arithmetic(
         expected = from_values(recorded)
     except ConfigError:
         return  # a damaged record, which loading reports
-    different = [
-        f"{field.name} is {getattr(found, field.name)!r}; the generator was trained with "
-        f"{getattr(expected, field.name)!r}"
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in NO_ARITHMETIC
-        and getattr(found, field.name) != getattr(expected, field.name)
-    ]
+    different = different_arithmetic(expected, found)
     if different:
         where = source.source if isinstance(source, Model) else source
         raise WeightsError(

@@ -8,6 +8,7 @@ import pytest
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.store import check_identity, load_generator, read_values, save_generator
+from lorage_jax.hf.load import load_model
 from tests.tiny import make_generator
 
 OTHER_ROPE = {"rope_type": "default", "rope_theta": 5.0}
@@ -70,3 +71,13 @@ def test_a_generator_without_the_clouds_config_loads(generator, tmp_path):
 
 def read_cloud(generator):
     return load_generator(generator).cloud.source
+
+
+def test_a_fresh_card_for_an_edge_with_other_arithmetic(pair, tmp_path):
+    made = make_generator(*pair)
+    card = specialize(made, "Say it twice.")
+    card.check(load_model(pair[1]), made.pool)
+    other = load_model(edited(pair[1], tmp_path, rope_parameters=OTHER_ROPE))
+    says = r"config.json is another:\n.*rope_theta is 5.0; .*777.0"
+    with pytest.raises(WeightsError, match=says):
+        card.check(other, made.pool)
