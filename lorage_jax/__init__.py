@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lorage_jax.generator.store import save_generator as save_generator
     from lorage_jax.hf.export import export_merged as export_merged
     from lorage_jax.hf.load import load_model as load_model
+    from lorage_jax.infer.chat import chat as chat
     from lorage_jax.infer.forward import forward as forward
     from lorage_jax.infer.generate import generate as generate
     from lorage_jax.methods.training import train as train
@@ -42,6 +43,7 @@ _HOMES = {
     "load_card": "generator.card",
     "merge": "generator.merge",
     "generate": "infer.generate",
+    "chat": "infer.chat",
     "train": "methods.training",
 }
 __all__ = sorted(_HOMES)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.data.records import read_text
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
+from lorage_jax.data.templates import ChatTemplate, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
-from lorage_jax.infer.generate import generate
+from lorage_jax.infer.chat import answer_tokens, chat
+from lorage_jax.infer.generate import generate, prompt_rows
+from lorage_jax.models.model import Model
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Generate
-
-DEFAULT_TOKENS = 128  # without --max-new-tokens
 
 
 def run(options: Generate) -> dict[str, Any]:
@@ -24,32 +24,35 @@ def run(options: Generate) -> dict[str, Any]:
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
     text = read_text("-") if options.input == "-" else options.input
-    if options.system is not None:
-        text = edge_prompt_with_system(read_text(options.system), text)
-    elif not options.raw and is_merged(options.model):
-        text = edge_prompt(text)
+    system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
-
-    wanted = options.max_new_tokens
-    if wanted is None:  # `generate` raises for a prompt that leaves no room
-        room = model.config.max_positions - len(encode(model.tokenizer, text, bos=True))
-        wanted = max(1, min(DEFAULT_TOKENS, room))
+    turns = not options.raw and (system is not None or _answers(options, model))
+    messages = question(text, system)
+    ids = model.template.ids(messages) if turns else prompt_rows(model, [text])[0]
 
     def show(_: int, piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
+    settings: dict[str, Any] = {
+        "max_new_tokens": answer_tokens(model, [ids], options.max_new_tokens),
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop": options.stop,
+        "stream": show,
+    }
     began = time.time()
-    output = generate(
-        model,
-        text,
-        max_new_tokens=wanted,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        stop=options.stop,
-        stream=show,
-    )
+    output = chat(model, messages, **settings) if turns else generate(model, ids, **settings)
     print()
-    return {"input": text, "output": output, "seconds": time.time() - began}
+    shown = model.template.text(messages) if turns else text
+    return {"input": shown, "output": output, "seconds": time.time() - began}
+
+
+def _answers(options: Generate, model: Model) -> bool:
+    """True for a model that was trained on turns: a specialised one, or one with a chat template.
+
+    Any other continues the text.
+    """
+    return is_merged(options.model) or isinstance(model.template, ChatTemplate)

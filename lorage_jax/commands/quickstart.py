@@ -32,7 +32,7 @@ from lorage_jax.config import (
     OptimizerConfig,
     Source,
 )
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
+from lorage_jax.data.templates import Message, question
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.answers import Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
@@ -142,9 +142,8 @@ def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
 def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str, str]]) -> None:
     """Raises DataError if cloud or edge cannot read the prompt, before any long work."""
     prompt_tokens(generator, system)
-    edge = load_model(nano.EDGE)
-    texts = [edge_prompt_with_system(system, user) for user, _ in questions]
-    longest = max(len(encode(edge.tokenizer, text, bos=True)) for text in texts)
+    edge = generator.speaking(load_model(nano.EDGE))
+    longest = max(len(edge.template.prompt(user, system)) for user, _ in questions)
     room = edge.config.max_positions - LONGEST
     if longest > room:
         raise DataError(
@@ -195,7 +194,8 @@ def _ask(
 
     The specialised edge is loaded from the exported folder.
     """
-    edge, special = load_model(nano.EDGE, "float32"), load_model(folder / "merged", "float32")
+    edge = generator.speaking(load_model(nano.EDGE, "float32"))
+    special = load_model(folder / "merged", "float32")
     system = (folder / "prompt.txt").read_text("utf-8").strip()
     users, rights = [user for user, _ in questions], [target for _, target in questions]
     methods = (Bare(), InContext(), Ready(special), Shuffled(LoraGen(generator), [other]))
@@ -205,15 +205,15 @@ def _ask(
     texts = {arm: [text.strip() for text in one.answers] for arm, one in found.items()}
     known = all(rights)
     written = rights if known else texts["lora_gen"]
-    new = max(len(encode_target(edge.tokenizer, text)) for text in written)
+    new = max(len(edge.template.answer(text)) for text in written)
     match = {
         arm: float(np.mean([a == b for a, b in zip(texts[arm], rights, strict=True)]))
         for arm in ARMS
     }
     timed = {
-        "bare": (edge, [edge_prompt(user) for user in users]),
-        "in_context": (edge, [edge_prompt_with_system(system, user) for user in users]),
-        "lora_gen": (special, [edge_prompt(user) for user in users]),
+        "bare": (edge, [question(user) for user in users]),
+        "in_context": (edge, [question(user, system) for user in users]),
+        "lora_gen": (special, [question(user) for user in users]),
     }
     return {
         "answers": [
@@ -234,7 +234,9 @@ def _answer(
     return Generation(LONGEST, batch_rows=len(texts))(arm.name, placement, texts)
 
 
-def _seconds(asked: Mapping[str, tuple[Model, Sequence[str]]], new: int) -> dict[str, float]:
+def _seconds(
+    asked: Mapping[str, tuple[Model, Sequence[Sequence[Message]]]], new: int
+) -> dict[str, float]:
     """Median seconds per request by arm, in one batch; all arms generate `new` tokens."""
     calls = {
         arm: partial(generate, endless(model), texts, max_new_tokens=new)

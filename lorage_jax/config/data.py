@@ -98,6 +98,9 @@ class DataConfig:
     queries_per_prompt: int = 1  # Q
     max_prompt_tokens: int = 1024  # largest S, in cloud tokens
     max_query_tokens: int = 1024  # largest T, in edge tokens, input and target together
+    # Turns: `plain` (System, User, Assistant), `chat` (each model's own chat template), or `auto`
+    # (chat where both models have one).
+    template: Literal["plain", "chat", "auto"] = "plain"
     # Lengths are padded to min_bucket times a power of two (packed rows: four sizes per doubling),
     # at most to the maximum.
     min_bucket: int = 32

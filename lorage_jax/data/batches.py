@@ -5,6 +5,7 @@ P prompts with Q queries each make B = P x Q rows, prompt-major: row = p * Q + q
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
 from lorage_jax.data.packing import pack
-from lorage_jax.data.templates import edge_prompt, encode, fit_prompt, fit_query
+from lorage_jax.data.templates import NEWEST, Template, TemplateKind, fit_prompt, fit_query
 from lorage_jax.errors import ConfigError, DataError
 
 
@@ -90,9 +91,20 @@ class Encoder:
     config: DataConfig
     cloud: Any
     edge: Any
+    template: TemplateKind = NEWEST
+
+    @functools.cached_property
+    def reads(self) -> Template:
+        """The cloud's template."""
+        return self.template.on(self.cloud)
+
+    @functools.cached_property
+    def turns(self) -> Template:
+        """The edge's template."""
+        return self.template.on(self.edge)
 
     def __post_init__(self):
-        frame = len(encode(self.edge, edge_prompt("x"), bos=True))
+        frame = len(self.turns.prompt("x"))
         if self.config.max_query_tokens <= frame:
             raise ConfigError(
                 f"max_query_tokens is {self.config.max_query_tokens}; the template alone takes "
@@ -104,9 +116,9 @@ class Encoder:
 
         Raises DataError if a text has no tokens.
         """
-        prompt, cut = fit_prompt(self.cloud, group.system, self.config.max_prompt_tokens)
+        prompt, cut = fit_prompt(self.reads, group.system, self.config.max_prompt_tokens)
         fitted = [
-            fit_query(self.edge, user, target, self.config.max_query_tokens)
+            fit_query(self.turns, user, target, self.config.max_query_tokens)
             for user, target in group.queries
         ]
         queries = [(asked, answer) for asked, answer, _ in fitted]

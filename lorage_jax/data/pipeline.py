@@ -18,6 +18,7 @@ import grain
 from lorage_jax.config import DataConfig
 from lorage_jax.data.batches import Batch, Encoder, Group
 from lorage_jax.data.sources import LoadedSource, load_source
+from lorage_jax.data.templates import TemplateKind, chosen_kind
 from lorage_jax.errors import DataError
 
 
@@ -59,9 +60,13 @@ class Batches:
 
 
 def make_dataset(
-    config: DataConfig, cloud_tokenizer: Any, edge_tokenizer: Any, seed: int
+    config: DataConfig,
+    cloud_tokenizer: Any,
+    edge_tokenizer: Any,
+    seed: int,
+    template: TemplateKind | None = None,
 ) -> Batches:
-    """Builds the training data of a run.
+    """Builds the training data of a run, by default in the turns of `config.template`.
 
     Every process of a pod builds the same batches (shapes included) and feeds its own rows.
 
@@ -69,7 +74,9 @@ def make_dataset(
     """
     sources = [load_source(source, config.queries_per_prompt) for source in config.sources]
     # Copies, because another thread may be using the caller's tokenizers.
-    encoder = Encoder(config, copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer))
+    template = template or chosen_kind(config.template, cloud_tokenizer, edge_tokenizer)
+    pair = copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer)
+    encoder = Encoder(config, *pair, template)
     groups = mix(sources, [source.weight for source in config.sources], seed)
     note = "\n".join(source.note for source in sources if source.note)
     return Batches(groups, [source.places for source in sources], encoder, note)

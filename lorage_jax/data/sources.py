@@ -25,11 +25,11 @@ from lorage_jax.data.records import Record, Row, Skipped, read_bytes, read_rows,
 from lorage_jax.data.task_prompts import TaskPrompts
 from lorage_jax.data.task_table import get_task
 from lorage_jax.data.tasks import sample_bank, task_prompt
-from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.data.written_tasks import divide, task_files, to_tasks
 from lorage_jax.errors import DataError
 from lorage_jax.fields import to_dict
 
+TEMPLATE_VERSION = 1  # of few-shot prompts; a run records its own template beside this
 # Fields of a source that versions before them did not have.
 LATER = ("skip_bad_rows", "held_out", "forms")
 _DEFAULTS = to_dict(Source("nothing"))
@@ -88,7 +88,7 @@ def source_kind(name: str) -> SourceKind:
 def data_fingerprint(sources: Sequence[Source]) -> str:
     """SHA-256 of the sources' fields, the content of local files (not their paths) and versions.
 
-    The versions are those of the templates and of all code that draws data.
+    The versions are those of few-shot prompts and of all code that draws data.
     """
     described = [_described(source) for source in sources]
     kinds = {name: source_kind(name) for name in KINDS}

@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from lorage_jax.errors import ConfigError
+
+
+def add_own_bos(tokenizer: Any) -> None:
+    """Makes `tokenizer(text)` put the tokenizer's bos, if it has one, in front of every text."""
+    if tokenizer.bos_token is None:
+        return
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A",
+        pair=f"{tokenizer.bos_token} $A $B",
+        special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+    )
 
 
 def train_tokenizer(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.data.gpt4tools import ToolRecord
-from lorage_jax.data.templates import edge_prompt
+from lorage_jax.data.templates import Message, question
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.answers import (
     Generation,
@@ -87,7 +87,7 @@ def evaluate_agent(
     """Runs the arms (by default all that can be run) over the first `limit` records.
 
     Gaps are `lora_gen` less each control, record by record, official scores. With `template`
-    "trained" the edge reads `edge_prompt`, with "harness" the bare text. Requests that `journal`
+    "trained" the edge reads it in its turns, with "harness" the bare text. Requests that `journal`
     holds are not run again. Raises ConfigError and DataError before the cloud reads anything.
     """
     records, names = list(records)[:limit], _checked(arms, generator)
@@ -97,6 +97,7 @@ def evaluate_agent(
         raise ConfigError(f"template is {template!r}; expected trained or harness.")
     encoded(edge, [record.instruction.text for record in records])  # can be read at all
     room_for_input(edge, max_new_tokens)
+    edge = edge if generator is None else generator.speaking(edge)
     journal = journal if journal is not None else Journal()
     asking = _arms(names, records, generator, seed, batch_rows, journal)
     way = _Answering(
@@ -106,7 +107,7 @@ def evaluate_agent(
     prompts = [record.instruction.static for record in records]
     unit = Unit(UNIT, prompts, records, range(len(records)))
     found = {arm: one[UNIT] for arm, one in ask(asking, edge, [unit], way).items()}
-    full_tokens = mean_tokens(edge, [way.text(record, "text") for record in records])
+    full_tokens = mean_tokens(edge, [way.asked(record, "text") for record in records])
     samples = _samples(records, {arm: one.answered.answers for arm, one in found.items()})
     scored = {arm: [sample["scores"][arm] for sample in samples] for arm in found}
     official = {arm: _columns([one["official"] for one in by]) for arm, by in scored.items()}
@@ -162,7 +163,7 @@ def _generator_arms(method: LoraGen, records: Sequence[ToolRecord], seed: int) -
 
     def random() -> Arm:
         fitted = [fit_cloud(method.generator, prompt)[0] for prompt in prompts]
-        texts = random_prompts(method.generator.cloud.tokenizer, fitted, seed)
+        texts = random_prompts(method.generator.reads, fitted, seed)
         return Arm("random", RandomText(method, texts))
 
     return {
@@ -203,15 +204,15 @@ class _Answering:
     generation: Generation
     template: Template
 
-    def text(self, record: ToolRecord, part: str) -> str:
+    def asked(self, record: ToolRecord, part: str) -> str | list[Message]:
         text = getattr(record.instruction, part)
-        return edge_prompt(text) if self.template == "trained" else text
+        return question(text) if self.template == "trained" else text
 
     def __call__(
         self, arm: Arm, unit: Unit[ToolRecord], placement: Placement, rows: list[Conditioning]
     ) -> Answered[str]:
-        texts = [self.text(record, READS[arm.name]) for record in unit.questions]
-        return self.generation(arm.name, placement, texts)
+        asked = [self.asked(record, READS[arm.name]) for record in unit.questions]
+        return self.generation(arm.name, placement, asked)
 
 
 def _samples(

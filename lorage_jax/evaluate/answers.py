@@ -1,7 +1,6 @@
 """Generates answers to many questions, with batching, truncation, stop strings and a journal.
 
-The edge reads a question in the turns of training (`turns`), after its conditioning's context, if
-any.
+The edge reads a question in the turns of its template, after its conditioning's context, if any.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from lorage_jax.buckets import bucket
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
+from lorage_jax.data.templates import Message, encode, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import Answered
 from lorage_jax.files.journal import Journal, request_key
@@ -25,23 +24,25 @@ from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
 Template = Literal["trained", "harness"]
+Asked = str | Sequence[Message]
 
 
-def turns(user: str, conditioning: Conditioning) -> str:
-    """The text that a model reads: the question, after the conditioning's context, if any."""
-    if conditioning.context is None:
-        return edge_prompt(user)
-    return edge_prompt_with_system(conditioning.context, user)
+def turns(user: str, conditioning: Conditioning) -> list[Message]:
+    """The messages of a question, after the conditioning's context if any."""
+    return question(user, conditioning.context)
 
 
-def encoded(model: Model, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, as `generate` reads it."""
-    return [encode(model.tokenizer, text, bos=True) for text in texts]
+def encoded(model: Model, asked: Sequence[Asked]) -> list[list[int]]:
+    """Token ids of each question: messages in the turns of the model, a text as it is."""
+    return [
+        encode(model.tokenizer, one, bos=True) if isinstance(one, str) else model.template.ids(one)
+        for one in asked
+    ]
 
 
-def mean_tokens(model: Model, texts: Sequence[str]) -> float:
-    """Mean number of tokens that the model reads per text."""
-    return float(np.mean([len(row) for row in encoded(model, texts)]))
+def mean_tokens(model: Model, asked: Sequence[Asked]) -> float:
+    """Mean number of tokens that the model reads per question."""
+    return float(np.mean([len(row) for row in encoded(model, asked)]))
 
 
 def room_for_input(model: Model, max_new_tokens: int) -> int:
@@ -75,14 +76,14 @@ class Generation:
     cut: bool = False
     journal: Journal = field(default_factory=Journal)
 
-    def __call__(self, label: str, placement: Placement, texts: Sequence[str]) -> Answered[str]:
-        """Answers every text with the placed model and its cards.
+    def __call__(self, label: str, placement: Placement, asked: Sequence[Asked]) -> Answered[str]:
+        """Answers every question with the placed model and its cards.
 
         `label` is shown with the progress. Raises ConfigError for an input that is too long, unless
         `cut` is set.
         """
         model = placement.model
-        whole = encoded(model, texts)
+        whole = encoded(model, asked)
         rows, truncated = whole, 0
         if self.cut:
             room = room_for_input(model, self.max_new_tokens)
@@ -111,7 +112,11 @@ class Generation:
     def _keys(self, placement: Placement, rows: Sequence[list[int]]) -> list[str]:
         model, cards = placement.model, placement.cards
         base = request_key(
-            identity(model, placement.pool), *eos_ids(model), self.max_new_tokens, *self.stops
+            identity(model, placement.pool),
+            *eos_ids(model),
+            *_ends(model),
+            self.max_new_tokens,
+            *self.stops,
         )
         gates = [b""] * len(rows)
         if cards is not None:
@@ -133,9 +138,16 @@ class Generation:
             gates=None if placement.cards is None else [placement.cards[i] for i in batch],
             pool=placement.pool,
             watch=None if growing is None else growing.update,
+            ends=_ends(model),
         )
         if growing is not None:
             return growing.texts
         return [
             continuation(model.tokenizer, row, ids) for row, ids in zip(asked, written, strict=True)
         ]
+
+
+def _ends(model: Model) -> tuple[int, ...]:
+    """Ids that end the assistant's turn and that the model's config does not name."""
+    ends = () if model.template is None else model.template.ends
+    return tuple(end for end in ends if end not in eos_ids(model))

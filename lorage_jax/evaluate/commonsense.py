@@ -142,7 +142,8 @@ def evaluate_generator(
     arms += controlling
     units = [Unit(name, [prompt.text], [name], [0]) for name, prompt in prompts.items()]
     shots = {name: prompt.shots for name, prompt in prompts.items()}
-    found = ask(arms, place(edge), units, _Answering(run, shots), _Printing(run))
+    edge = place(method.generator.speaking(edge))
+    found = ask(arms, edge, units, _Answering(run, shots), _Printing(run))
     scores = {
         arm: {name: one.answered.answers[0].scores for name, one in units.items()}
         for arm, units in found.items()
@@ -182,10 +183,9 @@ def _controls(run: Run, method: LoraGen, prompts: dict[str, SystemPrompt]) -> li
         {"cloud_shots": other.shots, "prompt_of": task.name}
         for task, other in zip(partners, others, strict=True)
     ]
-    rng, tokenizer = Random(f"random/{run.seed}"), generator.cloud.tokenizer
+    rng, reads = Random(f"random/{run.seed}"), generator.reads
     noise = [
-        random_prompt(tokenizer, cloud_length(tokenizer, prompt.text), rng)
-        for prompt in prompts.values()
+        random_prompt(reads, cloud_length(reads, prompt.text), rng) for prompt in prompts.values()
     ]
     over = None
     if len(prompts) < FEWEST_TASKS:
@@ -213,7 +213,8 @@ class _Answering:
         if arm.method.few_shot:
             encoding, shots, text = "harness", run.shots_of(name), run.data.few_shot(name)
         else:
-            text = edge_text(run.data.described(name), run.template, rows[0].context)
+            turns = placement.model.template
+            text = edge_text(run.data.described(name), run.template, turns, rows[0].context)
         task = run.data.load(name, shots, **text)
         run.lm.reset(placement.model, encoding)
         metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lorage_jax.data.templates import cloud_prompt, encode
+from lorage_jax.data.templates import Template
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import Card
 from lorage_jax.methods.method import Conditioning, Method, Placement
@@ -122,31 +122,30 @@ class Ready(Method):
 def mean_card(cards: Sequence[Card]) -> Card:
     """A card with the mean gates of many."""
     mean = np.mean([card.gates for card in cards], axis=0, dtype=np.float64).astype(np.float32)
-    about = {"what": f"mean of {len(cards)} prompts"}
+    about = {"what": f"mean of {len(cards)} prompts", **cards[0].template.to_dict()}
     return dataclasses.replace(cards[0], gates=mean, about=about)
 
 
-def cloud_length(tokenizer: Any, prompt: str) -> int:
+def cloud_length(template: Template, prompt: str) -> int:
     """Number of tokens that the cloud reads for a prompt."""
-    return len(encode(tokenizer, cloud_prompt(prompt), bos=True))
+    return len(template.read(prompt))
 
 
-def random_prompts(tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str]:
+def random_prompts(template: Template, prompts: Sequence[str], seed: int) -> list[str]:
     """For each prompt, a random text with as many cloud tokens."""
     return [
-        random_prompt(
-            tokenizer, cloud_length(tokenizer, prompt), Random(f"random prompt/{seed}/{i}")
-        )
+        random_prompt(template, cloud_length(template, prompt), Random(f"random prompt/{seed}/{i}"))
         for i, prompt in enumerate(prompts)
     ]
 
 
-def random_prompt(tokenizer: Any, tokens: int, rng: Random) -> str:
+def random_prompt(template: Template, tokens: int, rng: Random) -> str:
     """Random printable text that has `tokens` tokens (with bos) in the cloud's template."""
 
     def size(text: str) -> int:
-        return cloud_length(tokenizer, text)
+        return cloud_length(template, text)
 
+    tokenizer = template.tokenizer
     words = [_word(tokenizer, rng)]
     while (short := tokens - size(" ".join(words))) > 0:
         words += [_word(tokenizer, rng) for _ in range(short // 4 + 1)]

@@ -23,7 +23,6 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lorage_jax.buckets import bucket
-from lorage_jax.data.templates import encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.host_settings import check_arguments, check_device, check_generation
 from lorage_jax.files.journal import Journal, request_key
@@ -136,7 +135,7 @@ class LorageLM(TemplateLM):
     ) -> list[int]:
         """Token ids as in the `hf` model: with the tokenizer's special tokens, but only one bos."""
         if self.encoding == "trained":
-            return encode(self.tokenizer, string, bos=add_special_tokens is not False)
+            return self.model.template.tokens(string)
         options: dict[str, bool] = {}
         added = self.add_bos_token if add_special_tokens is None else add_special_tokens
         if added is not None:
@@ -149,9 +148,8 @@ class LorageLM(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.encoding == "trained":
-            ids = encode_target(self.tokenizer, continuation)
-            ends = self.tokenizer.eos_token_id is not None
-            return self.tok_encode(context), ids[:-1] if ends else ids
+            turns = self.model.template
+            return self.tok_encode(context), turns.content(continuation.removeprefix(turns.lead))
         return super()._encode_pair(context, continuation)
 
     def loglikelihood(
@@ -284,6 +282,7 @@ class LorageLM(TemplateLM):
             max_new_tokens=limit,
             sampling=Sampling(repetition_penalty=penalty),
             watch=watch,
+            ends=self.model.template.ends if self.encoding == "trained" else (),
         )
         return [_cut(text(ids), until) for ids in outputs]
 

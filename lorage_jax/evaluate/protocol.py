@@ -15,13 +15,7 @@ from lorage_jax.data.records import Row
 from lorage_jax.data.task_rows import Example
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.tasks import Task
-from lorage_jax.data.templates import (
-    cloud_prompt,
-    edge_prompt,
-    edge_prompt_with_system,
-    encode,
-    few_shot_prompt,
-)
+from lorage_jax.data.templates import Template, few_shot_prompt, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
 
@@ -71,7 +65,7 @@ def partner(task: Task, tasks: Sequence[Task]) -> Task:
 
 
 def _fits(generator: Generator, prompt: str) -> bool:
-    size = len(encode(generator.cloud.tokenizer, cloud_prompt(prompt), bos=True))
+    size = len(generator.reads.read(prompt))
     return size + generator.edge.layers <= generator.cloud.config.max_positions
 
 
@@ -79,27 +73,29 @@ def _example(task: Task, row: Row) -> Example:
     return task.to_example(row, f"a few-shot sample of {task.name}")
 
 
-def edge_text(task: Task, template: str, system: str | None = None) -> dict[str, Any]:
+def edge_text(
+    task: Task, template: str, turns: Template | None, system: str | None = None
+) -> dict[str, Any]:
     """Fields of lm-eval's definition that set the edge's text.
 
     Args:
         task: its description.
         template: `trained`, the turns of training with the choices as answers, or `harness`,
             lm-eval's own text.
+        turns: the edge's turns, for `trained`.
         system: a system prompt to put in front, in the edge's own context.
     """
     if template == "harness":
         # lm-eval expands templates, but not between these marks.
         text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
         return {} if text is None else {"description": text}
+    assert turns is not None, "an edge with a tokenizer"
 
     def asked(frame: Callable[[Example], Any]) -> Callable[[Row], Any]:
         return lambda row: frame(_example(task, row))
 
     def prompt(example: Example) -> str:
-        if system is None:
-            return edge_prompt(example.user)
-        return edge_prompt_with_system(system, example.user)
+        return turns.text(question(example.user, system))
 
     if task.free_text:
         return {"doc_to_text": asked(prompt), "doc_to_target": asked(lambda e: e.target)}
@@ -107,5 +103,5 @@ def edge_text(task: Task, template: str, system: str | None = None) -> dict[str,
         "doc_to_text": asked(prompt),
         "doc_to_choice": asked(lambda e: list(e.choices)),
         "doc_to_target": asked(lambda e: e.label),
-        "target_delimiter": " ",
+        "target_delimiter": turns.lead,
     }

@@ -17,6 +17,8 @@ from typing import Any
 from lorage_jax.errors import OutputError, WeightsError
 
 MANIFEST = "lorage.json"
+MODEL = "lorage-model/1"  # format of a pretrained model
+MERGED = "lorage-merged/1"  # format of an exported model
 
 Fields = Mapping[str, type | UnionType]
 

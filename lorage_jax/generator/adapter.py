@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
 
-from lorage_jax.data.templates import TEMPLATE_VERSION
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import save
@@ -64,7 +63,7 @@ def export_adapter(
             "format": FORMAT,
             "generator": pool.generator,
             "base": {"fingerprint": edge.fingerprint},
-            "templates": TEMPLATE_VERSION,
+            **card.template.to_dict(),
             "card": card.to_dict(),
         }
         write_manifest(folder, values)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.errors import OutputError, WeightsError, bullets
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
 from lorage_jax.models.experts import Pool
@@ -54,6 +55,14 @@ class Card:
     about: dict[str, Any] = field(default_factory=dict)
     pool: Pool | None = field(default=None, repr=False)
     edge_config: ModelConfig | None = field(default=None, repr=False)
+
+    @property
+    def template(self) -> TemplateKind:
+        """The turns that the edge was trained in. Raises WeightsError if they are unknown."""
+        try:
+            return TemplateKind.of(self.about)
+        except DataError as error:
+            raise WeightsError(f"this card cannot be used: {error}") from None
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON. Raises OutputError if the file exists, unless `overwrite`."""

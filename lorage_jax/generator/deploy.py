@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.generator.adapter import export_adapter
@@ -105,6 +104,7 @@ def deploy(
     stored = stored_dtype(edge_folder)
     edge = load_model(edge_folder, "float32" if "float32" in (dtype, stored) else stored)
     card.check(edge, generator.pool)
+    edge = generator.speaking(edge)
     probe = _probe(edge, prompt)
     logits = {"unmerged": _logits(edge, probe, card, generator.pool)}
     if "card" in save:
@@ -144,7 +144,7 @@ def check_outputs(save: Sequence[str]) -> None:
 
 def _probe(edge: Model, prompt: str) -> Int[np.ndarray, "1 T"]:
     """Tokens to compare logits on: the text of this task, then ids spread over the vocabulary."""
-    text = encode(edge.tokenizer, edge_prompt(prompt), bos=True)[:PROBE_TOKENS]
+    text = edge.template.prompt(prompt)[:PROBE_TOKENS]
     spread = np.linspace(0, edge.config.vocab_size - 1, PROBE_TOKENS - len(text) + 8, dtype=int)
     return np.asarray([[*text, *spread]])[:, : edge.config.max_positions]
 
@@ -200,5 +200,4 @@ def _differences(logits: dict[str, Float[np.ndarray, "1 T V"]]) -> dict[str, flo
 
 def _tokens_saved(edge: Model, prompt: str) -> int:
     """Edge tokens of a request with the prompt in its context, minus one without."""
-    with_prompt = encode(edge.tokenizer, edge_prompt_with_system(prompt, "x"), bos=True)
-    return len(with_prompt) - len(encode(edge.tokenizer, edge_prompt("x"), bos=True))
+    return len(edge.template.prompt("x", prompt)) - len(edge.template.prompt("x"))

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Rows
-from lorage_jax.data.templates import cloud_prompt, encode
+from lorage_jax.data.templates import NEWEST, Template, TemplateKind
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
@@ -49,6 +49,7 @@ class Generator:
     edge_source: Path | None = None  # where the edge was when this was trained
     source: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)  # how it was trained
+    template: TemplateKind = NEWEST  # the turns it was trained in
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -59,7 +60,18 @@ class Generator:
             self.cloud.fingerprint,
             json.dumps(to_dict(self.config), sort_keys=True),
         ]
+        if self.template.version > 1:
+            parts.append(json.dumps(self.template.to_dict(), sort_keys=True))
         return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def reads(self) -> Template:
+        """How the cloud reads a system prompt."""
+        return self.template.on(self.cloud.tokenizer)
+
+    def speaking(self, edge: Model) -> Model:
+        """The edge with the turns of this generator's training, whatever else it knows."""
+        return edge.replace(template=self.template.on(edge.tokenizer))
 
     @functools.cached_property
     def pool(self) -> Pool:
@@ -179,6 +191,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
             about={
                 "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
                 "cloud_tokens": len(row),
+                **generator.template.to_dict(),
             },
         )
         for g, p, row in zip(np.asarray(gates), prompts, rows, strict=True)
@@ -190,7 +203,7 @@ def prompt_tokens(generator: Generator, prompt: str) -> list[int]:
     """The cloud's tokens of a system prompt, checked to leave room for the meta tokens."""
     if not prompt.strip():
         raise DataError("the system prompt is empty; expected text that describes the task.")
-    ids = encode(generator.cloud.tokenizer, cloud_prompt(prompt), bos=True)
+    ids = generator.reads.read(prompt)
     room = generator.cloud.config.max_positions - generator.edge.layers
     if len(ids) > room:
         raise DataError(

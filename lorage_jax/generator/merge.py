@@ -59,7 +59,12 @@ def merge(
     else:
         merged = merge_weights(ffn, factors, donate=donate)
     params = edge.params | {"layers": edge.params["layers"] | merged}
-    return edge.replace(params=params, card=card)
+    return edge.replace(params=params, card=card, template=trained_template(edge, card))
+
+
+def trained_template(edge: Model, card: Card) -> Any:
+    """The turns in which a card's edge answers; None if the edge has no tokenizer."""
+    return None if edge.tokenizer is None else card.template.on(edge.tokenizer)
 
 
 def merge_with_report(

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.data.templates import TEMPLATE_VERSION
-from lorage_jax.errors import ConfigError, LorageError, WeightsError, bullets
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
@@ -81,7 +81,7 @@ def save_generator(
             "format": GENERATOR.format,
             "fingerprint": generator.fingerprint,
             "generator": to_dict(generator.config),
-            "templates": TEMPLATE_VERSION,
+            **generator.template.to_dict(),
             "dtype": str(generator.cloud.dtype),
             "cloud": {
                 **_paths(generator.cloud.source, target),
@@ -114,6 +114,15 @@ def read_values(folder: str | Path) -> dict[str, Any]:
     recorded = {name: kind for name, kind in PATHS.items() if _has(values, name)}
     check_fields(folder, values, recorded)
     return values
+
+
+def _template(folder: Path, values: dict[str, Any]) -> TemplateKind:
+    try:
+        return TemplateKind.of(values)
+    except DataError as error:
+        raise WeightsError(
+            f"{folder} was trained with prompt templates {values['templates']}: {error}"
+        ) from None
 
 
 def _has(values: dict[str, Any], name: str) -> bool:
@@ -185,11 +194,7 @@ def load_generator(
     """
     folder = generator_folder(Path(folder).expanduser())
     values = read_values(folder)
-    if values["templates"] != TEMPLATE_VERSION:
-        raise WeightsError(
-            f"{folder} was trained with prompt templates {values['templates']}; this version "
-            f"of lorage_jax writes {TEMPLATE_VERSION}. Use the version it was trained with."
-        )
+    template = _template(folder, values)
     try:
         config = from_dict(GeneratorConfig, values["generator"])
         edge = from_values(values["edge"]["config"])
@@ -221,6 +226,7 @@ def load_generator(
         edge_source=edge_source,
         source=folder,
         about=values["about"],
+        template=template,
     )
     if values["fingerprint"] != generator.fingerprint:
         raise WeightsError(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import TEMPLATE_VERSION
+from lorage_jax.data.templates import Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.manifest import stored, write_manifest
+from lorage_jax.files.manifest import MERGED, stored, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
@@ -28,7 +28,6 @@ from lorage_jax.hf.folder import open_folder
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.models.model import Model
 
-FORMAT = "lorage-merged/1"
 DTYPES = ("float32", "bfloat16")
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
 # in other formats and the model card, which describes the base model, are not copied.
@@ -96,14 +95,16 @@ def export_merged(
             target = folder / source.relative_to(base)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
+        if model.card is not None:
+            write_template(model.template, folder)
         values: dict[str, Any] = {
-            "format": FORMAT,
+            "format": MERGED,
             "base": {
                 "fingerprint": identity,
                 "dtype": names.get(found[0], found[0]) if len(found) == 1 else "mixed",
             },
             "dtype": dtype or "as in the base",
-            "templates": TEMPLATE_VERSION,
+            **_kind(model).to_dict(),
         }
         if model.card is not None:
             values |= {"generator": model.card.generator, "card": model.card.to_dict()}
@@ -130,9 +131,29 @@ def _check_base(model: Model, base: Path, config: ModelConfig) -> str:
     return identity
 
 
+def write_template(template: Template | None, folder: Path) -> None:
+    """Writes `chat_template.jinja`, by which transformers and servers render the trained turns.
+
+    A template inside tokenizer_config.json, where older versions kept it, is taken out.
+    """
+    if template is None:
+        return
+    (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    values = json.loads(path.read_text("utf-8"))
+    if values.pop("chat_template", None) is not None:
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _kind(model: Model) -> TemplateKind:
+    return TemplateKind() if model.template is None else model.template.kind
+
+
 def is_merged(folder: Path) -> bool:
     """True if `export_merged` wrote this folder."""
-    return stored(folder).get("format") == FORMAT
+    return stored(folder).get("format") == MERGED
 
 
 def _replacements(model: Model) -> dict[str, Callable[[], np.ndarray]]:

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from lorage_jax.errors import WeightsError
+from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
+from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.files.dtypes import DTYPES
+from lorage_jax.files.manifest import MERGED, stored
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.folder import open_folder
@@ -59,7 +61,8 @@ def load_model(
         for name in path[:-1]:
             target = target.setdefault(name, {})
         target[path[-1]] = place(leaf, row)
-    return Model(config, params, tokenizer, folder)
+    template = folder_template(folder, tokenizer)
+    return Model(config, params, tokenizer, folder, template=template)
 
 
 def stored_dtype(folder: str | Path) -> str:
@@ -87,3 +90,21 @@ def read_leaf(
 def _read_one(checkpoint, row, name, shape, index) -> np.ndarray:
     part, cut = tables.file_index(shape, row, index)
     return tables.from_file(checkpoint.read(name, part), shape, row, cut)
+
+
+def folder_template(folder: Path, tokenizer: Any) -> Template | None:
+    """The turns of a folder's model: those it was trained in, its chat template, or plain ones.
+
+    None without a tokenizer. Raises WeightsError for turns that this version does not know.
+    """
+    if tokenizer is None:
+        return None
+    values = stored(folder)
+    try:
+        if values.get("format") == MERGED:
+            return TemplateKind.of(values).on(tokenizer)
+        if has_chat_template(tokenizer):
+            return ChatTemplate(tokenizer)
+    except DataError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    return TemplateKind().on(tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax.files.manifest import write_manifest
+from lorage_jax.files.manifest import MODEL, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import INDEX, SINGLE, save
 from lorage_jax.hf import tables
@@ -32,7 +32,7 @@ def save_model(
         _save_weights(model, temporary, shard_bytes)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         model.tokenizer.save_pretrained(str(temporary))
-        write_manifest(temporary, {"format": "lorage-model/1"})
+        write_manifest(temporary, {"format": MODEL})
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,7 +9,8 @@ the same loop runs in chunks of CHUNK tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import flax.struct
@@ -20,17 +21,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import encode
+from lorage_jax.data.templates import Message, encode_marked, is_messages
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.defaults import default_penalty
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
-from lorage_jax.infer.text import GrowingTexts, continuation, stop_strings
+from lorage_jax.infer.text import GrowingTexts, continuation, stop_ids, stop_strings
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Cache, new_cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
+
+# A text, token ids (also as `tokenizer(text)` returns them), or the messages of a chat.
+Prompt = str | Sequence[int] | Mapping[str, Any] | Sequence[Message]
 
 CHUNK = 8  # tokens generated between two checks of the text
 
@@ -53,7 +57,7 @@ class Progress:
 
 def generate(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -61,7 +65,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     gates: Gates | None = None,
     pool: Pool | None = None,
     stream: Callable[[int, str], Any] | None = None,
@@ -69,14 +73,17 @@ def generate(
     """Generates the continuation of one prompt or of several, without the prompt itself.
 
     A continuation ends at an eos token, before the first stop string, or after `max_new_tokens`.
+    A text is read as `tokenizer(text)` reads it, special tokens included, so it may be a rendered
+    chat template; for text of others, use `infer.chat.chat`, or messages.
 
     Args:
-        prompts: one prompt, or a sequence of them; the result has the same form.
+        prompts: one prompt, or a sequence of them; the result has the same form. A prompt is a
+            text, a list of token ids, or a list of messages, which the model's template renders.
         max_new_tokens: the most tokens to generate for each prompt.
         sampling: sampling parameters; the default is greedy decoding, with the repetition penalty
             of the model's generation_config.json if there is one.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
-        stop: one stop string or several.
+        stop: one stop string or several, which may be or hold special tokens.
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final; the pieces of a row,
             joined, are its result.
@@ -84,13 +91,39 @@ def generate(
     Raises DataError for an empty prompt and ConfigError for an invalid parameter or for a length
     beyond the model's context.
     """
-    one = isinstance(prompts, str)
+    one = _is_one(prompts)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if sampling is None:
         drawn["repetition_penalty"] = default_penalty(model)
-    texts = [prompts] if one else list(prompts)
-    stops = stop_strings(stop)
-    rows = [_encode(model.tokenizer, text, i) for i, text in enumerate(texts)]
+    each: Any = [prompts] if one else prompts
+    rows = prompt_rows(model, list(each))
+    results = continue_rows(
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling_of(sampling, **drawn),
+        stop=stop,
+        gates=gates,
+        pool=pool,
+        stream=stream,
+    )
+    return results[0] if one else results
+
+
+def continue_rows(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] | None = (),
+    gates: Gates | None = None,
+    pool: Pool | None = None,
+    stream: Callable[[int, str], Any] | None = None,
+    ends: Iterable[int] = (),
+) -> list[str]:
+    """`generate` on rows of token ids, of which `ends` end a continuation, too."""
+    found, stops = stop_ids(model.tokenizer, stop_strings(stop))
     growing = None
     if stops or stream is not None:
         growing = GrowingTexts(model.tokenizer, rows, stops, stream)
@@ -98,18 +131,15 @@ def generate(
         model,
         rows,
         max_new_tokens=max_new_tokens,
-        sampling=sampling_of(sampling, **drawn),
+        sampling=sampling,
         gates=gates,
         pool=pool,
         watch=None if growing is None else growing.update,
+        ends=(*ends, *found),
     )
     if growing is not None:
-        results = growing.texts
-    else:
-        results = [
-            continuation(model.tokenizer, row, ids) for row, ids in zip(rows, outputs, strict=True)
-        ]
-    return results[0] if one else results
+        return growing.texts
+    return [continuation(model.tokenizer, row, ids) for row, ids in zip(rows, outputs, strict=True)]
 
 
 def generate_tokens(
@@ -121,14 +151,18 @@ def generate_tokens(
     gates: Gates | None = None,
     pool: Pool | None = None,
     watch: Watch | None = None,
+    ends: Iterable[int] = (),
 ) -> list[list[int]]:
-    """Like `generate`, on token ids: returns each row's new ids, without the eos that ended it."""
+    """Like `generate`, on token ids: returns each row's new ids, without the one that ended it.
+
+    `ends` are ids that end a row, besides `eos_ids`.
+    """
     _check(model, rows, max_new_tokens)
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
     tokens, mask = left_pad(rows, bucket(max(map(len, rows)), per_octave=4))
-    ends = eos_ids(model)
+    ends = tuple(sorted({*eos_ids(model), *ends}))
     controls = sampling_of(sampling).operands() | {
         "eos": np.asarray(ends, np.int32),
         "pad": np.int32(model.config.pad_id or 0),
@@ -264,12 +298,44 @@ def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:
     return row[: found[0] if found.size else len(row)].tolist()
 
 
-def _encode(tokenizer: Any, text: str, index: int) -> list[int]:
-    if not isinstance(text, str):
-        raise DataError(f"prompt {index} is {text!r}; expected text.")
-    if not text.strip():
-        raise DataError(f"prompt {index} is empty; expected text to continue.")
-    return encode(tokenizer, text, bos=True)
+def prompt_rows(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The token ids of each prompt. Raises DataError for an empty prompt or one of another kind."""
+    return [_row(model, prompt, i) for i, prompt in enumerate(prompts)]
+
+
+def _is_one(prompts: Any) -> bool:
+    """True for a single prompt: a text, a list of ids, what a tokenizer returns, or messages."""
+    if isinstance(prompts, str | Mapping) or is_messages(prompts):
+        return not isinstance(prompts, Mapping) or np.ndim(prompts["input_ids"]) == 1
+    return _is_ids(prompts)
+
+
+def _is_ids(value: Any) -> bool:
+    if isinstance(value, str | Mapping):
+        return False
+    return len(value) > 0 and all(isinstance(one, Integral) for one in value)
+
+
+def _row(model: Model, prompt: Any, index: int) -> list[int]:
+    if isinstance(prompt, Mapping) and "input_ids" in prompt:
+        prompt = prompt["input_ids"]
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError(f"prompt {index} is empty; expected text to continue.")
+        return encode_marked(model.tokenizer, prompt)
+    if is_messages(prompt):
+        if model.template is None:
+            raise DataError("this model has no tokenizer, so it cannot read messages.")
+        return model.template.ids(prompt)
+    try:
+        if _is_ids(prompt):
+            return [int(one) for one in prompt]
+    except TypeError:
+        pass
+    raise DataError(
+        f"prompt {index} is {str(prompt)[:60]!r}; expected text, a list of token ids, or messages "
+        "with role and content."
+    )
 
 
 def _check(model: Model, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -28,6 +28,15 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return stops
 
 
+def stop_ids(tokenizer: Any, stops: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """The ids of stop strings that are special tokens, and the other stop strings."""
+    if tokenizer is None:
+        return [], tuple(stops)
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    found = [special[one] for one in stops if one in special]
+    return found, tuple(one for one in stops if one not in special)
+
+
 def continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
     """Decodes `ids` as they read after `prompt`, without special tokens."""
     before, both = _decode(tokenizer, prompt), _decode(tokenizer, [*prompt, *ids])

@@ -22,6 +22,7 @@ import numpy as np
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.manifest import Kind, write_manifest
@@ -134,7 +135,8 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[Pool, Card]:
     }
     identity = fingerprint_arrays(arrays)
     gates = np.ones((edge.config.layers, 1), np.float32)
-    card = Card(gates, identity, edge.fingerprint, {"what": "multitask LoRA"})
+    kind = TemplateKind.of(values)
+    card = Card(gates, identity, edge.fingerprint, {"what": "multitask LoRA", **kind.to_dict()})
     return _pool(experts, values["alpha"] / values["rank"], identity), card
 
 
@@ -150,6 +152,7 @@ def save_lora(folder: Path, lora: dict[str, Any], config: ExperimentConfig, edge
             "format": LORA.format,
             "rank": config.generator.rank,
             "alpha": config.generator.alpha,
+            **({} if edge.template is None else edge.template.kind.to_dict()),
             "edge": edge.fingerprint,
             "about": {"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
         }

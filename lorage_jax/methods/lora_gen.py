@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.templates import cloud_prompt, encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card, card_from_dict
@@ -126,7 +125,7 @@ def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:
     room = generator.cloud.config.max_positions - generator.edge.layers
     fitting = prompt
     while fitting.strip():
-        length = len(encode(generator.cloud.tokenizer, cloud_prompt(fitting), bos=True))
+        length = len(generator.reads.read(fitting))
         if length <= room:
             break
         fitting = fitting[: len(fitting) * room // length]

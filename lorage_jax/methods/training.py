@@ -15,11 +15,13 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, joined
 from lorage_jax.fields import to_dict
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
+from lorage_jax.methods.turns import recorded_template, run_template
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
@@ -86,8 +88,9 @@ def train(
         configs = {name: model.config for name, model in models.items()}
         program = build_step(method, config, configs, layout)
         begun = method.begin(config, models)
-        batches = _batches(config, models)
-        resolved = _resolved(method, config, models, begun)
+        turns, batches = _data(config, models, checkpoints, resume=bool(resume))
+        models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
+        resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
     state = new_state(program, frozen, config.seed)
     state = state if begun is None else _with_parts(state, begun)
@@ -158,13 +161,20 @@ def _place(
     return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
 
 
-def _batches(config: ExperimentConfig, models: Mapping[str, Model]) -> Batches:
-    def tokenizer(name: str) -> Any:
-        if name in models:
-            return models[name].tokenizer
-        return load_tokenizer(Path(getattr(config, name)))
+def _data(
+    config: ExperimentConfig, models: Mapping[str, Model], checkpoints: str | None, *, resume: bool
+) -> tuple[TemplateKind, Batches]:
+    """The turns of the run, and its batches."""
+    tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
+    turns = run_template(config, tokenizers, checkpoints, resume=resume)
+    cloud, edge = tokenizers["cloud"], tokenizers["edge"]
+    return turns, make_dataset(config.data, cloud, edge, config.seed, turns)
 
-    return make_dataset(config.data, tokenizer("cloud"), tokenizer("edge"), config.seed)
+
+def _tokenizer(config: ExperimentConfig, models: Mapping[str, Model], name: str) -> Any:
+    if name in models:
+        return models[name].tokenizer
+    return load_tokenizer(Path(getattr(config, name)))
 
 
 def _resolved(
@@ -174,8 +184,10 @@ def _resolved(
     begun: tuple[Any, Any, str] | None,
 ) -> dict[str, Any]:
     """The config as recorded in checkpoints, which identifies models and data by their contents."""
+    values = to_dict(config)
+    del values["data"]["template"]  # recorded as what it came to
     return {
-        **to_dict(config),
+        **values,
         "method": RECORDED.get(method.name, method.name),
         **{f"{name}_weights": model.fingerprint for name, model in models.items()},
         "data_contents": data_fingerprint(config.data.sources),

@@ -56,6 +56,8 @@ class Model:
         card: the card whose adapter is merged into `params`; None for a base model.
         loras: the PEFT adapters that are merged into `params`.
         identity: the base's fingerprint, if known; otherwise it is computed from the weights.
+        template: the turns it reads and writes (`data.templates.Template`): those of its
+            specialisation, else its own chat template, else plain ones; None without a tokenizer.
     """
 
     config: ModelConfig
@@ -65,6 +67,7 @@ class Model:
     card: MergedCard | None = None
     loras: tuple[MergedLora, ...] = ()
     identity: str | None = None
+    template: Any = None
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some fields changed."""

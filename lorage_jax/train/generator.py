@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import (
@@ -102,6 +103,7 @@ def finished_generator(
         trained=trained,
         statistics=statistics,
         edge_source=edge.source,
+        template=TemplateKind() if edge.template is None else edge.template.kind,
         about={
             "steps": config.steps,
             "seed": config.seed,

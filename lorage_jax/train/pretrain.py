@@ -27,11 +27,12 @@ from lorage_jax.config import ModelConfig, PretrainConfig
 from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.data.documents import DocumentRows, Documents
 from lorage_jax.data.sources import data_fingerprint
-from lorage_jax.data.tokenizer import train_tokenizer
+from lorage_jax.data.tokenizer import add_own_bos, train_tokenizer
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.manifest import MODEL, stored
 from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.hf.family import get_family, to_values
@@ -89,13 +90,16 @@ def pretrain(
         count=functools.partial(target_weight, prompt_weight=config.prompt_weight),
     )
     sources = [corpus.source for corpus in config.corpora]
+    digest = _digest(tokenizer)
+    if not config.init or stored(Path(config.init)).get("format") == MODEL:
+        add_own_bos(tokenizer)  # every text of its training begins with one
     job = Job(
         config=config,
         resolved={
             **to_dict(config),
             "model": to_values(config.model),
             "data_contents": data_fingerprint(sources),
-            "tokenizer_contents": _digest(tokenizer),
+            "tokenizer_contents": digest,
         },
         # Sources may move: `data_contents` identifies them.
         resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(sources)))),

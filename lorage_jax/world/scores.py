@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.data.records import Record
-from lorage_jax.data.templates import encode_target
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.answers import Generation, mean_tokens, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask
@@ -167,7 +166,7 @@ def generator_arms(
     for arm in arms:
         if arm not in GENERATOR_ARMS:
             raise ConfigError(f"there is no arm {arm!r}; expected {', '.join(GENERATOR_ARMS)}.")
-    found = {}
+    found, edge = {}, generator.speaking(edge)
     for sample in samples:
         makers = _makers(LoraGen(generator, batch_rows=BATCH_PROMPTS), sample, seed)
         asked = [Arm(name, makers[name]()) for name in arms]
@@ -179,8 +178,7 @@ def _makers(method: LoraGen, sample: WorldSample, seed: int) -> dict[str, Callab
     """Makers of the methods: a control that nobody asked for may be impossible."""
 
     def random() -> RandomText:
-        tokenizer = method.generator.cloud.tokenizer
-        return RandomText(method, random_prompts(tokenizer, sample.prompts, seed))
+        return RandomText(method, random_prompts(method.generator.reads, sample.prompts, seed))
 
     def shuffled() -> Shuffled:
         return Shuffled(method, [sample.prompts[donor] for donor in other_tasks(sample, seed)])
@@ -223,8 +221,8 @@ class _Answering:
     def __call__(
         self, arm: Arm, unit: Unit[Record], placement: Placement, rows: list[Conditioning]
     ) -> Answered[str]:
-        tokenizer = placement.model.tokenizer
-        longest = max(len(encode_target(tokenizer, record.target)) for record in unit.questions)
+        template = placement.model.template
+        longest = max(len(template.answer(record.target)) for record in unit.questions)
         texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
         way = Generation(longest + MARGIN, batch_tokens=self.batch_tokens)
         return way(f"{unit.name} {arm.name}", placement, texts)

@@ -12,12 +12,7 @@ from typing import Any
 from lorage_jax.bench.timing import in_turn, largest_spread
 from lorage_jax.buckets import bucket
 from lorage_jax.data.records import Record
-from lorage_jax.data.templates import (
-    edge_prompt,
-    edge_prompt_with_system,
-    encode,
-    encode_target,
-)
+from lorage_jax.data.templates import Message, question
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.infer.generate import generate
@@ -41,17 +36,19 @@ def request_seconds(
     ends them. The cloud's reading of the prompt and the merge, once per prompt, are not included.
     `special`: a generator, or the edge with an adapter merged.
     """
+    if isinstance(special, Generator):
+        edge = special.speaking(edge)
     found = {}
     for sample in samples:
         group = _median_group(edge, sample)
         model = _specialised(edge, special, group[0].system)
         asked = [group[i % len(group)] for i in range(rows)]
         texts = {
-            "in_context": [edge_prompt_with_system(r.system, r.user) for r in asked],
-            "lora_gen": [edge_prompt(r.user) for r in asked],
+            "in_context": [question(r.user, r.system) for r in asked],
+            "lora_gen": [question(r.user) for r in asked],
         }
         models = {"in_context": endless(edge), "lora_gen": endless(model)}
-        targets = [len(encode_target(edge.tokenizer, r.target)) for r in sample.records]
+        targets = [len(edge.template.answer(r.target)) for r in sample.records]
         new = round(statistics.fmean(targets))
         counts = {"batch": rows, "single": 1}
         times = in_turn(
@@ -98,10 +95,10 @@ def endless(model: Model) -> Model:
 
 def _median_group(edge: Model, sample: WorldSample) -> list[Record]:
     def length(group: list[Record]) -> int:
-        return _tokens(edge, edge_prompt_with_system(group[0].system, group[0].user))
+        return _tokens(edge, question(group[0].user, group[0].system))
 
     return sorted(sample.groups, key=length)[len(sample.groups) // 2]
 
 
-def _tokens(model: Model, text: str) -> int:
-    return len(encode(model.tokenizer, text, bos=True))
+def _tokens(model: Model, asked: Sequence[Message]) -> int:
+    return len(model.template.ids(asked))

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lorage_jax.data.templates import edge_prompt_with_system, edge_target
+from lorage_jax.data.tokenizer import add_own_bos
 from lorage_jax.world import prompts as world_prompts
 
 
@@ -16,7 +17,7 @@ def _texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def cloud():
-    """Byte-level BPE with bos, eos and pad."""
+    """Byte-level BPE with bos, which it puts in front of texts, eos and pad."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,9 +26,11 @@ def cloud():
         vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    return PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+    add_own_bos(fast)
+    return fast
 
 
 @pytest.fixture(scope="session")

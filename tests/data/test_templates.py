@@ -1,5 +1,13 @@
 from lorage_jax.data import templates
-from lorage_jax.data.templates import encode, encode_target, fit_prompt, fit_query
+from lorage_jax.data.templates import (
+    NEWEST,
+    TemplateKind,
+    encode,
+    encode_target,
+    fit_prompt,
+    fit_query,
+)
+from tests.tiny import byte_tokenizer
 
 
 def test_templates():
@@ -24,6 +32,15 @@ def test_encode_bos(cloud, edge):
     assert encode(edge, "apple", bos=True) == encode(edge, "apple", bos=False)
 
 
+def test_the_first_version_put_a_bos_in_front_of_every_text():
+    tokenizer = byte_tokenizer()  # has a bos, but does not add it
+    assert tokenizer("a").input_ids == encode(tokenizer, "a", bos=True)
+    old, new = TemplateKind("plain", 1).on(tokenizer), NEWEST.on(tokenizer)
+    assert old.prompt("hi") == [tokenizer.bos_token_id, *new.prompt("hi")]
+    assert new.prompt("hi") == tokenizer("User: hi\nAssistant:").input_ids
+    assert old.read("Be brief.") == [tokenizer.bos_token_id, *new.read("Be brief.")]
+
+
 def test_encode_adds_nothing_of_its_own(shared):
     # With special tokens, the LLaMA 2 tokenizer adds a bos itself.
     from transformers import AutoTokenizer
@@ -44,7 +61,7 @@ def test_text_cannot_spell_special_tokens(cloud, edge):
 def test_target_continues_the_prompt(cloud, edge):
     # Decoded after the prompt, the answer follows one space and ends with eos.
     for tokenizer in (cloud, edge):
-        prompt, target, cut = fit_query(tokenizer, "apple tree", "tree, apple", 100)
+        prompt, target, cut = fit_query(NEWEST.on(tokenizer), "apple tree", "tree, apple", 100)
         assert not cut and target[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(prompt + target[:-1]).removeprefix("<s>")
         assert text == "User: apple tree\nAssistant: tree, apple"
@@ -57,14 +74,14 @@ def test_target_of_real_tokenizers(shared):
     for folder in ("models/stories260K", "tokenizers/llama2", "tokenizers/qwen2"):
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
         for target in ("yes", ". It is.", "a\n\nb  c", "é?"):
-            prompt, ids, _ = fit_query(tokenizer, "Hi.", target, 100)
+            prompt, ids, _ = fit_query(NEWEST.on(tokenizer), "Hi.", target, 100)
             text = tokenizer.decode(prompt + ids, skip_special_tokens=True)
             assert text == f"User: Hi.\nAssistant: {target}", folder
 
 
 def test_prompt_keeps_its_start(cloud):
-    whole, cut = fit_prompt(cloud, "sort the words " * 9, 500)
-    short, cut_short = fit_prompt(cloud, "sort the words " * 9, 12)
+    whole, cut = fit_prompt(NEWEST.on(cloud), "sort the words " * 9, 500)
+    short, cut_short = fit_prompt(NEWEST.on(cloud), "sort the words " * 9, 12)
     assert (cut, cut_short) == (False, True)
     assert short == whole[:12]
 
@@ -72,7 +89,7 @@ def test_prompt_keeps_its_start(cloud):
 def test_long_query_loses_the_start_of_the_user_text(cloud, edge):
     words = [f"{i}," for i in range(60)]
     for tokenizer in (cloud, edge):
-        prompt, target, cut = fit_query(tokenizer, " ".join(words), "yes", 60)
+        prompt, target, cut = fit_query(NEWEST.on(tokenizer), " ".join(words), "yes", 60)
         assert cut and len(prompt) + len(target) == 60
         assert target == encode_target(tokenizer, "yes")
         text = tokenizer.decode(prompt, skip_special_tokens=True)
@@ -81,7 +98,7 @@ def test_long_query_loses_the_start_of_the_user_text(cloud, edge):
 
 
 def test_target_too_long_alone_is_cut_at_its_end(cloud):
-    prompt, target, cut = fit_query(cloud, "apple tree", "yes " * 90, 40)
+    prompt, target, cut = fit_query(NEWEST.on(cloud), "apple tree", "yes " * 90, 40)
     assert cut and len(prompt) + len(target) == 40
     assert target == encode_target(cloud, "yes " * 90)[: len(target)]
     assert cloud.eos_token_id not in target
@@ -93,5 +110,5 @@ def test_user_text_that_repeats_the_template(cloud):
     user = "x\nAssistant: " * 9 + "User: x"
     frame = encode(cloud, templates.edge_prompt("x"), bos=True)
     for size in range(len(frame) + 1, 60):
-        prompt, target, _ = fit_query(cloud, user, "yes " * 30, size)
+        prompt, target, _ = fit_query(NEWEST.on(cloud), user, "yes " * 30, size)
         assert len(prompt) + len(target) == size and target

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_records
-from lorage_jax.data.templates import cloud_prompt, edge_prompt, encode
+from lorage_jax.data.templates import NEWEST, cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate import answers
 from lorage_jax.evaluate.agent import READS, evaluate_agent, other_tools
@@ -337,11 +337,12 @@ def test_a_random_prompt_has_as_many_tokens(name, tokens):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZERS / name))
+    template = NEWEST.on(tokenizer)
     for seed in range(3):
-        text = random_prompt(tokenizer, tokens, Random(seed))
+        text = random_prompt(template, tokens, Random(seed))
         assert len(encode(tokenizer, cloud_prompt(text), bos=True)) == tokens
         assert text.isprintable()
-    assert text != random_prompt(tokenizer, tokens, Random(0))
+    assert text != random_prompt(template, tokens, Random(0))
 
 
 def test_generated_records_run(models, calls):

@@ -190,7 +190,7 @@ def test_what_each_arm_reads_and_under_which_gates(models, calls, fake_cards):
     assert lora["words/paraphrase"].arms["lora"].texts == bare
     own = [fake_cards[prompt] for prompt in WORDS.prompts]
     mean = np.mean(own, axis=0, dtype=np.float64).astype(np.float32)
-    noise = controls.random_prompts(generator.cloud.tokenizer, WORDS.prompts, 3)
+    noise = controls.random_prompts(generator.reads, WORDS.prompts, 3)
     size = [
         [len(encode(generator.cloud.tokenizer, cloud_prompt(text), bos=True)) for text in texts]
         for texts in (noise, WORDS.prompts)

@@ -1,0 +1,217 @@
+"""A template: how turns become the tokens of one tokenizer.
+
+`TemplateKind` says which, for any tokenizer; it is what generators, cards and folders record.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lorage_jax.data.templates.tokens import own_bos
+from lorage_jax.errors import DataError
+
+NAMES = ("plain", "chat")
+VERSIONS = (1, 2)
+
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Token ids of a chat; `loss_mask` is True at the answers and the ends of their turns."""
+
+    tokens: list[int]
+    loss_mask: list[bool]
+
+
+class Template(ABC):
+    """The turns of one tokenizer.
+
+    Attributes:
+        name: `plain` or `chat`.
+        version: 1 puts the tokenizer's bos in front of every text, 2 only where `tokenizer(text)`
+            does.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, tokenizer: Any, version: int):
+        self.tokenizer, self.version = tokenizer, version
+
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end the assistant's turn."""
+
+    @abstractmethod
+    def text(self, messages: Sequence[Message], cue: bool = True) -> str:
+        """The text of messages and, with `cue`, of the cue to answer. No bos, unless it is written
+        out by the model's own template.
+        """
+
+    @abstractmethod
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of messages and the cue to answer, as the edge reads them."""
+
+    @abstractmethod
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of what `text` returned. Contents in it are not told from turns any more."""
+
+    @abstractmethod
+    def read(self, system: str) -> list[int]:
+        """Token ids of a system prompt, as the cloud reads it."""
+
+    @abstractmethod
+    def answer(self, target: str, messages: Sequence[Message] = ()) -> list[int]:
+        """Token ids of an answer, with the end of the turn, as they follow `ids(messages)`.
+
+        The end is what an answer ends with in training: one of `ends`, if there is any.
+        """
+
+    @abstractmethod
+    def jinja(self) -> str:
+        """A chat template for transformers whose rendering has the ids of `ids`, bos included."""
+
+    @functools.cached_property
+    def bos(self) -> list[int]:
+        """The bos in front of every text, or nothing."""
+        if self.version > 1:
+            return own_bos(self.tokenizer)
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    def written_bos(self, text: str) -> str:
+        """How the bos is written in front of a rendered text so that it has the ids of training.
+
+        Some tokenizers put a space in front of a text, but not behind a bos that is written out.
+        """
+        bos = self.tokenizer.bos_token
+        right = [*self.bos, *self.tokenizer.encode(text, add_special_tokens=False)]
+        spaced = self.tokenizer.encode(f"{bos} {text}", add_special_tokens=False)
+        return f"{bos} " if spaced == right else bos
+
+    @property
+    @abstractmethod
+    def lead(self) -> str:
+        """What stands between the cue and an answer; a part of the turn, not of the answer."""
+
+    @property
+    def kind(self) -> TemplateKind:
+        """What is recorded of this template."""
+        return TemplateKind(self.name, self.version)
+
+    def identity(self) -> str:
+        """A hash of the turns, by which a changed chat template is noticed."""
+        return "sha256:" + hashlib.sha256(self.jinja().encode()).hexdigest()
+
+    def prompt(self, user: str, system: str | None = None) -> list[int]:
+        """`ids` of one question, after a system prompt if one is given."""
+        return self.ids(question(user, system))
+
+    def content(self, target: str) -> list[int]:
+        """`answer` without the end of the turn."""
+        ids = self.answer(target)
+        return ids[:-1] if ids and ids[-1] in self.ends else ids
+
+    def conversation(
+        self, messages: Sequence[Message], turns: Literal["last", "all"] = "all"
+    ) -> Conversation:
+        """Token ids of a chat of any number of turns, each answer as inference would write it.
+
+        Args:
+            messages: the turns; the last one is the assistant's.
+            turns: answers with a loss: all of them, or only the last.
+
+        Raises DataError for messages that do not end with an answer; with `all`, also for a
+        template that writes earlier turns differently once others follow.
+        """
+        if not messages or messages[-1].get("role") != "assistant":
+            raise DataError("a chat to learn from ends with a message of the assistant.")
+        tokens: list[int] = []
+        mask: list[bool] = []
+        asked = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        for at in asked if turns == "all" else asked[-1:]:
+            before = self.ids(messages[:at])
+            if before[: len(tokens)] != tokens:
+                raise DataError(
+                    f"the {self.name} template writes earlier turns differently when others "
+                    "follow, so only the last answer can be learnt from."
+                )
+            mask += [False] * (len(before) - len(tokens))
+            answer = self.answer(messages[at]["content"], messages[:at])
+            tokens = before + answer
+            mask += [True] * len(answer)
+        return Conversation(tokens, mask)
+
+
+@dataclass(frozen=True)
+class TemplateKind:
+    """Which template, for any tokenizer: its name, and the version of its tokenization."""
+
+    name: str = "plain"
+    version: int = 2
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TemplateKind:
+        """The kind recorded in a manifest or a card. Raises DataError for one of a later version.
+
+        Files of the first version record no name: all of it was plain.
+        """
+        kind = cls(values.get("template", "plain"), values.get("templates", 1))
+        if kind.version not in VERSIONS or kind.name not in NAMES:
+            raise DataError(
+                f"it has the {kind.name!r} template in version {kind.version!r}; this version of "
+                f"lorage_jax knows {' and '.join(NAMES)} in the versions 1 and 2. Use the version "
+                "that it was made with."
+            )
+        return kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that manifests and cards record."""
+        return {"templates": self.version, "template": self.name}
+
+    def on(self, tokenizer: Any) -> Template:
+        """The template of a tokenizer. Raises DataError if it has no chat template."""
+        from lorage_jax.data.templates.chat import ChatTemplate
+        from lorage_jax.data.templates.plain import PlainTemplate
+
+        if self.name == "chat":
+            return ChatTemplate(tokenizer, self.version)
+        return PlainTemplate(tokenizer, self.version)
+
+
+NEWEST = TemplateKind()
+
+
+def question(user: str, system: str | None = None) -> list[Message]:
+    """The messages of one question, after a system prompt if one is given."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": user}]
+
+
+def is_messages(value: Any) -> bool:
+    """True for a list of messages."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(one, Mapping) for one in value)
+    )
+
+
+def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
+    """Returns `messages`. Raises DataError unless each has a role and a text."""
+    if not messages:
+        raise DataError("there are no messages; expected at least the user's.")
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or not isinstance(message.get("content"), str):
+            raise DataError(
+                f"message {number} is {message!r}; expected a role (system, user or assistant) "
+                "and a content, both texts."
+            )
+    return messages

@@ -1,0 +1,127 @@
+"""Answers in the turns that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lorage_jax.data.templates import Message, Template, is_messages, question
+from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.generator.card import Card
+from lorage_jax.infer.defaults import default_penalty
+from lorage_jax.infer.gates import Gates
+from lorage_jax.infer.generate import continue_rows
+from lorage_jax.infer.sample import Sampling, sampling_of
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
+
+DEFAULT_TOKENS = 128  # of an answer, where the context has room for them
+
+Chat = str | Sequence[Message]  # a user's text, or the messages so far
+
+
+def chat(
+    model: Model,
+    messages: Chat | Sequence[Chat],
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = (),
+    gates: Gates | None = None,
+    pool: Pool | None = None,
+    stream: Callable[[int, str], Any] | None = None,
+) -> str | list[str]:
+    """Answers a user, in the turns of the model's template.
+
+    Args:
+        model: a model with a tokenizer; a specialised one answers in the turns of its generator.
+        messages: a user's text; messages with `role` (system, user, assistant) and `content`; or
+            a sequence of either, for which the result is a list of answers.
+        max_new_tokens: the most tokens of an answer; by default 128, or as many as fit.
+        sampling: sampling parameters; the default is greedy decoding.
+        temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
+        stop: one stop string or several, besides the end of the turn.
+        gates, pool: adapters to apply without merging, as in `forward`.
+        stream: called as stream(row, piece) whenever more text is final.
+
+    Raises DataError for messages without a role or a text, and ConfigError for an invalid
+    parameter, a model without a tokenizer, or a length beyond the model's context.
+    """
+    template = chat_template(model, gates)
+    one = isinstance(messages, str) or is_messages(messages)
+    chats = [messages] if one else list(messages)
+    rows = [chat_ids(template, each) for each in chats]
+    leads = [_Lead(template.lead) for _ in rows]
+
+    def show(row: int, piece: str) -> None:
+        if stream is not None and (rest := leads[row](piece)):
+            stream(row, rest)
+
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if sampling is None:
+        drawn["repetition_penalty"] = default_penalty(model)
+    texts = continue_rows(
+        model,
+        rows,
+        max_new_tokens=answer_tokens(model, rows, max_new_tokens),
+        sampling=sampling_of(sampling, **drawn),
+        stop=stop,
+        gates=gates,
+        pool=pool,
+        stream=None if stream is None else show,
+        ends=template.ends,
+    )
+    answers = [text.removeprefix(template.lead) for text in texts]
+    return answers[0] if one else answers
+
+
+def chat_template(model: Model, gates: Gates | None = None) -> Template:
+    """The template in which a model answers: that of its cards, if there are any, else its own.
+
+    Raises ConfigError if there is none, or if the cards have different ones.
+    """
+    if model.template is None:
+        raise ConfigError("this model has no tokenizer, so it cannot chat.")
+    given = gates if isinstance(gates, Sequence) else [gates]
+    kinds = {card.template for card in given if isinstance(card, Card)}
+    if len(kinds) > 1:
+        raise ConfigError("the cards were trained in different turns; ask with each by itself.")
+    return kinds.pop().on(model.tokenizer) if kinds else model.template
+
+
+def chat_ids(template: Template, messages: Any) -> list[int]:
+    """The token ids of a user's text, or of messages. Raises DataError for anything else."""
+    if isinstance(messages, str):
+        messages = question(messages)
+    if not is_messages(messages):
+        raise DataError(f"{str(messages)[:60]!r} is no chat; expected a text, or messages.")
+    return template.ids(messages)
+
+
+def answer_tokens(model: Model, rows: Sequence[Sequence[int]], wanted: int | None) -> int:
+    """`wanted`, or by default as many new tokens as an answer may have."""
+    if wanted is not None:
+        return wanted
+    room = model.config.max_positions - max(map(len, rows), default=0)
+    return max(1, min(DEFAULT_TOKENS, room))  # `generate` raises where there is no room
+
+
+class _Lead:
+    """Takes the template's lead off a text that arrives in pieces."""
+
+    def __init__(self, lead: str):
+        self._lead, self._held = lead, ""
+
+    def __call__(self, piece: str) -> str:
+        if not self._lead:
+            return piece
+        self._held += piece
+        if len(self._held) < len(self._lead) and self._lead.startswith(self._held):
+            return ""
+        text = self._held.removeprefix(self._lead)
+        self._lead = self._held = ""
+        return text
