@@ -134,7 +134,7 @@ def test_what_each_arm_reads_and_under_which_gates(models, calls):
     for arm, (rows, gates) in by_arm.items():
         part, whose = READS[arm], WHOSE.get(arm)
         assert [len(row) for row in rows] == sorted((len(row) for row in rows), reverse=True)
-        texts = [edge.tokenizer.decode(row[1:]) for row in rows]
+        texts = [edge.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         expected = [getattr(one.instruction, part) for one in RECORDS]
         assert sorted(texts) == sorted(expected)
         assert (gates is None) == (whose is None)

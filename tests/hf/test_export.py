@@ -91,8 +91,9 @@ def test_only_the_ffn_changes(world, tmp_path):
         "additional_chat_templates/rag.jinja",
     }
     assert names(out) == shards | expected | {"lorage.json"}
-    for name in expected | {"model.safetensors.index.json"}:
+    for name in expected - {"chat_template.jinja"} | {"model.safetensors.index.json"}:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
+    assert (out / "chat_template.jinja").read_text() == merged.template.jinja()
     assert len(list(tmp_path.iterdir())) == 1  # nothing temporary is left
 
     manifest = json.loads((out / "lorage.json").read_text())

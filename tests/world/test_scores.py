@@ -69,7 +69,7 @@ def calls(monkeypatch):
 
 def read(model, rows):
     """The texts of token rows, each of which begins with a bos."""
-    return [model.tokenizer.decode(row[1:]) for row in rows]
+    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def write(model, texts):

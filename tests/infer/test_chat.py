@@ -1,0 +1,45 @@
+"""Answers in the trained turns: README's example gives the command line's answer."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+import lorage_jax as lg
+from lorage_jax import cli, nano
+from lorage_jax.data.templates import question
+
+PROMPT = (
+    "Put bars on each side of words. Write all the words in upper case. Move the last word to "
+    "first place."
+)
+ASKED = "city king frog star"
+
+
+@pytest.fixture(scope="module")
+def special():
+    generator = lg.load_generator("nano")
+    return lg.merge(lg.load_model(nano.EDGE), generator.pool, lg.specialize(generator, PROMPT))
+
+
+def test_chat_is_what_the_command_line_answers(special, tmp_path, capsys):
+    pieces = []
+    answer = lg.chat(special, ASKED, stream=lambda row, piece: pieces.append(piece))
+    assert answer == "".join(pieces) == "| STAR | CITY | KING | FROG |"
+    assert lg.chat(special, [ASKED, question("bird table")])[0] == answer
+    folder = tmp_path / "merged"
+    lg.export_merged(special, folder)
+    out = tmp_path / "answer.json"
+    asked = ["generate", "--model", str(folder), "--input", ASKED, "--json", str(out)]
+    assert cli.main(asked) == 0
+    assert json.loads(out.read_text())["output"] == answer
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    text = tokenizer.apply_chat_template(
+        question(ASKED), add_generation_prompt=True, tokenize=False
+    )
+    again = lg.load_model(folder)
+    assert lg.chat(again, ASKED) == answer
+    ids = tokenizer(text).input_ids
+    found = [lg.generate(again, one, max_new_tokens=32) for one in (text, ids, question(ASKED))]
+    assert {one.strip() for one in found} == {answer}
+    assert lg.generate(again, [ids, ids], max_new_tokens=32, stop=None) == found[:1] * 2
