@@ -217,7 +217,7 @@ def test_another_base(world, tiny, tmp_path):
     for wrong, message in (
         (tmp_path / "twin", "not the base of this model"),
         (tiny("llama")[0], "another shape"),
-        (tmp_path / "nowhere", "config.json"),
+        (tmp_path / "nowhere", "is not a folder"),
     ):
         with pytest.raises(WeightsError, match=message):
             export_merged(merged, tmp_path / "out", base=wrong)
