@@ -166,6 +166,8 @@ class Specialize:
     """Outputs to write: any of card, adapter, merged, separated by commas."""
     dtype: Dtype | None = None
     """Dtype of the merged weights; the edge's own by default."""
+    base_name: str | None = None
+    """Name of the base in the adapter's config; by default the Hub's, or the folder's own."""
     json: Json = None
     overwrite: Overwrite = False
 

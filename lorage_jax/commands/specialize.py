@@ -31,7 +31,15 @@ def run(options: Specialize) -> dict[str, Any]:
     check_identity(folder, values, "edge")  # before anything large is loaded
     generator = load_generator(options.generator, options.cloud)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
-        report = deploy(generator, text, temporary, folder, save=save, dtype=options.dtype)
+        report = deploy(
+            generator,
+            text,
+            temporary,
+            folder,
+            save=save,
+            dtype=options.dtype,
+            base_name=options.base_name,
+        )
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
     print(describe(report, options.out))
     return report.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-adapter/1"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def export_adapter(
@@ -35,7 +37,7 @@ def export_adapter(
 ) -> None:
     """Writes the assembled LoRA of `card` as a PEFT folder of `edge`, factors in float32.
 
-    `base_name`: what the folder calls its base model; the edge's own folder when not given.
+    `base_name`: what the folder calls its base model; by default `portable_name` of the edge's.
     Rank R, or K * R when the experts' products are summed; N times that in a module that fuses N
     projections: its A stacks theirs, and its B is block-diagonal. Raises WeightsError when the card
     is of another generator or edge, and OutputError.
@@ -69,10 +71,29 @@ def export_adapter(
         write_manifest(folder, values)
 
 
+def portable_name(folder: Path) -> str:
+    """A name of a model folder that means the same on other machines.
+
+    The Hub's name if the folder knows it: from `_name_or_path` in config.json, or from its place in
+    a cache of the Hub (`models--org--name`). Otherwise the folder's own name, without its path.
+    """
+    folder = folder.absolute()
+    try:
+        known = json.loads((folder / "config.json").read_text("utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        known = None
+    if isinstance(known, str) and HUB_NAME.fullmatch(known) and not Path(known).exists():
+        return known
+    for part in reversed(folder.parts):
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:
     """adapter_config.json of a LoRA of this rank on the edge's FFN projections."""
     if base_name is None and edge.source is not None:
-        base_name = str(edge.source.absolute())
+        base_name = portable_name(edge.source)
     modules = {
         module.rsplit(".", 1)[-1]: len(leaves)
         for module, leaves in tables.adapted(edge.config).items()
