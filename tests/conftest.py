@@ -31,12 +31,13 @@ import jax  # noqa: E402  reads the variables
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Before the package's first import: annotations of functions that take arrays become checks.
+# Before the package's first import: annotations become checks. Not in infer/{generate,text,chat},
+# which check what users pass with messages of their own.
 CHECKED = (
-    *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot"),
-    *("data.batches", "data.packing", "data.documents", "train"),
+    *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot", "train"),
+    *("data.batches", "data.packing", "data.documents", "evaluate", "bench"),
+    *("report", "world", "commands", "methods.lora", "methods.lora_gen"),
     *("infer.forward", "infer.gates", "infer.sample", "infer.score"),
-    *("methods.lora", "methods.lora_gen"),
 )
 
 
