@@ -31,11 +31,13 @@ import jax  # noqa: E402  reads the variables
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Before the package's first import: annotations become checks. Not in infer/{generate,text,chat},
-# which check what users pass with messages of their own.
+# Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
+# and evaluate/{agent,gpt4tools}, which check what users pass with messages of their own.
 CHECKED = (
     *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot", "train"),
-    *("data.batches", "data.packing", "data.documents", "evaluate", "bench"),
+    *("data.batches", "data.packing", "data.documents", "bench"),
+    *("evaluate.arms", "evaluate.answers", "evaluate.commonsense", "evaluate.controls"),
+    *("evaluate.local_tasks", "evaluate.paired", "evaluate.protocol", "evaluate.results"),
     *("report", "world", "commands", "methods.lora", "methods.lora_gen"),
     *("infer.forward", "infer.gates", "infer.sample", "infer.score"),
 )

@@ -109,10 +109,13 @@ def check_arguments(values: Mapping[str, Any]) -> None:
 
 
 def check_device(device: str | None, platform: str) -> None:
-    """Raises ConfigError unless `device` is the platform that JAX runs on, or nothing."""
+    """Raises ConfigError unless `device` is the platform that JAX runs on, or nothing.
+
+    "cuda:0" passes everywhere: lm-eval's command line gives it when the user gives none.
+    """
     names = {"cpu": ("cpu",), "gpu": ("gpu", "cuda"), "tpu": ("tpu", "xla")}.get(platform, ())
     kind = str(device).partition(":")[0]
-    if device is not None and kind not in (*names, "auto"):
+    if device not in (None, "cuda:0") and kind not in (*names, "auto"):
         raise ConfigError(
             f"device is {device!r}, but JAX runs on {platform}. Leave device out, or set "
             "JAX_PLATFORMS."

@@ -167,7 +167,7 @@ def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
 def test_sampling_and_too_many_tokens_are_refused(tiny):
     model = LorageLM(str(tiny("llama")[0]))
     sampled = ("Hi", {"do_sample": True, "temperature": 0.7})
-    with pytest.raises(ConfigError, match="greedily"):
+    with pytest.raises(ConfigError, match="decoding is greedy"):
         model.generate_until(instances("generate_until", sampled))
     with pytest.raises(DataError, match="300 new tokens were requested, but the"):
         model.generate_until(instances("generate_until", ("Hi", {"max_gen_toks": 300})))

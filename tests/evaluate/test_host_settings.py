@@ -78,7 +78,7 @@ def test_arguments_of_hf_are_taken(stories):
         ({"parallelize": True}, "parallelize=True is not supported"),
         ({"autogptq": "x"}, "autogptq='x' is not supported"),
         ({"load_in_4bit": True}, "has no argument load_in_4bit"),
-        ({"device": "cuda:0"}, "JAX runs on cpu"),
+        ({"device": "cuda:1"}, "JAX runs on cpu"),
         ({"max_length": 10_000}, "max_length is 10000; expected 1 to 512"),
     ],
 )
@@ -113,6 +113,7 @@ def test_settings_without_effect_pass():
     assert unobeyed({"min_length": 0, "guidance_scale": None, "eos_token_id": [1]}) == []
     check_device("cuda:1", "gpu")
     check_device(None, "tpu")
+    check_device("cuda:0", "cpu")  # the default of lm-eval's command line
 
 
 def test_a_damaged_generation_config_is_named(penal):
