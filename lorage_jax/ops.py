@@ -58,15 +58,18 @@ def _narrow_product(x: Float[Array, "T I"], w: Float[Array, "I O"]) -> Float[Arr
 
 
 def _narrow_forward(x, w):
-    return _narrow("ti,io->to", x, w), (x, w)
+    # Frozen weights need no gradient of their own: x is kept for trained ones alone.
+    kept = x.value if w.perturbed else None
+    return _narrow("ti,io->to", x.value, w.value), (kept, w.value)
 
 
 def _narrow_backward(saved, dy):
     x, w = saved
-    return _narrow("to,io->ti", dy, w), _narrow("ti,to->io", x, dy).astype(w.dtype)
+    dw = jnp.zeros_like(w) if x is None else _narrow("ti,to->io", x, dy).astype(w.dtype)
+    return _narrow("to,io->ti", dy, w), dw
 
 
-_narrow_product.defvjp(_narrow_forward, _narrow_backward)
+_narrow_product.defvjp(_narrow_forward, _narrow_backward, symbolic_zeros=True)
 
 
 def _narrow(spec: str, left: Array, right: Array) -> Array:

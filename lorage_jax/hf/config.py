@@ -48,6 +48,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
+        if not Path(folder).is_dir():
+            raise WeightsError(
+                f"{folder} is not a folder. Expected a Hugging Face model folder."
+            ) from None
         raise WeightsError(
             f"{folder} has no config.json. Expected a Hugging Face model folder "
             "(config.json, tokenizer files, *.safetensors)."

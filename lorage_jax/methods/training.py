@@ -26,6 +26,7 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
+from lorage_jax.train.checkpoint import Checkpoints
 from lorage_jax.train.experiment import (
     Trainable,
     batch_rows,
@@ -88,7 +89,7 @@ def train(
         configs = {name: model.config for name, model in models.items()}
         program = build_step(method, config, configs, layout)
         begun = method.begin(config, models)
-        turns, batches = _data(config, models, checkpoints, resume=bool(resume))
+        turns, batches = _data(config, models, checkpoints, resume)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
@@ -162,11 +163,17 @@ def _place(
 
 
 def _data(
-    config: ExperimentConfig, models: Mapping[str, Model], checkpoints: str | None, *, resume: bool
+    config: ExperimentConfig,
+    models: Mapping[str, Model],
+    checkpoints: str | None,
+    resume: bool | Resume,
 ) -> tuple[TemplateKind, Batches]:
     """The turns of the run, and its batches."""
+    if isinstance(resume, Resume):  # before any checkpoint is read
+        folder = checkpoints or Path(config.out) / "checkpoints"
+        loop.go_back(Checkpoints(folder, config.keep), resume)
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
-    turns = run_template(config, tokenizers, checkpoints, resume=resume)
+    turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
     cloud, edge = tokenizers["cloud"], tokenizers["edge"]
     return turns, make_dataset(config.data, cloud, edge, config.seed, turns)
 

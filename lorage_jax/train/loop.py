@@ -31,7 +31,7 @@ from lorage_jax.files.outputs import check_file, check_target, write_file
 from lorage_jax.train.checkpoint import Checkpoints, is_url
 from lorage_jax.train.preemption import Preemption
 from lorage_jax.train.profile import Profile
-from lorage_jax.train.resume import Resume, set_aside
+from lorage_jax.train.resume import ASIDE, Resume, set_aside
 from lorage_jax.train.state import TrainState
 from lorage_jax.train.watch import Watch
 
@@ -139,17 +139,22 @@ def run(
     return state, watch.losses, first
 
 
+def go_back(checkpoints: Checkpoints, how: Resume) -> None:
+    """Sets the checkpoints after `how.step` aside, if a step is given."""
+    if how.step is None:
+        return
+    if is_main():
+        set_aside(checkpoints.folder, how.step)
+    # The others wait here for the main process.
+    check_same({"step": how.step}, "All processes need the same --resume-step.")
+
+
 def _resumed(
     job: Job, how: Resume, checkpoints: Checkpoints, stream: Any
 ) -> tuple[TrainState, int, str | None]:
     """(state, step of the checkpoint, warning to show); sets the position of the data."""
-    steps, moved = job.config.steps, []
-    if how.step is not None:
-        if is_main():
-            moved = set_aside(checkpoints.folder, how.step)
-        check_same(
-            {"step": how.step}, "All processes need the same --resume-step."
-        )  # and wait for the main
+    steps = job.config.steps
+    go_back(checkpoints, how)
     changed = ("data_contents",) if how.changed_data else ()
     state, position, first = checkpoints.restore(
         _abstract(job.state),
@@ -168,8 +173,8 @@ def _resumed(
     notes = [job.note]
     if before != steps:
         notes.append(f"steps was {before}, is {steps}: the learning rate follows the new schedule.")
-    if moved:
-        notes.append(f"Set aside: the checkpoints of steps {', '.join(map(str, moved))}.")
+    if how.step is not None and (checkpoints.folder.parent / ASIDE).is_dir():
+        notes.append(f"Checkpoints after step {how.step} are in {ASIDE}.")
     return state, first, joined(*notes)
 
 

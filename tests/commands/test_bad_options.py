@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
         (b"", "empty"),
         (b" \n\t\n", "empty"),
         (b"good\n\xfcnd\n", "line 2 is not UTF-8"),
-        (b"x" * 300, r"309 tokens.* at most 253 .*Shorten"),
+        (b"x" * 300, r"308 tokens.* at most 253 .*Shorten"),
         (None, "no such file"),
         ("folder", "directory"),
     ],
@@ -74,7 +74,7 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--input", "x " * 200], "417 tokens.*context is 256"),
+        (["--input", "x " * 200], "416 tokens.*context is 256"),
         (["--input", "x", "--max-new-tokens", 0], "max_new_tokens is 0"),
         (["--input", "x", "--max-new-tokens", 10**12], "context is 256"),
         (["--input", " ", "--raw"], "empty"),

@@ -131,7 +131,7 @@ def test_generate_with_an_adapter(world, tmp_path):
 
     def answer(model, *more):
         file = tmp_path / "answer.json"
-        args = ("--input", "go 3", "--raw", "--max-new-tokens", 8, "--json", file)
+        args = ("--input", "User: go 3", "--raw", "--max-new-tokens", 24, "--json", file)
         assert lorage("generate", "--model", world.root / model, *args, *more) == 0
         return json.loads(file.read_text())["output"]
 
@@ -187,7 +187,7 @@ def test_generate(world, tmp_path, capfd, monkeypatch):
     told = text(edge, "--input", "go 3", "--system", world.root / "prompt.txt")
     assert told["input"] == f"System: {PROMPT}\n\nUser: go 3\nAssistant:"
     model = lg.load_model(merged)
-    assert answer["output"] == lg.generate(model, answer["input"], max_new_tokens=6)
+    assert answer["output"] == lg.chat(model, "go 3", max_new_tokens=6)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"go 3\n")))
     assert text(merged, "--input", "-")["output"] == answer["output"]
 

@@ -77,5 +77,5 @@ def test_misuse(world, tmp_path, refuse, monkeypatch):
         refuse(*tasks, "--png", tmp_path / "mine.png", says="mine.png")
         refuse(*tasks, "--prompt", tmp_path / "none.txt", says="Expected a file with the text")
     (tmp_path / "long.txt").write_text("x" * 300)
-    refuse(*tasks, "--prompt", tmp_path / "long.txt", says="309 tokens.* at most 253")
+    refuse(*tasks, "--prompt", tmp_path / "long.txt", says="308 tokens.* at most 253")
     refuse(*tasks, "--cloud", world.root / "cloud2", says="cloud2 is not the cloud this generator")

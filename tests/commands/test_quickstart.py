@@ -17,7 +17,13 @@ from lorage_jax.cli import main
 from lorage_jax.commands import quickstart
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.config import ExperimentConfig, PretrainConfig
-from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
+from lorage_jax.data.templates import (
+    PlainTemplate,
+    edge_prompt,
+    edge_prompt_with_system,
+    encode,
+    encode_target,
+)
 from lorage_jax.evaluate import answers
 from lorage_jax.world import prompts as world_prompts
 
@@ -124,6 +130,8 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
     for number, (model, asked, new) in enumerate(calls):
         wanted, shown = expected[number % 4]
         timed = number >= 4
+        turns = PlainTemplate(edge.tokenizer, 1)
+        asked = [one if isinstance(one, str) else turns.text(one) for one in asked]
         assert sorted(asked) == sorted(shown) and new == (longest if timed else quickstart.LONGEST)
         assert (model.config.eos_ids == ()) is timed
         np.testing.assert_allclose(

@@ -339,13 +339,13 @@ def test_sharded_weights(tmp_path, model):
 def test_errors(model):
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         generate(model, "a", max_new_tokens=0)
-    with pytest.raises(ConfigError, match=r"together 303; this model's context is 256.* most 253"):
+    with pytest.raises(ConfigError, match=r"together 302; this model's context is 256.* most 254"):
         generate(model, ["ab"], max_new_tokens=300)
     assert generate(model, "ab", max_new_tokens=253) is not None
     with pytest.raises(DataError, match="prompt 1 is empty"):
         generate(model, ["a", " "], max_new_tokens=5)
-    with pytest.raises(DataError, match="prompt 0 is 3;"):
-        generate(model, [3], max_new_tokens=5)
+    with pytest.raises(DataError, match="expected text, a list of token ids"):
+        generate(model, ["a", 3.5], max_new_tokens=5)
     with pytest.raises(DataError, match="no tokens"):
         generate_tokens(model, [[]], max_new_tokens=5)
     with pytest.raises(DataError, match="vocabulary is 0 to 263"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lorage_jax.data.templates import (
+    PlainTemplate,
     edge_prompt,
     edge_prompt_with_system,
     encode,
@@ -31,11 +32,9 @@ def test_requests_are_timed_alike(models, monkeypatch):
     assert len(seen) == 4 * (1 + 4)  # with a warm-up
     lengths = [len(encode_target(edge.tokenizer, r.target)) for r in WORDS.records]
     assert {kw["max_new_tokens"] for _, _, kw in seen} == {round(np.mean(lengths))}
-    (group,) = (
-        g
-        for g in WORDS.groups
-        if edge_prompt(g[0].user) == seen[0][1][0][-len(edge_prompt(g[0].user)) :]
-    )
+    turns = PlainTemplate(edge.tokenizer, 1)
+    seen = [(model, [turns.text(one) for one in asked], more) for model, asked, more in seen]
+    (group,) = (g for g in WORDS.groups if seen[0][1][0].endswith(edge_prompt(g[0].user)))
     asked = [group[i] for i in (0, 1, 2, 0, 1)]
     special = merge(edge, generator.pool, specialize(generator, group[0].system))
     for model, texts, _ in seen:
