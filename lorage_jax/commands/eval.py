@@ -101,7 +101,7 @@ def is_file(name: str) -> bool:
 
 
 def _held_out(options: Eval) -> list[HeldOut]:
-    """What the generator's training held out, as it recorded; nothing for a model."""
+    """The held-out parts that the generator's training recorded; empty for a model."""
     if options.generator is None:
         return []
     about = read_values(options.generator)["about"]

@@ -79,9 +79,9 @@ class Skipped:
         self.reasons: list[str] = []
 
     def attempt(self, make: Callable[[], T]) -> T | None:
-        """What `make` returns, or None if it raises DataError and that many may be skipped.
+        """Returns the result of `make`, or None if it raises DataError and the row may be skipped.
 
-        Raises DataError for one row more than may be skipped.
+        Raises DataError for the first row beyond the number that may be skipped.
         """
         try:
             return make()

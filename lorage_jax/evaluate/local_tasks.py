@@ -178,7 +178,7 @@ class TaskData:
         return self.written[name].few_shot() if name in self.written else {}
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What a result says of the task's records."""
+        """A result's description of the task's records."""
         return self.written[name].facts if name in self.written else {}
 
     def default_shots(self, name: str) -> int:

@@ -122,7 +122,7 @@ def _text_part(full: Any, raw: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _near(raw: dict[str, Any]) -> str:
-    """What a model of an unsupported type is, as far as its name or its fields say so."""
+    """Describes a model of an unsupported type, as far as its name or fields allow."""
     near = {name: what for family in FAMILIES.values() for name, what in family.near.items()}
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in near:

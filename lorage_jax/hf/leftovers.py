@@ -87,7 +87,7 @@ def is_unused(config: ModelConfig, checkpoint: Checkpoint, name: str) -> bool:
 def describe_missing(
     config: ModelConfig, checkpoint: Checkpoint, missing: int, expected: int
 ) -> str | None:
-    """What a folder looks like that lacks some of the model's tensors; None if nothing is known."""
+    """Diagnoses a folder that lacks some of the model's tensors; None if nothing is known."""
     if missing == 1 and HEAD not in checkpoint and not config.tied_head:
         return (
             f"Only {HEAD} is missing: the folder was saved without a head (AutoModel), or its head "

@@ -74,7 +74,7 @@ def unreadable(folder: Any) -> list[int]:
 
 
 def advice(folder: Any, step: int) -> str:
-    """What to do about a damaged checkpoint."""
+    """Advice for the user of a damaged checkpoint."""
     others = [other for other in reversed(committed(folder)) if other < step]
     if not others:
         return f"There is no earlier one; move {folder / str(step)} away to train from the start."

@@ -222,7 +222,7 @@ class ChatTemplate(Template):
 
     @functools.cached_property
     def _close(self) -> str:
-        """What the template writes behind an answer."""
+        """The text that the template writes after an answer."""
         chat = [*question(USER), {"role": "assistant", "content": ANSWER}]
         return self._render(chat, False).partition(ANSWER)[2]
 

@@ -97,11 +97,11 @@ class Template(ABC):
     @property
     @abstractmethod
     def lead(self) -> str:
-        """What stands between the cue and an answer; a part of the turn, not of the answer."""
+        """The text between the cue and an answer: part of the turn, not of the answer."""
 
     @property
     def kind(self) -> TemplateKind:
-        """What is recorded of this template."""
+        """The values recorded for this template."""
         return TemplateKind(self.name, self.version)
 
     def identity(self) -> str:
@@ -150,7 +150,7 @@ class Template(ABC):
 
 @dataclass(frozen=True)
 class TemplateKind:
-    """Which template, for any tokenizer: its name, and the version of its tokenization."""
+    """A template for any tokenizer: its name and the version of its tokenization."""
 
     name: str = "plain"
     version: int = 2
