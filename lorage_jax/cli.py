@@ -79,6 +79,8 @@ def main(args: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     libtpu.keep_quiet()
     compilation.keep_programs()
+    # Tokenizers and configs need no PyTorch; without this, transformers says that it misses it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = sys.argv[1:] if args is None else args
     try:
         command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
