@@ -74,10 +74,11 @@ _narrow_product.defvjp(_narrow_forward, _narrow_backward, symbolic_zeros=True)
 
 def _narrow(spec: str, left: Array, right: Array) -> Array:
     left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-    rows = left.shape[0]
-    if rows == 1 and spec[0] == "t":  # XLA's CPU backend multiplies a single row in float32, slowly
-        left = jnp.concatenate([left, left])
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)[:rows]
+    if left.shape[0] > 1 or spec == "ti,to->io":
+        return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+    # XLA's CPU backend multiplies a single row in float32, slowly.
+    two = jnp.concatenate([left, left])
+    return jnp.einsum(spec, two, right, preferred_element_type=jnp.float32)[:1]
 
 
 def rms_norm(

@@ -181,3 +181,18 @@ def test_branches_of_several_texts(window):
     assert not found[:, 7:].any()
     one = np.asarray(ops.branch_mask(*arrays[:3], window))[0]  # of a row with one text
     assert one[5, 0] and not found[5, 0]
+
+
+def test_products_of_float32_and_bfloat16_have_both_gradients_and_no_needless_one():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    w = jax.random.normal(jax.random.key(1), (8, 6)).astype(jnp.bfloat16)
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(ops.project(x, w)))
+
+    found, wanted = (jax.grad(loss, argnums=(0, 1))(x, one) for one in (w, w.astype(jnp.float32)))
+    assert found[1].dtype == jnp.bfloat16
+    for ours, exact in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.05)
+    products = [str(jax.make_jaxpr(jax.grad(loss, n))(x, w)).count("dot_general") for n in (0, 1)]
+    assert products == [2, 3]  # frozen weights cost no product of their own

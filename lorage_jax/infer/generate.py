@@ -83,7 +83,7 @@ def generate(
         sampling: sampling parameters; the default is greedy decoding, with the repetition penalty
             of the model's generation_config.json if there is one.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
-        stop: one stop string or several, which may be or hold special tokens.
+        stop: one stop string or several; one may be a special token.
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final; the pieces of a row,
             joined, are its result.

@@ -42,8 +42,8 @@ def activation_dtype(params: dict[str, Any]) -> DTypeLike:
 
 
 def _platform(x: Any) -> str | None:
-    """The platform of an array's devices; None for an abstract array without a sharding."""
-    sharding = x.sharding
+    """The platform of an array's devices; None for a numpy or an unplaced abstract array."""
+    sharding = getattr(x, "sharding", None)
     return None if sharding is None else next(iter(sharding.device_set)).platform
 
 

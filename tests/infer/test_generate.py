@@ -386,3 +386,17 @@ def test_the_repetition_penalty_is_that_of_transformers(pair):
         assert watched == wanted
     with pytest.raises(ConfigError, match="repetition_penalty is 0"):
         Sampling(repetition_penalty=0)
+
+
+def test_prompts_are_padded_by_at_most_a_quarter(model, monkeypatch):
+    lengths = []
+
+    def stop(rows, length):
+        lengths.append(length)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "left_pad", stop)
+    for count in (33, 41, 49, 57, 64):
+        with pytest.raises(KeyboardInterrupt):
+            generate_tokens(model, [[7] * count], max_new_tokens=4)
+    assert lengths == [40, 48, 56, 64, 64]
