@@ -300,6 +300,23 @@ def low_rank(
     return project(project(x, a.astype(x.dtype)), b.astype(x.dtype)) * scale
 
 
+def dora_ratio(
+    w: Float[Array, "..."], adapter: dict[str, Array], scale: float
+) -> Float[Array, "*out"]:
+    """m / |W + scale A B| per output, in float32; no gradient flows to the norm (DoRA, Eq. 11).
+
+    Args:
+        w: the weights, [*in, *out].
+        adapter: `a` [*in, R], `b` [R, *out] and `magnitude` m [*out].
+        scale: alpha / R.
+    """
+    a, b = adapter["a"].astype(jnp.float32), adapter["b"].astype(jnp.float32)
+    update = einsum("ir,ro->io", a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1)) * scale
+    whole = w.astype(jnp.float32).reshape(update.shape) + update
+    length = jax.lax.stop_gradient(jnp.sqrt(jnp.sum(whole * whole, axis=0)))
+    return adapter["magnitude"].astype(jnp.float32) / length.reshape(b.shape[1:])
+
+
 def gated_low_rank(
     x: Float[Array, "B T I"],
     a: Float[Array, "E I R"],

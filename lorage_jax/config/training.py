@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lorage_jax.config.data import DataConfig
 from lorage_jax.config.generator import GeneratorConfig
@@ -63,6 +63,7 @@ class ExperimentConfig:
     data: DataConfig
     steps: int
     method: str | None = None  # a method with trained parts, of methods/; None: lora_gen
+    settings: Any = None  # the method's own dataclass (`Trainable.settings`); None: its defaults
     init: str = ""  # generator folder to start from; by default, trained parts are new
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -17,7 +17,14 @@ from jaxtyping import Array, Bool, Int
 from lorage_jax.buckets import bucket
 from lorage_jax.config import DataConfig
 from lorage_jax.data.packing import pack
-from lorage_jax.data.templates import NEWEST, Template, TemplateKind, fit_prompt, fit_query
+from lorage_jax.data.templates import (
+    NEWEST,
+    Template,
+    TemplateKind,
+    fit_context,
+    fit_prompt,
+    fit_query,
+)
 from lorage_jax.errors import ConfigError, DataError
 
 
@@ -86,12 +93,22 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Tokenizes groups and collates batches, for one pair of cloud and edge tokenizers."""
+    """Tokenizes groups and collates batches, for one pair of cloud and edge tokenizers.
+
+    With `in_context`, each query follows its system prompt, of which the edge reads at most
+    `max_prompt_tokens`.
+    """
 
     config: DataConfig
     cloud: Any
     edge: Any
     template: TemplateKind = NEWEST
+    in_context: bool = False
+
+    @property
+    def longest_query(self) -> int:
+        """The most tokens of the edge in one text: input, target and, in context, the prompt."""
+        return self.config.max_query_tokens + self.in_context * self.config.max_prompt_tokens
 
     @functools.cached_property
     def reads(self) -> Template:
@@ -117,8 +134,11 @@ class Encoder:
         Raises DataError if a text has no tokens.
         """
         prompt, cut = fit_prompt(self.reads, group.system, self.config.max_prompt_tokens)
+        system, shortened = None, False
+        if self.in_context:
+            system, shortened = fit_context(self.turns, group.system, self.config.max_prompt_tokens)
         fitted = [
-            fit_query(self.turns, user, target, self.config.max_query_tokens)
+            fit_query(self.turns, user, target, self.longest_query, system)
             for user, target in group.queries
         ]
         queries = [(asked, answer) for asked, answer, _ in fitted]
@@ -127,7 +147,8 @@ class Encoder:
                 f"group {group.index}: a text has no tokens; the tokenizer does not know its "
                 f"characters. It begins {group.system[:60]!r}."
             )
-        return TokenGroup(prompt, queries, group.index, cut + sum(cut for _, _, cut in fitted))
+        cut += shortened + sum(cut for _, _, cut in fitted)
+        return TokenGroup(prompt, queries, group.index, cut)
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """Collates P groups into numpy arrays: chunks of prompts [p, S] and queries [p x Q, T].
@@ -157,7 +178,7 @@ class Encoder:
                 texts.append(asked + answer)
                 begins.append(len(asked))
                 owners.append(number)
-        longest = each * config.queries_per_prompt * config.max_query_tokens
+        longest = each * config.queries_per_prompt * self.longest_query
         order, queries = pack(texts, rows, config.min_bucket, longest, pad_id(self.edge))
         begin = np.take_along_axis(np.array(begins)[order], queries["text"], axis=1)
         queries |= {
@@ -189,7 +210,7 @@ class Encoder:
     def _queries(self, groups: Sequence[TokenGroup]) -> Rows:
         config, per_prompt = self.config, self.config.queries_per_prompt
         longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
-        t = padded_length(longest, config.min_bucket, config.max_query_tokens)
+        t = padded_length(longest, config.min_bucket, self.longest_query)
         rows = len(groups) * per_prompt
         tokens = np.full((rows, t), pad_id(self.edge), np.int32)
         mask, loss = np.zeros((rows, t), bool), np.zeros((rows, t), bool)

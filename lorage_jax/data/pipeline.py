@@ -65,8 +65,11 @@ def make_dataset(
     edge_tokenizer: Any,
     seed: int,
     template: TemplateKind | None = None,
+    in_context: bool = False,
 ) -> Batches:
     """Builds the training data of a run, by default in the turns of `config.template`.
+
+    `in_context`: the edge, too, reads the system prompt, in front of each query.
 
     Every process of a pod builds the same batches (shapes included) and feeds its own rows.
 
@@ -76,7 +79,7 @@ def make_dataset(
     # Copies, because another thread may be using the caller's tokenizers.
     template = template or chosen_kind(config.template, cloud_tokenizer, edge_tokenizer)
     pair = copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer)
-    encoder = Encoder(config, *pair, template)
+    encoder = Encoder(config, *pair, template, in_context)
     groups = mix(sources, [source.weight for source in config.sources], seed)
     note = "\n".join(source.note for source in sources if source.note)
     return Batches(groups, [source.places for source in sources], encoder, note)

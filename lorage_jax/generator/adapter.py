@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,27 @@ def portable_name(folder: Path) -> str:
 
 def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:
     """adapter_config.json of a LoRA of this rank on the edge's FFN projections."""
+    modules = {module: len(leaves) for module, leaves in tables.adapted(edge.config).items()}
+    return lora_config(edge, modules, rank, pool.scale * rank, base_name)
+
+
+def lora_config(
+    edge: Model,
+    updates: Mapping[str, int],
+    rank: int,
+    alpha: float,
+    base_name: str | None = None,
+    *,
+    dora: bool = False,
+) -> dict[str, Any]:
+    """adapter_config.json of a LoRA or DoRA.
+
+    `updates`: the number of updates of each module, more than 1 where it fuses several projections.
+    """
     if base_name is None and edge.source is not None:
         base_name = portable_name(edge.source)
-    modules = {
-        module.rsplit(".", 1)[-1]: len(leaves)
-        for module, leaves in tables.adapted(edge.config).items()
-    }
-    alpha = _number(pool.scale * rank)
+    modules = {module.rsplit(".", 1)[-1]: count for module, count in updates.items()}
+    alpha = _number(alpha)
     fused = {module: count for module, count in modules.items() if count > 1}
     patterns = {
         "rank_pattern": {module: count * rank for module, count in fused.items()},
@@ -116,7 +131,7 @@ def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> di
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": dora,
         "modules_to_save": None,
         "init_lora_weights": True,
         "inference_mode": True,

@@ -1,4 +1,4 @@
-"""Merges adapters of PEFT into a model: LoRA and DoRA on linear layers, several with weights."""
+"""Merges adapters of PEFT into a model: LoRA, DoRA and VeRA, several with weights."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def load_adapter(
 ) -> Model:
     """The edge with a PEFT folder's adapter merged, as PEFT itself would merge it.
 
-    Linear layers of any kind may have a LoRA or DoRA, each with its own rank and alpha. The updates
-    are summed in float32 and cast once. An adapter on a head that is tied to the embeddings unties
-    it: the embeddings stay.
+    Linear layers of any kind may have a LoRA or DoRA, each with its own rank and alpha, or a VeRA
+    whose folder holds its projections. The updates are summed in float32 and cast once. An adapter
+    on a head that is tied to the embeddings unties it: the embeddings stay.
 
     Args:
         folder: one folder, or several, merged one after the other as PEFT merges several active
@@ -38,7 +38,7 @@ def load_adapter(
             `add_weighted_adapter` with combination_type "cat").
         weights: one factor per folder; 1 by default, and always for DoRA.
 
-    Raises WeightsError that lists everything in a folder beyond a plain LoRA, every tensor that is
+    Raises WeightsError that lists everything in a folder beyond these, every tensor that is
     missing, unknown or of another shape, or that names the edge that an adapter was made for; and
     for a model into which a card was merged. Raises ConfigError for weights that do not match.
     """
@@ -60,6 +60,11 @@ def load_adapter(
     for one, lora, factor in zip(folders, loras, factors, strict=True):
         if factor != 1.0 and any(update.magnitude is not None for update in lora.updates):
             raise ConfigError(f"{one} is a DoRA, which has no weight but 1; got {factor}.")
+    return merge_loras(edge, loras, factors)
+
+
+def merge_loras(edge: Model, loras: Sequence[Lora], factors: Sequence[float]) -> Model:
+    """The edge with the updates of several adapters, each with its factor; `edge` is untouched."""
     params, config = edge.params, edge.config
     if config.tied_head and any(u.leaf == ("head",) for lora in loras for u in lora.updates):
         config = dataclasses.replace(config, tied_head=False)

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of a PEFT folder: the LoRA it asks for, read as PEFT reads it.
+"""`adapter_config.json` of a PEFT folder: the LoRA or VeRA it asks for, read as PEFT reads it.
 
 A setting under which the same tensors would mean something else is an error. So is an unknown value
 of a setting that PEFT knows. Settings that PEFT does not know change nothing there, nor here.
@@ -48,6 +48,7 @@ class LoraConfig:
         rank_pattern, alpha_pattern: regular expression for the end of a module's name -> value.
         rslora: scales by alpha / sqrt(r), not by alpha / r.
         dora: every output has a trained magnitude.
+        vera: all layers share random factors, which trained vectors scale.
         bias: True if the folder may hold biases that replace those of the base.
         lora_bias: True if B has a bias of its own.
         targets: names or ends of names of the adapted modules, or a regular expression for the
@@ -63,6 +64,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
     dora: bool = False
+    vera: bool = False
     bias: bool = False
     lora_bias: bool = False
     targets: tuple[str, ...] | str | None = None
@@ -150,8 +152,12 @@ class _Reader:
         self.wrong: list[str] = []
 
     def config(self) -> LoraConfig | None:
+        if self.values.get("peft_type") == "VERA":
+            return self._vera()
         if self.values.get("peft_type") != "LORA":
-            self.beyond.append(f"peft_type is {self.values.get('peft_type')!r}; expected 'LORA'")
+            self.beyond.append(
+                f"peft_type is {self.values.get('peft_type')!r}; expected 'LORA' or 'VERA'"
+            )
             return None  # another method has other settings
         for name, reason in BEYOND.items():
             if self.values.get(name):
@@ -181,6 +187,31 @@ class _Reader:
         if found.dora and found.lora_bias:
             self.wrong.append("use_dora and lora_bias exclude each other")
         return found
+
+    def _vera(self) -> LoraConfig:
+        """VeRA has no alpha; its update is `b B d A` with the projections of the folder."""
+        if self.values.get("modules_to_save"):
+            self.beyond.append(f"modules_to_save is set: {BEYOND['modules_to_save']}")
+        if self.values.get("save_projection", True) is not True:
+            self.beyond.append(
+                "save_projection is off: its random projections are not in the folder, and only "
+                "torch can draw them again"
+            )
+        rank = self._number("r", self.values.get("r", 256), int)
+        self._switch("fan_in_fan_out")
+        if self.values.get("bias", "none") not in ("none", "all", "vera_only"):
+            self.wrong.append(
+                f"bias is {self.values['bias']!r}; expected 'none', 'all' or 'vera_only'"
+            )
+        return LoraConfig(
+            r=rank,
+            alpha=rank,
+            vera=True,
+            bias=self.values.get("bias", "none") != "none",
+            targets=self._names("target_modules"),
+            layers=self._layers(),
+            layers_pattern=self._layers_pattern(),
+        )
 
     def _beginning(self) -> None:
         value = self.values.get("init_lora_weights", True)

@@ -1,9 +1,9 @@
-"""Tensors of a PEFT folder with a LoRA, in the layout of the base model's leaves."""
+"""Tensors of a PEFT folder with a LoRA or VeRA, in the layout of the base model's leaves."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class _Reader:
 
     def read(self) -> Lora:
         modules = list(self._modules())
+        self._read_projections(modules)
         updates = [update for module in modules for update in self._updates(module)]
         biases = [bias for module in modules for bias in self._own_bias(module)]
         biases += [bias for name in sorted(self.left) for bias in self._beside(name)]
@@ -124,7 +125,8 @@ class _Reader:
                 continue
             selected = self.config.selects(module, output=module == HEAD)
             if selected is None:
-                selected = f"{PREFIX}{module}.lora_A.weight" in self.checkpoint
+                part = "vera_lambda_d" if self.config.vera else "lora_A.weight"
+                selected = f"{PREFIX}{module}.{part}" in self.checkpoint
             if selected:
                 yield module
 
@@ -132,6 +134,9 @@ class _Reader:
         tensor, rank = self.tensors[f"{module}.weight"], self.config.rank(module)
         outputs, inputs = tensor.shape
         stem = PREFIX + module
+        if self.config.vera:
+            yield from self._vera_updates(module)
+            return
         a = self._take(f"{stem}.lora_A.weight", (rank, inputs))
         b = self._take(f"{stem}.lora_B.weight", (outputs, rank))
         magnitude = None
@@ -145,6 +150,29 @@ class _Reader:
         for part in tensor.parts:
             own = None if magnitude is None else magnitude[part.rows]
             yield Update(part.leaf, part.layer, a, b[part.rows], own)
+
+    def _read_projections(self, modules: Sequence[str]) -> None:
+        """VeRA's frozen factors, as large as the largest linear layer needs."""
+        self.projections: tuple[np.ndarray, np.ndarray] | None = None
+        if not self.config.vera or not modules:
+            return
+        shapes = [self.tensors[f"{module}.weight"].shape for module in modules]
+        rank = self.config.r
+        a = self._take("base_model.vera_A", (rank, max(inputs for _, inputs in shapes)))
+        b = self._take("base_model.vera_B", (max(outputs for outputs, _ in shapes), rank))
+        self.projections = None if a is None or b is None else (a, b)
+
+    def _vera_updates(self, module: str) -> Iterator[Update]:
+        tensor, stem = self.tensors[f"{module}.weight"], PREFIX + module
+        outputs, inputs = tensor.shape
+        d = self._take(f"{stem}.vera_lambda_d", (self.config.r,))
+        b = self._take(f"{stem}.vera_lambda_b", (outputs,))
+        if d is None or b is None or self.projections is None:
+            return
+        down = self.projections[0][:, :inputs] * d[:, None]
+        up = self.projections[1][:outputs] * b[:, None]
+        for part in tensor.parts:
+            yield Update(part.leaf, part.layer, down, up[part.rows], None)
 
     def _own_bias(self, module: str) -> Iterator[Bias]:
         """The bias of B, which is added to the base's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -92,10 +92,15 @@ def tensors(
             yield row.name.format(layer=layer), functools.partial(make, parts, row, layer)
 
 
-def adapted(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The modules that the adapter changes: {layer} in a module's name -> the leaves it holds."""
+def adapted(
+    config: ModelConfig, targets: Sequence[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The modules that an adapter changes: {layer} in a module's name -> the leaves it holds.
+
+    `targets`: names of the leaves that it changes; by default, the FFN's projections.
+    """
     found = {}
-    for leaf in config.projections:
+    for leaf in config.projections if targets is None else targets:
         one = row(config, ("layers", leaf))
         found[one.name.removesuffix(".weight")] = one.fused or (leaf,)
     return found

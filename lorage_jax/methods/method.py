@@ -87,12 +87,15 @@ class Method(Protocol):
         what: one phrase for readers of a table.
         edge_sees_prompt: True if the edge reads `Conditioning.context` before every question.
         few_shot: True if that context is the benchmark's own few-shot prompt, not wrapped in turns.
+        mergeable: False if its trained parts cannot become weights of the edge, so that every
+            request pays for them.
     """
 
     name: ClassVar[str]
     what: ClassVar[str]
     edge_sees_prompt: ClassVar[bool] = False
     few_shot: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -33,6 +34,7 @@ from lorage_jax.train.experiment import (
     build_step,
     check_devices,
     new_state,
+    settings_of,
 )
 from lorage_jax.train.loop import Job, TrainResult, check_run_folder
 from lorage_jax.train.placement import check_spread
@@ -75,10 +77,10 @@ def train(
     Raises:
         TrainingError: if the loss is not finite (naming step and records), or the checkpoint was
             made with another config.
-        ConfigError: if the method has nothing to train, a batch does not fit the devices, the
-            models do not fit the config, or `init` is of another kind.
+        ConfigError: if the method has nothing to train or other settings, a batch does not fit the
+            devices, the models do not fit the config, or `init` is of another kind.
     """
-    method = get_trainable(config.method or DEFAULT)
+    method = _chosen(config)
     began, out = time.time(), Path(config.out)
     reads_prompts = "cloud" in method.frozen
     with distributed.together():
@@ -89,7 +91,7 @@ def train(
         configs = {name: model.config for name, model in models.items()}
         program = build_step(method, config, configs, layout)
         begun = method.begin(config, models)
-        turns, batches = _data(config, models, checkpoints, resume)
+        turns, batches = _data(method, config, models, checkpoints, resume)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
@@ -112,6 +114,13 @@ def train(
     state, losses, first = loop.run(job, resume=resume, progress=progress, profile=profile)
     fingerprint = _write(method, config, models, state, out / method.result)
     return TrainResult(out / method.result, fingerprint, losses, time.time() - began, first)
+
+
+def _chosen(config: ExperimentConfig) -> type[Trainable]:
+    """The method of a run, whose settings are its own. Raises ConfigError."""
+    method = get_trainable(config.method or DEFAULT)
+    settings_of(method, config)
+    return method
 
 
 def get_trainable(name: str) -> type[Trainable]:
@@ -163,6 +172,7 @@ def _place(
 
 
 def _data(
+    method: type[Trainable],
     config: ExperimentConfig,
     models: Mapping[str, Model],
     checkpoints: str | None,
@@ -175,7 +185,8 @@ def _data(
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
     turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
     cloud, edge = tokenizers["cloud"], tokenizers["edge"]
-    return turns, make_dataset(config.data, cloud, edge, config.seed, turns)
+    in_context = method.edge_reads_prompt(config)
+    return turns, make_dataset(config.data, cloud, edge, config.seed, turns, in_context)
 
 
 def _tokenizer(config: ExperimentConfig, models: Mapping[str, Model], name: str) -> Any:
@@ -191,6 +202,9 @@ def _resolved(
     begun: tuple[Any, Any, str] | None,
 ) -> dict[str, Any]:
     """The config as recorded in checkpoints, which identifies models and data by their contents."""
+    settings = settings_of(method, config)
+    if settings is not None and settings == settings_of(method, replace(config, settings=None)):
+        config = replace(config, settings=None)  # its defaults
     values = to_dict(config)
     del values["data"]["template"]  # recorded as what it came to
     return {

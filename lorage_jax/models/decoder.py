@@ -114,7 +114,8 @@ class Decoder(nn.Module):
             mask: True at real tokens, False at padding. Default: all are real.
             gates: weights of the pool's experts, per row ([B, L, E]) or per slot ([B, T, L, E]).
             pool: the experts that `gates` combines.
-            adapters: LoRA factors `a`, `b` of the `q` and `v` projections, all layers stacked.
+            adapters: LoRA factors `a` [L, *in, R] and `b` [L, R, *out] by the names of the linear
+                layers' leaves; with a `magnitude` [L, *out], a DoRA. Not for those of the pool.
             adapter_scale: factor on the adapters' updates, alpha / R.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots; the new slots are appended to it.

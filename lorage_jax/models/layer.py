@@ -51,7 +51,7 @@ class Layer(nn.Module):
     dtype: Any
     combine: str  # how the experts are combined
     scale: float  # factor on the experts' updates
-    adapter_scale: float  # factor on the q/v adapters' updates
+    adapter_scale: float  # factor on the adapters' updates
     dropout: float  # rate on the inputs of low-rank updates; 0 outside training
     collect: int  # number of last slots whose outputs the scan gathers
     layout: Layout | None
@@ -88,15 +88,10 @@ class Layer(nn.Module):
 
     def _attention(self, w, x, cache, context, inputs):
         config = self.config
-        q = ops.project(x, w["q"])
-        k = ops.project(x, w["k"])
-        v = ops.project(x, w["v"])
+        q, k, v = (ops.project(x, w[name]) for name in ("q", "k", "v"))
         if config.qkv_bias:
             q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
-        if inputs.adapters is not None:
-            qa, va = inputs.adapters["q"], inputs.adapters["v"]
-            q = q + ops.low_rank(self._drop(x), qa["a"], qa["b"], self.adapter_scale)
-            v = v + ops.low_rank(self._drop(x), va["a"], va["b"], self.adapter_scale)
+        q, k, v = (self._adapted(n, x, y, w, inputs) for n, y in zip("qkv", (q, k, v), strict=True))
         if config.qk_norm is not None:
             q, k = self._qk_norm(w["q_norm"], q), self._qk_norm(w["k_norm"], k)
         cos, sin = self._rotation(context, inputs)
@@ -111,8 +106,23 @@ class Layer(nn.Module):
             k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, inputs.index, keepdims=False)
         y = self._attend(q, k, v, context, inputs.sliding)
-        y = ops.project(y.reshape(*y.shape[:2], -1), w["o"].reshape(-1, config.width))
-        return (y + w["o_bias"] if config.out_bias else y), cache
+        x = y.reshape(*y.shape[:2], -1)
+        y = ops.project(x, w["o"].reshape(-1, config.width))
+        y = y + w["o_bias"] if config.out_bias else y
+        return self._adapted("o", x, y, w, inputs), cache
+
+    def _adapted(self, name, x, y, w, inputs):
+        """y, the output of the linear layer `name`, with its adapter's update, if it has one."""
+        if inputs.adapters is None or name not in inputs.adapters:
+            return y
+        adapter = inputs.adapters[name]
+        b = adapter["b"]
+        if "magnitude" in adapter:
+            bias = w.get(f"{name}_bias", 0.0)
+            ratio = ops.dora_ratio(w[name], adapter, self.adapter_scale)
+            y, b = (y - bias) * ratio.astype(y.dtype) + bias, b * ratio
+        a = adapter["a"].reshape(-1, b.shape[0])
+        return y + ops.low_rank(self._drop(x), a, b, self.adapter_scale)
 
     def _rotation(self, context, inputs):
         """Cosine and sine of this layer's rotary angles; None if the model has no rope."""
@@ -158,7 +168,7 @@ class Layer(nn.Module):
             if config.ffn_bias:
                 y = y + w[f"{name}_bias"]
             if inputs.gates is None:
-                return y
+                return self._adapted(name, x, y, w, inputs)
             experts = (inputs.experts or context.experts)[name]
             return y + ops.gated_low_rank(
                 self._drop(x), experts["a"], experts["b"], inputs.gates, self.combine, self.scale

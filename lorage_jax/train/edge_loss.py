@@ -1,4 +1,4 @@
-"""The edge's loss on its answers, with gates per row."""
+"""The edge's loss on its answers, with gates per row or other inputs of its decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.batches import Rows
 from lorage_jax.generator.losses import frozen_head_nll
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import model_leaves
 
@@ -37,42 +37,89 @@ def query_nll(
         queries: the chunks of queries.
         key: random key for dropout; None without dropout.
     """
-    assert decoder.layout is not None
     total, done = jnp.zeros((), jnp.float32), 0
-    name = "embed" if decoder.config.tied_head else "head"
-    head = decoder.layout.gathered(model_leaves(decoder.config)[name], edge[name])
+    head = gathered_head(decoder, edge)
     prompts = gates.shape[0] // len(queries)
     for number, chunk in enumerate(queries):
-        rows, branches = _row_gates(gates[done : done + prompts], gates, chunk)
-        assert chunk.loss_mask is not None
-        targets, wanted = chunk.tokens[:, 1:], chunk.loss_mask[:, 1:]
-        front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
-        hidden = decoder.apply(
-            {"params": edge},
-            chunk.tokens[:, :-1],
-            chunk.mask[:, :-1],
-            gates=rows,
-            pool=pool,
-            branches=branches,
-            at=front,
-            head=False,
-            rngs={} if key is None else {"dropout": jax.random.fold_in(key, number)},
-        ).hidden
-        targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
-        nll: Array = frozen_head_nll(decoder.config, {name: head}, hidden, targets, wanted)
-        total += nll
+        rows = _row_gates(gates[done : done + prompts], gates, chunk)
+        own = None if key is None else jax.random.fold_in(key, number)
+        total += chunk_nll(decoder, edge, head, chunk, own, gates=rows, pool=pool)[0]
         done += prompts
     return total
 
 
-def _row_gates(
-    own: Float[Array, "p L E"], gates: Float[Array, "P L E"], chunk: Rows
-) -> tuple[Array, Branches | None]:
-    """Gates per row; for packed rows, gates and branches per slot, without the last slot.
+def queries_nll(
+    decoder: Decoder,
+    edge: dict[str, Any],
+    queries: Sequence[Rows],
+    key: jax.Array | None,
+    **inputs: Any,
+) -> tuple[Float[Array, ""], list[Output]]:
+    """The loss of all chunks as `chunk_nll` gives it, with the same `inputs` for all rows."""
+    head, losses, outputs = gathered_head(decoder, edge), [], []
+    for number, chunk in enumerate(queries):
+        own = None if key is None else jax.random.fold_in(key, number)
+        nll, output = chunk_nll(decoder, edge, head, chunk, own, **inputs)
+        losses.append(nll)
+        outputs.append(output)
+    return sum(losses, jnp.zeros((), jnp.float32)), outputs
+
+
+def chunk_nll(
+    decoder: Decoder,
+    edge: dict[str, Any],
+    head: dict[str, Array],
+    chunk: Rows,
+    key: jax.Array | None,
+    **inputs: Any,
+) -> tuple[Float[Array, ""], Output]:
+    """Summed negative log-likelihood, in nats, of the targets of one chunk of queries.
+
+    Args:
+        decoder: the edge's decoder, with a layout.
+        edge: the edge's frozen parameters.
+        head: `gathered_head`.
+        chunk: the queries.
+        key: random key for dropout; None without dropout.
+        inputs: further arguments of the decoder, such as `adapters` or a `pool`.
+
+    Returns:
+        The loss, and the decoder's output at the slots before the targets.
+    """
+    assert chunk.loss_mask is not None
+    targets, wanted = chunk.tokens[:, 1:], chunk.loss_mask[:, 1:]
+    front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
+    branches = None
+    if chunk.text is not None and chunk.positions is not None:
+        branches = Branches(None, chunk.positions[:, :-1], chunk.text[:, :-1])
+    output: Output = decoder.apply(
+        {"params": edge},
+        chunk.tokens[:, :-1],
+        chunk.mask[:, :-1],
+        branches=branches,
+        at=front,
+        head=False,
+        rngs={} if key is None else {"dropout": key},
+        **inputs,
+    )
+    targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
+    nll: Array = frozen_head_nll(decoder.config, head, output.hidden, targets, wanted)
+    return nll, output
+
+
+def gathered_head(decoder: Decoder, edge: dict[str, Any]) -> dict[str, Array]:
+    """The head's parameter by name, gathered once for all chunks."""
+    assert decoder.layout is not None
+    name = "embed" if decoder.config.tied_head else "head"
+    return {name: decoder.layout.gathered(model_leaves(decoder.config)[name], edge[name])}
+
+
+def _row_gates(own: Float[Array, "p L E"], gates: Float[Array, "P L E"], chunk: Rows) -> Array:
+    """Gates per row; for packed rows, per slot, without the last slot.
 
     `own` are the gates of this chunk's prompts, `gates` those of all prompts.
     """
     if chunk.text is None or chunk.positions is None or chunk.owner is None:
-        return jnp.repeat(own, chunk.tokens.shape[0] // own.shape[0], axis=0), None
+        return jnp.repeat(own, chunk.tokens.shape[0] // own.shape[0], axis=0)
     rows = jnp.take_along_axis(gates[chunk.owner], chunk.text[..., None, None], axis=1)
-    return jax.tree.map(lambda x: x[:, :-1], (rows, Branches(None, chunk.positions, chunk.text)))
+    return rows[:, :-1]

@@ -64,11 +64,13 @@ class Trainable(Protocol):
         result: name of the result's folder, inside the run's folder.
         frozen: the models whose weights it uses, "cloud" and "edge" or one of them. The cloud's
             tokenizer is always loaded, so that all methods train on the same batches.
+        settings: the dataclass of `ExperimentConfig.settings`; None if it has none of its own.
     """
 
     name: ClassVar[str]
     result: ClassVar[str]
     frozen: ClassVar[tuple[str, ...]]
+    settings: ClassVar[type | None] = None
 
     @classmethod
     def training(
@@ -88,6 +90,11 @@ class Trainable(Protocol):
         ...
 
     @classmethod
+    def edge_reads_prompt(cls, config: ExperimentConfig) -> bool:
+        """True if the edge reads the system prompt before each query, in training as later."""
+        return False
+
+    @classmethod
     def begin(
         cls, config: ExperimentConfig, models: Mapping[str, Model]
     ) -> tuple[Any, Any, str] | None:
@@ -101,6 +108,22 @@ class Trainable(Protocol):
                 "out."
             )
         return None
+
+
+def settings_of(method: type[Trainable], config: ExperimentConfig) -> Any:
+    """The method's own settings in `config`, or their defaults; None if it has none.
+
+    Raises ConfigError for the settings of another method.
+    """
+    kind, found = method.settings, config.settings
+    if found is None:
+        return None if kind is None else kind()
+    if kind is None or not isinstance(found, kind):
+        expected = "None" if kind is None else f"a {kind.__name__}"
+        raise ConfigError(
+            f"settings is a {type(found).__name__}; the method {method.name} expects {expected}."
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,23 @@ def test_shapes_are_few(cloud, edge):
     }
 
 
+def test_the_edge_reads_the_prompt_in_context(cloud, edge):
+    """Each query follows its system prompt; the prompt is cut before any question is."""
+    encoder = Encoder(_config(), cloud, edge, in_context=True)
+    group = GROUPS[0]
+    made = encoder.tokens(group)
+    assert made.queries == [
+        (encoder.turns.prompt(user, group.system), encoder.turns.answer(target))
+        for user, target in group.queries
+    ]
+    assert encoder.batch([made]).queries[0].loss_mask.sum() == sum(len(a) for _, a in made.queries)
+    tight = Encoder(_config(max_prompt_tokens=12), cloud, edge, in_context=True).tokens(group)
+    assert tight.truncated == 2  # the cloud's and the edge's
+    added = len(tight.queries[0][0]) - len(encoder.turns.prompt(group.queries[0][0]))
+    assert 0 < added <= 12
+    assert tight.queries[0][1] == made.queries[0][1]
+
+
 def test_room_for_the_template_is_needed(cloud, edge):
     with pytest.raises(ConfigError, match="max_query_tokens is 4; the template alone takes"):
         Encoder(_config(max_query_tokens=4), cloud, edge)

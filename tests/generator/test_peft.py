@@ -91,6 +91,25 @@ def check(base, folder):
     assert np.abs(ours - logits(load_model(base))).max() > 1e-2  # the adapter does something
 
 
+def test_vera(bases, tmp_path):
+    """Its projections come with the folder; without them, only torch could draw them."""
+    base = bases("qwen2")
+    torch.manual_seed(0)
+    modules = ["q_proj", "k_proj", "o_proj", "up_proj", "down_proj"]
+    config = peft.VeraConfig(task_type="CAUSAL_LM", r=6, target_modules=modules)
+    model: Any = peft.get_peft_model(torch_model(base), config)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "vera_lambda" in key:
+                value.normal_(0, 0.5)
+    model.save_pretrained(tmp_path / "vera")
+    check(base, tmp_path / "vera")
+    file = tmp_path / "vera" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"save_projection": False}))
+    with pytest.raises(WeightsError, match="save_projection is off"):
+        load_adapter(tmp_path / "vera", load_model(base))
+
+
 PATTERNS = {
     "rank_pattern": {
         "q_proj": 2,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lorage_jax import methods
 from lorage_jax.config import DataConfig, ExperimentConfig, OptimizerConfig, Source
 from lorage_jax.errors import ConfigError, TrainingError
 from lorage_jax.files.fingerprint import fingerprint_arrays
@@ -58,6 +59,7 @@ def test_the_registry_finds_every_file_of_the_folder():
     assert get_method("lora_gen") is LoraGen
     assert {"bare", "few_shot", "in_context", "lora", "lora_gen"} <= set(METHODS)
     assert all(name == method.name and method.what for name, method in METHODS.items())
+    assert methods.registry is METHODS
     with pytest.raises(ConfigError, match=r"no method 'nothing'; expected bare, "):
         get_method("nothing")
     with pytest.raises(ConfigError, match="two methods are called 'bare'"):
@@ -242,5 +244,7 @@ def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_
     assert np.abs(moved[mask]).max() > 1e-3
     with pytest.raises(ConfigError, match="bare has nothing to train; expected lora, lora_gen, on"):
         train(dataclasses.replace(config, method="bare"), progress=False)
+    with pytest.raises(ConfigError, match="settings is a DataConfig; the method one_expert"):
+        train(dataclasses.replace(config, settings=config.data), progress=False)
     with pytest.raises(ConfigError, match="one_expert cannot continue from a folder"):
         train(dataclasses.replace(half, out=str(tmp_path / "a"), init="some"), progress=False)

@@ -3,6 +3,7 @@
 from lorage_jax.data.templates.chat import ChatTemplate as ChatTemplate
 from lorage_jax.data.templates.chat import chosen_kind as chosen_kind
 from lorage_jax.data.templates.chat import has_chat_template as has_chat_template
+from lorage_jax.data.templates.fit import fit_context as fit_context
 from lorage_jax.data.templates.fit import fit_prompt as fit_prompt
 from lorage_jax.data.templates.fit import fit_query as fit_query
 from lorage_jax.data.templates.plain import PlainTemplate as PlainTemplate

@@ -14,21 +14,37 @@ def fit_prompt(template: Template, system: str, max_tokens: int) -> tuple[list[i
     return ids[:max_tokens], len(ids) > max_tokens
 
 
+def fit_context(template: Template, system: str, max_tokens: int) -> tuple[str, bool]:
+    """The start of a system prompt that adds at most `max_tokens` to a question of the edge.
+
+    Returns (text, whether it was cut).
+    """
+    bare, fitting = len(template.prompt("x")), system
+    while fitting:
+        added = len(template.prompt("x", fitting)) - bare
+        if added <= max_tokens:
+            break
+        fitting = fitting[: min(len(fitting) * max_tokens // added, len(fitting) - 1)]
+    return fitting, fitting != system
+
+
 def fit_query(
-    template: Template, user: str, target: str, max_tokens: int
+    template: Template, user: str, target: str, max_tokens: int, system: str | None = None
 ) -> tuple[list[int], list[int], bool]:
     """The edge's token ids of prompt and target, together at most `max_tokens`.
+
+    With `system`, the prompt begins with that system prompt.
 
     Excess is cut from the start of the user's text, keeping the template around it; if that is not
     enough, from the end of the target (with the end of its turn).
 
     Returns (prompt ids, target ids, whether any were cut).
     """
-    prompt, answer = template.prompt(user), template.answer(target)
+    prompt, answer = template.prompt(user, system), template.answer(target)
     excess = len(prompt) + len(answer) - max_tokens
     if excess <= 0:
         return prompt, answer, False
-    frame = template.prompt("x")
+    frame = template.prompt("x", system)
     head = _common(prompt, frame)
     tail = min(_common(prompt[::-1], frame[::-1]), len(prompt) - head, len(frame) - head)
     drop = min(excess, len(prompt) - head - tail)
