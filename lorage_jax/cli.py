@@ -5,6 +5,7 @@ A user error ends in one message and exit code 1, without a traceback.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -85,7 +86,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
         with _cleaning_up_on_sigterm():
-            _run(command.measurement if isinstance(command, bench.Bench) else command, words)
+            chosen = command.measurement if isinstance(command, bench.Bench) else command
+            _run(_at_home(chosen), words)
             sys.stdout.flush()
     except BrokenPipeError:  # `lorage ... | head`: the reader is gone, so write nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,6 +117,18 @@ def _run(command: Any, words: list[str]) -> None:
     write_file(path, text + "\n", overwrite=True)
     if hasattr(module, "finish"):
         module.finish(command)
+
+
+def _at_home(command: Any) -> Any:
+    """The command with `~` replaced in its paths, where the shell left it (`--out=~/runs`)."""
+    changes = {}
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if isinstance(value, Path):
+            changes[field.name] = value.expanduser()
+        elif isinstance(value, tuple) and value and all(isinstance(one, Path) for one in value):
+            changes[field.name] = tuple(one.expanduser() for one in value)
+    return dataclasses.replace(command, **changes)
 
 
 def _plain(args: list[str]) -> list[str]:

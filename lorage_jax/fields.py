@@ -7,6 +7,7 @@ import functools
 import numbers
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from lorage_jax.errors import ConfigError
@@ -33,6 +34,17 @@ def check_types(config: Any) -> None:
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         require(_fits(hint, value), f"{name} is {value!r}; expected {_expected(hint)}.")
+
+
+def at_home(path: str) -> str:
+    """A path, URL or name with `~` in front replaced by the home folder."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def expand_home(config: Any, *paths: str) -> None:
+    """Replaces `~` by the home folder in the paths of a frozen dataclass, as it is made."""
+    for name in paths:
+        object.__setattr__(config, name, at_home(getattr(config, name)))
 
 
 def _fits(hint: Any, value: Any) -> bool:

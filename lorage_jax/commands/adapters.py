@@ -23,10 +23,10 @@ def load_adapted(folder: Path, dtype: str, adapters: Sequence[str]) -> Model:
 def _parse(text: str) -> tuple[Path, float]:
     """`DIR` or `DIR=WEIGHT`; a folder may have = in its name."""
     path, equals, weight = text.rpartition("=")
-    if not equals or Path(text).is_dir():
+    if not equals or Path(text).expanduser().is_dir():
         path, weight = text, "1"
     try:
-        found = Path(path), float(weight)
+        found = Path(path).expanduser(), float(weight)
     except ValueError:
         raise ConfigError(
             f"--adapter is {text!r}; expected a folder, or a folder and a weight as in {path}=0.5."

@@ -15,6 +15,7 @@ from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.config import HeldOut
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
+from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
@@ -22,7 +23,7 @@ from lorage_jax.evaluate.arms import CONTROLS
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
-from lorage_jax.fields import from_dict
+from lorage_jax.fields import at_home, from_dict
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
@@ -43,7 +44,7 @@ ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 def run(options: Eval) -> dict[str, Any]:
     """Checks all inputs, then scores, prints and returns the result."""
-    asked = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    asked = [at_home(name.strip()) for name in options.tasks.split(",") if name.strip()]
     files = [name for name in asked if is_file(name)]
     names = [name for name in asked if name not in files]
     _check(options)
@@ -143,13 +144,18 @@ def _check(options: Eval) -> None:
 
 def _models(options: Eval) -> tuple[Model, Generator | None]:
     if options.model is not None:
-        return load_adapted(options.model, options.dtype, options.adapter), None
+        model = load_adapted(options.model, options.dtype, options.adapter)
+        check_tokenizer(model.tokenizer, options.model)
+        return model, None
     assert options.generator is not None, "checked before"
     values = read_values(options.generator)
     folder = options.edge or recorded_path(values, "edge", options.generator)
     check_identity(folder, values, "edge")  # before anything large is loaded
     generator = load_generator(options.generator, options.cloud)
-    return load_model(folder, options.dtype), generator
+    edge = load_model(folder, options.dtype)
+    for model in (edge, generator.cloud):
+        check_tokenizer(model.tokenizer, model.source)
+    return edge, generator
 
 
 def _tasks(
@@ -231,7 +237,7 @@ def _tool_sets(options: Eval) -> list[ToolSet]:
 
     A file is a set of its own: the benchmark's test files differ in whether the tools were seen.
     """
-    folder = None if options.data == "hub" else Path(options.data) / AGENT
+    folder = None if options.data == "hub" else Path(options.data).expanduser() / AGENT
     if folder is None or not folder.is_dir():
         return [_generated(split, options) for split in ("seen", "unseen")]
     files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))

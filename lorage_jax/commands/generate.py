@@ -55,4 +55,5 @@ def _answers(options: Generate, model: Model) -> bool:
 
     Any other continues the text.
     """
-    return is_merged(options.model) or isinstance(model.template, ChatTemplate)
+    ours = is_merged(options.model) or model.answers
+    return ours or isinstance(model.template, ChatTemplate)

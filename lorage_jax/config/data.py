@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, expand_home, require
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Source:
 
     def __post_init__(self):
         check_types(self)
+        expand_home(self, "path")
         require(
             self.skip_bad_rows >= 0,
             f"skip_bad_rows is {self.skip_bad_rows}; expected the number of rows that may be "

@@ -8,7 +8,7 @@ from typing import Literal
 from lorage_jax.config.data import Source
 from lorage_jax.config.model import ModelConfig
 from lorage_jax.config.training import MeshConfig, OptimizerConfig
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, expand_home, require
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_types(self)
+        expand_home(self, "out", "init")
         require(len(self.corpora) > 0, "corpora is empty; name at least one Corpus.")
         for name in ("steps", "tokenizer_documents", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lorage_jax.config.data import DataConfig
 from lorage_jax.config.generator import GeneratorConfig
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, expand_home, require
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check_types(self)
+        expand_home(self, "cloud", "edge", "out", "init")
         require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
         for name in ("save_every", "keep", "log_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")

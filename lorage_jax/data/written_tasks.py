@@ -82,7 +82,7 @@ def task_files(path: str | Path) -> list[Path]:
 
     Raises DataError if the folder holds none.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.name.endswith(ENDINGS))

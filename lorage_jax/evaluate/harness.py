@@ -23,6 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lorage_jax.buckets import bucket
+from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.host_settings import check_arguments, check_device, check_generation
 from lorage_jax.files.journal import Journal, request_key
@@ -84,6 +85,7 @@ class LorageLM(TemplateLM):
             tokenizer = load_tokenizer(Path(tokenizer).expanduser())
         if tokenizer is not None:
             model = model.replace(tokenizer=tokenizer)
+        check_tokenizer(model.tokenizer, model.source or "this model")
         self.tokenizer = model.tokenizer
         self.add_bos_token = add_bos_token
         self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
@@ -99,12 +101,29 @@ class LorageLM(TemplateLM):
         self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """The token in front of a continuation without context."""
+        """The token in front of a continuation without context: the tokenizer's bos, or eos.
+
+        Of a tokenizer without both, that of the config, with which `hf` has none. Raises
+        ConfigError if the config has none either.
+        """
+        config = self.model.config
+        known = (self._first, config.bos_id, *config.eos_ids)
+        found = [token for token in known if token is not None]
+        if not found:
+            raise ConfigError(
+                "neither tokenizer nor config.json has a bos or eos token, to stand for an empty "
+                "context; pass prefix_token_id=."
+            )
+        return found[0]
+
+    @property
+    def _first(self) -> int | None:
+        """The prefix token by `hf`'s rule: as given, or the tokenizer's bos, or its eos."""
         if self._prefix is not None:
             return self._prefix
         bos = self.tokenizer.bos_token_id
@@ -140,7 +159,7 @@ class LorageLM(TemplateLM):
         added = self.add_bos_token if add_special_tokens is None else add_special_tokens
         if added is not None:
             options["add_special_tokens"] = added
-        first = self.prefix_token_id
+        first = self._first
         known = add_special_tokens is None and first is not None
         if known and string.startswith(self.tokenizer.decode(first)):
             options = {"add_special_tokens": False}
@@ -253,7 +272,7 @@ class LorageLM(TemplateLM):
         until = tuple(filter(None, handle_stop_sequences(list(values["until"]), eos=eos)))
         limit = values["max_gen_toks"]
         room = self.room(settings)
-        ids = self.tok_encode(context)
+        ids = self.tok_encode(context) or [self.prefix_token_id]
         self._count(min(len(ids), room), len(ids) > room)
         return ids[-room:], until, limit, penalty
 

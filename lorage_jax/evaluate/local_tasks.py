@@ -111,7 +111,7 @@ class TaskData:
     """
 
     def __init__(self, source: str, written: WrittenTasks | None = None):
-        self.folder = None if source == "hub" else Path(source)
+        self.folder = None if source == "hub" else Path(source).expanduser()
         self.written = {} if written is None else written.tasks
         self.fingerprints: dict[str, dict[str, str]] = {} if written is None else {**written.files}
         self._read: dict[tuple[str, bool], Any] = {}

@@ -16,11 +16,15 @@ from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import Card
+from lorage_jax.generator.merge import trained_template
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.hf import tables
+from lorage_jax.hf.arithmetic import arithmetic
+from lorage_jax.hf.export import write_template
 from lorage_jax.hf.multimodal import module_name
 from lorage_jax.hf.peft import CONFIG, TENSORS
 from lorage_jax.hf.peft_weights import PREFIX
+from lorage_jax.hf.tokenizer import save_tokenizer
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -37,6 +41,8 @@ def export_adapter(
     base_name: str | None = None,
 ) -> None:
     """Writes the assembled LoRA of `card` as a PEFT folder of `edge`, factors in float32.
+
+    The tokenizer is beside it, with the chat template of the trained turns.
 
     `base_name`: what the folder calls its base model; by default `portable_name` of the edge's.
     Rank R, or K * R when the experts' products are summed; N times that in a module that fuses N
@@ -60,12 +66,18 @@ def export_adapter(
             tensors[f"{stem}.lora_B.weight"] = np.asarray(block_diag(*up))
     with new_folder(out_dir, overwrite=overwrite) as folder:
         save(folder / TENSORS, tensors, {"format": "pt"})
+        if (template := trained_template(edge, card)) is not None:
+            save_tokenizer(edge.tokenizer, folder)
+            write_template(template, folder)
         config = json.dumps(peft_config(pool, edge, rank, base_name), indent=2) + "\n"
         (folder / CONFIG).write_text(config, "utf-8")
         values = {
             "format": FORMAT,
             "generator": pool.generator,
-            "base": {"fingerprint": edge.fingerprint},
+            "base": {
+                "fingerprint": edge.fingerprint,
+                "arithmetic": arithmetic(edge.config),
+            },
             **card.template.to_dict(),
             "card": card.to_dict(),
         }

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import TemplateKind
+from lorage_jax.data.templates import Template, TemplateKind, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
+from lorage_jax.hf.arithmetic import different_arithmetic
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -29,8 +29,6 @@ CARD = Kind(
     "a card file, or a folder that lorage_jax exported",
     {"generator": str, "edge": str, "layers": int, "experts": int, "gates": list, "about": dict},
 )
-# Fields of a config that change no logits of given ids; the head is part of the weights.
-NO_ARITHMETIC = {"bos_id", "eos_ids", "pad_id", "max_positions", "tied_head"}
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 COLLAPSED = 0.9  # a layer whose router gives one expert more than this share has collapsed
 
@@ -46,7 +44,9 @@ class Card:
         about: further facts for people, such as the hash of the prompt.
         pool: the experts, on a card fresh from `specialize`, so that `forward` and `generate` need
             no other; a file does not hold it.
-        edge_config: the edge's config at training, on such a card.
+        edge_arithmetic: the edge's `hf.arithmetic`; None on cards of earlier versions.
+        chat_template: the text of the edge's chat template at training, on a card fresh from
+            `specialize`, if there was one.
     """
 
     gates: np.ndarray
@@ -54,23 +54,38 @@ class Card:
     edge: str
     about: dict[str, Any] = field(default_factory=dict)
     pool: Pool | None = field(default=None, repr=False)
-    edge_config: ModelConfig | None = field(default=None, repr=False)
+    edge_arithmetic: dict[str, Any] | None = field(default=None, repr=False)
+    chat_template: str | None = field(default=None, repr=False)
 
     @property
     def template(self) -> TemplateKind:
         """The turns that the edge was trained in. Raises WeightsError if they are unknown."""
         try:
-            return TemplateKind.of(self.about)
+            kind = TemplateKind.of(self.about)
         except DataError as error:
             raise WeightsError(f"this card cannot be used: {error}") from None
+        return dataclasses.replace(kind, source=self.chat_template)
+
+    def turns(self, edge: Model) -> Template:
+        """The turns in which `edge` answers under this card.
+
+        Raises WeightsError if its tokenizer gives other ids for them than in training, and for an
+        edge without a tokenizer.
+        """
+        kind = self.template
+        template = kind.on(edge.tokenizer)
+        notice_change(kind.source, edge.tokenizer, edge.source)
+        check_turns(self.about.get("turns"), template, edge)
+        return template
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON. Raises OutputError if the file exists, unless `overwrite`."""
-        if Path(path).is_dir():
+        path = Path(path).expanduser()
+        if path.is_dir():
             raise OutputError(
                 f"{path} is a folder; expected the name of a card file, such as card.json."
             )
-        write_file(Path(path), json.dumps(self.to_dict()) + "\n", overwrite=overwrite)
+        write_file(path, json.dumps(self.to_dict()) + "\n", overwrite=overwrite)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; each layer lists the [expert, gate] pairs of its open gates, exactly."""
@@ -84,6 +99,7 @@ class Card:
             "format": FORMAT,
             "generator": self.generator,
             "edge": self.edge,
+            **({} if self.edge_arithmetic is None else {"edge_arithmetic": self.edge_arithmetic}),
             "layers": gates.shape[0],
             "experts": gates.shape[1],
             "gates": rows,
@@ -91,7 +107,16 @@ class Card:
         }
 
     def check(self, edge: Model, pool: Pool) -> None:
-        """Raises WeightsError unless this card was made by `pool`'s generator for `edge`."""
+        """Raises WeightsError unless this card was made by `pool`'s generator for `edge`.
+
+        Nor may anything be merged into the edge already.
+        """
+        if edge.card is not None or edge.loras:
+            raise WeightsError(
+                "this model already has an adapter merged; a card goes with the base edge. Load "
+                "the base, or merge the adapter of the card as a PEFT folder (export_adapter) "
+                "together with the other one."
+            )
         if self.generator != pool.generator:
             raise WeightsError(
                 f"this card was made by generator {_short(self.generator)}, not by "
@@ -103,26 +128,31 @@ class Card:
                 f"{_short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
                 "specialise with a generator of this edge."
             )
-        if self.edge_config is not None:
-            different = different_arithmetic(self.edge_config, edge.config)
-            if different:
-                raise WeightsError(
-                    f"{edge.source} has the weights of the edge this card is for, but its "
-                    f"config.json is another:\n{bullets(different)}"
-                )
+        check_arithmetic(self.edge_arithmetic, edge, "this card")
         want = (edge.config.layers, pool.count)
         if self.gates.shape != want:
             raise WeightsError(f"this card has gates {self.gates.shape}; expected {want}.")
 
 
-def different_arithmetic(expected: ModelConfig, found: ModelConfig) -> list[str]:
-    """Describes the fields in which two configs give other logits for the same weights."""
-    return [
-        f"{one.name} is {getattr(found, one.name)!r}; the generator was trained with "
-        f"{getattr(expected, one.name)!r}"
-        for one in dataclasses.fields(ModelConfig)
-        if one.name not in NO_ARITHMETIC and getattr(found, one.name) != getattr(expected, one.name)
-    ]
+def check_arithmetic(recorded: Any, edge: Model, what: str) -> None:
+    """Raises WeightsError unless the edge has the arithmetic that `what` recorded, if it did."""
+    if not isinstance(recorded, dict):
+        return
+    if different := different_arithmetic(recorded, edge.config):
+        raise WeightsError(
+            f"{edge.source} has the weights of the edge that {what} is for, but its config.json is "
+            f"another:\n{bullets(different)}"
+        )
+
+
+def check_turns(recorded: Any, template: Template, edge: Model) -> None:
+    """Raises WeightsError unless the edge's turns have the `digest` that training recorded."""
+    if isinstance(recorded, str) and template.digest() != recorded:
+        raise WeightsError(
+            f"{edge.source or 'the edge'} has another tokenizer or chat template than in training: "
+            "a question and its answer have other token ids. Put back the tokenizer files "
+            "(chat_template.jinja, too) that the edge was trained with."
+        )
 
 
 def _short(fingerprint: str) -> str:
@@ -172,4 +202,9 @@ def card_from_dict(values: Any, where: str) -> Card:
             raise ValueError("gates are not finite")
     except (IndexError, TypeError, ValueError) as error:
         raise WeightsError(f"{where} is a damaged card: {error}.") from None
-    return Card(gates, values["generator"], values["edge"], values["about"])
+    arithmetic = values.get("edge_arithmetic")
+    if not isinstance(arithmetic, dict | None):
+        raise WeightsError(f"{where} is a damaged card: edge_arithmetic is {arithmetic!r:.80}.")
+    return Card(
+        gates, values["generator"], values["edge"], values["about"], edge_arithmetic=arithmetic
+    )

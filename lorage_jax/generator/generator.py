@@ -6,10 +6,11 @@ BatchNorm's running statistics, which training moves but no gradient does.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -22,14 +23,15 @@ from jaxtyping import Array, Float
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Rows
-from lorage_jax.data.templates import NEWEST, Template, TemplateKind
+from lorage_jax.data.templates import NEWEST, Template, TemplateKind, notice_change
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
-from lorage_jax.generator.card import Card
+from lorage_jax.generator.card import Card, check_turns
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import initialise
@@ -50,6 +52,9 @@ class Generator:
     source: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)  # how it was trained
     template: TemplateKind = NEWEST  # the turns it was trained in
+    # Of the chat template: its text for the cloud and the edge, at training, by role.
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    turns: str | None = None  # `Template.digest` of the edge's turns, at training
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -67,11 +72,21 @@ class Generator:
     @functools.cached_property
     def reads(self) -> Template:
         """How the cloud reads a system prompt."""
-        return self.template.on(self.cloud.tokenizer)
+        return self._kind("cloud").on(self.cloud.tokenizer)
 
     def speaking(self, edge: Model) -> Model:
-        """The edge with the turns of this generator's training, whatever else it knows."""
-        return edge.replace(template=self.template.on(edge.tokenizer))
+        """The edge with the turns of this generator's training, whatever else it knows.
+
+        Raises WeightsError if the edge's tokenizer gives other ids for them than in training.
+        """
+        kind = self._kind("edge")
+        template = kind.on(edge.tokenizer)
+        notice_change(kind.source, edge.tokenizer, edge.source)
+        check_turns(self.turns, template, edge)
+        return edge.replace(template=template)
+
+    def _kind(self, role: str) -> TemplateKind:
+        return dataclasses.replace(self.template, source=self.chat_templates.get(role))
 
     @functools.cached_property
     def pool(self) -> Pool:
@@ -187,11 +202,13 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
             generator=generator.fingerprint,
             edge=generator.edge_fingerprint,
             pool=generator.pool,
-            edge_config=generator.edge,
+            edge_arithmetic=arithmetic(generator.edge),
+            chat_template=generator.chat_templates.get("edge"),
             about={
                 "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
                 "cloud_tokens": len(row),
                 **generator.template.to_dict(),
+                **({} if generator.turns is None else {"turns": generator.turns}),
             },
         )
         for g, p, row in zip(np.asarray(gates), prompts, rows, strict=True)

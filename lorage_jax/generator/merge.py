@@ -64,7 +64,7 @@ def merge(
 
 def trained_template(edge: Model, card: Card) -> Any:
     """The turns in which a card's edge answers; None if the edge has no tokenizer."""
-    return None if edge.tokenizer is None else card.template.on(edge.tokenizer)
+    return None if edge.tokenizer is None else card.turns(edge)
 
 
 def merge_with_report(

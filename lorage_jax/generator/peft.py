@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.data.templates import NEWEST, Template, TemplateKind
+from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.files.manifest import stored
+from lorage_jax.generator.card import check_arithmetic
 from lorage_jax.generator.merge import exact_sum
 from lorage_jax.hf.peft_weights import Lora, Update, read_lora
+from lorage_jax.hf.tokenizer import stored_chat_template
 from lorage_jax.models.leaves import Leaf, model_leaves
 from lorage_jax.models.model import MergedLora, Model
+
+_log = logging.getLogger(__name__)
 
 
 def load_adapter(
@@ -30,7 +36,8 @@ def load_adapter(
 
     Linear layers of any kind may have a LoRA or DoRA, each with its own rank and alpha, or a VeRA
     whose folder holds its projections. The updates are summed in float32 and cast once. An adapter
-    on a head that is tied to the embeddings unties it: the embeddings stay.
+    on a head that is tied to the embeddings unties it: the embeddings stay. A chat template in the
+    folder, or the turns that our own adapter records, become those of the model.
 
     Args:
         folder: one folder, or several, merged one after the other as PEFT merges several active
@@ -60,7 +67,9 @@ def load_adapter(
     for one, lora, factor in zip(folders, loras, factors, strict=True):
         if factor != 1.0 and any(update.magnitude is not None for update in lora.updates):
             raise ConfigError(f"{one} is a DoRA, which has no weight but 1; got {factor}.")
-    return merge_loras(edge, loras, factors)
+    merged = merge_loras(edge, loras, factors)
+    answers = any(own_turns(one) is not None for one in folders)
+    return merged.replace(template=_template(folders, edge), answers=answers or edge.answers)
 
 
 def merge_loras(edge: Model, loras: Sequence[Lora], factors: Sequence[float]) -> Model:
@@ -91,6 +100,48 @@ def _check_base(folder: Path, edge: Model) -> None:
             f"{edge.fingerprint[:19]}... ({edge.source}{other}). Load the edge that it was made "
             "for."
         )
+    if isinstance(base, dict):
+        check_arithmetic(base.get("arithmetic"), edge, str(folder))
+
+
+def own_turns(folder: Path) -> TemplateKind | None:
+    """The turns that an adapter of ours was trained in; None for an adapter of others.
+
+    Raises WeightsError for turns that this version does not know.
+    """
+    values = stored(folder)
+    if "templates" not in values:
+        return None
+    try:
+        return TemplateKind.of(values)
+    except DataError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+
+
+def _template(folders: Sequence[Path], edge: Model) -> Template | None:
+    """The turns of the adapters, where they have some and agree; else those of the edge."""
+    if edge.tokenizer is None:
+        return edge.template
+    found = {one.identity(): one for one in (_brought(folder, edge) for folder in folders) if one}
+    if len(found) > 1:
+        _log.warning(
+            "The adapters %s were trained in different turns; the model answers in its own.",
+            ", ".join(map(str, folders)),
+        )
+    return next(iter(found.values())) if len(found) == 1 else edge.template
+
+
+def _brought(folder: Path, edge: Model) -> Template | None:
+    """The turns that an adapter brings along: ours, or the chat template in its folder."""
+    kind, text = own_turns(folder), stored_chat_template(folder)
+    if kind is None and text is None:
+        return None
+    if kind is None or kind.name == "chat":
+        kind = TemplateKind("chat", NEWEST.version if kind is None else kind.version, text)
+    try:
+        return kind.on(edge.tokenizer)
+    except DataError as error:
+        raise WeightsError(f"{folder}: {error}") from None
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.data.templates import TemplateKind
+from lorage_jax.data.templates import TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
@@ -24,9 +24,9 @@ from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
-from lorage_jax.generator.card import different_arithmetic
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import from_values, to_values
 from lorage_jax.hf.load import load_model
@@ -53,8 +53,10 @@ GENERATOR = Kind(
         "edge.config": dict,
     },
 )
-PATHS: dict[str, type] = {  # optional
-    f"{role}.{name}": str for role in ("cloud", "edge") for name in ("relative", "path")
+OPTIONAL: dict[str, type] = {
+    f"{role}.{name}": str
+    for role in ("cloud", "edge")
+    for name in ("relative", "path", "chat_template", "turns")
 }
 
 
@@ -68,7 +70,7 @@ def save_generator(
 
     Raises OutputError if the folder exists, unless `overwrite` and lorage_jax wrote it.
     """
-    target = Path(folder)
+    target = Path(folder).expanduser()
     if dtype not in DTYPES:
         raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     stored = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), generator.trained)
@@ -87,15 +89,24 @@ def save_generator(
                 **_paths(generator.cloud.source, target),
                 "fingerprint": generator.cloud.fingerprint,
                 "config": to_values(generator.cloud.config),
+                **_turns(generator, "cloud"),
             },
             "edge": {
                 **_paths(generator.edge_source, target),
                 "fingerprint": generator.edge_fingerprint,
                 "config": to_values(generator.edge),
+                **_turns(generator, "edge"),
             },
             "about": generator.about,
         }
         write_manifest(temporary, values)
+
+
+def _turns(generator: Generator, role: str) -> dict[str, str]:
+    text = generator.chat_templates.get(role)
+    digest = generator.turns if role == "edge" else None
+    found = {"chat_template": text, "turns": digest}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _paths(source: Path | None, target: Path) -> dict[str, str]:
@@ -111,7 +122,7 @@ def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder. Raises WeightsError."""
     folder = generator_folder(Path(folder).expanduser())
     values = GENERATOR.read(folder)
-    recorded = {name: kind for name, kind in PATHS.items() if _has(values, name)}
+    recorded = {name: kind for name, kind in OPTIONAL.items() if _has(values, name)}
     check_fields(folder, values, recorded)
     return values
 
@@ -125,6 +136,14 @@ def _template(folder: Path, values: dict[str, Any]) -> TemplateKind:
         ) from None
 
 
+def _chat_templates(values: dict[str, Any]) -> dict[str, str]:
+    return {
+        role: values[role]["chat_template"]
+        for role in ("cloud", "edge")
+        if "chat_template" in values[role]
+    }
+
+
 def _has(values: dict[str, Any], name: str) -> bool:
     role, inside = name.split(".")
     return inside in values[role]
@@ -132,7 +151,7 @@ def _has(values: dict[str, Any], name: str) -> bool:
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     """The recorded folder of the `cloud` or `edge`. Raises WeightsError if it is not there."""
-    entry, folder = values[role], generator_folder(folder)
+    entry, folder = values[role], generator_folder(Path(folder).expanduser())
     near = folder / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
     for path in (near, far):
@@ -167,7 +186,7 @@ def _check_arithmetic(
         expected = from_values(recorded)
     except ConfigError:
         return  # a damaged record, which loading reports
-    different = different_arithmetic(expected, found)
+    different = different_arithmetic(arithmetic(expected), found)
     if different:
         where = source.source if isinstance(source, Model) else source
         raise WeightsError(
@@ -227,7 +246,10 @@ def load_generator(
         source=folder,
         about=values["about"],
         template=template,
+        chat_templates=_chat_templates(values),
+        turns=values["edge"].get("turns"),
     )
+    notice_change(generator.chat_templates.get("cloud"), model.tokenizer, model.source)
     if values["fingerprint"] != generator.fingerprint:
         raise WeightsError(
             f"{folder}: {TENSORS} is not what lorage.json describes; the folder was changed."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,30 @@ def tokenizer_or_none(folder: Path) -> Any:
         if _has_files(folder) or "makes up" in str(error):
             raise
         return None
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes the tokenizer's files, for a folder without a config.json, too."""
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text("utf-8"))
+    for name in ("name_or_path", "is_local", "local_files_only"):  # of this machine
+        values.pop(name, None)
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def stored_chat_template(folder: Path) -> str | None:
+    """The chat template among a folder's tokenizer files; None if there is none."""
+    try:
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    except (OSError, ValueError):
+        pass
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        found = values.get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _has_files(folder: Path) -> bool:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorage_jax.data.templates import Message, Template, is_messages, question
+from lorage_jax.data.templates import (
+    Message,
+    Template,
+    check_tokenizer,
+    is_messages,
+    question,
+)
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.generator.card import Card
 from lorage_jax.infer.defaults import default_penalty
@@ -49,7 +55,8 @@ def chat(
         stream: called as stream(row, piece) whenever more text is final.
 
     Raises DataError for messages without a role or a text, and ConfigError for an invalid
-    parameter, a model without a tokenizer, or a length beyond the model's context.
+    parameter, or a length beyond the model's context, and WeightsError for a model without a
+    tokenizer.
     """
     template = chat_template(model, gates)
     one = isinstance(messages, str) or is_messages(messages)
@@ -82,15 +89,14 @@ def chat(
 def chat_template(model: Model, gates: Gates | None = None) -> Template:
     """The template in which a model answers: that of its cards, if there are any, else its own.
 
-    Raises ConfigError if there is none, or if the cards have different ones.
+    Raises WeightsError if there is none, and ConfigError if the cards have different ones.
     """
-    if model.template is None:
-        raise ConfigError("this model has no tokenizer, so it cannot chat.")
+    check_tokenizer(model.tokenizer, model.source or "this model")
     given = gates if isinstance(gates, Sequence) else [gates]
-    kinds = {card.template for card in given if isinstance(card, Card)}
-    if len(kinds) > 1:
+    cards = [card for card in given if isinstance(card, Card)]
+    if len({card.template for card in cards}) > 1:
         raise ConfigError("the cards were trained in different turns; ask with each by itself.")
-    return kinds.pop().on(model.tokenizer) if kinds else model.template
+    return cards[0].turns(model) if cards else model.template
 
 
 def chat_ids(template: Template, messages: Any) -> list[int]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import Message, encode_marked, is_messages
+from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, is_messages
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.defaults import default_penalty
 from lorage_jax.infer.gates import Gates, row_gates
@@ -69,12 +69,13 @@ def generate(
     gates: Gates | None = None,
     pool: Pool | None = None,
     stream: Callable[[int, str], Any] | None = None,
-) -> str | list[str]:
+) -> str | list[str] | list[int] | list[list[int]]:
     """Generates the continuation of one prompt or of several, without the prompt itself.
 
     A continuation ends at an eos token, before the first stop string, or after `max_new_tokens`.
     A text is read as `tokenizer(text)` reads it, special tokens included, so it may be a rendered
-    chat template; for text of others, use `infer.chat.chat`, or messages.
+    chat template; for text of others, use `infer.chat.chat`, or messages. A model without a
+    tokenizer takes and returns token ids.
 
     Args:
         prompts: one prompt, or a sequence of them; the result has the same form. A prompt is a
@@ -89,7 +90,7 @@ def generate(
             joined, are its result.
 
     Raises DataError for an empty prompt and ConfigError for an invalid parameter or for a length
-    beyond the model's context.
+    beyond the model's context; WeightsError for text or stop strings without a tokenizer.
     """
     one = _is_one(prompts)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -97,17 +98,17 @@ def generate(
         drawn["repetition_penalty"] = default_penalty(model)
     each: Any = [prompts] if one else prompts
     rows = prompt_rows(model, list(each))
-    results = continue_rows(
-        model,
-        rows,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling_of(sampling, **drawn),
-        stop=stop,
-        gates=gates,
-        pool=pool,
-        stream=stream,
-    )
-    return results[0] if one else results
+    how: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling_of(sampling, **drawn),
+        "gates": gates,
+        "pool": pool,
+    }
+    if model.tokenizer is None and not stop and stream is None:
+        ids = generate_tokens(model, rows, **how)
+        return ids[0] if one else ids
+    texts = continue_rows(model, rows, stop=stop, stream=stream, **how)
+    return texts[0] if one else texts
 
 
 def continue_rows(
@@ -123,6 +124,7 @@ def continue_rows(
     ends: Iterable[int] = (),
 ) -> list[str]:
     """`generate` on rows of token ids, of which `ends` end a continuation, too."""
+    check_tokenizer(model.tokenizer, model.source or "this model")
     found, stops = stop_ids(model.tokenizer, stop_strings(stop))
     growing = None
     if stops or stream is not None:
@@ -322,10 +324,10 @@ def _row(model: Model, prompt: Any, index: int) -> list[int]:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"prompt {index} is empty; expected text to continue.")
+        check_tokenizer(model.tokenizer, model.source or "this model")
         return encode_marked(model.tokenizer, prompt)
     if is_messages(prompt):
-        if model.template is None:
-            raise DataError("this model has no tokenizer, so it cannot read messages.")
+        check_tokenizer(model.tokenizer, model.source or "this model")
         return model.template.ids(prompt)
     try:
         if _is_ids(prompt):

@@ -30,8 +30,6 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def stop_ids(tokenizer: Any, stops: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """The ids of stop strings that are special tokens, and the other stop strings."""
-    if tokenizer is None:
-        return [], tuple(stops)
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     found = [special[one] for one in stops if one in special]
     return found, tuple(one for one in stops if one not in special)

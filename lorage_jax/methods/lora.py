@@ -29,12 +29,16 @@ from lorage_jax.files.manifest import Kind, stored, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator import loras
+from lorage_jax.generator.card import check_arithmetic
 from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.lora_folder import check_form, write_lora, write_vera
 from lorage_jax.generator.loras import Form, Linear, Updates
 from lorage_jax.generator.peft import merge_loras
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.hf import peft_weights
+from lorage_jax.hf.arithmetic import arithmetic
+from lorage_jax.hf.export import write_template
+from lorage_jax.hf.tokenizer import save_tokenizer
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import initialise
@@ -243,9 +247,15 @@ def save_lora(
             updates = loras.without_expert_axis(trained)
             dora = shape.form == "dora"
             write_lora(temporary, edge, updates, shape.rank, shape.alpha, dora=dora)
+        if edge.template is not None:
+            save_tokenizer(edge.tokenizer, temporary)
+            write_template(edge.template, temporary)
         values = {
             "format": LORA.format,
-            "base": {"fingerprint": edge.fingerprint},
+            "base": {
+                "fingerprint": edge.fingerprint,
+                "arithmetic": arithmetic(edge.config),
+            },
             **({} if edge.template is None else edge.template.kind.to_dict()),
             **facts,
         }
@@ -272,7 +282,7 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[peft_weights.Lora, dict[
 
     Raises WeightsError if it was trained for another edge or the folder is damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     first = stored(folder).get("format") == FIRST.format
     values = (FIRST if first else LORA).read(folder)
     trained_for = values["edge"] if first else values["base"]["fingerprint"]
@@ -281,6 +291,7 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[peft_weights.Lora, dict[
             f"{folder} was trained for the edge model {trained_for[:19]}..., not for "
             f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
         )
+    check_arithmetic(None if first else values["base"].get("arithmetic"), edge, str(folder))
     read = _read_first(folder, values, edge) if first else peft_weights.read_lora(folder, edge)
     return read, values
 

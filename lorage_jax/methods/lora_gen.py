@@ -116,8 +116,8 @@ def journaled_cards(
             journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
             advance(len(batch))
     cards = {key: card_from_dict(journal.get(key), "the journal's card") for key in set(keys)}
-    pool = generator.pool
-    return [dataclasses.replace(cards[key], pool=pool) for key in keys]
+    kept = {"pool": generator.pool, "chat_template": generator.chat_templates.get("edge")}
+    return [dataclasses.replace(cards[key], **kept) for key in keys]
 
 
 def fit_cloud(generator: Generator, prompt: str) -> tuple[str, bool]:

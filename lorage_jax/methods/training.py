@@ -16,9 +16,10 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
-from lorage_jax.data.templates import TemplateKind
+from lorage_jax.data.templates import ChatTemplate, TemplateKind
 from lorage_jax.errors import ConfigError, joined
-from lorage_jax.fields import to_dict
+from lorage_jax.fields import at_home, to_dict
+from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
@@ -81,7 +82,7 @@ def train(
             devices, the models do not fit the config, or `init` is of another kind.
     """
     method = _chosen(config)
-    began, out = time.time(), Path(config.out)
+    began, out, checkpoints = time.time(), Path(config.out), checkpoints and at_home(checkpoints)
     reads_prompts = "cloud" in method.frozen
     with distributed.together():
         layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reads_prompts)))
@@ -190,7 +191,7 @@ def _data(
 
 
 def _tokenizer(config: ExperimentConfig, models: Mapping[str, Model], name: str) -> Any:
-    if name in models:
+    if name in models and models[name].tokenizer is not None:
         return models[name].tokenizer
     return load_tokenizer(Path(getattr(config, name)))
 
@@ -211,6 +212,12 @@ def _resolved(
         **values,
         "method": RECORDED.get(method.name, method.name),
         **{f"{name}_weights": model.fingerprint for name, model in models.items()},
+        **{f"{name}_arithmetic": arithmetic(model.config) for name, model in models.items()},
+        **{
+            f"{name}_chat_template": model.template.identity()
+            for name, model in models.items()
+            if isinstance(model.template, ChatTemplate)
+        },
         "data_contents": data_fingerprint(config.data.sources),
         **({} if begun is None else {"init_weights": begun[2]}),
     }

@@ -58,6 +58,8 @@ class Model:
         identity: the base's fingerprint, if known; otherwise it is computed from the weights.
         template: the turns it reads and writes (`data.templates.Template`): those of its
             specialisation, else its own chat template, else plain ones; None without a tokenizer.
+        answers: True if an adapter was trained on these turns: the model answers in them, whereas
+            one that only has plain turns would rather continue a text.
     """
 
     config: ModelConfig
@@ -68,6 +70,7 @@ class Model:
     loras: tuple[MergedLora, ...] = ()
     identity: str | None = None
     template: Any = None
+    answers: bool = False
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some fields changed."""
@@ -80,10 +83,14 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the weights before a card was merged: the base's, with that of `loras`."""
-        if not self.loras:
+        """Identity of the weights: the base's, with that of everything merged into it."""
+        merged = [lora.digest for lora in self.loras]
+        if self.card is not None:
+            gates = hashlib.sha256(np.asarray(self.card.gates, np.float32).tobytes()).hexdigest()
+            merged.append(f"{self.card.generator} {gates}")
+        if not merged:
             return self.base_fingerprint
-        parts = [self.base_fingerprint, *(lora.digest for lora in self.loras)]
+        parts = [self.base_fingerprint, *merged]
         return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @functools.cached_property

@@ -34,6 +34,8 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pa
 
 ABSENT = "(absent)"
 NONE = "null"
+# Not in the checkpoints of earlier versions.
+LATER = ("cloud_arithmetic", "edge_arithmetic", "cloud_chat_template", "edge_chat_template")
 CHANGED = " If the data were changed on purpose: --resume-data changed."
 DISK = "Check the disk and its permissions."
 
@@ -248,8 +250,9 @@ class Checkpoints:
         )
 
     def _check_config(self, step: int, config: dict[str, Any], ignore: Iterable[str]) -> None:
-        saved, given = _fields(self.config(step)), _fields(_json(config))
-        ignored = tuple(ignore)
+        before = self.config(step)
+        saved, given = _fields(before), _fields(_json(config))
+        ignored = (*ignore, *(name for name in LATER if name not in before))
         lines = [
             f"{name}: saved {saved.get(name, ABSENT)}, now {given.get(name, ABSENT)}"
             for name in sorted(saved.keys() | given.keys())

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
-from lorage_jax.data.templates import TemplateKind
-from lorage_jax.errors import ConfigError
+from lorage_jax.data.templates import ChatTemplate, TemplateKind, is_changed
+from lorage_jax.errors import ConfigError, bullets
 from lorage_jax.fields import to_dict
 from lorage_jax.generator.generator import (
     Generator,
@@ -26,6 +26,7 @@ from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.generator.pool import make_pool
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.generator.store import load_generator, read_values, save_generator
+from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -104,6 +105,12 @@ def finished_generator(
         statistics=statistics,
         edge_source=edge.source,
         template=TemplateKind() if edge.template is None else edge.template.kind,
+        chat_templates={
+            role: model.template.source
+            for role, model in models.items()
+            if isinstance(model.template, ChatTemplate)
+        },
+        turns=None if edge.template is None else edge.template.digest(),
         about={
             "steps": config.steps,
             "seed": config.seed,
@@ -139,6 +146,17 @@ def begun_generator(
             f"init is {config.init}, a generator for another edge (weights "
             f"{begun.edge_fingerprint[:19]}..., here {edge.fingerprint[:19]}...). Train on its "
             "edge, or begin without init."
+        )
+    if different := different_arithmetic(arithmetic(begun.edge), edge.config):
+        raise ConfigError(
+            f"init is {config.init}, a generator for an edge of these weights with another "
+            f"config.json:\n{bullets(different)}"
+        )
+    changed = [r for r, m in models.items() if is_changed(begun.chat_templates.get(r), m.tokenizer)]
+    if changed:
+        raise ConfigError(
+            f"init is {config.init}, a generator that was trained with another chat template of "
+            f"the {' and the '.join(changed)}. Put back the chat_template.jinja of its training."
         )
     found, wanted = to_dict(begun.config), to_dict(config.generator)
     other = [

@@ -46,7 +46,7 @@ def damaged_model(folder, how):
         ("garbage", "corrupt"),
         ("shape", r"model\.norm\.weight has shape \(7,\); config says \(32,\)"),
         ("integers", "is I32; expected floating"),
-        ("no tokenizer", "no usable tokenizer"),
+        ("no tokenizer", "has no tokenizer files"),
         ("deep", "cannot be read as JSON"),
         ({"model_type": "mamba"}, r"'mamba'.*supported are .*\bllama\b"),
         ({"model_type": ["llama"]}, r"\['llama'\].*supported are .*\bllama\b"),

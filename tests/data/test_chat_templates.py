@@ -1,6 +1,8 @@
 """Chat templates: transformers' renderings and tokens, without the default system message."""
 
 import copy
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from lorage_jax.data.templates import (
     chosen_kind,
     question,
 )
+from lorage_jax.data.tokenizer import add_own_bos
 from lorage_jax.errors import DataError
 from tests.tiny import byte_tokenizer
 
@@ -230,3 +233,50 @@ def test_the_plain_template_in_jinja(name, version, shared):
         text = exported.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert text.endswith(template.text(chat))
         assert exported.encode(text, add_special_tokens=False) == template.ids(chat)
+
+
+LIKE_LLAMA = {  # name: (fields of tokenizer_config.json, how the bos is written)
+    "like-llama": ({"tokenizer_class": "LlamaTokenizer"}, "<s> "),
+    "like-llama-new": ({"tokenizer_class": "LlamaTokenizer", "legacy": False}, "<s> "),
+    "like-llama-legacy": ({"tokenizer_class": "LlamaTokenizer", "legacy": True}, "<s>"),
+    "stories": ({}, "<s>"),
+}
+
+
+@pytest.fixture(params=[*LIKE_LLAMA, "gemma", "gpt2", "qwen2", "llama2"])
+def variant(request, shared, tmp_path):
+    """(name, tokenizer): what families do about a bos, and about a space in front of a text."""
+    if request.param in LIKE_LLAMA:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(shared / "models/stories260K" / name, tmp_path / name)
+        path = tmp_path / "tokenizer_config.json"
+        values = json.loads(path.read_text()) | LIKE_LLAMA[request.param][0]
+        path.write_text(json.dumps(values))
+        return request.param, AutoTokenizer.from_pretrained(tmp_path)
+    if request.param in ("qwen2", "llama2"):
+        return request.param, AutoTokenizer.from_pretrained(shared / "tokenizers" / request.param)
+    tokenizer = byte_tokenizer()
+    if request.param == "gemma":  # its own bos, and no space
+        add_own_bos(tokenizer)
+    return request.param, tokenizer
+
+
+@pytest.mark.parametrize("kind", ["plain", "zephyr", "llama2", "bare"])
+def test_exported_turns_have_the_ids_of_training(variant, kind):
+    """As a text without special tokens, as ids, and not one space too much."""
+    name, tokenizer = variant
+    if kind != "plain":
+        bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        tokenizer.chat_template = {"zephyr": ZEPHYR, "llama2": LLAMA2, "bare": bare}[kind]
+    if kind != "plain" and tokenizer.bos_token is None and "bos_token" in tokenizer.chat_template:
+        pytest.skip("this template writes a bos, which this tokenizer lacks")
+    template = TemplateKind("plain" if kind == "plain" else "chat").on(tokenizer)
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = template.jinja()
+    for chat in (question("hi there"), question("hi there", "Be brief."), question("120 a, b")):
+        text = exported.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = exported.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
+        assert exported(text, add_special_tokens=False).input_ids == template.ids(chat)
+        assert ids["input_ids"] == template.ids(chat)
+        if kind == "plain" and name in LIKE_LLAMA:
+            assert text.startswith(f"{LIKE_LLAMA[name][1]}{'System' if len(chat) > 1 else 'User'}")

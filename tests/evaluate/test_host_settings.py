@@ -1,5 +1,6 @@
 """What lm-eval's `hf` model takes: the same answers from `LorageLM`, or a sentence of refusal."""
 
+import dataclasses
 import json
 import shutil
 from typing import Any, cast
@@ -8,10 +9,14 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
+from lm_eval.models.huggingface import HFLM
+
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.evaluate.harness import LorageLM
 from lorage_jax.evaluate.host_settings import check_device, check_generation, unobeyed
+from lorage_jax.hf.load import load_model
 from lorage_jax.infer.defaults import default_penalty
+from lorage_jax.infer.generate import generate
 from tests.evaluate.test_harness import hf, instances
 
 pytestmark = [
@@ -126,3 +131,43 @@ def test_a_damaged_generation_config_is_named(penal):
         with pytest.raises(WeightsError, match=r"generation_config.json"):
             default_penalty(Folder())  # type: ignore[arg-type]
     (penal / "generation_config.json").write_text(kept)
+
+
+@pytest.fixture(scope="module")
+def nameless(tiny, tmp_path_factory):
+    """A folder whose tokenizer has neither bos nor eos, as some byte-level ones."""
+    folder = tmp_path_factory.mktemp("nameless") / "model"
+    shutil.copytree(tiny("llama")[0], folder)
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"bos_token": None, "eos_token": None}))
+    return folder
+
+
+def test_a_tokenizer_without_bos_and_eos(nameless, tiny):
+    """An empty context is the config's bos: `hf`, which fails here, with it as prefix_token_id."""
+    ours = LorageLM(str(nameless))
+    assert ours.tokenizer.bos_token_id is None and ours.eot_token_id is None
+    theirs = cast(Any, HFLM)(
+        pretrained=str(nameless), dtype="float32", device="cpu", prefix_token_id=1
+    )
+    asked = instances("loglikelihood", ("", "ab"), ("", "c"), ("x", "yz"))
+    for one, other in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True):
+        assert one[0] == pytest.approx(other[0], abs=1e-3) and one[1] == other[1]
+    rolled = instances("loglikelihood_rolling", ("ab cd",))
+    right = theirs.loglikelihood_rolling(rolled)
+    assert ours.loglikelihood_rolling(rolled) == pytest.approx(right, abs=1e-3)
+    said = ours.generate_until(instances("generate_until", ("", {"until": [], "max_gen_toks": 4})))
+    begun = generate(load_model(nameless), [1], max_new_tokens=4)
+    assert said == [begun]
+    named = LorageLM(str(nameless), prefix_token_id=7)
+    assert named.prefix_token_id == 7 and named.loglikelihood(asked) != ours.loglikelihood(asked)
+
+
+def test_neither_tokenizer_nor_config_has_one(nameless):
+    ours = LorageLM(str(nameless))
+    config = dataclasses.replace(ours.model.config, bos_id=None, eos_ids=())
+    ours.reset(ours.model.replace(config=config))
+    with pytest.raises(ConfigError, match="pass prefix_token_id="):
+        ours.loglikelihood(instances("loglikelihood", ("", "ab")))
+    assert ours.loglikelihood(instances("loglikelihood", ("x", "ab")))

@@ -169,6 +169,16 @@ def test_a_setting_that_is_new_and_none_is_no_other_config(saved):
         saved.restore(abstract(make_state()), config | {"new": 3})
 
 
+def test_another_arithmetic_is_refused_once_it_is_known(saved):
+    values = saved.config() | {"edge_arithmetic": {"rope_theta": 5.0}}
+    assert saved.restore(abstract(make_state()), values)[2] == 10  # 0.1.0 did not record it
+    saved.save(11, make_state(), values, None)
+    assert saved.restore(abstract(make_state()), values)[2] == 11
+    other = values | {"edge_arithmetic": {"rope_theta": 6.0}}
+    with pytest.raises(TrainingError, match=r"edge_arithmetic.rope_theta: saved 5.0, now 6.0"):
+        saved.restore(abstract(make_state()), other)
+
+
 def test_another_config_is_refused_by_field(saved):
     other = {"out": "runs/b", "seed": 1, "optimizer": {}, "sources": [{"p": "x"}, {"p": "y"}]}
     with pytest.raises(TrainingError) as caught:

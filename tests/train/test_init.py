@@ -1,6 +1,8 @@
 """A run that begins from a generator has its trained parts; other kinds are refused."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -54,4 +56,9 @@ def test_a_generator_of_another_kind_is_refused(experiment, begun, pair, tmp_pat
     save_generator(foreign, tmp_path / "foreign")
     with pytest.raises(ConfigError, match="a generator for another edge"):
         train(experiment(init=str(tmp_path / "foreign")), progress=False)
+    path = shutil.copytree(pair[1], tmp_path / "edge") / "config.json"
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | rope))
+    with pytest.raises(ConfigError, match=r"another config.json:\n.*rope_theta is 5.0; .*777.0"):
+        train(experiment(init=str(folder), edge=str(path.parent)), progress=False)
     assert not (tmp_path / "run").exists()

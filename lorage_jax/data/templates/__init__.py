@@ -3,6 +3,8 @@
 from lorage_jax.data.templates.chat import ChatTemplate as ChatTemplate
 from lorage_jax.data.templates.chat import chosen_kind as chosen_kind
 from lorage_jax.data.templates.chat import has_chat_template as has_chat_template
+from lorage_jax.data.templates.chat import is_changed as is_changed
+from lorage_jax.data.templates.chat import notice_change as notice_change
 from lorage_jax.data.templates.fit import fit_context as fit_context
 from lorage_jax.data.templates.fit import fit_prompt as fit_prompt
 from lorage_jax.data.templates.fit import fit_query as fit_query
@@ -21,6 +23,7 @@ from lorage_jax.data.templates.template import TemplateKind as TemplateKind
 from lorage_jax.data.templates.template import check_messages as check_messages
 from lorage_jax.data.templates.template import is_messages as is_messages
 from lorage_jax.data.templates.template import question as question
+from lorage_jax.data.templates.tokens import check_tokenizer as check_tokenizer
 from lorage_jax.data.templates.tokens import encode as encode
 from lorage_jax.data.templates.tokens import encode_marked as encode_marked
 from lorage_jax.data.templates.tokens import own_bos as own_bos

@@ -7,8 +7,10 @@ prompt, and what ends the assistant's turn.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +26,8 @@ from lorage_jax.data.templates.template import (
 from lorage_jax.data.templates.tokens import TurnEncoder
 from lorage_jax.errors import DataError
 
+_log = logging.getLogger(__name__)
+
 # Contents that stand for any other: words without white space, which no template changes.
 SYSTEM, USER, ANSWER = "lorage-system-text", "lorage-user-text", "lorage-answer-text"
 
@@ -31,6 +35,28 @@ SYSTEM, USER, ANSWER = "lorage-system-text", "lorage-user-text", "lorage-answer-
 def has_chat_template(tokenizer: Any) -> bool:
     """True if a tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
+
+
+def is_changed(source: str | None, tokenizer: Any) -> bool:
+    """True if a tokenizer's chat template is not, or no longer, the text that was recorded."""
+    if source is None or tokenizer is None:
+        return False
+    return not has_chat_template(tokenizer) or tokenizer.get_chat_template() != source
+
+
+def notice_change(source: str | None, tokenizer: Any, where: Any) -> None:
+    """Logs a warning, once for each place, if a chat template `is_changed` since training."""
+    if is_changed(source, tokenizer):
+        _warn_of_change(str(where))
+
+
+@functools.cache
+def _warn_of_change(where: str) -> None:
+    _log.warning(
+        "The chat template of %s was changed after training; the generator and its cards go on in "
+        "the template of their training.",
+        where,
+    )
 
 
 def chosen_kind(name: str, cloud: Any, edge: Any) -> TemplateKind:
@@ -54,13 +80,17 @@ def chosen_kind(name: str, cloud: Any, edge: Any) -> TemplateKind:
 class ChatTemplate(Template):
     """A model's own turns.
 
-    The system prompt joins the user's turn where the template knows no system role. Raises
-    DataError if the tokenizer has no chat template, or one that cannot render a question.
+    The system prompt joins the user's turn where the template knows no system role. `source` is the
+    template's text, by default the tokenizer's own. Raises DataError if there is none, or one that
+    cannot render a question.
     """
 
     name: ClassVar[str] = "chat"
 
-    def __init__(self, tokenizer: Any, version: int = 2):
+    def __init__(self, tokenizer: Any, version: int = 2, source: str | None = None):
+        if source is not None and source != getattr(tokenizer, "chat_template", None):
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = source
         super().__init__(tokenizer, version)
         if not has_chat_template(tokenizer):
             raise DataError(

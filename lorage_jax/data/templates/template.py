@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lorage_jax.data.templates.tokens import own_bos
+from lorage_jax.data.templates.tokens import check_tokenizer, own_bos
 from lorage_jax.errors import DataError
 
 NAMES = ("plain", "chat")
 VERSIONS = (1, 2)
+PROBE = "Say 120 twice:\n - this, Ça!"
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
 
@@ -88,11 +90,16 @@ class Template(ABC):
         """How the bos is written in front of a rendered text so that it has the ids of training.
 
         Some tokenizers put a space in front of a text, but not behind a bos that is written out.
+        No space is written where the ids are right without: other readers of the same tokenizer
+        would take it for one more token.
         """
         bos = self.tokenizer.bos_token
         right = [*self.bos, *self.tokenizer.encode(text, add_special_tokens=False)]
-        spaced = self.tokenizer.encode(f"{bos} {text}", add_special_tokens=False)
-        return f"{bos} " if spaced == right else bos
+        bare, spaced = (
+            self.tokenizer.encode(f"{bos}{space}{text}", add_special_tokens=False)
+            for space in ("", " ")
+        )
+        return f"{bos} " if spaced == right != bare else bos
 
     @property
     @abstractmethod
@@ -105,8 +112,13 @@ class Template(ABC):
         return TemplateKind(self.name, self.version)
 
     def identity(self) -> str:
-        """A hash of the turns, by which a changed chat template is noticed."""
+        """A hash of the turns' text, by which a changed chat template is noticed."""
         return "sha256:" + hashlib.sha256(self.jinja().encode()).hexdigest()
+
+    def digest(self) -> str:
+        """A hash of the token ids of a question and its answer, whatever text they come from."""
+        ids = [self.ids(question(PROBE)), self.answer(PROBE)]
+        return "sha256:" + hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
     def prompt(self, user: str, system: str | None = None) -> list[int]:
         """`ids` of one question, after a system prompt if one is given."""
@@ -150,10 +162,15 @@ class Template(ABC):
 
 @dataclass(frozen=True)
 class TemplateKind:
-    """A template for any tokenizer: its name and the version of its tokenization."""
+    """A template for any tokenizer: its name and the version of its tokenization.
+
+    Attributes:
+        source: the text of the chat template, for tokenizers that have another; None: their own.
+    """
 
     name: str = "plain"
     version: int = 2
+    source: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TemplateKind:
@@ -175,12 +192,16 @@ class TemplateKind:
         return {"templates": self.version, "template": self.name}
 
     def on(self, tokenizer: Any) -> Template:
-        """The template of a tokenizer. Raises DataError if it has no chat template."""
+        """The template of a tokenizer.
+
+        Raises DataError if it has no chat template, and WeightsError if there is no tokenizer.
+        """
         from lorage_jax.data.templates.chat import ChatTemplate
         from lorage_jax.data.templates.plain import PlainTemplate
 
+        check_tokenizer(tokenizer)
         if self.name == "chat":
-            return ChatTemplate(tokenizer, self.version)
+            return ChatTemplate(tokenizer, self.version, self.source)
         return PlainTemplate(tokenizer, self.version)
 
 

@@ -45,12 +45,17 @@ def encode_marked(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=not written, verbose=False)
 
 
-def _check(tokenizer: Any, text: str) -> None:
+def check_tokenizer(tokenizer: Any, what: Any = "this model") -> None:
+    """Raises WeightsError if there is no tokenizer; `what`: the model or its folder, in words."""
     if tokenizer is None:
         raise WeightsError(
-            "no usable tokenizer: the folder has none of its files, so only ids go in. "
-            "Put tokenizer.json and tokenizer_config.json next to config.json."
+            f"{what} has no tokenizer files, so it takes token ids only, and no text. Put "
+            "tokenizer.json and tokenizer_config.json next to config.json."
         )
+
+
+def _check(tokenizer: Any, text: str) -> None:
+    check_tokenizer(tokenizer)
     _check_unicode(text)
 
 

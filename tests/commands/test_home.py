@@ -1,0 +1,77 @@
+"""`~` means the home folder in every path, where a shell has not replaced it already."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import lorage_jax as lg
+from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.config import Corpus, DataConfig, ExperimentConfig, PretrainConfig, Source
+from lorage_jax.data.written_tasks import task_files
+from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.generator.store import read_values, recorded_path
+from lorage_jax.hf.family import family_decoder
+from lorage_jax.methods.lora import read_lora
+from tests.commands.world import lorage
+from tests.tiny import make_generator
+
+
+@pytest.fixture
+def home(pair, tmp_path, monkeypatch):
+    """A home folder with cloud and edge; the working folder is another one."""
+    for name, folder in zip(("cloud", "edge"), pair, strict=True):
+        shutil.copytree(folder, tmp_path / "home" / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    yield tmp_path / "home"
+    assert not list((tmp_path / "elsewhere").iterdir())  # nor a folder that is called ~
+
+
+def test_python(home):
+    made = make_generator(home / "cloud", home / "edge")
+    lg.save_generator(made, "~/generator")
+    values = read_values("~/generator")
+    assert values["cloud"]["relative"] == "../cloud"
+    assert recorded_path(values, "edge", Path("~/generator")) == home / "edge"
+    assert lg.load_generator("~/generator", cloud="~/cloud").fingerprint == made.fingerprint
+    edge, card = lg.load_model("~/edge"), lg.specialize(made, "Say it twice.")
+    card.save("~/card.json")
+    assert (lg.load_card("~/card.json").gates == card.gates).all()
+    lg.export_adapter(made.pool, card, edge, "~/adapter")
+    lg.load_adapter("~/adapter", edge)
+    assert load_adapted(Path("~/edge"), "float32", ["~/adapter=0.5"]).loras
+    lg.export_merged(lg.merge(edge, made.pool, card), "~/merged", base="~/edge")
+    with pytest.raises(lg.LorageError, match=f"{home}/lora is not a folder"):
+        read_lora("~/lora", edge)
+    (home / "tasks").mkdir()
+    (home / "tasks" / "a.jsonl").write_text("")
+    assert task_files("~/tasks") == [home / "tasks" / "a.jsonl"]
+    assert TaskData("~/tasks").folder == home / "tasks"
+
+
+def test_configurations(home):
+    source = Source("~/train.jsonl")
+    assert source.path == f"{home}/train.jsonl" and Source("org/name").path == "org/name"
+    config = ExperimentConfig("~/cloud", "org/edge", "~/run", DataConfig((source,)), 100)
+    assert (config.cloud, config.edge, config.out, config.init) == (
+        *(f"{home}/cloud", "org/edge"),
+        *(f"{home}/run", ""),
+    )
+    sizes = {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 8}
+    model = family_decoder("llama", vocab_size=300, **sizes)
+    corpora = (Corpus(Source("~/prose.jsonl", "text"), 4, 2),)
+    begun = PretrainConfig(model, "~/run", corpora, 100, init="~/model")
+    assert (begun.out, begun.init) == (f"{home}/run", f"{home}/model")
+
+
+def test_commands(home, capfd):
+    (home / "input.txt").write_text("hi")
+    given = ("--input", "hi", "--max-new-tokens", "1", "--json", "~/said.json")
+    assert lorage("generate", "--model", "~/edge", "--system", "~/input.txt", *given) == 0
+    assert "output" in json.loads((home / "said.json").read_text())
+    assert lorage("generate", "--model", "~/edge", "--input", "~/edge", "--max-new-tokens", 1) == 0
+    assert lorage("report", "~/none.json", "~/said.json", "--out", "~/report") == 1
+    assert f"{home}/none.json" in capfd.readouterr().err
