@@ -21,6 +21,14 @@ def bucket(length: int, smallest: int = SMALLEST, per_octave: int = 2) -> int:
     return next(n for k in steps if (n := -(-size * k // per_octave)) >= length)
 
 
+def bucket_sizes(smallest: int, largest: int, per_octave: int = 2) -> list[int]:
+    """All values of `min(bucket(length, smallest, per_octave), largest)`, in order."""
+    found = [smallest]
+    while found[-1] < largest:
+        found.append(bucket(found[-1] + 1, smallest, per_octave))
+    return sorted({min(size, largest) for size in found})
+
+
 def left_pad(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads token rows on the left with zeros to [B, length] int32; also returns the mask."""
     tokens = np.zeros((len(rows), length), np.int32)

@@ -47,6 +47,7 @@ RUNNERS: dict[type, str] = {
     options.Inspect: "inspect",
     options.Report: "report",
     bench.Merge: "bench.merge",
+    bench.Prefill: "bench.prefill",
     bench.Decode: "bench.decode",
     bench.Export: "bench.export",
     bench.Flops: "bench.flops",
@@ -110,10 +111,15 @@ def _run(command: Any, words: list[str]) -> None:
     if path is not None:
         check_file(path, overwrite=True)  # before the long work
     module = importlib.import_module(f"lorage_jax.commands.{RUNNERS[type(command)]}")
-    result: dict[str, Any] | None = module.run(command)
-    if path is None or result is None:
+    if path is None:
+        module.run(command)
         return
-    text = json.dumps(result | {"provenance": provenance(["lorage", *words])}, indent=1)
+    with compilation.Compilations() as compiled:
+        result: dict[str, Any] | None = module.run(command)
+    if result is None:
+        return
+    origin = provenance(["lorage", *words]) | {"compiled": compiled.figures()}
+    text = json.dumps(result | {"provenance": origin}, indent=1)
     write_file(path, text + "\n", overwrite=True)
     if hasattr(module, "finish"):
         module.finish(command)

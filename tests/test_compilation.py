@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lorage_jax import compilation, nano
@@ -67,3 +70,43 @@ def test_a_command_leaves_its_programs_without_a_word(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.glob("jax-*/*cache*"))
+
+
+def test_programs_are_counted_once_and_only_within_the_block():
+    @jax.jit
+    def inner(x):
+        return jnp.where(x > 0, jnp.sin(x), x)
+
+    @jax.jit
+    def outer(x):
+        return inner(x) + inner(2 * x)
+
+    small, large = jnp.ones(3), jnp.ones(5)
+    began = time.perf_counter()
+    with compilation.Compilations() as found:
+        outer(small), outer(small)
+        assert found.programs == 1
+        outer(large)
+    wall = time.perf_counter() - began
+    outer(jnp.ones(7))
+    assert found.programs == 2 and 0 < found.seconds <= wall
+    assert found.figures() == {"programs": 2, "seconds": found.seconds}
+
+
+def test_phases_within_phases_count_once():
+    """Functions that a function calls are traced while it is."""
+    found = compilation.Compilations()
+    for start, end in ((1.0, 2.0), (2.5, 3.0), (0.0, 4.0), (5.0, 6.0)):
+        found._record("/jax/core/compile/jaxpr_trace_duration", start, end)
+    found._record("/jax/checkpoint/read", 10.0, 20.0)
+    assert (found.programs, found.seconds) == (0, 5.0)
+    found._record("/jax/core/compile/backend_compile_duration", 6.0, 8.0, fun_name="f")
+    assert (found.programs, found.seconds) == (1, 7.0)
+
+
+def test_the_text():
+    text = compilation.compilation_text
+    assert text(1, 3.14) == "compiled 1 program in 3.1 s"
+    assert text(2, 3.14) == "compiled 2 programs in 3.1 s"
+    assert text(1, 3.14, most=4) == "compiled 1 of at most 4 programs in 3.1 s"
+    assert text(1, 3.14, most=1) == "compiled 1 of at most 1 program in 3.1 s"

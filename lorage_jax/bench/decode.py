@@ -12,19 +12,27 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.infer.generate import generate_tokens
 
 
-def bench_decode(config: ModelConfig, repeats: int, dtype: str) -> dict[str, Any]:
+def bench_decode(
+    config: ModelConfig,
+    repeats: int,
+    dtype: str,
+    *,
+    batch: int = 1,
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+) -> dict[str, Any]:
     """Times greedy decoding with merged weights against the base weights.
 
-    Seconds are for 32 new tokens after a prompt of 32 tokens, in one row; base and merged take
-    turns. Medians of `repeats` calls.
+    Seconds are for `new_tokens` new tokens after prompts of `prompt_tokens` tokens, in `batch`
+    rows; base and merged take turns. Medians of `repeats` calls.
     """
     edge, pool, card = random_edge(config, dtype)
     special = merge(edge, pool, card)
-    rows = [list(range(1, 33))]
+    rows = [[i % config.vocab_size for i in range(1, prompt_tokens + 1)]] * batch
     times = in_turn(
         {
-            "base": lambda: generate_tokens(edge, rows, max_new_tokens=32),
-            "merged": lambda: generate_tokens(special, rows, max_new_tokens=32),
+            "base": lambda: generate_tokens(edge, rows, max_new_tokens=new_tokens),
+            "merged": lambda: generate_tokens(special, rows, max_new_tokens=new_tokens),
         },
         repeats,
     )

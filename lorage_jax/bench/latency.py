@@ -10,10 +10,9 @@ import statistics
 from typing import Any
 
 from lorage_jax.bench.timing import in_turn, largest_spread
-from lorage_jax.buckets import bucket
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.infer.generate import generate_tokens
+from lorage_jax.infer.generate import generate_tokens, padded_prompt
 from lorage_jax.models.presets import random_model
 
 WAYS = ("with_prompt", "specialized")
@@ -61,7 +60,7 @@ def bench_latency(
         "repeats": repeats,
         "new_tokens": new_tokens,
         **{f"tokens_{way}": lengths[way] for way in WAYS},
-        **{f"padded_{way}": bucket(lengths[way]) for way in WAYS},
+        **{f"padded_{way}": padded_prompt(lengths[way]) for way in WAYS},
         **{f"{part}_ms_{way}": 1e3 * took[f"{part}_{way}"] for part in parts for way in WAYS},
         **{f"tokens_per_second_{way}": new_tokens / took[f"request_{way}"] for way in WAYS},
         **{

@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from lorage_jax.buckets import bucket
 from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.infer.generate import compiled_continue, compiled_start
+from lorage_jax.infer.generate import compiled_continue, compiled_start, padded_prompt
 from lorage_jax.infer.sample import Sampling
+from lorage_jax.models.bits import activation_dtype, program_params, shared_bytes
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count, structs
 
@@ -43,15 +45,17 @@ def bench_memory(
         "parameters": parameter_count(config),
         "weights_gib": parameter_count(config) * DTYPES[dtype].dtype.itemsize / GIB,
     }
+    params = _params(config, dtype)
+    cached = jnp.dtype(activation_dtype(params)).name
     lengths = {"with_prompt": instruction_tokens + input_tokens, "specialized": input_tokens}
     for way, tokens in lengths.items():
+        length, size = padded_prompt(tokens), bucket(new_tokens)
         result[f"tokens_{way}"] = tokens
-        result[f"cache_slots_{way}"] = bucket(tokens) + bucket(new_tokens)
-        result[f"cache_gib_{way}"] = cache_bytes(config, bucket(tokens) + bucket(new_tokens), dtype)
-        result[f"cache_gib_{way}"] /= GIB
-        for part, program in _programs(config, bucket(tokens), bucket(new_tokens), dtype).items():
-            for kind, size in _sizes(program).items():
-                result[f"{part}_{kind}_gib_{way}"] = size / GIB
+        result[f"cache_slots_{way}"] = length + size
+        result[f"cache_gib_{way}"] = cache_bytes(config, length + size, cached) / GIB
+        for part, sizes in _programs(config, params, length, size).items():
+            for kind, each in sizes.items():
+                result[f"{part}_{kind}_gib_{way}"] = each / GIB
     for part in ("request", "decode"):
         result[f"ratio_{part}_beyond_weights"] = _beyond(result, part, "with_prompt") / _beyond(
             result, part, "specialized"
@@ -69,9 +73,21 @@ def _beyond(result: dict[str, Any], part: str, way: str) -> float:
     return result[f"{part}_total_gib_{way}"] - result["weights_gib"]
 
 
-def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[str, Any]:
-    """The two compiled programs of `generate` for one row of `length` and `size` new tokens."""
-    params = structs(model_leaves(config), dtype)
+def _params(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Abstract parameters on the first device, as `generate` hands them to its programs."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    return program_params(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            structs(model_leaves(config), dtype),
+        )
+    )
+
+
+def _programs(
+    config: ModelConfig, params: dict[str, Any], length: int, size: int
+) -> dict[str, dict[str, int]]:
+    """Bytes of the two programs of `generate` for one row of `length` and `size` new tokens."""
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, length), bool)
     controls = Sampling().operands() | {"eos": np.zeros(0, np.int32), "pad": np.int32(0)}
@@ -79,13 +95,17 @@ def _programs(config: ModelConfig, length: int, size: int, dtype: str) -> dict[s
     start = compiled_start.lower(config, size, params, tokens, mask, controls, None, None, limit)
     cache, progress = start.out_info
     more = compiled_continue.lower(config, params, cache, progress, controls, None, None, limit)
-    return {"request": start.compile(), "decode": more.compile()}
+    twice = shared_bytes(params)
+    return {"request": _sizes(start.compile(), twice), "decode": _sizes(more.compile(), twice)}
 
 
-def _sizes(program: Any) -> dict[str, int]:
-    """Bytes of a program by the compiler's memory analysis."""
+def _sizes(program: Any, twice: int) -> dict[str, int]:
+    """Bytes of a program by the compiler's memory analysis.
+
+    `twice`: bytes of the arguments that are views of others.
+    """
     sizes = program.memory_analysis()
-    argument, output = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    argument, output = sizes.argument_size_in_bytes - twice, sizes.output_size_in_bytes
     temporary, shared = sizes.temp_size_in_bytes, sizes.alias_size_in_bytes
     return {
         "argument": argument,

@@ -38,7 +38,7 @@ def run(options: Pretrain) -> dict[str, Any]:
         loss_curve(curve, picture, overwrite=True)
     print(
         f"{result.parameters:,} parameters. Trained {len(result.losses)} steps in "
-        f"{result.seconds:.0f} s"
+        f"{result.duration}"
         + (f", loss {curve[0][1]:.3f} -> {curve[-1][1]:.3f}" if curve else "")
         + f".\nModel: {result.folder}"
     )
@@ -49,4 +49,7 @@ def run(options: Pretrain) -> dict[str, Any]:
         "first_step": result.first_step,
         "losses": result.losses,
         "seconds": result.seconds,
+        "programs": result.programs,
+        "most_programs": result.most_programs,
+        "compile_seconds": result.compile_seconds,
     }

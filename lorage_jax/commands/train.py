@@ -31,7 +31,7 @@ def run(options: Train) -> dict[str, Any] | None:
         return None
     steps = config.steps - result.first_step
     print(
-        f"Trained {steps} steps in {result.seconds:.0f} s"
+        f"Trained {steps} steps in {result.duration}"
         + (f", loss {result.losses[0][1]:.3f} -> {result.losses[-1][1]:.3f}" if steps else "")
         + f".\n{result.folder.name.capitalize()}: {result.folder}"
     )
@@ -42,4 +42,7 @@ def run(options: Train) -> dict[str, Any] | None:
         "first_step": result.first_step,
         "losses": result.losses,
         "seconds": result.seconds,
+        "programs": result.programs,
+        "most_programs": result.most_programs,
+        "compile_seconds": result.compile_seconds,
     }

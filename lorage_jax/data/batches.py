@@ -6,6 +6,7 @@ P prompts with Q queries each make B = P x Q rows, prompt-major: row = p * Q + q
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from lorage_jax.buckets import bucket
+from lorage_jax.buckets import bucket, bucket_sizes
 from lorage_jax.config import DataConfig
-from lorage_jax.data.packing import pack
+from lorage_jax.data.packing import PER_OCTAVE, pack
 from lorage_jax.data.templates import (
     NEWEST,
     Template,
@@ -109,6 +110,16 @@ class Encoder:
     def longest_query(self) -> int:
         """The most tokens of the edge in one text: input, target and, in context, the prompt."""
         return self.config.max_query_tokens + self.in_context * self.config.max_prompt_tokens
+
+    def most_shapes(self, reads_prompts: bool = True) -> int:
+        """The most shapes that batches can have, each of which needs a compiled program."""
+        config = self.config
+        each, octave = config.prompts_per_row, 1 if config.packed_rows is None else PER_OCTAVE
+        texts = 1 if config.packed_rows is None else each * config.queries_per_prompt
+        prompts = len(bucket_sizes(config.min_bucket, each * config.max_prompt_tokens, octave))
+        queries = len(bucket_sizes(config.min_bucket, texts * self.longest_query, octave))
+        chunks = config.prompt_chunks  # sorted by the lengths of their prompts
+        return queries**chunks * (math.comb(prompts + chunks - 1, chunks) if reads_prompts else 1)
 
     @functools.cached_property
     def reads(self) -> Template:

@@ -36,7 +36,7 @@ class Batches:
         encoder: Encoder,
         note: str = "",
     ):
-        self.groups, self.note = groups, note
+        self.groups, self.encoder, self.note = groups, encoder, note
         self._places = places
         rows = encoder.config.prompts_per_batch
         self._batches = groups.map(encoder.tokens).batch(

@@ -163,7 +163,7 @@ def generate_tokens(
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
-    tokens, mask = left_pad(rows, bucket(max(map(len, rows)), per_octave=4))
+    tokens, mask = left_pad(rows, padded_prompt(max(map(len, rows))))
     ends = tuple(sorted({*eos_ids(model), *ends}))
     controls = sampling_of(sampling).operands() | {
         "eos": np.asarray(ends, np.int32),
@@ -194,6 +194,11 @@ def generate_tokens(
         cache, progress = compiled_continue(
             model.config, params, cache, progress, controls, pool, weights, np.int32(limit)
         )
+
+
+def padded_prompt(length: int) -> int:
+    """The number of slots that prompts of at most `length` tokens are padded to."""
+    return bucket(length, per_octave=4)
 
 
 def eos_ids(model: Model) -> tuple[int, ...]:

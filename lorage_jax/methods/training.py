@@ -96,8 +96,7 @@ def train(
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
-    state = new_state(program, frozen, config.seed)
-    state = state if begun is None else _with_parts(state, begun)
+    state = _with_parts(new_state(program, frozen, config.seed), begun)
     job = Job(
         config=config,
         resolved=resolved,
@@ -108,13 +107,14 @@ def train(
         describe=batches.describe,
         vocabularies={READ_BY[name]: (name, one.vocab_size) for name, one in configs.items()},
         place=functools.partial(_place, config=config, models=models, layout=layout),
+        shapes=batches.encoder.most_shapes(reads_prompts),
         checkpoints=checkpoints,
         flops=program.training.flops,
         note=joined(batches.note, check_spread({"state": state, **frozen}, layout.mesh)),
     )
-    state, losses, first = loop.run(job, resume=resume, progress=progress, profile=profile)
-    fingerprint = _write(method, config, models, state, out / method.result)
-    return TrainResult(out / method.result, fingerprint, losses, time.time() - began, first)
+    done = loop.run(job, resume=resume, progress=progress, profile=profile)
+    fingerprint = _write(method, config, models, done.state, out / method.result)
+    return TrainResult(out / method.result, fingerprint, **done.figures(began))
 
 
 def _chosen(config: ExperimentConfig) -> type[Trainable]:
@@ -141,8 +141,10 @@ def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:
     return load_model(getattr(config, name), config.dtype, layout)
 
 
-def _with_parts(state: TrainState, begun: tuple[Any, Any, str]) -> TrainState:
-    """The state with the trained parts and statistics of `Trainable.begin`."""
+def _with_parts(state: TrainState, begun: tuple[Any, Any, str] | None) -> TrainState:
+    """The state with the trained parts and statistics of `Trainable.begin`, if there are any."""
+    if begun is None:
+        return state
     places = shardings(state)
     trained, statistics = jax.device_put(begun[:2], (places.trained, places.statistics))
     return state.replace(trained=trained, statistics=statistics)

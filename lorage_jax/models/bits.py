@@ -41,6 +41,13 @@ def activation_dtype(params: dict[str, Any]) -> DTypeLike:
     return jnp.float32 if TABLE in params else params["embed"].dtype
 
 
+def shared_bytes(params: dict[str, Any]) -> int:
+    """Bytes that a program with these parameters is given twice: a tied table, and its view."""
+    if TABLE not in params or "head" in params:  # with a head, only the view is read
+        return 0
+    return params[TABLE].size * params[TABLE].dtype.itemsize
+
+
 def _platform(x: Any) -> str | None:
     """The platform of an array's devices; None for a numpy or an unplaced abstract array."""
     sharding = getattr(x, "sharding", None)

@@ -6,8 +6,9 @@ A run's folder holds `config.json`, `checkpoints/`, `logs/` (tensorboardX) and i
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lorage_jax.compilation import Compilations, compilation_text
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.distributed import check_same, check_shared, is_main
@@ -53,6 +55,7 @@ class Job:
         describe: the origin of a number in `group_ids`.
         vocabularies: for `prompts` and `queries`, whose token ids they hold and how many there are.
         place: puts a batch on the devices.
+        shapes: the most shapes that batches can have; each needs a compiled program.
         checkpoints: folder or gs://..., instead of one in `out`.
         renamed: fields of the state, by their names in checkpoints of earlier versions.
         flops: arithmetic of a step, for the MFU.
@@ -68,10 +71,37 @@ class Job:
     describe: Callable[[int], str]
     vocabularies: Mapping[str, tuple[str, int]]
     place: Callable[[Batch], Batch]
+    shapes: int
     checkpoints: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     flops: Callable[[Batch], int] | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has run.
+
+    Attributes:
+        state: after the last step.
+        losses: (step, loss) of every step of this run.
+        first_step: number of steps that were done before.
+        programs: number of programs that were compiled for steps.
+        most_programs: the most that batches of these settings could need.
+        compile_seconds: the time that took.
+    """
+
+    state: TrainState
+    losses: list[tuple[int, float]]
+    first_step: int
+    programs: int
+    most_programs: int
+    compile_seconds: float
+
+    def figures(self, began: float) -> dict[str, Any]:
+        """The figures of a `TrainResult` by name; `began` is the time at the start of it all."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "state"}
+        return own | {"seconds": time.time() - began}
 
 
 @dataclass(frozen=True)
@@ -84,6 +114,9 @@ class TrainResult:
         losses: (step, loss in nats per target) of every step of this process's run.
         seconds: wall time, loading and compiling included.
         first_step: number of steps that were done before: 0, or those of the checkpoint.
+        programs: number of programs that were compiled for steps, one for each shape of a batch.
+        most_programs: the most that batches of these settings could need.
+        compile_seconds: the time that took, or reading them from the persistent cache.
     """
 
     folder: Path
@@ -91,18 +124,24 @@ class TrainResult:
     losses: list[tuple[int, float]]
     seconds: float
     first_step: int
+    programs: int
+    most_programs: int
+    compile_seconds: float
+
+    @property
+    def duration(self) -> str:
+        """The time, and what of it was compilation, in words."""
+        compiled = compilation_text(self.programs, self.compile_seconds, self.most_programs)
+        return f"{self.seconds:.0f} s" + (f" ({compiled})" if self.programs else "")
 
 
 def run(
     job: Job, *, resume: bool | Resume, progress: bool, profile: tuple[int, int] | None = None
-) -> tuple[TrainState, list[tuple[int, float]], int]:
+) -> Finished:
     """Runs a job to its last step; all processes call.
 
     `resume`: go on from a checkpoint, if there is one. `steps` may have changed since; the schedule
     of the learning rate is then that of the new number.
-
-    Returns:
-        The state, (step, loss) of every step of this run, and the step it began at.
 
     Raises:
         TrainingError: a loss that is not finite (naming step and records), or a checkpoint that is
@@ -136,7 +175,8 @@ def run(
         if note:
             watch.warn(first, note)
         state = _steps(job, state, stream, checkpoints, watch, preemption, tracing)
-    return state, watch.losses, first
+    compiled = (watch.programs, job.shapes, watch.compile_seconds)
+    return Finished(state, watch.losses, first, *compiled)
 
 
 def go_back(checkpoints: Checkpoints, how: Resume) -> None:
@@ -218,6 +258,7 @@ def _steps(
 ) -> TrainState:
     """Steps until the last. Metrics are read one step late, while the next one runs."""
     config, saved = job.config, 0  # losses that are in a checkpoint
+    known: set[Any] = set()  # shapes of batches
     pending: tuple[int, dict[str, Any], Batch] | None = None
 
     def settle() -> None:
@@ -235,7 +276,14 @@ def _steps(
         batch = next(stream)
         _check_ids(batch, job.vocabularies)
         tracing.before(number)
-        state, metrics = job.step(state, job.place(batch))
+        placed = job.place(batch)
+        shape = tuple(x.shape for x in jax.tree.leaves(placed))
+        if shape not in known:
+            known.add(shape)
+            settle()  # or a step would run while the next one's program is compiled
+        with Compilations() as compiled:
+            state, metrics = job.step(state, placed)
+        watch.compiled(compiled)
         tracing.after(number, metrics)
         settle()
         pending = (number, metrics, batch)

@@ -109,16 +109,17 @@ def pretrain(
         describe=documents.describe,
         vocabularies={"queries": ("model", model.vocab_size)},
         place=lambda batch: device_batch(batch, 1, micro_sharding(layout)),
+        shapes=len({(corpus.rows, corpus.row_tokens) for corpus in config.corpora}),
         renamed={"trained": "params"},
         note=documents.note or None,
     )
-    state, losses, first = run(job, resume=resume, progress=progress)
+    done = run(job, resume=resume, progress=progress)
     dtype = DTYPES[config.saved_dtype]
-    made = Model(model, jax.tree.map(lambda x: x.astype(dtype), state.trained), tokenizer)
+    made = Model(model, jax.tree.map(lambda x: x.astype(dtype), done.state.trained), tokenizer)
     save_model(made, out / "model", overwrite=True)
     count = sum(x.size for x in jax.tree.leaves(made.params))
-    identity = fingerprint(out / "model")
-    return PretrainResult(out / "model", identity, losses, time.time() - began, first, count)
+    figures = {"parameters": count, **done.figures(began)}
+    return PretrainResult(out / "model", fingerprint(out / "model"), **figures)
 
 
 def _beginning(

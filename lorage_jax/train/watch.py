@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorage_jax.chips import GIB
+from lorage_jax.compilation import Compilations, compilation_text
 from lorage_jax.data.batches import Batch
 from lorage_jax.generator.card import COLLAPSED
 from lorage_jax.train.arithmetic import peak_flops
@@ -23,7 +24,13 @@ class Watch:
     """Records the metrics of all steps, and writes and prints their means every `every` steps.
 
     Means, because every n-th batch of a mixture might come from the same source. Only the `main`
-    process writes and prints. `flops(batch)` is the FLOPs of a step, for the MFU.
+    process writes and prints. `flops(batch)` is the FLOPs of a step, for the MFU. Rates leave out
+    the time in which programs are compiled.
+
+    Attributes:
+        losses: (step, loss) of every step.
+        programs: number of programs that were compiled.
+        compile_seconds: the time that took.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Watch:
 
         self.steps, self.every, self.main, self.flops = steps, every, main, flops
         self.losses: list[tuple[int, float]] = []
+        self.programs, self.compile_seconds = 0, 0.0
         self.console = Console(stderr=True)
         progress &= main
         # A terminal gets a bar, a log file gets a line every `every` steps.
@@ -72,6 +80,12 @@ class Watch:
             "training", total=self.steps, completed=step, loss=float("nan")
         )
 
+    def compiled(self, found: Compilations) -> None:
+        """Takes in what was compiled for a step, which may be nothing."""
+        if found.programs:
+            self.programs += 1  # small ones, of constants, belong to it
+            self.compile_seconds += found.seconds
+
     def record(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
         """Records a finished step. Tokens are counted without padding."""
         loss = float(metrics["loss"])
@@ -92,6 +106,11 @@ class Watch:
             "truncated": self._truncated,  # since the start
             **self._costs(),
         }
+        compiled = self.programs - self._programs  # since the last line
+        text = ""
+        if compiled:  # both since the start
+            text = f"  {compilation_text(compiled, self.compile_seconds - self._compiling)}"
+            scalars |= {"programs": self.programs, "compile_seconds": self.compile_seconds}
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
         for name, table in (("usage", "usage"), ("gates", "gate_mass")):
@@ -102,7 +121,7 @@ class Watch:
         self._begin_window()
         self.writer.flush()
         if self.lines:
-            self._print(step, scalars)
+            self._print(step, scalars, text)
 
     def warn(self, step: int, message: str) -> None:
         """Prints a warning and writes it to TensorBoard."""
@@ -114,10 +133,12 @@ class Watch:
         self._tokens = self._slots = self._flops = 0  # since the last line
         self._window: list[dict[str, Any]] = []  # metrics of steps not yet written
         self._since = time.time()
+        self._programs, self._compiling = self.programs, self.compile_seconds
 
     def _costs(self) -> dict[str, float]:
         """Time, padding and memory of the steps since the last line."""
-        seconds = max(time.time() - self._since, 1e-9)
+        compiling = self.compile_seconds - self._compiling
+        seconds = max(time.time() - self._since - compiling, 1e-9)
         costs = {
             "tokens_per_second": self._tokens / seconds,
             "tokens_per_second_per_device": self._tokens / seconds / jax.device_count(),
@@ -143,14 +164,15 @@ class Watch:
                     "cv_weight or a smaller learning rate may prevent this.",
                 )
 
-    def _print(self, step: int, scalars: dict[str, float]) -> None:
-        left = (time.time() - self._began) / max(step - self._first, 1) * (self.steps - step)
+    def _print(self, step: int, scalars: dict[str, float], compiled: str) -> None:
+        stepping = time.time() - self._began - self.compile_seconds
+        left = stepping / max(step - self._first, 1) * (self.steps - step)
         cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
         mfu = f"  mfu {scalars['mfu']:.1%}" if "mfu" in scalars else ""
         self.console.print(
             f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
             f"grad {scalars['grad_norm']:.3f}  {scalars['tokens_per_second']:,.0f} tokens/s{mfu}  "
-            f"padding {scalars['padding_share']:.0%}  {left:,.0f} s left",
+            f"padding {scalars['padding_share']:.0%}  {left:,.0f} s left{compiled}",
             highlight=False,
             soft_wrap=True,
         )

@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 from lorage_jax.bench.timing import in_turn, largest_spread
-from lorage_jax.buckets import bucket
 from lorage_jax.data.records import Record
 from lorage_jax.data.templates import Message, question
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge
-from lorage_jax.infer.generate import generate
+from lorage_jax.infer.generate import generate, padded_prompt
 from lorage_jax.models.model import Model
 from lorage_jax.world.samples import WorldSample
 
@@ -73,7 +72,7 @@ def request_seconds(
             "rows": rows,
             "new_tokens": new,
             **{f"tokens_{way}": length for way, length in lengths.items()},
-            **{f"padded_{way}": bucket(length) for way, length in lengths.items()},
+            **{f"padded_{way}": padded_prompt(length) for way, length in lengths.items()},
             "repeats": repeats,
             "largest_spread_within_one": largest_spread(times),
         }

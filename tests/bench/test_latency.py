@@ -44,7 +44,7 @@ def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
     monkeypatch.setattr(latency, "in_turn", in_turn)
     result = latency.bench_latency(config, **COUNTS, repeats=3, dtype="float32")
     assert asked == [((), 1, length, new) for length in (50, 20) for new in (1, 5)]
-    assert (result["padded_with_prompt"], result["padded_specialized"]) == (64, 24)
+    assert (result["padded_with_prompt"], result["padded_specialized"]) == (56, 20)
     assert result["prefill_ms_with_prompt"] == 60_000
     assert result["prefill_ms_specialized"] == 30_000
     assert result["decode_per_token_ms_specialized"] == 10_000
@@ -61,15 +61,16 @@ def test_latency_runs(config):
     assert result["prefill_ms_with_prompt"] > 0 and result["prefill_ms_specialized"] > 0
 
 
-def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config):
-    result = bench_memory(config, **COUNTS, dtype="float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config, dtype):
+    result = bench_memory(config, **COUNTS, dtype=dtype)
     gib = 1 << 30
-    weights = 4 * parameter_count(config)
+    weights = {"float32": 4, "bfloat16": 2}[dtype] * parameter_count(config)
     assert result["weights_gib"] * gib == weights
-    slots = {"with_prompt": 64 + 16, "specialized": 24 + 16}
+    slots = {"with_prompt": 56 + 16, "specialized": 20 + 16}
     for way, each in slots.items():
         assert result[f"cache_slots_{way}"] == each
-        cache = cache_bytes(config, each, "float32")
+        cache = cache_bytes(config, each, "float32")  # of a CPU, whatever the weights are
         real = new_cache(config, 1, each, "float32")
         assert cache == real.k.nbytes + real.v.nbytes == result[f"cache_gib_{way}"] * gib
         request = result[f"request_argument_gib_{way}"] * gib

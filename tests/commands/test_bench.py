@@ -3,11 +3,11 @@
 import dataclasses
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
 from lorage_jax.commands.bench import flops, latency
-from lorage_jax.commands.bench.shown import WIDENED
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.presets import SHAPES
@@ -17,7 +17,7 @@ from tests.commands.world import lorage
 
 SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 48}
 CONFIG = family_decoder("llama", layers=2, **SIZES)
-MEASUREMENTS = "merge decode export flops latency memory score specialize train".split()
+MEASUREMENTS = "merge prefill decode export flops latency memory score specialize train".split()
 
 
 def folder(tmp_path, config, name="edge"):
@@ -55,6 +55,54 @@ def test_the_command_takes_any_shape(tmp_path, monkeypatch, what):
     assert seen == [with_layers(CONFIG, 1)]
     result = json.loads(file.read_text())
     assert (result["bench"], result["shape"]) == (what, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("what", "compare", "options", "settings"),
+    [
+        ("prefill", "compare_prefill", (), {"batch": 1, "prompt_tokens": 200, "repeats": 5}),
+        (
+            "decode",
+            "compare_decode",
+            ("--batch", 16, "--new-tokens", 8),
+            {"batch": 16, "prompt_tokens": 32, "new_tokens": 8, "repeats": 3},
+        ),
+        (
+            "train",
+            "compare_lora_step",
+            ("--input-tokens", 64, "--remat", "none"),
+            {"rows": 8, "tokens": 64, "rank": 8, "remat": "none", "repeats": 3},
+        ),
+        (
+            "score",
+            "bench_score",
+            ("--records", "x.jsonl", "--questions", 5),
+            {"records": Path("x.jsonl"), "questions": 5},
+        ),
+    ],
+)
+def test_a_real_model_is_measured_beside_another_library(
+    tmp_path, monkeypatch, capsys, what, compare, options, settings
+):
+    seen, file = [], tmp_path / "out.json"
+    given = {"lorage": {"seconds": 0.5}, "ratio": 2.0, "machine": {"threads": 3}}
+    module = importlib.import_module(f"lorage_jax.commands.bench.{what}")
+    monkeypatch.setattr(
+        module, compare, lambda model, *args, **kw: seen.append((model, args, kw)) or given
+    )
+    model = folder(tmp_path, CONFIG)
+    args = ("--model", model, "--dtype", "float32", *options)
+    assert lorage("bench", what, *args, "--json", file) == 0
+    ((where, rest, kept),) = seen
+    assert where == model
+    if what == "score":
+        assert (rest, kept) == ((3, "float32"), settings)
+    else:
+        assert (rest, kept) == ((), settings | {"dtype": "float32"})
+    result = json.loads(file.read_text())
+    assert {name: result[name] for name in given} == given and result["bench"] == what
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert lines == {"bench": what, "lorage.seconds": "0.5", "ratio": "2", "machine.threads": "3"}
 
 
 def test_table_13(tmp_path, capsys):
@@ -122,7 +170,6 @@ def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options,
     assert result["depth"] == depth
     assert (result["paper_ms_with_prompt"], result["paper_ms_specialized"]) == (44.5, 21.2)
     assert result["paper_ratio"] == pytest.approx(2.1, abs=0.01)
-    assert result["note"] == WIDENED
 
 
 @pytest.mark.parametrize(
@@ -143,6 +190,9 @@ def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options,
         (("flops", "--cloud-config", "nowhere"), "nowhere is not a folder"),
         (("flops", "--edge-config", "."), "no config.json"),
         (("flops", "--shape", "gemma2-2b", "--edge-config", "."), "give one of them"),
+        (("prefill", "--model", "nowhere"), "nowhere is not a folder"),
+        (("decode", "--model", ".", "--layers", 2), "--layers 2 is for random weights"),
+        (("train", "--model", ".", "--shape", "qwen2-1.5b"), "--shape qwen2-1.5b is for random"),
         (("flops", "--shape", "gemma9"), "--shape is 'gemma9'; expected one of gemma2-2b, "),
     ],
 )
@@ -174,6 +224,20 @@ def test_a_deeper_edge_without_a_pattern_is_refused(tmp_path, capsys):
     assert lorage("bench", "flops", "--edge-config", edge, "--layers", 6) == 1
     assert "expected at most 4" in capsys.readouterr().err
     assert with_layers(config, 2).layers == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("prefill", "--prompt-tokens", 2048), "2048 prompt + 1 new tokens are 2049; the model's"),
+        (("decode", "--prompt-tokens", 2017), "2017 prompt + 32 new tokens are 2049; the model's"),
+        (("train", "--input-tokens", 2049), "2049 input tokens are 2049; the model's context is"),
+    ],
+)
+def test_a_real_model_must_have_room(tmp_path, capsys, args, says):
+    what, *options = args
+    assert lorage("bench", what, "--model", folder(tmp_path, CONFIG), *options) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_training_rows_must_divide(capsys):

@@ -28,6 +28,11 @@ def test_train_leaves_a_generator_and_its_figures(world):
     assert figures["steps"] == 6 and len(figures["losses"]) == 6
     assert figures["seconds"] > 0 and figures["generator"] == str(world.generator)
     assert lg.load_generator(world.generator).fingerprint == figures["fingerprint"]
+    assert 1 <= figures["programs"] <= figures["most_programs"] == 2  # prompts of 48 or 64
+    assert 0 < figures["compile_seconds"] < figures["seconds"]
+    whole = figures["provenance"]["compiled"]  # with those of loading and of the state
+    assert whole["programs"] >= figures["programs"]
+    assert whole["seconds"] >= figures["compile_seconds"]
     assert (world.root / "run" / "config.json").exists()
     assert not (world.root / "unused").exists()
 

@@ -54,7 +54,9 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     curve = read_logs(run / "logs")["train/loss"]
     first, last = curve[0][1], curve[-1][1]
     printed = capfd.readouterr().out
-    assert f"{found['parameters']:,} parameters. Trained 3 steps" in printed
+    assert f"{found['parameters']:,} parameters. Trained 3 steps in " in printed
+    assert f" s (compiled 1 of at most 1 program in {found['compile_seconds']:.1f} s), " in printed
+    assert (found["programs"], found["most_programs"]) == (1, 1)
     assert f"loss {first:.3f} -> {last:.3f}.\nModel: {run / 'model'}\n" in printed
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert lg.load_model(run / "model").config.layers == 1
@@ -64,7 +66,8 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     assert error.startswith("lorage: ") and "--resume" in error
     picture = (run / "loss.png").read_bytes()
     assert lorage("pretrain", experiment, "--out", run, "--resume") == 0
-    assert "Trained 0 steps" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "Trained 0 steps" in printed and "compiled" not in printed
     assert (run / "loss.png").read_bytes() == picture
 
 

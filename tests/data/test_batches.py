@@ -1,9 +1,12 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from lorage_jax.config import DataConfig, Source
 from lorage_jax.data.batches import Encoder, Group, pad_id, padded_length
+from lorage_jax.data.packing import pack
 from lorage_jax.data.templates import cloud_prompt, edge_prompt, edge_target
 from lorage_jax.errors import ConfigError, DataError
 from tests.tiny import byte_tokenizer
@@ -144,6 +147,51 @@ def test_the_edge_reads_the_prompt_in_context(cloud, edge):
     added = len(tight.queries[0][0]) - len(encoder.turns.prompt(group.queries[0][0]))
     assert 0 < added <= 12
     assert tight.queries[0][1] == made.queries[0][1]
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("sizes", [(8, 40, 24), (16, 12, 64), (13, 13, 14)])
+def test_how_many_shapes_there_can_be(cloud, edge, sizes, chunks):
+    smallest, prompt, query = sizes
+    lengths = [range(1, prompt + 1), range(1, query + 1)]
+    prompts, queries = ({padded_length(n, smallest, max(each)) for n in each} for each in lengths)
+    found = {
+        (tuple(sorted(one)), other)
+        for one in itertools.product(prompts, repeat=chunks)
+        for other in itertools.product(queries, repeat=chunks)
+    }
+    config = _config(
+        prompts_per_batch=2,
+        prompt_chunks=chunks,
+        min_bucket=smallest,
+        max_prompt_tokens=prompt,
+        max_query_tokens=query,
+    )
+    encoder = Encoder(config, cloud, edge)
+    assert encoder.most_shapes() == len(found)
+    assert encoder.most_shapes(reads_prompts=False) == len(queries) ** chunks
+
+
+def test_how_many_shapes_packed_rows_can_have(cloud, edge):
+    def lengths(texts, longest):
+        sums = range(texts, texts * longest + 1)
+        sizes = ([(n + i) // texts for i in range(texts)] for n in sums)
+        rows = (pack([[0] * n for n in each], 1, 8, texts * longest, 0) for each in sizes)
+        return {arrays["tokens"].shape for _, arrays in rows}
+
+    config = _config(
+        prompts_per_batch=4,
+        queries_per_prompt=2,
+        packed_rows=2,
+        min_bucket=8,
+        max_prompt_tokens=20,
+        max_query_tokens=12,
+    )
+    queries = len(lengths(4, 12))
+    encoder = Encoder(config, cloud, edge)
+    assert encoder.most_shapes() == len(lengths(2, 20)) * queries
+    with_prompts = Encoder(config, cloud, edge, in_context=True)
+    assert with_prompts.most_shapes(reads_prompts=False) == len(lengths(4, 12 + 20)) > queries
 
 
 def test_room_for_the_template_is_needed(cloud, edge):

@@ -102,6 +102,9 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
     assert len(losses) == 24
+    shapes = {batch.queries[0].tokens.shape for batch in seen}
+    assert whole.programs == len(shapes) <= whole.most_programs == 1  # min_bucket is the longest
+    assert 0 < whole.compile_seconds < whole.seconds
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batches = iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lorage_jax.compilation import Compilations
 from lorage_jax.data.batches import Batch, host_rows
 from lorage_jax.train import watch
 from lorage_jax.train.watch import Watch, read_logs
@@ -66,6 +67,27 @@ def test_flops_over_what_the_devices_could_do(tmp_path, monkeypatch, capfd):
     assert found["train/mfu"] == [(2, pytest.approx(0.24))]
     assert found["train/memory_gib"] == [(2, 1.0)] and found["train/memory_peak_gib"] == [(2, 1.5)]
     assert "18 tokens/s  mfu 24.0%  padding 81%  0 s left" in capfd.readouterr().err
+
+
+def test_compilation_is_told_and_left_out_of_the_rates(tmp_path, monkeypatch, capfd):
+    clock = SimpleNamespace(now=100.0, time=lambda: clock.now)
+    monkeypatch.setattr(watch, "time", clock)
+    with Watch(tmp_path, steps=6, every=2, progress=True, main=True) as record:
+        record.start(0)
+        for step, compiling in enumerate((30.0, 0.0, 0.0, 7.0, 0.0, 0.0), 1):
+            compiled = Compilations()
+            compiled.programs, compiled._spans = 2 * (compiling > 0), [(10.0, 10.0 + compiling)]
+            record.compiled(compiled)
+            clock.now += 0.5 + compiling
+            record.record(step, metrics(step), batch(step, 0))
+    assert (record.programs, record.compile_seconds) == (2, 37.0)  # steps that compiled
+    found = read_logs(tmp_path)
+    assert found["train/tokens_per_second"] == [(2, 9.0), (4, 21.0), (6, 33.0)]
+    assert found["train/step_seconds"] == [(2, 0.5), (4, 0.5), (6, 0.5)]
+    assert found["train/programs"] == [(2, 1), (4, 2)]
+    assert found["train/compile_seconds"] == [(2, 30.0), (4, 37.0)]
+    ends = [line.partition("s left")[2] for line in capfd.readouterr().err.splitlines()]
+    assert ends == ["  compiled 1 program in 30.0 s", "  compiled 1 program in 7.0 s", ""]
 
 
 def test_a_collapsed_router_is_told_once_a_layer(tmp_path, capfd):

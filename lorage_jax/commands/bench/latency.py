@@ -10,7 +10,7 @@ from lorage_jax.bench.latency import bench_latency
 from lorage_jax.commands.bench.options import Latency
 from lorage_jax.commands.bench.paper import paper_latency
 from lorage_jax.commands.bench.shapes import check_context, cut, edge_shape
-from lorage_jax.commands.bench.shown import shown, widened
+from lorage_jax.commands.bench.shown import shown
 from lorage_jax.hf.presets import shape_name
 from lorage_jax.models.presets import with_layers
 
@@ -37,4 +37,4 @@ def run(options: Latency) -> dict[str, Any]:
     )
     about = {"shape": name, "depth": f"{edge.layers} of {full.layers} layers"}
     figures = about | figures | paper_latency(shape_name(full), options)
-    return shown("latency", figures, widened(options.dtype))
+    return shown("latency", figures)

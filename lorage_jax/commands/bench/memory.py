@@ -7,7 +7,7 @@ from typing import Any
 from lorage_jax.bench.memory import bench_memory
 from lorage_jax.commands.bench.options import Memory
 from lorage_jax.commands.bench.shapes import check_context, cut, edge_shape
-from lorage_jax.commands.bench.shown import shown, widened
+from lorage_jax.commands.bench.shown import shown
 
 
 def run(options: Memory) -> dict[str, Any]:
@@ -22,4 +22,4 @@ def run(options: Memory) -> dict[str, Any]:
     check_context("edge", edge, **counts)
     tokens = {f"{kind}_tokens": count for kind, count in counts.items()}
     figures = {"shape": name} | bench_memory(edge, **tokens, dtype=options.dtype)
-    return shown("memory", figures, widened(options.dtype))
+    return shown("memory", figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,6 +20,10 @@ CloudConfig = Annotated[
 InputTokens = Annotated[int, tyro.conf.arg(help="Tokens of a request, without the system prompt.")]
 InstructionTokens = Annotated[int, tyro.conf.arg(help="Tokens of the system prompt.")]
 Repeats = Annotated[int, tyro.conf.arg(help="Number of repetitions; medians are reported.")]
+RealModel = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Hugging Face folder to measure, side by side with another library."),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,38 @@ class Merge(EdgeShape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decode(EdgeShape):
-    """Time decoding with merged weights, against decoding with the base weights.
+class Prefill(Measured):
+    """Time reading a prompt with a real model, against transformers in the same run.
 
-    Example: lorage bench decode --shape tinyllama --dtype float32
+    Example: lorage bench prefill --model special/merged --batch 16
     """
 
+    model: Path
+    """Hugging Face folder."""
+    batch: int = 1
+    """Prompts read at once."""
+    prompt_tokens: int = 200
+    """Tokens of a prompt."""
+    repeats: Repeats = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode(EdgeShape):
+    """Time decoding: a real model against transformers, or merged weights against the base's.
+
+    With --model, transformers decodes the same prompts in the same run. Without it, random weights
+    of --shape are decoded as they are and with a LoRA merged into them.
+
+    Example: lorage bench decode --model special/merged --prompt-tokens 200
+    """
+
+    model: RealModel = None
+    batch: int = 1
+    """Rows decoded at once."""
+    prompt_tokens: int = 32
+    """Tokens of a prompt."""
+    new_tokens: int = 32
+    """Tokens to generate."""
     repeats: Repeats = 3
 
 
@@ -122,13 +152,19 @@ class Memory(EdgeShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Measured):
-    """Time scoring requests like HellaSwag's, against lm-eval's hf model at its best batch size.
+    """Time scoring, against lm-eval's hf model at its best batch size in the same run.
+
+    Requests are like HellaSwag's, of random tokens, or those of the records in a file.
 
     Example: lorage bench score --model special/merged --dtype float32
     """
 
     model: Path | None = None
     """Folder of a model; by default a small one with random weights."""
+    records: Path | None = None
+    """JSON lines of {question, choices}, asked like ARC, instead of random tokens."""
+    questions: int = 32
+    """Number of questions, each with its choices."""
     repeats: Repeats = 3
 
 
@@ -152,10 +188,19 @@ class Specialize(EdgeShape):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(EdgeShape):
-    """Time the training step with 1, 2, 4 and 8 queries per prompt, for a fixed number of queries.
+    """Time a training step: one LoRA on a real model against peft, or the generator's.
 
-    Example: lorage bench train --dtype float32
+    With --model, peft takes the same step of a LoRA on the FFN in the same run. Without it, the
+    step of a generator is timed on random weights, with 1, 2, 4 and 8 queries per prompt.
+
+    Example: lorage bench train --model special/merged --input-tokens 256
     """
+
+    model: RealModel = None
+    rank: int = 8
+    """With --model: rank of the LoRA."""
+    remat: Literal["full", "none"] = "full"
+    """With --model: full computes activations again in the backward pass, on both sides."""
 
     layers: int | None = None
     """At most this many layers of both models; by default all, but 2 on a CPU."""
@@ -167,14 +212,16 @@ class Train(EdgeShape):
     repeats: Repeats = 3
 
 
-Measurement = Merge | Decode | Export | Flops | Latency | Memory | Score | Specialize | Train
+Measurement = (
+    Merge | Prefill | Decode | Export | Flops | Latency | Memory | Score | Specialize | Train
+)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure time, memory and arithmetic with random weights of real shapes.
+    """Measure time, memory and arithmetic, with random weights of real shapes or on real models.
 
-    Example: lorage bench flops --shape qwen2-1.5b
+    Example: lorage bench prefill --model special/merged
     """
 
     measurement: Measurement

@@ -45,6 +45,23 @@ def cloud_shape(folder: Path | None) -> tuple[str, ModelConfig]:
     return shape_name(cloud) or str(folder), cloud
 
 
+def folder_shape(folder: Path) -> ModelConfig:
+    """The shape of the model in `folder`. Raises ConfigError if it is not a folder."""
+    return _read(folder.expanduser())
+
+
+def check_no_shape(options: EdgeShape) -> None:
+    """Raises ConfigError if an option for random weights is given beside `--model`."""
+    for name in ("shape", "edge_config", "cloud_config", "layers"):
+        given = getattr(options, name, None)
+        if given is not None and given != getattr(EdgeShape, name, None):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"--model measures the folder as it is; --{flag} {given} is for random weights. "
+                "Give one of them."
+            )
+
+
 def check_context(role: str, config: ModelConfig, **counts: int) -> None:
     """Raises ConfigError if the tokens in `counts` exceed the model's context."""
     total = sum(counts.values())

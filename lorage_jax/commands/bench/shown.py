@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from lorage_jax.provenance import machine
 
-WIDENED = (
-    "a CPU widens all bfloat16 weights to float32 in every call, which hides the cost of the "
-    "prompt; use --dtype float32"
-)
 
-
-def shown(name: str, figures: dict[str, Any], note: str | None = None) -> dict[str, Any]:
+def shown(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     """Prints the figures with the machine, and returns them with the measurement's name."""
     result = {"bench": name, **figures}
-    if note is not None:
-        result["note"] = note
-    lines = result | machine()
+    lines = _lines(result if "machine" in result else result | machine())
     width = max(map(len, lines)) + 2
     for key, value in lines.items():
         print(f"{key:{width}}{_text(value)}")
     return result
 
 
-def widened(dtype: str) -> str | None:
-    """A warning for bfloat16 figures on a CPU; None for all others."""
-    return WIDENED if dtype == "bfloat16" and jax.default_backend() == "cpu" else None
+def _lines(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The figures without nesting: those of inner tables are named `table.figure`."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        inner = isinstance(value, dict)
+        found |= _lines(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
 
 
 def _text(value: Any) -> str:

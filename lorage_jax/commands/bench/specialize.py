@@ -9,7 +9,7 @@ import jax
 from lorage_jax.bench.specialize import bench_specialize
 from lorage_jax.commands.bench.options import Specialize
 from lorage_jax.commands.bench.shapes import check_context, cloud_shape, cut, edge_shape
-from lorage_jax.commands.bench.shown import shown, widened
+from lorage_jax.commands.bench.shown import shown
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.hf.family import family_decoder
 
@@ -36,4 +36,4 @@ def run(options: Specialize) -> dict[str, Any]:
         dtype=options.dtype,
     )
     about = {"shape": name, "cloud": cloud_name}
-    return shown("specialize", about | figures, widened(options.dtype))
+    return shown("specialize", about | figures)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from lorage_jax.bench.lora_step import compare_lora_step
+from lorage_jax.bench.peers import share_the_gpu
 from lorage_jax.bench.train import QUERIES, bench_train
 from lorage_jax.commands.bench.options import Train
-from lorage_jax.commands.bench.shapes import check_context, cloud_shape, edge_shape
-from lorage_jax.commands.bench.shown import shown, widened
+from lorage_jax.commands.bench.shapes import (
+    check_context,
+    check_no_shape,
+    cloud_shape,
+    edge_shape,
+    folder_shape,
+)
+from lorage_jax.commands.bench.shown import shown
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.presets import shape_name
@@ -21,6 +30,8 @@ CPU_LAYERS, CPU_ROWS = 2, 8  # a CPU takes the true widths, but few layers and r
 
 def run(options: Train) -> dict[str, Any]:
     """Measures, prints and returns the figures."""
+    if options.model is not None:
+        return _beside_peft(options, options.model)
     name, edge = edge_shape(options)
     _, cloud = cloud_shape(options.cloud_config)
     cpu = jax.default_backend() == "cpu"
@@ -44,4 +55,20 @@ def run(options: Train) -> dict[str, Any]:
         dtype=options.dtype,
     )
     about = {"shape": name, "cloud": cloud_name}
-    return shown("train", about | figures, widened(options.dtype))
+    return shown("train", about | figures)
+
+
+def _beside_peft(options: Train, model: Path) -> dict[str, Any]:
+    share_the_gpu()
+    check_no_shape(options)
+    check_context("model", folder_shape(model), input=options.input_tokens)
+    figures = compare_lora_step(
+        model,
+        rows=options.rows or CPU_ROWS,
+        tokens=options.input_tokens,
+        rank=options.rank,
+        remat=options.remat,
+        repeats=options.repeats,
+        dtype=options.dtype,
+    )
+    return shown("train", figures)
