@@ -50,13 +50,13 @@ class PromptForms:
 class Source:
     """One data set. `path` is a local .json/.jsonl(.gz) file, a `datasets` name, or `synthetic`.
 
-    `kind`: `instruction` rows are {instruction, input, output}, {system, user, target} or chats,
-    {messages}; `choices` rows are {question, choices, label} of one task, whose description and
-    randomly drawn samples become the system prompt; `tasks` rows are whole tasks, {name,
-    definition, instances}, in a file or a folder of files, and `split` is `train`, or one of what
-    `held_out` keeps from training: `instances`, `paraphrases` or `tasks`; `synthetic` is the
-    built-in data, whose `name` picks a family (`words`, `tools`; empty: all that have the split);
-    `text` rows are {text}, prose for `lorage pretrain`.
+    `kind`: `instruction` rows are {instruction, input, output}, {system, user, target} or chats
+    of any number of turns, {messages}; `choices` rows are {question, choices, label} of one task,
+    whose description and randomly drawn samples become the system prompt; `tasks` rows are whole
+    tasks, {name, definition, instances}, in a file or a folder of files, and `split` is `train`, or
+    one of what `held_out` keeps from training: `instances`, `paraphrases` or `tasks`; `synthetic`
+    is the built-in data, whose `name` picks a family (`words`, `tools`; empty: all that have the
+    split); `text` rows are {text}, prose for `lorage pretrain`.
     """
 
     path: str
@@ -102,6 +102,7 @@ class DataConfig:
     # Turns: `plain` (System, User, Assistant), `chat` (each model's own chat template), or `auto`
     # (chat where both models have one).
     template: Literal["plain", "chat", "auto"] = "plain"
+    assistant_turns: Literal["last", "all"] = "last"  # answers of a chat that are learnt from
     # Lengths are padded to min_bucket times a power of two (packed rows: four sizes per doubling),
     # at most to the maximum.
     min_bucket: int = 32

@@ -20,11 +20,12 @@ from lorage_jax.config import DataConfig
 from lorage_jax.data.packing import PER_OCTAVE, pack
 from lorage_jax.data.templates import (
     NEWEST,
+    Conversation,
     Template,
     TemplateKind,
+    fit_chat,
     fit_context,
     fit_prompt,
-    fit_query,
 )
 from lorage_jax.errors import ConfigError, DataError
 
@@ -38,7 +39,7 @@ class Rows(flax.struct.PyTreeNode):
     Attributes:
         tokens: token ids; any valid id where `mask` is False.
         mask: True at real tokens.
-        loss_mask: True at tokens to predict: those of an answer, and its eos.
+        loss_mask: True at tokens to predict: those of answers, and the ends of their turns.
         text: index of the slot's text within its row.
         positions: position of the slot within its text.
         owner: for packed queries, the index of the prompt of each of a row's k texts.
@@ -75,19 +76,22 @@ class Batch(flax.struct.PyTreeNode):
 
 @dataclass(frozen=True)
 class Group:
-    """One system prompt and at most Q (user, target) pairs. `index` is its number in the data."""
+    """One system prompt and at most Q queries. `index` is its number in the data.
+
+    A query is (user, target), or all texts of a chat: user and assistant in alternation.
+    """
 
     system: str
-    queries: tuple[tuple[str, str], ...]
+    queries: tuple[tuple[str, ...], ...]
     index: int
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A `Group` as token ids, queries as (prompt ids, target ids); `truncated` texts were cut."""
+    """A `Group` as token ids; `truncated` texts were cut."""
 
     prompt: list[int]
-    queries: list[tuple[list[int], list[int]]]
+    queries: list[Conversation]
     index: int
     truncated: int
 
@@ -138,6 +142,11 @@ class Encoder:
                 f"max_query_tokens is {self.config.max_query_tokens}; the template alone takes "
                 f"{frame} tokens of the edge. Raise it."
             )
+        if self.config.assistant_turns == "all" and not self.turns.keeps_answers:
+            raise ConfigError(
+                "assistant_turns is all, but the edge's chat template writes an earlier answer "
+                "differently once others follow, so that only the last can be learnt. Use last."
+            )
 
     def tokens(self, group: Group) -> TokenGroup:
         """Token ids of one group, cut to the configured lengths.
@@ -148,17 +157,15 @@ class Encoder:
         system, shortened = None, False
         if self.in_context:
             system, shortened = fit_context(self.turns, group.system, self.config.max_prompt_tokens)
-        fitted = [
-            fit_query(self.turns, user, target, self.longest_query, system)
-            for user, target in group.queries
-        ]
-        queries = [(asked, answer) for asked, answer, _ in fitted]
-        if not prompt or not all(asked and answer for asked, answer in queries):
+        most, learnt = self.longest_query, self.config.assistant_turns
+        fitted = [fit_chat(self.turns, query, most, learnt, system) for query in group.queries]
+        queries = [query for query, _ in fitted]
+        if not prompt or not all(any(q.loss_mask) and not q.loss_mask[0] for q in queries):
             raise DataError(
                 f"group {group.index}: a text has no tokens; the tokenizer does not know its "
                 f"characters. It begins {group.system[:60]!r}."
             )
-        cut += shortened + sum(cut for _, _, cut in fitted)
+        cut += shortened + sum(cut for _, cut in fitted)
         return TokenGroup(prompt, queries, group.index, cut)
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
@@ -181,21 +188,20 @@ class Encoder:
         order, prompts = pack(
             [g.prompt for g in groups], rows, config.min_bucket, longest, pad_id(self.cloud)
         )
-        groups, texts, begins, owners = [groups[i] for i in order.flat], [], [], []
-        filler = ([pad_id(self.edge)], [])  # without an answer
+        groups, chats, owners = [groups[i] for i in order.flat], [], []
+        filler = Conversation([pad_id(self.edge)], [False])
         for number, group in enumerate(groups):
             missing = config.queries_per_prompt - len(group.queries)
-            for asked, answer in (*group.queries, *([filler] * missing)):
-                texts.append(asked + answer)
-                begins.append(len(asked))
-                owners.append(number)
+            chats += [*group.queries, *([filler] * missing)]
+            owners += [number] * config.queries_per_prompt
         longest = each * config.queries_per_prompt * self.longest_query
+        texts = [chat.tokens for chat in chats]
         order, queries = pack(texts, rows, config.min_bucket, longest, pad_id(self.edge))
-        begin = np.take_along_axis(np.array(begins)[order], queries["text"], axis=1)
-        queries |= {
-            "loss_mask": queries["mask"] & (queries["positions"] >= begin),
-            "owner": np.array(owners, np.int32)[order],
-        }
+        loss = np.zeros_like(queries["mask"])
+        for row, members in enumerate(order):
+            masks = [value for i in members for value in chats[i].loss_mask]
+            loss[row, : len(masks)] = masks
+        queries |= {"loss_mask": loss, "owner": np.array(owners, np.int32)[order]}
         return Batch((host_rows(**prompts),), (host_rows(**queries),), *_origin(groups))
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
@@ -220,7 +226,7 @@ class Encoder:
 
     def _queries(self, groups: Sequence[TokenGroup]) -> Rows:
         config, per_prompt = self.config, self.config.queries_per_prompt
-        longest = max(len(asked) + len(answer) for g in groups for asked, answer in g.queries)
+        longest = max(len(query.tokens) for group in groups for query in group.queries)
         t = padded_length(longest, config.min_bucket, self.longest_query)
         rows = len(groups) * per_prompt
         tokens = np.full((rows, t), pad_id(self.edge), np.int32)
@@ -228,11 +234,10 @@ class Encoder:
         # A row without any key would be NaN, so filler rows keep one padding token.
         mask[:, 0] = True
         for p, group in enumerate(groups):
-            for q, (asked, answer) in enumerate(group.queries):
-                row, end = p * per_prompt + q, len(asked) + len(answer)
-                tokens[row, :end] = asked + answer
+            for q, query in enumerate(group.queries):
+                row, end = p * per_prompt + q, len(query.tokens)
+                tokens[row, :end], loss[row, :end] = query.tokens, query.loss_mask
                 mask[row, :end] = True
-                loss[row, len(asked) : end] = True
         return host_rows(tokens=tokens, mask=mask, loss_mask=loss)
 
 

@@ -1,8 +1,8 @@
 """Documents for pretraining, as rows of tokens: prose, or a system prompt with solved requests.
 
 All requests of a prompt follow it as branches (`models.decoder.Branches`): each is read as
-`edge_prompt_with_system` writes it, but the prompt is computed only once. Some documents show
-requests without their prompt, as a specialised edge will see them.
+`chat_prompt` writes it, but the prompt is computed only once. Some documents show requests without
+their prompt, as a specialised edge will see them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Batch, Group, Rows, pad_id
 from lorage_jax.data.records import Skipped, require_text
 from lorage_jax.data.sources import LoadedSource, load_source, skipped_note, source_rows
-from lorage_jax.data.templates import (
-    edge_prompt,
-    edge_prompt_with_system,
-    edge_target,
-    encode,
-    encode_target,
-)
+from lorage_jax.data.templates import chat_prompt, edge_target, encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
 
 # Arrays of `DocumentRows`, in the order of the fields of a slot in `_line`.
@@ -230,13 +224,8 @@ def _load(corpus: Corpus) -> LoadedSource:
     source = load_source(corpus.source, corpus.queries)
 
     def document(group: Group, generator: np.random.Generator) -> Document:
-        if generator.random() < corpus.blind:
-            texts = tuple((edge_prompt(user), target) for user, target in group.queries)
-        else:
-            texts = tuple(
-                (edge_prompt_with_system(group.system, user), target)
-                for user, target in group.queries
-            )
+        system = None if generator.random() < corpus.blind else group.system
+        texts = tuple((chat_prompt(asked, system), target) for *asked, target in group.queries)
         return Document(texts, group.index)
 
     def dataset(seed: int) -> grain.MapDataset:

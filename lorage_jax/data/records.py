@@ -18,21 +18,29 @@ from lorage_jax.errors import DataError, bullets
 T = TypeVar("T")
 Row = dict[str, Any]
 
-ROLES = ("system", "user", "assistant")
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of the roles
 EXPECTED = (
     "expected {system, user, target}, {instruction, input, output} "
-    "or {messages: [{role, content}, ...]} with roles system, user, assistant"
+    "or {messages: [{role, content}, ...]} with roles system, user, assistant, user, assistant, ..."
 )
 
 
 @dataclass(frozen=True)
 class Record:
-    """One example: the cloud reads `system`, the edge reads `user` and answers with `target`."""
+    """One example: the cloud reads `system`, the edge reads `user` and answers with `target`.
+
+    `earlier` are the turns of a chat before `user`: texts of user and assistant in alternation.
+    """
 
     system: str
     user: str
     target: str
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def query(self) -> tuple[str, ...]:
+        """What the edge reads and writes: texts of user and assistant in alternation."""
+        return (*self.earlier, self.user, self.target)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -234,17 +242,17 @@ def _require_fields(row: Row, names: Sequence[str], where: str) -> None:
 def _from_messages(messages: Any, role: str, content: str, where: str) -> Record:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DataError(f"{where}: messages is not a list of objects; {EXPECTED}.")
-    roles = tuple(SHAREGPT.get(str(m.get(role)), m.get(role)) for m in messages)
-    if roles != ROLES:
+    roles = [SHAREGPT.get(str(m.get(role)), m.get(role)) for m in messages]
+    if len(roles) < 3 or roles != ["system", *["user", "assistant"] * (len(roles) // 2)]:
         raise DataError(
             f"{where}: messages has the roles {', '.join(map(str, roles)) or 'none'}; "
-            "expected exactly system, user, assistant. Split longer chats into single turns."
+            "expected system, then user and assistant in alternation, an answer at the end."
         )
-    system, user, target = (
+    system, *earlier, user, target = (
         require_text(message, content, f"{where} ({name} message)")
         for message, name in zip(messages, roles, strict=True)
     )
-    return Record(system, user, target)
+    return Record(system, user, target, tuple(earlier))
 
 
 def require_text(row: Row, name: str, where: str, empty: bool = False) -> str:

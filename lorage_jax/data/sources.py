@@ -182,8 +182,8 @@ def _instruction(source: Source, queries: int) -> LoadedSource:
     for system, members in by_system.items():
         for at in range(0, len(members), queries):
             chunk = members[at : at + queries]
-            pairs = tuple((record.user, record.target) for _, record in chunk)
-            groups.append(Group(system, pairs, len(groups)))
+            queries_of = tuple(record.query for _, record in chunk)
+            groups.append(Group(system, queries_of, len(groups)))
             places.append(chunk[0][0])
     return LoadedSource(
         lambda seed: grain.MapDataset.source(groups).seed(seed).shuffle().repeat(),

@@ -210,6 +210,8 @@ def _resolved(
         config = replace(config, settings=None)  # its defaults
     values = to_dict(config)
     del values["data"]["template"]  # recorded as what it came to
+    if values["data"]["assistant_turns"] == "last":  # as in all runs that recorded none
+        del values["data"]["assistant_turns"]
     return {
         **values,
         "method": RECORDED.get(method.name, method.name),

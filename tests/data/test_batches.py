@@ -137,16 +137,18 @@ def test_the_edge_reads_the_prompt_in_context(cloud, edge):
     encoder = Encoder(_config(), cloud, edge, in_context=True)
     group = GROUPS[0]
     made = encoder.tokens(group)
-    assert made.queries == [
-        (encoder.turns.prompt(user, group.system), encoder.turns.answer(target))
-        for user, target in group.queries
-    ]
-    assert encoder.batch([made]).queries[0].loss_mask.sum() == sum(len(a) for _, a in made.queries)
+    for query, (user, target) in zip(made.queries, group.queries, strict=True):
+        asked, answer = encoder.turns.prompt(user, group.system), encoder.turns.answer(target)
+        assert query.tokens == asked + answer
+        assert query.loss_mask == [False] * len(asked) + [True] * len(answer)
+    learnt = sum(sum(query.loss_mask) for query in made.queries)
+    assert encoder.batch([made]).queries[0].loss_mask.sum() == learnt
     tight = Encoder(_config(max_prompt_tokens=12), cloud, edge, in_context=True).tokens(group)
     assert tight.truncated == 2  # the cloud's and the edge's
-    added = len(tight.queries[0][0]) - len(encoder.turns.prompt(group.queries[0][0]))
+    (short, long), bare = (one.queries[0] for one in (tight, made)), group.queries[0][0]
+    added = short.loss_mask.count(False) - len(encoder.turns.prompt(bare))
     assert 0 < added <= 12
-    assert tight.queries[0][1] == made.queries[0][1]
+    assert sum(short.loss_mask) == sum(long.loss_mask)
 
 
 @pytest.mark.parametrize("chunks", [1, 2])

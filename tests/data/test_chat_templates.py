@@ -207,6 +207,57 @@ def test_conversations(tokenizer):
     assert last.tokens == found.tokens and sum(last.loss_mask) == len(template.answer("Done"))
 
 
+TALK = [*LONG, {"role": "assistant", "content": "Done, é!"}, *question("x")]
+TALK.append({"role": "assistant", "content": "no"})
+
+
+def test_the_loss_is_on_what_transformers_marks_as_generated():
+    """`{% generation %}` marks the assistant's own tokens, with the end of its turn."""
+    tokenizer = with_template(
+        "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}"
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    chat = TALK
+    right = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    found = ChatTemplate(tokenizer).conversation(chat)
+    count = len(found.tokens)
+    assert right["input_ids"][:count] == found.tokens
+    assert tokenizer.decode(right["input_ids"][count:]) == "\n"
+    assert right["assistant_masks"][:count] == [int(loss) for loss in found.loss_mask]
+    last = ChatTemplate(tokenizer).conversation(chat, "last")
+    assert sum(last.loss_mask) == len("no") + 1 and last.tokens == found.tokens
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_loss_is_on_what_follows_the_cues(name):
+    """Prefixes rendered by transformers say where answers begin; the next control ends them."""
+    tokenizer = with_template(WRITTEN[name][0])
+    template = ChatTemplate(tokenizer)
+    tokenizer.chat_template = template.jinja()  # without a default system message
+    chat = TALK[1:]
+
+    def shown(messages, cue):
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=cue)
+
+    full = shown(chat, False)
+    right = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
+    spans = []
+    for at in range(1, len(chat), 2):
+        begin = len(shown(chat[:at], True))
+        ends = [
+            full.find(end, begin) + len(end) for end in (*CONTROLS, "</s>") if end in full[begin:]
+        ]
+        spans.append((begin, min(ends)))
+    marked = [any(a <= begin < b for a, b in spans) for begin, _ in right["offset_mapping"]]
+    found = template.conversation(chat)
+    count = len(found.tokens)
+    assert right["input_ids"][:count] == found.tokens
+    assert marked[:count] == found.loss_mask and not any(marked[count:])
+    assert len(spans) == 3 and template.keeps_answers
+
+
 def test_the_choice_of_a_template(shared):
     chat, plain = with_template(CHATML), byte_tokenizer()
     assert chosen_kind("auto", chat, chat) == TemplateKind("chat", 2)

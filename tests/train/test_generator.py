@@ -1,5 +1,6 @@
 """A whole run: it learns, it resumes bit for bit, devices and micro-batches change nothing."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,29 @@ def test_it_learns_and_leaves_a_generator(experiment):
         assert np.isfinite(value).all(), name
         if name.endswith(("pool.gate.b", "adapters.q.b", "norm.mean")):
             assert np.abs(value).max() > 0, f"{name} was not trained"
+
+
+@pytest.mark.parametrize(
+    ("method", "packed"), [(None, None), pytest.param("lora", 2, marks=pytest.mark.slow)]
+)
+def test_all_answers_of_a_chat_are_learnt_on_request(experiment, tmp_path, method, packed):
+    """Two exchanges per chat: with `all`, both answers are targets, each byte and each eos."""
+    path, roles = tmp_path / "chats.jsonl", ("system", "user", "assistant", "user", "assistant")
+    chats = [(f"Say {n}.", "a", "b" * (n % 3 + 1), "c", "d") for n in range(8)]
+    for texts in chats:
+        turns = [{"role": r, "content": c} for r, c in zip(roles, texts, strict=True)]
+        with path.open("a") as file:
+            file.write(json.dumps({"messages": turns}) + "\n")
+    found = {}
+    for turns in ("last", "all"):
+        data = {"assistant_turns": turns, "sources": (Source(str(path)),), "packed_rows": packed}
+        out = tmp_path / turns
+        config = experiment(method=method, data=data, out=str(out), steps=3, log_every=1)
+        found[turns] = train(config, progress=False).losses
+        targets = read_logs(out / "logs")["train/target_tokens"]
+        answers = [text for chat in chats for text in chat[2 if turns == "all" else 4 :: 2]]
+        assert [count for _, count in targets] == [sum(len(f" {a}") + 1 for a in answers)] * 3
+    assert found["all"] != found["last"]
 
 
 def test_frozen_weights_are_not_in_the_state(experiment):

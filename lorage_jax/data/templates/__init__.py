@@ -5,10 +5,12 @@ from lorage_jax.data.templates.chat import chosen_kind as chosen_kind
 from lorage_jax.data.templates.chat import has_chat_template as has_chat_template
 from lorage_jax.data.templates.chat import is_changed as is_changed
 from lorage_jax.data.templates.chat import notice_change as notice_change
+from lorage_jax.data.templates.fit import fit_chat as fit_chat
 from lorage_jax.data.templates.fit import fit_context as fit_context
 from lorage_jax.data.templates.fit import fit_prompt as fit_prompt
 from lorage_jax.data.templates.fit import fit_query as fit_query
 from lorage_jax.data.templates.plain import PlainTemplate as PlainTemplate
+from lorage_jax.data.templates.plain import chat_prompt as chat_prompt
 from lorage_jax.data.templates.plain import cloud_prompt as cloud_prompt
 from lorage_jax.data.templates.plain import edge_prompt as edge_prompt
 from lorage_jax.data.templates.plain import edge_prompt_with_system as edge_prompt_with_system
@@ -20,6 +22,7 @@ from lorage_jax.data.templates.template import Conversation as Conversation
 from lorage_jax.data.templates.template import Message as Message
 from lorage_jax.data.templates.template import Template as Template
 from lorage_jax.data.templates.template import TemplateKind as TemplateKind
+from lorage_jax.data.templates.template import alternating as alternating
 from lorage_jax.data.templates.template import check_messages as check_messages
 from lorage_jax.data.templates.template import is_messages as is_messages
 from lorage_jax.data.templates.template import question as question

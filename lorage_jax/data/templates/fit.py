@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lorage_jax.data.templates.template import Template
+from collections.abc import Sequence
+from typing import Literal
+
+from lorage_jax.data.templates.template import (
+    Conversation,
+    Template,
+    alternating,
+    common_length,
+)
 
 
 def fit_prompt(template: Template, system: str, max_tokens: int) -> tuple[list[int], bool]:
@@ -45,14 +53,43 @@ def fit_query(
     if excess <= 0:
         return prompt, answer, False
     frame = template.prompt("x", system)
-    head = _common(prompt, frame)
-    tail = min(_common(prompt[::-1], frame[::-1]), len(prompt) - head, len(frame) - head)
+    head = common_length(prompt, frame)
+    tail = min(common_length(prompt[::-1], frame[::-1]), len(prompt) - head, len(frame) - head)
     drop = min(excess, len(prompt) - head - tail)
     prompt = prompt[:head] + prompt[head + drop :]
     return prompt, answer[: max_tokens - len(prompt)], True
 
 
-def _common(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+def fit_chat(
+    template: Template,
+    texts: Sequence[str],
+    max_tokens: int,
+    turns: Literal["last", "all"],
+    system: str | None = None,
+) -> tuple[Conversation, bool]:
+    """The edge's token ids of a chat, at most `max_tokens`.
+
+    Excess is cut from its start: first whole exchanges, then as in `fit_query`.
+
+    Args:
+        template: the edge's turns.
+        texts: those of user and assistant in alternation, the last one an answer.
+        max_tokens: the most tokens.
+        turns: the answers with a loss, as in `Template.conversation`.
+        system: a system prompt that the edge reads in front.
+
+    Returns (ids and loss mask, whether any ids were cut).
+    """
+    kept = texts
+    while len(kept) > 2:
+        # The last answer alone has a loss here, which takes one rendering and gives the same ids.
+        found = template.conversation(alternating(kept, system), "last")
+        if len(found.tokens) <= max_tokens:
+            if turns == "all":
+                found = template.conversation(alternating(kept, system))
+            return found, len(kept) < len(texts)
+        kept = kept[2:]
+    user, target = kept
+    asked, answer, cut = fit_query(template, user, target, max_tokens, system)
+    mask = [False] * len(asked) + [True] * len(answer)
+    return Conversation(asked + answer, mask), cut or len(kept) < len(texts)

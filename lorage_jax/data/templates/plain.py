@@ -31,6 +31,20 @@ def edge_prompt_with_system(system: str, user: str) -> str:
     return f"{cloud_prompt(system)}\n\n{edge_prompt(user)}"
 
 
+def chat_prompt(texts: Sequence[str], system: str | None = None) -> str:
+    """The text of a chat up to the cue for its next answer, without ends of turns.
+
+    Args:
+        texts: those of user and assistant in alternation, the last one the user's.
+        system: a system prompt to put in front.
+    """
+    *earlier, user = texts
+    answered = zip(earlier[::2], earlier[1::2], strict=True)
+    before = [] if system is None else [cloud_prompt(system)]
+    solved = [edge_prompt(asked) + edge_target(answer) for asked, answer in answered]
+    return "\n\n".join([*before, *solved, edge_prompt(user)])
+
+
 def edge_target(target: str) -> str:
     """The answer as it follows the edge's prompt, after one space."""
     return f" {target.strip()}"

@@ -132,32 +132,48 @@ class Template(ABC):
     def conversation(
         self, messages: Sequence[Message], turns: Literal["last", "all"] = "all"
     ) -> Conversation:
-        """Token ids of a chat of any number of turns, each answer as inference would write it.
+        """Token ids of a chat of any number of turns, as inference reads and writes them.
 
         Args:
             messages: the turns; the last one is the assistant's.
-            turns: answers with a loss: all of them, or only the last.
+            turns: answers with a loss: all of them, or only the last. An earlier one that the
+                template writes differently once others follow never has one.
 
-        Raises DataError for messages that do not end with an answer; with `all`, also for a
-        template that writes earlier turns differently once others follow.
+        Raises DataError for messages that do not end with an answer.
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise DataError("a chat to learn from ends with a message of the assistant.")
-        tokens: list[int] = []
-        mask: list[bool] = []
-        asked = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        for at in asked if turns == "all" else asked[-1:]:
-            before = self.ids(messages[:at])
-            if before[: len(tokens)] != tokens:
-                raise DataError(
-                    f"the {self.name} template writes earlier turns differently when others "
-                    "follow, so only the last answer can be learnt from."
-                )
-            mask += [False] * (len(before) - len(tokens))
-            answer = self.answer(messages[at]["content"], messages[:at])
-            tokens = before + answer
-            mask += [True] * len(answer)
+        asked = self.ids(messages[:-1])
+        answer = self.answer(messages[-1]["content"], messages[:-1])
+        tokens = asked + answer
+        mask = [False] * len(asked) + [True] * len(answer)
+        for at, message in enumerate(messages[:-1] if turns == "all" else ()):
+            if message["role"] == "assistant":
+                begin, end = self._answered(tokens, messages[:at], message["content"])
+                mask[begin:end] = [True] * (end - begin)
         return Conversation(tokens, mask)
+
+    @functools.cached_property
+    def keeps_answers(self) -> bool:
+        """True if a chat has its earlier answers as they were written when they were the last."""
+        chat = alternating(("a", "b", "c", "d"))
+        learnt = {turns: sum(self.conversation(chat, turns).loss_mask) for turns in ("last", "all")}
+        return learnt["all"] > learnt["last"]
+
+    def _answered(
+        self, tokens: Sequence[int], before: Sequence[Message], answer: str
+    ) -> tuple[int, int]:
+        """Begin and end of an earlier answer in a chat's tokens; (0, 0) if it reads differently."""
+        known = self.ids(before)
+        written = known + self.answer(answer, before)
+        if tokens[: len(written)] == written:
+            return len(known), len(written)
+        # The same text may be split into other tokens, since the answer was written by itself.
+        begin = common_length(known, tokens)
+        ends = (at + 1 for at in range(begin, len(tokens)) if tokens[at] in self.ends)
+        end = next(ends, begin)
+        same = self.tokenizer.decode(tokens[:end]) == self.tokenizer.decode(written)
+        return (begin, end) if same else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -210,8 +226,23 @@ NEWEST = TemplateKind()
 
 def question(user: str, system: str | None = None) -> list[Message]:
     """The messages of one question, after a system prompt if one is given."""
+    return alternating((user,), system)
+
+
+def alternating(texts: Sequence[str], system: str | None = None) -> list[Message]:
+    """The messages of a chat from the texts of user and assistant in alternation.
+
+    A system prompt stands in front if one is given.
+    """
+    roles = ("user", "assistant")
     before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": user}]
+    return [*before, *({"role": roles[i % 2], "content": t} for i, t in enumerate(texts))]
+
+
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning of two sequences."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def is_messages(value: Any) -> bool:
