@@ -181,26 +181,33 @@ def attention_mask(
 
 
 def branch_mask(
-    valid: Bool[Array, "B T"],
-    positions: Int[Array, "B T"],
-    branches: Int[Array, "B T"] | None,
+    valid: Bool[Array, "B S"],
+    positions: Int[Array, "B S"],
+    branches: Int[Array, "B S"] | None,
     window: int | None,
-    texts: Int[Array, "B T"] | None = None,
-) -> Bool[Array, "B T T"]:
+    texts: Int[Array, "B S"] | None = None,
+    query_slots: Int[Array, "T"] | None = None,
+) -> Bool[Array, "B T S"]:
     """`attention_mask` for rows of several texts, or of a text with several continuations.
 
     `branches` is 0 in a text and k in its k-th continuation, which sees the text and itself; None
     if there are no continuations. `texts` numbers the texts of a row, if there are several. The
-    window counts positions, because slots of other continuations lie in between.
+    window counts positions, because slots of other continuations lie in between. By default, every
+    slot asks (T = S).
     """
     slots = jnp.arange(valid.shape[1])
-    seen = (slots[None, :] <= slots[:, None])[None] & valid[:, None, :]
+    asking = slots if query_slots is None else query_slots
+
+    def own(x: Array) -> Array:
+        return (x if query_slots is None else x[:, query_slots])[:, :, None]
+
+    seen = (slots[None, :] <= asking[:, None])[None] & valid[:, None, :]
     if branches is not None:
-        seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+        seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == own(branches))
     if texts is not None:
-        seen &= texts[:, None, :] == texts[:, :, None]
+        seen &= texts[:, None, :] == own(texts)
     if window is not None:
-        seen &= positions[:, None, :] > positions[:, :, None] - window
+        seen &= positions[:, None, :] > own(positions) - window
     return seen
 
 

@@ -26,7 +26,8 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
-from lorage_jax.infer.score import BATCH_TOKENS, Request, place, score
+from lorage_jax.infer.place import place
+from lorage_jax.infer.score import BATCH_TOKENS, Request, score
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 

@@ -17,6 +17,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import Answered
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.infer.generate import eos_ids, generate_tokens
+from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.score import identity
 from lorage_jax.infer.text import GrowingTexts, continuation
 from lorage_jax.methods.method import Conditioning, Placement
@@ -87,9 +88,13 @@ class Generation:
         rows, truncated = whole, 0
         if self.cut:
             room = room_for_input(model, self.max_new_tokens)
-            rows = [row[-room:] for row in whole]  # like lm-eval, keep the end
-            truncated = sum(len(row) > room for row in whole)
-        keys = self._keys(placement, rows)
+            fronts = placement.prefix_rows(len(whole))
+            taken = [0] * len(whole) if fronts is None else [one.length for one in fronts]
+            # Like lm-eval, keep the end.
+            rows = [row[-(room - n) :] for row, n in zip(whole, taken, strict=True)]
+            truncated = sum(len(cut) < len(row) for cut, row in zip(rows, whole, strict=True))
+        prefixes = placement.prefix_rows(len(rows))
+        keys = self._keys(placement, rows, prefixes)
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         todo = [i for key, i in first.items() if self.journal.get(key) is None]
         todo.sort(key=lambda i: -len(rows[i]))
@@ -100,16 +105,24 @@ class Generation:
                 batch, todo = todo[:size], todo[size:]
                 # Fill up the last batch, so that no program is compiled for it alone.
                 filled = batch + batch[-1:] * (size - len(batch) if total > size else 0)
-                said = self._write(placement, rows, filled)
+                said = self._write(placement, rows, prefixes, filled)
                 self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})
                 advance(len(batch))
-        tokens = float(np.mean([len(row) for row in whole]))
+        read = [len(row) for row in whole]
+        if prefixes is not None:
+            read = [len(row) - one.shared(row) for row, one in zip(whole, prefixes, strict=True)]
+        tokens = float(np.mean(read))
         return Answered([self.journal.get(key) for key in keys], tokens, truncated)
 
     def _size(self, longest: int) -> int:
         return max(1, self.batch_tokens // (bucket(longest) + bucket(self.max_new_tokens)))
 
-    def _keys(self, placement: Placement, rows: Sequence[list[int]]) -> list[str]:
+    def _keys(
+        self,
+        placement: Placement,
+        rows: Sequence[list[int]],
+        prefixes: Sequence[Prefix] | None,
+    ) -> list[str]:
         model, cards = placement.model, placement.cards
         base = request_key(
             identity(model, placement.pool),
@@ -121,13 +134,18 @@ class Generation:
         gates = [b""] * len(rows)
         if cards is not None:
             gates = [np.asarray(card.gates, np.float32).tobytes() for card in cards]
+        fronts = [()] * len(rows) if prefixes is None else [(one.identity,) for one in prefixes]
         return [
-            request_key("answer", base, gate, np.asarray(row, np.int32).tobytes())
-            for row, gate in zip(rows, gates, strict=True)
+            request_key("answer", base, gate, np.asarray(row, np.int32).tobytes(), *front)
+            for row, gate, front in zip(rows, gates, fronts, strict=True)
         ]
 
     def _write(
-        self, placement: Placement, rows: Sequence[list[int]], batch: Sequence[int]
+        self,
+        placement: Placement,
+        rows: Sequence[list[int]],
+        prefixes: Sequence[Prefix] | None,
+        batch: Sequence[int],
     ) -> list[str]:
         model, asked = placement.model, [rows[i] for i in batch]
         growing = GrowingTexts(model.tokenizer, asked, self.stops, None) if self.stops else None
@@ -137,6 +155,7 @@ class Generation:
             max_new_tokens=self.max_new_tokens,
             gates=None if placement.cards is None else [placement.cards[i] for i in batch],
             pool=placement.pool,
+            prefixes=None if prefixes is None else [prefixes[i] for i in batch],
             watch=None if growing is None else growing.update,
             ends=_ends(model),
         )

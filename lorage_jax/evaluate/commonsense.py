@@ -45,7 +45,7 @@ from lorage_jax.evaluate.protocol import (
 )
 from lorage_jax.evaluate.results import ArmResult, EvalResult, TaskScore
 from lorage_jax.generator.card import Card
-from lorage_jax.infer.score import place
+from lorage_jax.infer.place import place
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.few_shot import FewShot
 from lorage_jax.methods.in_context import InContext
@@ -216,7 +216,8 @@ class _Answering:
             turns = placement.model.template
             text = edge_text(run.data.described(name), run.template, turns, rows[0].context)
         task = run.data.load(name, shots, **text)
-        run.lm.reset(placement.model, encoding)
+        front = placement.prefix_rows(1)
+        run.lm.reset(placement.model, encoding, None if front is None else front[0])
         metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed)
         run.samples += [_sample(arm.name, name, task, sample) for sample in samples[name]]
         counts = run.lm.counts

@@ -32,8 +32,10 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.infer.defaults import generation_defaults
 from lorage_jax.infer.generate import eos_ids, generate_tokens
+from lorage_jax.infer.place import place
+from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.sample import Sampling
-from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, place, score
+from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, score
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
@@ -94,9 +96,14 @@ class LorageLM(TemplateLM):
         self.journal = Journal() if journal is None else journal
         self.reset(model)
 
-    def reset(self, model: Model, encoding: str | None = None) -> None:
-        """Switches to another model (same tokenizer) or encoding, and resets the counts."""
-        self.model = place(model)
+    def reset(
+        self, model: Model, encoding: str | None = None, prefix: Prefix | None = None
+    ) -> None:
+        """Switches to another model (same tokenizer) or encoding, and resets the counts.
+
+        `prefix` stands in front of every request.
+        """
+        self.model, self.prefix = place(model), prefix
         self.encoding = encoding or self.encoding
         self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
 
@@ -132,7 +139,8 @@ class LorageLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens that a request may have; a longer one loses its start."""
-        return self._longest or self.model.config.max_positions
+        longest = self._longest or self.model.config.max_positions
+        return longest - (0 if self.prefix is None else self.prefix.length)
 
     @property
     def tokenizer_name(self) -> str:
@@ -185,8 +193,14 @@ class LorageLM(TemplateLM):
         for i, (context, continuation) in enumerate(pairs):
             kept, asked, cut = fit(context, continuation, room, i, size)
             pairs[i] = (kept, asked)
-            self._count(len(kept), cut)
-        scores = score(self.model, pairs, batch_tokens=self.batch_tokens, journal=self.journal)
+            self._count(kept, cut)
+        scores = score(
+            self.model,
+            pairs,
+            prefixes=None if self.prefix is None else [self.prefix] * len(pairs),
+            batch_tokens=self.batch_tokens,
+            journal=self.journal,
+        )
         for (text, _, _), answer in zip(requests, scores, strict=True):
             if text is not None:  # rolling windows have no text
                 self.cache_hook.add_partial("loglikelihood", text, tuple(answer))
@@ -220,7 +234,10 @@ class LorageLM(TemplateLM):
         room for the context.
         """
         jobs = [self._job(*request.args) for request in requests]
-        base = request_key(identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer))
+        front = [] if self.prefix is None else [self.prefix.identity]
+        base = request_key(
+            identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer), *front
+        )
         keys = [
             request_key(
                 "generate",
@@ -273,7 +290,7 @@ class LorageLM(TemplateLM):
         limit = values["max_gen_toks"]
         room = self.room(settings)
         ids = self.tok_encode(context) or [self.prefix_token_id]
-        self._count(min(len(ids), room), len(ids) > room)
+        self._count(ids[-room:], len(ids) > room)
         return ids[-room:], until, limit, penalty
 
     def _generation_batches(self, order: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
@@ -300,14 +317,16 @@ class LorageLM(TemplateLM):
             rows,
             max_new_tokens=limit,
             sampling=Sampling(repetition_penalty=penalty),
+            prefixes=None if self.prefix is None else [self.prefix] * len(rows),
             watch=watch,
             ends=self.model.template.ends if self.encoding == "trained" else (),
         )
         return [_cut(text(ids), until) for ids in outputs]
 
-    def _count(self, tokens: int, cut: bool) -> None:
+    def _count(self, tokens: Sequence[int], cut: bool) -> None:
         self.counts["requests"] += 1
-        self.counts["edge_tokens"] += tokens
+        known = 0 if self.prefix is None else self.prefix.shared(tokens)
+        self.counts["edge_tokens"] += len(tokens) - known
         self.counts["truncated"] += cut
 
 

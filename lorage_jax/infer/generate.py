@@ -25,6 +25,7 @@ from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, i
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.defaults import default_penalty
 from lorage_jax.infer.gates import Gates, row_gates
+from lorage_jax.infer.prefixes import Prefix, behind
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, continuation, stop_ids, stop_strings
 from lorage_jax.models.bits import activation_dtype, program_params
@@ -152,28 +153,33 @@ def generate_tokens(
     sampling: Sampling | None = None,
     gates: Gates | None = None,
     pool: Pool | None = None,
+    prefixes: Sequence[Prefix] | None = None,
     watch: Watch | None = None,
     ends: Iterable[int] = (),
 ) -> list[list[int]]:
     """Like `generate`, on token ids: returns each row's new ids, without the one that ended it.
 
-    `ends` are ids that end a row, besides `eos_ids`.
+    `ends` are ids that end a row, besides `eos_ids`; `prefixes` stand in front of the rows, one
+    each.
     """
-    _check(model, rows, max_new_tokens)
+    _check(model, rows, max_new_tokens, prefixes)
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
-    tokens, mask = left_pad(rows, padded_prompt(max(map(len, rows))))
+    unread, past = (rows, None) if prefixes is None else behind(prefixes, rows)
+    tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
     ends = tuple(sorted({*eos_ids(model), *ends}))
     controls = sampling_of(sampling).operands() | {
         "eos": np.asarray(ends, np.int32),
         "pad": np.int32(model.config.pad_id or 0),
     }
     size, params = bucket(max_new_tokens), program_params(model.params)
-    limit = max_new_tokens if watch is None else min(CHUNK, max_new_tokens)
-    cache, progress = compiled_start(
-        model.config, size, params, tokens, mask, controls, pool, weights, np.int32(limit)
-    )
+    limit = np.int32(max_new_tokens if watch is None else min(CHUNK, max_new_tokens))
+    started = [model.config, size, params, tokens, mask, controls, pool, weights, limit]
+    if past is not None:
+        whole = left_pad(rows, padded_prompt(max(map(len, rows))))
+        started += [past, whole if "penalty" in controls else None]
+    cache, progress = compiled_start(*started)
     outputs: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
     while True:
@@ -190,9 +196,9 @@ def generate_tokens(
         progress = progress.replace(done=progress.done | np.asarray(finished, bool))
         if last or progress.done.all():
             return outputs
-        limit = min(step + CHUNK, max_new_tokens)
+        limit = np.int32(min(step + CHUNK, max_new_tokens))
         cache, progress = compiled_continue(
-            model.config, params, cache, progress, controls, pool, weights, np.int32(limit)
+            model.config, params, cache, progress, controls, pool, weights, limit
         )
 
 
@@ -208,16 +214,23 @@ def eos_ids(model: Model) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def compiled_start(config, size, params, tokens, mask, controls, pool, gates, limit):
-    """Prefills [B, T] tokens, then decodes up to `limit`; the new cache has room for `size`."""
+def compiled_start(
+    config, size, params, tokens, mask, controls, pool, gates, limit, past=None, spoken=None
+):
+    """Prefills [B, T] tokens, then decodes up to `limit`; the new cache has room for `size`.
+
+    `past` stands in front of the tokens; `spoken` are tokens and mask that a repetition penalty
+    counts, if they are not those that are read.
+    """
     rows, length = tokens.shape
-    cache = new_cache(config, rows, length + size, activation_dtype(params))
+    cache = new_cache(config, rows, length + size, activation_dtype(params), past)
+    said, real = spoken or (tokens, mask)
     logits, cache = _next_logits(config, params, tokens, mask, cache, pool, gates)
     progress = Progress(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
         step=jnp.zeros((), jnp.int32),
-        seen=_seen(tokens, mask, logits) if "penalty" in controls else None,
+        seen=_seen(said, real, logits) if "penalty" in controls else None,
     )
     progress = _append(progress, logits, controls)
     return _decode(config, params, cache, progress, controls, pool, gates, limit)
@@ -345,12 +358,20 @@ def _row(model: Model, prompt: Any, index: int) -> list[int]:
     )
 
 
-def _check(model: Model, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    prefixes: Sequence[Prefix] | None,
+) -> None:
     """Raises if a row exceeds the model's context or has ids outside its vocabulary."""
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
-    room, vocabulary = model.config.max_positions, model.config.vocab_size
+    if prefixes is not None and len(prefixes) != len(rows):
+        raise ConfigError(f"{len(prefixes)} prefixes for {len(rows)} rows; expected one for each.")
+    vocabulary = model.config.vocab_size
     for i, row in enumerate(rows):
+        room = model.config.max_positions - (0 if prefixes is None else prefixes[i].length)
         if len(row) == 0:
             raise DataError(f"prompt {i} has no tokens; expected at least one.")
         if min(row) < 0 or max(row) >= vocabulary:

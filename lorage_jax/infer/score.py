@@ -16,21 +16,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lorage_jax.buckets import bucket
-from lorage_jax.config import MeshConfig, ModelConfig
+from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.fields import require
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.hf.family import to_text
 from lorage_jax.infer.gates import Gates, RowGates, row_gates
-from lorage_jax.models.bits import program_params
+from lorage_jax.infer.place import mesh_of, placed
+from lorage_jax.infer.prefixes import Prefix, past_of
+from lorage_jax.models.bits import activation_dtype, program_params
+from lorage_jax.models.cache import Past, new_cache
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
-from lorage_jax.sharding import MESH_AXES, ShardingRules, make_mesh
+from lorage_jax.sharding import ShardingRules
 
 BATCH_TOKENS = 8192
 LOGITS_AT_ONCE = 1 << 26  # float32 numbers: a quarter of a GiB
@@ -50,8 +54,9 @@ class Score(NamedTuple):
 class Row:
     """One context and the continuations scored after it."""
 
-    context: Sequence[int]
+    context: Sequence[int]  # what is read of it: without the tokens of a prefix
     gates: int  # index into the distinct gates
+    front: tuple[Prefix, int] | None = None  # a prefix, and how many of the context's tokens it has
     asked: list[int] = field(default_factory=list)  # indices of the requests
     continuations: list[Sequence[int]] = field(default_factory=list)
 
@@ -72,6 +77,7 @@ def score(
     *,
     gates: Gates | None = None,
     pool: Pool | None = None,
+    prefixes: Sequence[Prefix] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
     label: str = "scoring",
@@ -85,6 +91,7 @@ def score(
         gates: adapters to apply without merging: one Card for all requests, or one Card or [L, E]
             array per request; requests with different adapters share batches.
         pool: the experts that `gates` weight, `gen.pool` of the generator.
+        prefixes: keys and values that stand in front of the requests, one each.
         batch_tokens: the approximate number of tokens per batch.
         journal: stored results; requests found in it are not run again, new ones are added.
         label: the text of the progress bar.
@@ -97,10 +104,9 @@ def score(
         paris, rome = score(edge, [(context, encode(" Paris")), (context, encode(" Rome"))])
         print(paris.loglikelihood - rome.loglikelihood)
     """
-    if batch_tokens < 1:
-        raise ConfigError(f"batch_tokens is {batch_tokens}; expected 1 or more.")
-    room, vocabulary = model.config.max_positions, model.config.vocab_size
-    fitted = [fit(c, t, room, i, vocabulary)[:2] for i, (c, t) in enumerate(requests)]
+    require(batch_tokens >= 1, f"batch_tokens is {batch_tokens}; expected 1 or more.")
+    fronts = [None] * len(requests) if prefixes is None else list(prefixes)
+    fitted = _fitted(model, requests, fronts)
     kinds, which = _distinct(gates, len(requests))
     pool, stacked = row_gates(model, kinds, pool, len(kinds) if kinds is not None else 1)
     stacked = None if stacked is None else np.asarray(stacked)
@@ -108,13 +114,13 @@ def score(
     base = identity(model, pool)
     marks = [b""] if stacked is None else [g.tobytes() for g in stacked]
     keys = [
-        request_key("score", base, marks[g], *(np.asarray(p, np.int32).tobytes() for p in pair))
-        for pair, g in zip(fitted, which, strict=True)
+        request_key("score", base, marks[g], *_marks(pair, front))
+        for pair, g, front in zip(fitted, which, fronts, strict=True)
     ]
     todo = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
-    rows = _rows([(i, *fitted[i], which[i]) for i in sorted(todo.values())])
+    rows = _rows([(i, *fitted[i], which[i], fronts[i]) for i in sorted(todo.values())])
     if rows:
-        run = _Runner(model, pool, stacked, batch_tokens)
+        run = _Runner(model, pool, stacked, batch_tokens, prefixes is not None)
         with progress(label, len(todo)) as advance:
             for batch, outputs in _pipelined(run, _batches(rows, batch_tokens, run.devices)):
                 found = {
@@ -125,6 +131,27 @@ def score(
                 journal.add(found)
                 advance(len(found))
     return [Score(*journal.get(key)) for key in keys]
+
+
+def _fitted(
+    model: Model, requests: Sequence[Request], fronts: Sequence[Prefix | None]
+) -> list[Request]:
+    """The requests, each cut to the room behind its prefix."""
+    if len(fronts) != len(requests):
+        raise ConfigError(
+            f"{len(fronts)} prefixes for {len(requests)} requests; expected one each."
+        )
+    found, vocabulary = [], model.config.vocab_size
+    for i, ((context, continuation), front) in enumerate(zip(requests, fronts, strict=True)):
+        room = model.config.max_positions - (0 if front is None else front.length)
+        found.append(fit(context, continuation, room, i, vocabulary)[:2])
+    return found
+
+
+def _marks(request: Request, front: Prefix | None) -> list[bytes | str]:
+    """What tells a request from others in its key."""
+    marks: list[bytes | str] = [np.asarray(part, np.int32).tobytes() for part in request]
+    return marks if front is None else [*marks, front.identity]
 
 
 def fit(
@@ -159,16 +186,6 @@ def identity(model: Model, pool: Pool | None = None) -> str:
     return request_key(model.fingerprint, to_text(model.config), str(model.dtype), "", experts)
 
 
-def place(model: Model) -> Model:
-    """Replicates the model on all devices, unless it is on a mesh already."""
-    return model.replace(params=_placed(model.params, _mesh(model.params)))
-
-
-def place_beside(tree: Any, model: Model) -> Any:
-    """Replicates arrays (such as a pool) on the devices of a model that `place` returned."""
-    return _placed(tree, _mesh(model.params))
-
-
 def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, list[int]]:
     """The distinct gates, and the index of those that each of `count` requests uses."""
     if gates is None:
@@ -183,16 +200,20 @@ def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, l
     return list({id(one): one for one in gates}.values()), which
 
 
-def _rows(requests: Sequence[tuple[int, Sequence[int], Sequence[int], int]]) -> list[Row]:
-    """Groups requests with the same context and gates into rows, longest rows first."""
+def _rows(
+    requests: Sequence[tuple[int, Sequence[int], Sequence[int], int, Prefix | None]],
+) -> list[Row]:
+    """Groups requests with the same context, gates and prefix into rows, longest rows first."""
     rows: list[Row] = []
     open_rows: dict[Any, Row] = {}
-    for index, context, continuation, gates in requests:
-        row = open_rows.get((context, gates))
+    for index, context, continuation, gates, prefix in requests:
+        front = None if prefix is None else (prefix, prefix.shared(context))
+        context = context if front is None else context[front[1] :]
+        row = open_rows.get((context, gates, front))
         if row is None or row.length + len(continuation) > max(
             LONGEST_ROW, len(context) + len(continuation)
         ):
-            row = open_rows[context, gates] = Row(context, gates)
+            row = open_rows[context, gates, front] = Row(context, gates, front)
             rows.append(row)
         row.asked.append(index)
         row.continuations.append(continuation)
@@ -239,16 +260,22 @@ class _Runner:
     """Runs batches of rows on the device: holds the compiled program, weights and shardings."""
 
     def __init__(
-        self, model: Model, pool: Pool | None, gates: np.ndarray | None, batch_tokens: int
+        self,
+        model: Model,
+        pool: Pool | None,
+        gates: np.ndarray | None,
+        batch_tokens: int,
+        prefixed: bool = False,
     ):
-        mesh = _mesh(model.params)
-        self.params, self.pool = program_params(_placed(model.params, mesh)), _placed(pool, mesh)
+        mesh = mesh_of(model.params)
+        self.params, self.pool = program_params(placed(model.params, mesh)), placed(pool, mesh)
         self.gates, self.batch_tokens = gates, batch_tokens
         self.rows = NamedSharding(mesh, PartitionSpec(ShardingRules().batch))
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"]
         leaves, tree = jax.tree.flatten((self.params, self.pool))
         shardings = tuple(leaf.sharding for leaf in leaves)
-        self.program = _program(model.config, tree, shardings, self.rows, gates is not None)
+        given = (gates is not None, prefixed)
+        self.program = _program(model.config, tree, shardings, self.rows, *given)
 
     def __call__(self, batch: Sequence[Row]) -> tuple[jax.Array, jax.Array]:
         """Returns log-probabilities [R, M] of the scored tokens, and if each is the most likely."""
@@ -272,7 +299,9 @@ class _Runner:
         if self.gates is not None:
             gates = np.zeros((count, *self.gates.shape[1:]), np.float32)
             gates[: len(batch)] = self.gates[[row.gates for row in batch]]
-        return self.program(self.params, self.pool, gates, *arrays.values())
+        fronts = [row.front for row in batch if row.front is not None]
+        past = past_of(fronts + fronts[-1:] * (count - len(fronts))) if fronts else None
+        return self.program(self.params, self.pool, gates, past, *arrays.values())
 
 
 def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
@@ -295,17 +324,25 @@ def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(config: ModelConfig, tree, shardings, rows: NamedSharding, gated: bool):
+def _program(
+    config: ModelConfig, tree, shardings, rows: NamedSharding, gated: bool, prefixed: bool
+):
     params, pool = jax.tree.unflatten(tree, shardings)
+    second = NamedSharding(rows.mesh, PartitionSpec(None, *rows.spec))
+    past = Past(second, second, rows, rows) if prefixed else None  # pyright: ignore[reportArgumentType]
     return jax.jit(
         functools.partial(_score, config),
-        in_shardings=(params, pool, rows if gated else None, *[rows] * 6),
+        in_shardings=(params, pool, rows if gated else None, past, *[rows] * 6),
         out_shardings=(rows, rows),
     )
 
 
-def _score(config, params, pool, gates, tokens, mask, branch, positions, at, targets):
+def _score(config, params, pool, gates, past, tokens, mask, branch, positions, at, targets):
     """Scores a batch; the head runs on part of the slots at a time, as [B, M, V] may not fit."""
+    cache = None
+    if past is not None:
+        rows, slots = tokens.shape
+        cache = new_cache(config, rows, slots, activation_dtype(params), past)
     hidden = (
         Decoder(config)
         .apply(
@@ -314,6 +351,7 @@ def _score(config, params, pool, gates, tokens, mask, branch, positions, at, tar
             mask,
             gates=gates,
             pool=pool,
+            cache=cache,
             branches=Branches(branch, positions),
             at=at,
             head=False,
@@ -336,22 +374,3 @@ def _score(config, params, pool, gates, tokens, mask, branch, positions, at, tar
 
     outputs = jax.lax.map(part, (split(hidden), split(targets)))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(count, scored) for x in outputs)
-
-
-def _mesh(params: Any) -> Mesh:
-    """The mesh that the weights are on, or a data-parallel mesh of all devices."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    if isinstance(mesh, Mesh) and mesh.axis_names == MESH_AXES:
-        return mesh
-    return make_mesh(MeshConfig(data=-1))
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    """Replicates arrays that are not on `mesh` to each of its devices."""
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def put(x):
-        return x if getattr(x.sharding, "mesh", None) == mesh else jax.device_put(x, whole)
-
-    return jax.tree.map(put, tree)

@@ -39,7 +39,8 @@ from jax.sharding import NamedSharding
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import Card
-from lorage_jax.infer.score import place_beside
+from lorage_jax.infer.place import place_beside
+from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -56,27 +57,39 @@ class Conditioning:
     Attributes:
         card: gates [L, E] for the placement's pool.
         context: text that the edge itself reads before every question.
+        prefix: keys and values that stand in front of every question.
         facts: JSON values to record in the result, such as `cloud_tokens`.
     """
 
     card: Card | None = None
     context: str | None = None
+    prefix: Prefix | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The model that answers a batch, with unmerged cards if each row has its own.
+    """The model that answers a batch, with what is not in its weights.
 
     Attributes:
         model: the edge, or the edge with an adapter merged.
         cards: one card per row of the batch; None if none are unmerged.
         pool: the experts that the cards combine.
+        prefixes: keys and values in front of each row, one per row of the batch or one for all.
     """
 
     model: Model
     cards: Sequence[Card] | None = None
     pool: Pool | None = None
+    prefixes: Sequence[Prefix] | None = None
+
+    def prefix_rows(self, rows: int) -> list[Prefix] | None:
+        """One prefix for each of `rows` rows, or None without prefixes."""
+        if self.prefixes is None or len(self.prefixes) == rows:
+            return None if self.prefixes is None else list(self.prefixes)
+        if len(self.prefixes) != 1:
+            raise ConfigError(f"{len(self.prefixes)} prefixes were placed for {rows} rows.")
+        return list(self.prefixes) * rows
 
 
 class Method(Protocol):

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import jax
 
 from lorage_jax import distributed
-from lorage_jax.config import ExperimentConfig
+from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
@@ -49,8 +49,6 @@ DEFAULT = "lora_gen"
 # moved: `cloud_weights` and the like identify them by their contents.
 RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources")
 
-READ_BY = {"cloud": "prompts", "edge": "queries"}  # the field of a batch that each model reads
-
 # Names of methods in checkpoints, where they differ: those of the first versions.
 RECORDED = {"lora_gen": None, "lora": "multitask_lora"}
 
@@ -83,10 +81,10 @@ def train(
     """
     method = _chosen(config)
     began, out, checkpoints = time.time(), Path(config.out), checkpoints and at_home(checkpoints)
-    reads_prompts = "cloud" in method.frozen
+    reader = method.prompt_reader()
     with distributed.together():
-        layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reads_prompts)))
-        check_devices(config, layout.mesh, reads_prompts)
+        layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reader is not None)))
+        check_devices(config, layout.mesh, reader is not None)
         check_run_folder(out, method.result, bool(resume))
         models = {name: _load(config, name, layout) for name in method.frozen}
         configs = {name: model.config for name, model in models.items()}
@@ -105,9 +103,9 @@ def train(
         step=lambda state, batch: program.step(state, frozen, batch),
         batches=batches,
         describe=batches.describe,
-        vocabularies={READ_BY[name]: (name, one.vocab_size) for name, one in configs.items()},
-        place=functools.partial(_place, config=config, models=models, layout=layout),
-        shapes=batches.encoder.most_shapes(reads_prompts),
+        vocabularies=_vocabularies(configs, reader),
+        place=functools.partial(_place, config=config, prompts=reader is not None, layout=layout),
+        shapes=batches.encoder.most_shapes(reader is not None),
         checkpoints=checkpoints,
         flops=program.training.flops,
         note=joined(batches.note, check_spread({"state": state, **frozen}, layout.mesh)),
@@ -166,11 +164,17 @@ def _write(
     return made.fingerprint
 
 
-def _place(
-    batch: Batch, *, config: ExperimentConfig, models: Mapping[str, Model], layout: Layout
-) -> Batch:
+def _vocabularies(
+    configs: Mapping[str, ModelConfig], reader: str | None
+) -> dict[str, tuple[str, int]]:
+    """For the fields of a batch: the model whose ids they hold, and the size of its vocabulary."""
+    fields = {"prompts": reader, "queries": "edge"}
+    return {f: (name, configs[name].vocab_size) for f, name in fields.items() if name in configs}
+
+
+def _place(batch: Batch, *, config: ExperimentConfig, prompts: bool, layout: Layout) -> Batch:
     """Puts a batch on the devices, without its prompts if no model reads them."""
-    batch = batch if "cloud" in models else batch.replace(prompts=())
+    batch = batch if prompts else batch.replace(prompts=())
     return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
 
 
@@ -181,13 +185,13 @@ def _data(
     checkpoints: str | None,
     resume: bool | Resume,
 ) -> tuple[TemplateKind, Batches]:
-    """The turns of the run, and its batches."""
+    """The turns of the run, and its batches, whose prompts are in the reader's tokens."""
     if isinstance(resume, Resume):  # before any checkpoint is read
         folder = checkpoints or Path(config.out) / "checkpoints"
         loop.go_back(Checkpoints(folder, config.keep), resume)
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
     turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
-    cloud, edge = tokenizers["cloud"], tokenizers["edge"]
+    cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]
     in_context = method.edge_reads_prompt(config)
     return turns, make_dataset(config.data, cloud, edge, config.seed, turns, in_context)
 

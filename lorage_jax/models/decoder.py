@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -99,6 +98,7 @@ class Decoder(nn.Module):
         pool: Pool | None = None,
         adapters: dict[str, dict[str, Array]] | None = None,
         adapter_scale: float = 0.0,
+        prefix: Float[Array, "B P D"] | None = None,
         suffix: Float[Array, "M D"] | None = None,
         cache: Cache | None = None,
         branches: Branches | None = None,
@@ -107,41 +107,44 @@ class Decoder(nn.Module):
         head: bool = True,
         collect: int = 0,
     ) -> Output:
-        """Runs the model over S tokens per row and M suffix vectors, T = S + M slots in all.
+        """Runs the model over P prefix vectors, S tokens and M suffix vectors per row.
+
+        The results are those of the T = S + M slots behind the prefix.
 
         Args:
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
-            gates: weights of the pool's experts, per row ([B, L, E]) or per slot ([B, T, L, E]).
+            gates: weights of the pool's experts, [B, L, E], or [B, T, L, E] without a prefix.
             pool: the experts that `gates` combines.
             adapters: LoRA factors `a` [L, *in, R] and `b` [L, R, *out] by the names of the linear
                 layers' leaves; with a `magnitude` [L, *out], a DoRA. Not for those of the pool.
             adapter_scale: factor on the adapters' updates, alpha / R.
+            prefix: vectors in front of each row's tokens as if they were embedded tokens (a soft
+                prompt), at positions 0 to P - 1.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots; the new slots are appended to it.
-            branches: positions and visibility of all T slots, for rows of several texts.
+            branches: positions and visibility of all T slots, for rows of several texts; behind a
+                prefix or a `Past`, positions count from there, and there is one text per row.
             at: the N slots of each row to return. Default: all.
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
         """
         embed = self._parameter("embed")
-        x, mask = self._embedded(embed, tokens, mask, suffix)
-        context, cache, positions = self._context(x, mask, pool, cache, branches)
-        if self.config.position_offset is not None:
-            x = x + self._parameter("positions")[positions + self.config.position_offset]
-        layers = self._layers(pool, adapter_scale, collect, self._flash(cache, branches, suffix))
+        x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
+        lead = 0 if prefix is None else prefix.shape[1]
+        context, cache, positions = self._context(x, mask, pool, cache, branches, lead)
+        x = self._at_positions(x, positions)
+        flash = self._flash(cache, branches, prefix, suffix)
+        layers = self._layers(pool, adapter_scale, collect, flash)
         inputs = self._layer_inputs(gates, pool, adapters)
         (x, cache), collected = layers((x, cache), context, inputs)
-        if last:
-            x = x[:, -1:]
-        if at is not None:
-            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
-        hidden = self._final_norm(x)
-        if not head:
-            return Output(None, cache, hidden, collected)
-        weights = embed if self.config.tied_head else self._parameter("head")
-        return Output(_logits(self.config, hidden, weights), cache, hidden, collected)
+        hidden = self._final_norm(_returned(x, lead, last, at))
+        logits = None
+        if head:
+            weights = embed if self.config.tied_head else self._parameter("head")
+            logits = _logits(self.config, hidden, weights)
+        return Output(logits, cache, hidden, collected)
 
     def _parameter(self, name: str) -> Array:
         """A parameter outside the layers, by name."""
@@ -154,9 +157,9 @@ class Decoder(nn.Module):
         return norm_of(self.config, params, "final_norm", x)
 
     def _embedded(
-        self, embed: Array, tokens: Any, mask: Any, suffix: Array | None
+        self, embed: Array, tokens: Any, mask: Any, prefix: Array | None, suffix: Array | None
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-        """Embeddings of the tokens, followed by the suffix, and their mask."""
+        """Embeddings of the tokens, between prefix and suffix, and their mask."""
         if self.has_variable("params", TABLE):
             x = restored(self.get_variable("params", TABLE)[tokens]).astype(jnp.float32)
         else:
@@ -165,6 +168,9 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if mask is None:
             mask = jnp.ones(x.shape[:2], bool)
+        if prefix is not None:
+            x = jnp.concatenate([prefix.astype(x.dtype), x], axis=1)
+            mask = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), mask], axis=1)
         if suffix is not None:
             rows, count = x.shape[0], suffix.shape[0]
             appended = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
@@ -174,13 +180,30 @@ class Decoder(nn.Module):
             x, mask = self.layout.rows(x), self.layout.rows(mask)
         return x, mask
 
-    def _flash(self, cache: Cache | None, branches: Branches | None, suffix: Array | None) -> bool:
+    def _at_positions(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Adds the learned positions, if the model has any."""
+        if self.config.position_offset is None:
+            return x
+        return x + self._parameter("positions")[positions + self.config.position_offset]
+
+    def _flash(
+        self,
+        cache: Cache | None,
+        branches: Branches | None,
+        prefix: Array | None,
+        suffix: Array | None,
+    ) -> bool:
         """True if the kernels of `flash.py` can compute this call's attention.
 
         They support several texts per row, but not continuations. Their window counts slots, which
-        is wrong for a suffix: in a row of several texts, its slots are not next to its text's.
+        is wrong for a suffix: in a row of several texts, its slots are not next to its text's. So
+        it is for a prefix, from which padding may separate the tokens.
         """
         if self.layout is None or not self.layout.flash or cache is not None:
+            return False
+        if prefix is not None and any(self.config.sliding):
             return False
         if branches is None:
             return True
@@ -231,29 +254,36 @@ class Decoder(nn.Module):
         pool: Pool | None,
         cache: Cache | None,
         branches: Branches | None,
+        lead: int,
     ) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
         """Rotary angles and masks of this call, the cache with the new slots marked, and positions.
 
-        Positions count a row's real tokens; slots count columns, padding included.
+        Positions count a row's real tokens; slots count columns, padding included. `lead` slots in
+        front are a prefix.
         """
         config, length = self.config, x.shape[1]
         start = 0 if cache is None else cache.length
-        valid, before = mask, 0
-        if cache is not None:
-            before = jnp.sum(cache.valid, axis=1, keepdims=True, dtype=jnp.int32)
-            valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
-            cache = cache.replace(valid=valid, length=start + length)
+        before = 0 if cache is None else cache.next_positions
         positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
         if branches is not None:
-            positions = branches.positions
+            positions = _behind(branches, positions, before, lead)
+        cache = None if cache is None else cache.append(mask, positions)
+        valid = mask if cache is None else cache.valid
         cos, sin = self._rotation(positions)
         window_cos, window_sin = self._window_rotation(positions)
         slots = start + jnp.arange(length)
 
         def seen(window: int | None) -> Bool[Array, "B T S"]:
-            if branches is not None:
-                return ops.branch_mask(valid, positions, branches.index, window, branches.text)
-            return ops.attention_mask(valid, slots, window)
+            if cache is not None and cache.positions is not None:
+                index = _in_cache(branches, cache, slots)
+                return ops.branch_mask(valid, cache.positions, index, window, query_slots=slots)
+            if branches is None and not lead:
+                return ops.attention_mask(valid, slots, window)
+            assert cache is None, "behind a cache, branches and prefixes need its positions"
+            index, text = (None, None) if branches is None else (branches.index, branches.text)
+            if lead and index is not None:
+                index = jnp.pad(index, [(0, 0), (lead, 0)])
+            return ops.branch_mask(valid, positions, index, window, text)
 
         context = Context(
             cos=cos,
@@ -285,6 +315,34 @@ class Decoder(nn.Module):
             return None, None
         frequencies = ops.rope_frequencies(config.rotary_dim, config.local_rope_theta, None)
         return ops.rope_table(positions, frequencies)
+
+
+def _returned(
+    x: Float[Array, "B T D"], lead: int, last: bool, at: Int[Array, "B N"] | None
+) -> Float[Array, "B N D"]:
+    """The slots to return: the last one, those `at`, or all behind a prefix of `lead` slots."""
+    if last or lead:
+        x = x[:, -1:] if last else x[:, lead:]
+    return x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
+def _behind(
+    branches: Branches, positions: Int[Array, "B T"], before: Any, lead: int
+) -> Int[Array, "B T"]:
+    """Positions of branches behind `before` tokens and the first `lead` slots of `positions`."""
+    if not lead:
+        return branches.positions if isinstance(before, int) else branches.positions + before
+    assert branches.text is None, "a prefix stands in front of one text"
+    return jnp.concatenate([positions[:, :lead], branches.positions + before + lead], axis=1)
+
+
+def _in_cache(
+    branches: Branches | None, cache: Cache, slots: Int[Array, "T"]
+) -> Int[Array, "B S"] | None:
+    """The branch of every slot of a cache: those of the tokens at `slots`, 0 elsewhere."""
+    if branches is None or branches.index is None:
+        return None
+    return jnp.zeros(cache.valid.shape, jnp.int32).at[:, slots].set(branches.index)
 
 
 def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array, "B S"]:

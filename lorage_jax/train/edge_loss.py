@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.batches import Rows
 from lorage_jax.generator.losses import frozen_head_nll
+from lorage_jax.models.bits import activation_dtype
+from lorage_jax.models.cache import Past, new_cache
 from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import model_leaves
@@ -71,6 +73,9 @@ def chunk_nll(
     head: dict[str, Array],
     chunk: Rows,
     key: jax.Array | None,
+    *,
+    prefix: Float[Array, "*R M D"] | None = None,
+    past: Past | None = None,
     **inputs: Any,
 ) -> tuple[Float[Array, ""], Output]:
     """Summed negative log-likelihood, in nats, of the targets of one chunk of queries.
@@ -81,6 +86,8 @@ def chunk_nll(
         head: `gathered_head`.
         chunk: the queries.
         key: random key for dropout; None without dropout.
+        prefix: the soft prompt of each row, or one for all; packed rows need one for all.
+        past: the same as keys and values.
         inputs: further arguments of the decoder, such as `adapters` or a `pool`.
 
     Returns:
@@ -92,6 +99,17 @@ def chunk_nll(
     branches = None
     if chunk.text is not None and chunk.positions is not None:
         branches = Branches(None, chunk.positions[:, :-1], chunk.text[:, :-1])
+    rows, slots = targets.shape
+    if prefix is not None:
+        inputs["prefix"] = _of_rows(prefix, rows, 0)
+    if past is not None:
+        k, v = (_of_rows(x, rows, 1) for x in (past.k, past.v))
+        valid, positions = (_of_rows(x, rows, 0) for x in (past.valid, past.positions))
+        dtype, own = activation_dtype(edge), Past(k, v, valid, positions)
+        inputs["cache"] = new_cache(decoder.config, rows, slots, dtype, own)
+    if branches is not None and branches.text is not None and (prefix is not None or past):
+        # The texts of a row are continuations of what stands in front of it.
+        branches = Branches(branches.text + 1, branches.positions)
     output: Output = decoder.apply(
         {"params": edge},
         chunk.tokens[:, :-1],
@@ -105,6 +123,11 @@ def chunk_nll(
     targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
     nll: Array = frozen_head_nll(decoder.config, head, output.hidden, targets, wanted)
     return nll, output
+
+
+def _of_rows(x: Array, rows: int, axis: int) -> Array:
+    """One for every row, where there is one for all."""
+    return jnp.repeat(x, rows, axis=axis) if x.shape[axis] == 1 else x
 
 
 def gathered_head(decoder: Decoder, edge: dict[str, Any]) -> dict[str, Array]:

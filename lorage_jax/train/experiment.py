@@ -73,6 +73,14 @@ class Trainable(Protocol):
     settings: ClassVar[type | None] = None
 
     @classmethod
+    def prompt_reader(cls) -> str | None:
+        """The model that reads the system prompts of a batch, by its tokenizer; None if none does.
+
+        By default the cloud, if it is in `frozen`.
+        """
+        return "cloud" if "cloud" in cls.frozen else None
+
+    @classmethod
     def training(
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:

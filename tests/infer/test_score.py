@@ -15,7 +15,8 @@ from lorage_jax.generator.merge import merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import score as module
 from lorage_jax.infer.forward import forward
-from lorage_jax.infer.score import Score, fit, place, score
+from lorage_jax.infer.place import place
+from lorage_jax.infer.score import Score, fit, score
 from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import FAMILIES, make_generator, random_card
 
@@ -93,7 +94,7 @@ def test_choices_of_a_question_share_a_row_and_do_not_see_each_other(model, monk
 def test_a_question_with_too_many_choices_for_a_row_gets_more_rows(model, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_ROW", 30)
     requests = [([5] * 10, [k, k + 1, k + 2]) for k in range(20)]
-    rows = module._rows([(i, tuple(c), tuple(t), 0) for i, (c, t) in enumerate(requests)])
+    rows = module._rows([(i, tuple(c), tuple(t), 0, None) for i, (c, t) in enumerate(requests)])
     assert len(rows) > 1 and max(row.length for row in rows) <= 30
     assert_close(score(model, requests), [expected(model, *request) for request in requests])
 
@@ -127,7 +128,7 @@ def test_the_head_in_parts_changes_nothing(model, monkeypatch):
 
 def test_rows_are_spread_over_all_devices(model):
     runner = module._Runner(model, None, None, 512)
-    requests = [(i, tuple(range(5, 20)), (i, 3), 0) for i in range(8)]
+    requests = [(i, tuple(range(5, 20)), (i, 3), 0, None) for i in range(8)]
     rows = [row for one in requests for row in module._rows([one])]
     logprobs, _ = runner(rows)
     assert runner.devices == len(jax.devices()) == 8

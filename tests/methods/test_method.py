@@ -37,7 +37,7 @@ from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.train.edge_loss import query_nll
-from lorage_jax.train.experiment import Trainable, Trained, Training
+from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
 from lorage_jax.train.step import Loss
 from tests.tiny import make_generator, padded_batch
 from tests.train.test_generator import interrupt_at
@@ -248,3 +248,23 @@ def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_
         train(dataclasses.replace(config, settings=config.data), progress=False)
     with pytest.raises(ConfigError, match="one_expert cannot continue from a folder"):
         train(dataclasses.replace(half, out=str(tmp_path / "a"), init="some"), progress=False)
+
+
+@dataclass(frozen=True)
+class Strength:
+    value: float = 0.5
+
+
+def test_settings_are_those_of_the_method():
+    class WithSettings(OneExpert):
+        settings = Strength
+
+    data = DataConfig((Source("synthetic", "synthetic", name="words"),))
+    config = ExperimentConfig("cloud", "edge", "out", data, steps=60)
+    assert settings_of(OneExpert, config) is None
+    assert settings_of(WithSettings, config) == Strength(0.5)
+    config = dataclasses.replace(config, settings=Strength(0.7))
+    assert settings_of(WithSettings, config).value == 0.7
+    with pytest.raises(ConfigError, match="settings is a Strength; the method one_expert e"):
+        settings_of(OneExpert, config)
+    assert (OneExpert.prompt_reader(), LoraGen.prompt_reader()) == (None, "cloud")

@@ -1,0 +1,139 @@
+"""Folders of trained parts: `parts.safetensors` (arrays) and `lorage.json` (all else).
+
+Methods whose trained parts belong to one edge (and to a cloud, if they need one) keep them so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from lorage_jax.config import ExperimentConfig
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import from_dict, to_dict
+from lorage_jax.files.fingerprint import fingerprint_arrays
+from lorage_jax.files.manifest import Kind, write_manifest
+from lorage_jax.files.outputs import new_folder
+from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.generator.generator import flatten
+from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.model import Model
+from lorage_jax.train.experiment import Trained
+
+TENSORS = "parts.safetensors"
+FIELDS: dict[str, Any] = {
+    "fingerprint": str,
+    "edge": str,
+    "settings": dict,
+    "templates": int,
+    "template": str,
+}
+
+S = TypeVar("S")
+
+
+def parts_kind(method: str, name: str) -> Kind:
+    """The format of a method's folder; `name` is what messages call its content."""
+    return Kind(f"lorage-{method}/1", name, f"the `{method}` folder of a run", FIELDS)
+
+
+def trained_parts(
+    kind: Kind,
+    config: ExperimentConfig,
+    settings: Any,
+    models: Mapping[str, Model],
+    parts: dict[str, Any],
+    **values: Any,
+) -> Trained:
+    """The result of a run: trained parts (nested dicts of arrays), to be written as a folder.
+
+    `values` are further fields of its manifest.
+    """
+    arrays = {name: np.asarray(array) for name, array in flatten(parts).items()}
+    edge, identity = models["edge"], fingerprint_arrays(arrays)
+    template = TemplateKind() if edge.template is None else edge.template.kind
+
+    def write(folder: Path) -> None:
+        with new_folder(folder, overwrite=True) as temporary:
+            save(temporary / TENSORS, arrays, {})
+            cloud = {} if "cloud" not in models else {"cloud": _source(models["cloud"], folder)}
+            content = {
+                "format": kind.format,
+                "fingerprint": identity,
+                "settings": to_dict(settings),
+                **template.to_dict(),
+                "edge": edge.fingerprint,
+                **cloud,
+                **values,
+                "about": {"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
+            }
+            write_manifest(temporary, content)
+
+    return Trained(identity, write)
+
+
+def read_manifest(kind: Kind, folder: Path | None, edge: Model) -> dict[str, Any]:
+    """The manifest of a folder that was trained for `edge`.
+
+    Raises ConfigError without a folder, and WeightsError for one of another method or edge.
+    """
+    if folder is None:
+        raise ConfigError(f"{kind.origin} is needed to load {kind.name}; none was given.")
+    values = kind.read(folder)
+    if values["edge"] != edge.fingerprint:
+        raise WeightsError(
+            f"{folder} was trained for the edge model {values['edge'][:19]}..., not for "
+            f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
+        )
+    return values
+
+
+def read_settings(cls: type[S], values: Mapping[str, Any], folder: Path | None) -> S:
+    """The settings in a manifest. Raises WeightsError if they are damaged."""
+    try:
+        return from_dict(cls, values["settings"])
+    except ConfigError as error:
+        raise WeightsError(
+            f"{folder}: the settings in its lorage.json are damaged: {error}"
+        ) from None
+
+
+def read_parts(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
+    """The trained parts of a folder, float32, as the tree of `leaves`.
+
+    Raises WeightsError that lists every array that does not fit.
+    """
+    shapes = {name: leaf.shape for name, leaf in flatten(leaves).items()}
+    found = read_tensors(Path(folder) / TENSORS, shapes)
+
+    def build(tree: Any, prefix: str) -> Any:
+        if isinstance(tree, Leaf):
+            return jnp.asarray(found[prefix], jnp.float32)
+        return {k: build(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items()}
+
+    return build(leaves, "")
+
+
+def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
+    """The edge in the turns of the training that wrote a manifest."""
+    if edge.tokenizer is None:
+        return edge
+    return edge.replace(template=TemplateKind.of(values).on(edge.tokenizer))
+
+
+def _source(model: Model, folder: Path) -> dict[str, str]:
+    """The fingerprint of a model and where it is, relative to `folder` and absolute."""
+    if model.source is None:
+        return {"fingerprint": model.fingerprint}
+    path = Path(model.source).resolve()
+    return {
+        "fingerprint": model.fingerprint,
+        "relative": os.path.relpath(path, Path(folder).resolve()),
+        "path": str(path),
+    }
