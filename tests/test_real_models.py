@@ -4,11 +4,14 @@
 
 The folders of the models are looked for in LORAGE_MODELS, by default ~/.cache/lorage-models. Each
 is compared with transformers, peft and lm-eval in float32, and serves as the edge and as the cloud
-of a generator that is trained for three steps. `-s` shows what each stage took.
+of a generator that `lorage train` trains for three steps, and `lorage specialize` deploys.
+`-s` shows what each stage took.
 """
 
 import json
 import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +24,8 @@ import torch
 import transformers
 
 import lorage_jax as lg
-from lorage_jax.config import (
-    DataConfig,
-    ExperimentConfig,
-    GeneratorConfig,
-    MeshConfig,
-    OptimizerConfig,
-    Source,
-)
+from lorage_jax.data.templates import has_chat_template
 from lorage_jax.infer.generate import generate_tokens
-from lorage_jax.methods.training import train
 
 HOME = Path(os.environ.get("LORAGE_MODELS", Path.home() / ".cache" / "lorage-models"))
 MODELS = ("SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-Coder-0.5B-Instruct")
@@ -111,40 +106,79 @@ def assert_same_scores(edge, theirs, data):
                 assert a[0] == pytest.approx(b[0], abs=5e-3) and a[1] == b[1]
 
 
+EXPERIMENT = """
+from lorage_jax.config import *
+
+def config():
+    return ExperimentConfig(
+        cloud={folder!r}, edge={folder!r}, out={out!r},
+        data=DataConfig(sources=(Source({records!r}),), prompts_per_batch=8, queries_per_prompt=1,
+                        max_prompt_tokens=32, max_query_tokens=32, min_bucket=32),
+        generator=GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
+        steps=3, dtype="float32", remat="none")
+"""
+
+
+def command(*args):
+    """Runs `lorage` as users do: one device, XLA's optimisations. Returns its JSON result."""
+    result = Path(args[args.index("--out") + 1]).with_suffix(".json")
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lorage_jax.cli", *map(str, args), "--json", str(result)],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(result.read_text("utf-8"))
+
+
 def trained_generator(folder, out):
-    """Three steps with the model as cloud and as edge; the generator that they leave."""
+    """Three steps with the model as cloud and as edge; the folder of the generator they leave."""
     prompts = ["Answer with one word.", "Answer in French.", "Repeat the text.", "Count the words."]
-    records = out / "records.jsonl"
-    records.parent.mkdir()
+    out.mkdir()
+    records, experiment = out / "records.jsonl", out / "experiment.py"
     rows = [
         {"system": f"{prompts[i % 4]} Number {i}.", "user": f"bird {i}", "target": f"BIRD {i}"}
         for i in range(24)
     ]
     records.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    config = ExperimentConfig(
-        cloud=str(folder),
-        edge=str(folder),
-        out=str(out / "run"),
-        data=DataConfig(
-            sources=(Source(str(records)),),
-            prompts_per_batch=8,
-            queries_per_prompt=1,
-            max_prompt_tokens=32,
-            max_query_tokens=32,
-            min_bucket=32,
-        ),
-        generator=GeneratorConfig(rank=4, alpha=8.0, cloud_rank=4),
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
-        mesh=MeshConfig(data=1, fsdp=-1, tensor=1),  # one copy of the weights
-        steps=3,
-        dtype="float32",
-        remat="none",
-    )
-    result = train(config, progress=False)
-    losses = [loss for _, loss in result.losses]
+    places = {"folder": str(folder), "out": str(out / "run"), "records": str(records)}
+    experiment.write_text(EXPERIMENT.format(**places), "utf-8")
+    losses = command("train", experiment, "--out", out / "run")["losses"]
+    losses = [loss for _, loss in losses]
     print("    losses", [round(loss, 3) for loss in losses])
     assert len(losses) == 3 and all(0 < loss < 20 for loss in losses)
-    return lg.load_generator(result.folder)
+    return out / "run" / "generator"
+
+
+def assert_chats_as_transformers(edge, theirs):
+    """`lg.chat` gives what transformers' chat template and greedy `generate` give."""
+    asked = [{"role": "user", "content": "Name three colours."}]
+    text = edge.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    ids = edge.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        made = theirs.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+    answer = lg.chat(edge, asked, max_new_tokens=16)
+    print("   ", repr(answer))
+    assert answer == edge.tokenizer.decode(made, skip_special_tokens=True)
+
+
+def assert_deploys(generator, out):
+    """`lorage specialize` in the base's own dtype; transformers reads what it wrote."""
+    prompt = out.with_suffix(".txt")
+    prompt.write_text(PROMPT, "utf-8")
+    report = command(
+        "specialize", "--generator", generator, "--prompt", prompt, "--out", out, "--save", "merged"
+    )
+    parity, merge = report["parity"], report["merge"]
+    print("   ", {name: f"{value:.1e}" for name, value in parity.items()})
+    print("   ", {key: merge[key] for key in ("rounding", "update_kept", "kl_lost", "kl_effect")})
+    assert "unmerged_vs_transformers" in parity and merge["kl_effect"] > 0
+    assert merge["kl_lost"] < 0.1 * merge["kl_effect"]
+    return out / "merged"
 
 
 def test_all_of_it(folder, shared, tmp_path):
@@ -161,10 +195,14 @@ def test_all_of_it(folder, shared, tmp_path):
     made = theirs.generate(asked, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
     print("   ", repr(edge.tokenizer.decode(ours)))
     assert ours == made.tolist()
+    if has_chat_template(edge.tokenizer):
+        with stage("chat, ours and transformers'"):
+            assert_chats_as_transformers(edge, theirs)
     assert_same_scores(edge, theirs, shared / "data" / "commonsense")
 
     with stage("three training steps, as edge and as cloud"):
-        generator = trained_generator(folder, tmp_path / "training")
+        made = trained_generator(folder, tmp_path / "training")
+    generator = lg.load_generator(made)
     changed = jax.tree.map(lambda x: float(np.abs(x).max()), generator.trained)
     for part in (changed["pool"], changed["adapters"]):
         assert all(one["b"] > 0 for one in part.values()), part  # they begin at zero
@@ -183,6 +221,8 @@ def test_all_of_it(folder, shared, tmp_path):
     assert np.abs(after - before).max() > 1e-3 * largest
     np.testing.assert_allclose(unmerged, after, atol=1e-4 * largest)
     del adapted, theirs, generator, edge
+    with stage("lorage specialize, with transformers' logits of the merged folder"):
+        assert_deploys(made, tmp_path / "special")
     with stage("merged folder, as transformers"):
         # The folder keeps the base's bfloat16: so does what it is compared with.
         again = lg.load_model(tmp_path / "merged", dtype="float32")

@@ -1,7 +1,7 @@
 """The recipe that the paper's three models share (arXiv 2506.11638).
 
-The cloud is LLaMA3-8B. A batch has 64 rows of at most 2048 tokens, and training takes four epochs
-of the six training sets.
+The cloud is LLaMA3-8B, or the model that LORAGE_CLOUD names. A batch has 64 rows of at most 2048
+tokens, and training takes four epochs of the six training sets.
 
 LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub
 (default: models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)` and
@@ -22,7 +22,7 @@ from lorage_jax.config import (
 
 MODELS = Path(os.environ.get("LORAGE_MODELS", "models"))
 DATA = os.environ.get("LORAGE_DATA")
-CLOUD = "Meta-Llama-3-8B"
+CLOUD = os.environ.get("LORAGE_CLOUD", "Meta-Llama-3-8B")
 BATCH, EPOCHS, LENGTH = 64, 4, 2048
 ROWS = 8  # packed rows per batch: one or more per device of the data axes
 # Task -> (Hub name, rows of its train split); sources are mixed in proportion to their rows.

@@ -13,7 +13,11 @@ from typing import Annotated, Literal
 import tyro
 
 Positional = tyro.conf.Positional
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+AutoDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    tyro.conf.arg(help="Dtype of the weights; auto is bfloat16 on TPU and GPU, float32 on a CPU."),
+]
 Json = Annotated[
     Path | None, tyro.conf.arg(help="Also write the result to this file as JSON, for machines.")
 ]
@@ -166,6 +170,12 @@ class Specialize:
     """Outputs to write: any of card, adapter, merged, separated by commas."""
     dtype: Dtype | None = None
     """Dtype of the merged weights; the edge's own by default."""
+    rounding: Literal["auto", "nearest", "stochastic"] = "auto"
+    """Rounding of the merged weights to a dtype narrower than float32."""
+    seed: int = 0
+    """Seed of stochastic rounding."""
+    strict: bool = False
+    """Fail if the cast loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
     """Name of the base in the adapter's config; by default the Hub's, or the folder's own."""
     json: Json = None
@@ -200,8 +210,7 @@ class Generate:
     """Seed for sampling."""
     stop: tuple[str, ...] = ()
     """Texts before which to stop."""
-    dtype: Dtype = "float32"
-    """Dtype of the weights."""
+    dtype: AutoDtype = "auto"
     json: Json = None
 
 
@@ -265,8 +274,7 @@ class Eval:
     """Tokens per batch, padding included."""
     max_new_tokens: int | None = None
     """Maximum tokens per answer if the task sets no limit; by default 256, gpt4tools 512."""
-    dtype: Dtype = "float32"
-    """Dtype of the weights."""
+    dtype: AutoDtype = "auto"
     seed: int = 1234
     """Seed for the few-shot draw (lm-eval's own by default) and the random control."""
     samples: Path | None = None

@@ -40,7 +40,7 @@ from lorage_jax.evaluate.controls import Ready, Shuffled
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.card import load_card
-from lorage_jax.generator.deploy import deploy
+from lorage_jax.generator.deploy import Outputs, deploy
 from lorage_jax.generator.generator import Generator, prompt_tokens
 from lorage_jax.generator.store import load_generator
 from lorage_jax.hf.load import load_model
@@ -83,7 +83,7 @@ def run(options: Quickstart) -> dict[str, Any]:
             generator, report["generator_loss"] = _train(folder, seed)
         say(f"Specialising the edge for a prompt{unseen} ...")
         (folder / "prompt.txt").write_text(task.system + "\n", "utf-8")
-        deployed = deploy(generator, task.system, folder, nano.EDGE, dtype="float32")
+        deployed = deploy(generator, task.system, folder, nano.EDGE, Outputs(dtype="float32"))
         report |= deployed.to_json()
         card = load_card(folder / "card.json")
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
@@ -142,7 +142,7 @@ def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
 def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str, str]]) -> None:
     """Raises DataError if cloud or edge cannot read the prompt, before any long work."""
     prompt_tokens(generator, system)
-    edge = generator.speaking(load_model(nano.EDGE))
+    edge = generator.speaking(load_model(nano.EDGE, "float32"))
     longest = max(len(edge.template.prompt(user, system)) for user, _ in questions)
     room = edge.config.max_positions - LONGEST
     if longest > room:

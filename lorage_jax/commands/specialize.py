@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
-from lorage_jax.generator.deploy import OUTPUTS, DeployReport, deploy
+from lorage_jax.generator.deploy import OUTPUTS, DeployReport, Outputs, deploy, loss_in_words
 from lorage_jax.generator.store import (
     check_identity,
     load_generator,
@@ -23,7 +24,7 @@ FORMAT = "lorage-special/1"
 
 def run(options: Specialize) -> dict[str, Any]:
     """Writes the folder `--out`, prints the report and returns it."""
-    save = _outputs(options.save)
+    outputs = _outputs(options)
     check_target(options.out, options.overwrite)
     text = read_text(options.prompt)
     values = read_values(options.generator)
@@ -31,17 +32,14 @@ def run(options: Specialize) -> dict[str, Any]:
     check_identity(folder, values, "edge")  # before anything large is loaded
     generator = load_generator(options.generator, options.cloud)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
-        report = deploy(
-            generator,
-            text,
-            temporary,
-            folder,
-            save=save,
-            dtype=options.dtype,
-            base_name=options.base_name,
-        )
+        report = deploy(generator, text, temporary, folder, outputs)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
     print(describe(report, options.out))
+    if (
+        "merged" in outputs.save
+        and (words := loss_in_words(report.merge, report.dtype)) is not None
+    ):
+        print(f"lorage: {words}", file=sys.stderr)
     return report.to_json()
 
 
@@ -54,16 +52,26 @@ def describe(report: DeployReport, out: Path) -> str:
         f"Parity: largest logit difference {parity['max_abs_logit_diff']:.1e} ({pairs}), "
         f"weights {report.dtype}\n"
         f"Merge: largest rounding error {report.merge.largest_rounding:.1e}, "
-        f"{report.merge.share_unmoved:.1%} of FFN weights did not move\n"
+        f"{report.merge.share_unmoved:.1%} of FFN weights did not move, rounding "
+        f"{report.merge.rounding}; KL lost by the cast {report.merge.kl_lost:.1e} of the prompt's "
+        f"{report.merge.kl_effect:.1e} nats per token\n"
         f"Prompt tokens saved per request: {report.prompt_tokens_saved} "
         f"(read once by the cloud: {report.cloud_tokens}); card {report.card_bytes} bytes"
     )
 
 
-def _outputs(save: str) -> tuple[str, ...]:
-    wanted = tuple(part.strip() for part in save.split(",") if part.strip())
-    if not wanted or set(wanted) - set(OUTPUTS):
+def _outputs(options: Specialize) -> Outputs:
+    save = tuple(part.strip() for part in options.save.split(",") if part.strip())
+    if not save or set(save) - set(OUTPUTS):
         raise ConfigError(
-            f"--save is {save!r}; expected any of {', '.join(OUTPUTS)}, separated by commas."
+            f"--save is {options.save!r}; expected any of {', '.join(OUTPUTS)}, "
+            "separated by commas."
         )
-    return wanted
+    return Outputs(
+        save,
+        options.dtype,
+        rounding=options.rounding,
+        seed=options.seed,
+        strict=options.strict,
+        base_name=options.base_name,
+    )

@@ -56,7 +56,7 @@ class LorageLM(TemplateLM):
     def __init__(
         self,
         pretrained: str | Model,
-        dtype: str | None = "float32",
+        dtype: str = "auto",
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -80,7 +80,7 @@ class LorageLM(TemplateLM):
         if isinstance(pretrained, Model):
             model = pretrained
         else:
-            model = load_model(Path(pretrained).expanduser(), _dtype(dtype))
+            model = load_model(Path(pretrained).expanduser(), str(dtype).removeprefix("torch."))
         if peft is not None:
             model = load_adapter(Path(peft).expanduser(), model)
         if isinstance(tokenizer, str):
@@ -332,13 +332,6 @@ class LorageLM(TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
-
-
-def _dtype(dtype: Any) -> str:
-    """The dtype of the weights: `auto` is float32 on a CPU, else bfloat16."""
-    if dtype in (None, "auto"):
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return str(dtype).removeprefix("torch.")
 
 
 def _longest(max_length: int | str | None, model: Model) -> int | None:

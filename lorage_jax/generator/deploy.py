@@ -1,21 +1,14 @@
-"""Deployment of one system prompt: card, PEFT adapter, merged checkpoint, and a parity report.
-
-The report compares the logits of every stage on one probe text, computed in float32 whatever the
-dtype of the weights, so that differences come from the weights alone.
-"""
+"""Deployment of one system prompt: card, PEFT adapter, merged checkpoint, and a parity report."""
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -25,15 +18,24 @@ from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import MergeReport, merge_with_report
+from lorage_jax.generator.parity import (
+    cast,
+    check_limits,
+    differences,
+    mean_kl,
+    probe_logits,
+    reloaded_logits,
+)
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model, stored_dtype
-from lorage_jax.models.experts import Pool
-from lorage_jax.models.model import Model, forward
+from lorage_jax.models.model import Model
 
 OUTPUTS = ("card", "adapter", "merged")
 REPORT = "report.json"
 PROBE_TOKENS = 64  # length of the text on which logits are compared
+LOST = 0.1  # share of the card's effect that a cast may lose without a warning
+NOISE = 1e-9  # KL in nats per token that float32 arithmetic alone can make
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class DeployReport:
     """Result of one deployment; `report.json` holds the same fields.
 
     `parity` maps `max_abs_logit_diff` and each `unmerged_vs_<stage>` to the largest absolute logit
-    difference. `dtype` is that of the merged weights. `prompt_tokens_saved` counts edge tokens per
-    request; `cloud_tokens` is the length of the prompt in cloud tokens. `gates` lists, per layer,
-    [expert, gate] pairs of the open gates. `seconds` is the total time.
+    difference; stages with the same weights differ by at most `parity_limit`. `dtype` is that of
+    the merged weights. `prompt_tokens_saved` counts edge tokens per request; `cloud_tokens` is the
+    length of the prompt in cloud tokens. `gates` lists, per layer, [expert, gate] pairs of the open
+    gates. `seconds` is the total time.
     """
 
     parity: dict[str, float]
@@ -64,6 +67,7 @@ class DeployReport:
     seconds: float
     timings: Timings
     saved: tuple[str, ...]
+    parity_limit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -75,71 +79,132 @@ class DeployReport:
         return from_dict(cls, values)
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a deployment, and how its merged weights are stored.
+
+    Attributes:
+        save: any of `card`, `adapter`, `merged`; report.json is always written.
+        dtype: float32, bfloat16 or float16 for all weights; by default they keep their dtypes.
+        rounding, seed: of the merged weights, see `merge`.
+        strict: make it an error if the cast loses more than LOST of the card's effect.
+        base_name: name of the base model in the adapter's config; see `portable_name`.
+
+    Raises ConfigError unless `save` names at least one output, and no unknown one.
+    """
+
+    save: tuple[str, ...] = OUTPUTS
+    dtype: str | None = None
+    rounding: str = "auto"
+    seed: int = 0
+    strict: bool = False
+    base_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.save or set(self.save) - set(OUTPUTS):
+            raise ConfigError(
+                f"save is {', '.join(self.save)!r}; expected any of {', '.join(OUTPUTS)}."
+            )
+
+
 def deploy(
-    generator: Generator,
-    prompt: str,
-    out: Path,
-    edge_folder: Path,
-    *,
-    save: Sequence[str] = OUTPUTS,
-    dtype: str | None = None,
-    base_name: str | None = None,
+    generator: Generator, prompt: str, out: Path, edge_folder: Path, outputs: Outputs | None = None
 ) -> DeployReport:
     """Specialises the edge for `prompt` and writes the results into `out`, an existing folder.
 
-    Args:
-        edge_folder: Hugging Face folder of the generator's edge.
-        save: which of `card`, `adapter`, `merged` to write; report.json always is.
-        dtype: dtype of the merged weights, `float32` or `bfloat16`; the edge's own for None.
-        base_name: name of the base model in the adapter's config; `edge_folder` for None.
-
-    Raises ConfigError (unknown output), DataError (a prompt that is empty or does not fit the
-    cloud's context), and WeightsError (another edge, or logits that are not finite).
+    `edge_folder` is the Hugging Face folder of the generator's edge. Raises DataError (a prompt
+    that is empty or does not fit the cloud's context) and WeightsError (another edge, logits that
+    are not finite or differ between stages by more than `parity.LIMIT`, a lossy cast with
+    `strict`).
     """
-    check_outputs(save)
+    outputs = outputs or Outputs()
     began = time.time()
     card = specialize(generator, prompt)
-    specialize_seconds = time.time() - began
-    # Merged in float32 when either side is: a bfloat16 edge does not round a float32 result.
+    specialized = time.time()
     stored = stored_dtype(edge_folder)
-    edge = load_model(edge_folder, "float32" if "float32" in (dtype, stored) else stored)
+    target = outputs.dtype or stored
+    # A cast between two dtypes goes through float32, and is made once, by the merge.
+    edge = load_model(edge_folder, stored if stored == target else "float32")
     card.check(edge, generator.pool)
     edge = generator.speaking(edge)
     probe = _probe(edge, prompt)
-    logits = {"unmerged": _logits(edge, probe, card, generator.pool)}
-    if "card" in save:
+    base = probe_logits(edge, probe)
+    logits = {"unmerged": probe_logits(edge, probe, card, generator.pool)}
+    if "card" in outputs.save:
         card.save(out / "card.json")
-    if "adapter" in save:
-        export_adapter(generator.pool, card, edge, out / "adapter", base_name=base_name)
-        logits["adapter"] = _logits(load_adapter(out / "adapter", edge), probe)
+    if "adapter" in outputs.save:
+        export_adapter(generator.pool, card, edge, out / "adapter", base_name=outputs.base_name)
+        adapted = load_adapter(out / "adapter", cast(edge, "float32"))
+        logits["adapter"] = probe_logits(adapted, probe)
     merge_began = time.time()
-    special, rounding = merge_with_report(edge, generator.pool, card, donate=True)
-    timings = Timings(specialize_seconds, time.time() - merge_began)
-    del edge  # its FFN weights were donated
-    logits["merged"] = _logits(special, probe)
-    if "merged" in save:
-        export_merged(special, out / "merged", base=edge_folder, dtype=dtype)
-        logits |= _reloaded_logits(out / "merged", probe)
+    how: dict[str, Any] = {"donate": True} if stored == target else {"dtype": target}
+    how |= {"rounding": outputs.rounding, "seed": outputs.seed}
+    special, merge = merge_with_report(edge, generator.pool, card, **how)
+    timings = Timings(specialized - began, time.time() - merge_began)
+    del edge  # its FFN weights may have been donated
+    # As in the folder: with `dtype`, the weights that are not merged are cast, too.
+    whole = special if outputs.dtype is None else cast(special, target)
+    logits["merged"] = probe_logits(whole, probe)
+    merge = _with_divergences(merge, logits, base)
+    if "merged" in outputs.save:
+        if outputs.strict:
+            _check_loss(merge, target)
+        export_merged(special, out / "merged", base=edge_folder, dtype=outputs.dtype)
+        logits |= reloaded_logits(out / "merged", probe)
     report = DeployReport(
-        parity=_differences(logits),
-        dtype=dtype or str(special.dtype),
-        merge=rounding,
-        prompt_tokens_saved=_tokens_saved(special, prompt),
-        cloud_tokens=card.about["cloud_tokens"],
-        card_bytes=len(json.dumps(card.to_dict())),
-        gates=card.to_dict()["gates"],
+        parity=differences(logits),
+        parity_limit=check_limits(logits, exact=target == "float32"),
+        dtype=target,
+        merge=merge,
+        **_facts(special, prompt, card),
         seconds=time.time() - began,
         timings=timings,
-        saved=tuple(save),
+        saved=outputs.save,
     )
+    return _written(report, out)
+
+
+def _written(report: DeployReport, out: Path) -> DeployReport:
     (out / REPORT).write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
     return report
 
 
-def check_outputs(save: Sequence[str]) -> None:
-    """Raises ConfigError unless `save` names at least one output, and no unknown one."""
-    if not save or set(save) - set(OUTPUTS):
-        raise ConfigError(f"save is {', '.join(save)!r}; expected any of {', '.join(OUTPUTS)}.")
+def _with_divergences(
+    merge: MergeReport, logits: dict[str, Float[np.ndarray, "1 T V"]], base: np.ndarray
+) -> MergeReport:
+    """The report with what the cast loses of the card's effect, on the probe."""
+    lost = mean_kl(logits["unmerged"], logits["merged"])
+    return dataclasses.replace(merge, kl_lost=lost, kl_effect=mean_kl(logits["unmerged"], base))
+
+
+def _facts(edge: Model, prompt: str, card: Card) -> dict[str, Any]:
+    """The fields of the report about prompt and card."""
+    return {
+        "prompt_tokens_saved": _tokens_saved(edge, prompt),
+        "cloud_tokens": card.about["cloud_tokens"],
+        "card_bytes": len(json.dumps(card.to_dict())),
+        "gates": card.to_dict()["gates"],
+    }
+
+
+def loss_in_words(merge: MergeReport, dtype: str) -> str | None:
+    """Says that the cast loses more than LOST of the card's effect, and what to do; None if not."""
+    lost, effect = merge.kl_lost or 0.0, merge.kl_effect or 0.0
+    if lost <= max(LOST * effect, NOISE):
+        return None
+    other = "nearest" if merge.rounding == "stochastic" else "stochastic"
+    share = f"{lost / effect:.0%} of the prompt's effect" if effect > NOISE else "the whole effect"
+    return (
+        f"the cast to {dtype} loses {share} (KL {lost:.1e} of {effect:.1e} nats per token; "
+        f"{merge.share_unmoved:.1%} of the FFN weights did not move). To keep it, use "
+        f"--dtype float32, --rounding {other}, or the adapter without merging it "
+        "(--save adapter; lorage generate --adapter)."
+    )
+
+
+def _check_loss(merge: MergeReport, dtype: str) -> None:
+    if (words := loss_in_words(merge, dtype)) is not None:
+        raise WeightsError(f"{words} Nothing was written (--strict).")
 
 
 def _probe(edge: Model, prompt: str) -> Int[np.ndarray, "1 T"]:
@@ -147,55 +212,6 @@ def _probe(edge: Model, prompt: str) -> Int[np.ndarray, "1 T"]:
     text = edge.template.prompt(prompt)[:PROBE_TOKENS]
     spread = np.linspace(0, edge.config.vocab_size - 1, PROBE_TOKENS - len(text) + 8, dtype=int)
     return np.asarray([[*text, *spread]])[:, : edge.config.max_positions]
-
-
-def _logits(
-    model: Model, tokens: Int[np.ndarray, "1 T"], card: Card | None = None, pool: Pool | None = None
-) -> Float[np.ndarray, "1 T V"]:
-    """Logits in float32, whatever the dtype of the weights."""
-    wide = model.replace(params=jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
-    gates = None if card is None else jnp.asarray(card.gates)[None]
-    return np.asarray(forward(wide, tokens, gates=gates, pool=pool))
-
-
-def _reloaded_logits(
-    folder: Path, tokens: Int[np.ndarray, "1 T"]
-) -> dict[str, Float[np.ndarray, "1 T V"]]:
-    """Logits of an exported folder, read by us, and by transformers where torch is installed."""
-    found = {"reloaded": _logits(load_model(folder, "float32"), tokens)}
-    if importlib.util.find_spec("torch") is not None:
-        found["transformers"] = _transformers_logits(folder, tokens)
-    return found
-
-
-def _transformers_logits(
-    folder: Path, tokens: Int[np.ndarray, "1 T"]
-) -> Float[np.ndarray, "1 T V"]:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # it would fill the terminal
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    with torch.no_grad():
-        return model(torch.tensor(tokens)).logits.numpy()
-
-
-def _differences(logits: dict[str, Float[np.ndarray, "1 T V"]]) -> dict[str, float]:
-    """Largest absolute difference of each stage from the unmerged logits, and over all stages."""
-    bad = [name for name, value in logits.items() if not np.isfinite(value).all()]
-    if bad:
-        raise WeightsError(
-            f"the logits are not finite ({', '.join(bad)}): the edge's weights or the "
-            "generator's experts hold NaN or infinity, or their sum overflows. Nothing was written."
-        )
-    first = logits["unmerged"]
-    found = {
-        f"unmerged_vs_{name}": float(np.abs(first - value).max())
-        for name, value in logits.items()
-        if name != "unmerged"
-    }
-    return {"max_abs_logit_diff": max(found.values()), **found}
 
 
 def _tokens_saved(edge: Model, prompt: str) -> int:

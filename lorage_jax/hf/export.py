@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewr
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import read_config
 from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.models.model import Model
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
 # in other formats and the model card, which describes the base model, are not copied.
 COPIED = (
@@ -66,8 +68,9 @@ def export_merged(
     These are the FFN's, and those that a PEFT adapter changed.
 
     `base`: the folder the model was loaded from; by default, its path at load time. `dtype`: cast
-    all float tensors to float32 or bfloat16; by default they keep their dtypes. The card goes into
-    `lorage.json`. Raises WeightsError for another base, and OutputError.
+    all float tensors to one of DTYPES; by default they keep their dtypes. The card goes into
+    `lorage.json`. Standard error says so if float32 weights lose much of their update in the files'
+    dtype. Raises WeightsError for another base, and OutputError.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
@@ -83,7 +86,9 @@ def export_merged(
     stored |= {here: stored[there] for here, there in opened.stored.items()}
     replace = {stored[name]: make for name, make in _replacements(model).items()}
     found = sorted({checkpoint.dtype(name) for name in replace})
-    names = {spelled: name for name, spelled in FLOATS.items()}
+    kept = UpdateKept(checkpoint)
+    if dtype is None:
+        replace = {name: kept.watched(name, make) for name, make in replace.items()}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         for file in checkpoint.files():
             inside = {name: replace[name] for name in replace if _file(checkpoint, name) == file}
@@ -97,18 +102,26 @@ def export_merged(
             shutil.copyfile(source, target)
         if model.card is not None:
             write_template(model.template, folder)
-        values: dict[str, Any] = {
-            "format": MERGED,
-            "base": {
-                "fingerprint": identity,
-                "dtype": names.get(found[0], found[0]) if len(found) == 1 else "mixed",
-            },
-            "dtype": dtype or "as in the base",
-            **_kind(model).to_dict(),
-        }
-        if model.card is not None:
-            values |= {"generator": model.card.generator, "card": model.card.to_dict()}
-        write_manifest(folder, values)
+        write_manifest(folder, _manifest(model, identity, found, dtype))
+    if (words := kept.words()) is not None:
+        print(f"lorage: {words}", file=sys.stderr)
+
+
+def _manifest(model: Model, identity: str, stored: list[str], dtype: str | None) -> dict[str, Any]:
+    """Where a merged folder comes from; `stored` are the base's dtypes, as its files spell them."""
+    names = {spelled: name for name, spelled in FLOATS.items()}
+    values: dict[str, Any] = {
+        "format": MERGED,
+        "base": {
+            "fingerprint": identity,
+            "dtype": names.get(stored[0], stored[0]) if len(stored) == 1 else "mixed",
+        },
+        "dtype": dtype or "as in the base",
+        **_kind(model).to_dict(),
+    }
+    if model.card is not None:
+        values |= {"generator": model.card.generator, "card": model.card.to_dict()}
+    return values
 
 
 def _check_base(model: Model, base: Path, config: ModelConfig) -> str:

@@ -16,6 +16,7 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import MERGED, stored
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf import tables
+from lorage_jax.hf.dtype import check_dtype, choose_dtype
 from lorage_jax.hf.folder import open_folder
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
@@ -24,7 +25,7 @@ from lorage_jax.sharding import Layout
 
 def load_model(
     folder: str | Path,
-    dtype: str = "float32",
+    dtype: str = "auto",
     layout: Layout | None = None,
 ) -> Model:
     """Loads config, weights and tokenizer of a Hugging Face folder.
@@ -32,23 +33,21 @@ def load_model(
     Args:
         folder: a folder with config.json, safetensors and tokenizer files; `~` is the home folder.
             Without tokenizer files, the model takes token ids only.
-        dtype: "float32" or "bfloat16"; weights are cast to it.
+        dtype: "float32", "bfloat16" or "float16"; weights are cast to it. "auto" is bfloat16 on TPU
+            and GPU, and float32 on a CPU, see `dtype.py`.
         layout: how the weights are sharded over devices; each reads only its own part. Default:
             the first device holds all.
 
     Raises WeightsError that lists every problem with the folder.
     """
     folder = Path(folder).expanduser()
-    if dtype not in DTYPES:
-        raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    check_dtype(dtype)  # before the files are read
     config, checkpoint, tokenizer, _ = open_folder(folder, with_tokenizer=True)
+    device = jax.local_devices()[0] if layout is None else layout.mesh.devices.flat[0]
+    dtype = choose_dtype(dtype, config, device.platform)
 
     def place(leaf: Leaf, row: tables.Row) -> jax.Array:
-        sharding = (
-            SingleDeviceSharding(jax.local_devices()[0])
-            if layout is None
-            else layout.sharding(leaf)
-        )
+        sharding = SingleDeviceSharding(device) if layout is None else layout.sharding(leaf)
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             return read_leaf(checkpoint, leaf, row, index or (), dtype)
@@ -69,7 +68,7 @@ def stored_dtype(folder: str | Path) -> str:
     """The dtype that loads a folder without loss, taken from its largest tensor."""
     checkpoint = Checkpoint.open(folder)
     largest = max(checkpoint.names(), key=lambda name: math.prod(checkpoint.shape(name)))
-    return "bfloat16" if checkpoint.dtype(largest) == "BF16" else "float32"
+    return {"BF16": "bfloat16", "F16": "float16"}.get(checkpoint.dtype(largest), "float32")
 
 
 def read_leaf(
@@ -77,14 +76,28 @@ def read_leaf(
 ) -> np.ndarray:
     """Reads part `index` of one leaf from the file's byte ranges, cast to `dtype`."""
     if leaf.axes[0] != "layers":
-        return _read_one(checkpoint, row, row.name, leaf.shape, index).astype(DTYPES[dtype])
+        part = _read_one(checkpoint, row, row.name, leaf.shape, index)
+        return _cast(part, dtype, row.name)
     layers, inner = range(leaf.shape[0])[index[0]], index[1:]
     shape = leaf.shape[1:]
     size = tuple(len(range(n)[s]) for s, n in zip(inner, shape, strict=True))
     out = np.empty((len(layers), *size), DTYPES[dtype])
     for i, layer in enumerate(layers):
-        out[i] = _read_one(checkpoint, row, row.name.format(layer=layer), shape, inner)
+        name = row.name.format(layer=layer)
+        out[i] = _cast(_read_one(checkpoint, row, name, shape, inner), dtype, name)
     return out
+
+
+def _cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """Casts a part of a tensor. Raises WeightsError if a finite number overflows."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(DTYPES[dtype], copy=False)
+    if dtype == "float16" and (np.isinf(cast) & np.isfinite(values)).any():
+        raise WeightsError(
+            f"{name}: a value does not fit float16, whose largest number is 65504. Use bfloat16 or "
+            "float32."
+        )
+    return cast
 
 
 def _read_one(checkpoint, row, name, shape, index) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 import lorage_jax as lg
+from lorage_jax.generator import deploy as deploying
 from tests.commands.world import (
     PROMPT,
     WEIGHTS,
@@ -123,6 +124,35 @@ def test_another_dtype_is_cast_once(world, specialize, tmp_path):
     np.testing.assert_array_equal(exported, merged.astype(exported.dtype))
     assert exported.dtype != merged.dtype
     assert json.loads((tmp_path / "out" / "report.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_the_cast_loses_is_reported(world, specialize, tmp_path, capfd, refuse, monkeypatch):
+    """In numbers, in words beyond a tenth of the effect, and as an error with --strict."""
+    options = {"dtype": "bfloat16", "save": "merged"}
+    assert lorage(*specialize(rounding="nearest", **options)) == 0
+    merge = json.loads((tmp_path / "out" / "report.json").read_text())["merge"]
+    assert merge["rounding"] == "nearest" and 0 < merge["kl_lost"] < 0.1 * merge["kl_effect"]
+    assert merge["update_kept"] < 1 and "loses" not in capfd.readouterr().err
+
+    monkeypatch.setattr(deploying, "LOST", 0.5 * merge["kl_lost"] / merge["kl_effect"])
+    assert lorage(*specialize(out=tmp_path / "words", rounding="nearest", **options)) == 0
+    error = capfd.readouterr().err
+    assert "of the prompt's effect" in error and "--rounding stochastic" in error
+    again = specialize(out=tmp_path / "strict", rounding="nearest", strict=True, **options)
+    refuse(*again, says=r"the cast to bfloat16 loses .* Nothing was written \(--strict\)")
+    assert lorage(*specialize(out=tmp_path / "card", strict=True, save="card")) == 0
+
+
+def test_stochastic_rounding_by_seed(world, specialize, tmp_path):
+    name, found = "model.layers.1.mlp.gate_proj.weight", []
+    for seed in (3, 3, 4):
+        out = tmp_path / str(len(found))
+        options = {"dtype": "bfloat16", "save": "merged", "rounding": "stochastic"}
+        assert lorage(*specialize(out=out, seed=seed, **options)) == 0
+        found.append(load_file(out / "merged" / WEIGHTS)[name].astype(np.float32))
+        assert json.loads((out / "report.json").read_text())["merge"]["rounding"] == "stochastic"
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.any(found[0] != found[2])
 
 
 def test_generate_fits_the_context_by_default(world, capfd):

@@ -14,7 +14,15 @@ from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.train.generator import check_models
 
 ROOT = Path(__file__).parents[2]
-EDGES = {"tinyllama": "tinyllama", "qwen": "qwen2-1.5b", "gemma": "gemma2-2b", "opt": "opt-2.7b"}
+EDGES = {
+    "tinyllama": "tinyllama",
+    "qwen": "qwen2-1.5b",
+    "gemma": "gemma2-2b",
+    "opt": "opt-2.7b",
+    "qwen3": "qwen3-1.7b",
+    "gemma3": "gemma3-1b",
+    "smollm3": "smollm3-3b",
+}
 
 
 @pytest.mark.parametrize("name", EDGES)
@@ -44,12 +52,20 @@ def test_the_papers_values(name, monkeypatch):
 def test_data_and_models_can_lie_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAGE_DATA", str(tmp_path))
     monkeypatch.setenv("LORAGE_MODELS", "/weights")
+    monkeypatch.delenv("LORAGE_CLOUD", raising=False)
     (tmp_path / "commonsense" / "boolq").mkdir(parents=True)
     config = load_experiment(ROOT / "experiments" / "paper" / "qwen.py")
     assert (config.cloud, config.edge) == ("/weights/Meta-Llama-3-8B", "/weights/Qwen2-1.5B")
     paths = [source.path for source in config.data.sources]
     assert str(tmp_path / "commonsense" / "boolq") in paths
     assert paths[-1] == f"{tmp_path}/alpaca/alpaca.jsonl.gz"
+
+
+def test_another_cloud(monkeypatch):
+    monkeypatch.setenv("LORAGE_CLOUD", "Qwen3-8B")
+    config = load_experiment(ROOT / "experiments" / "paper" / "qwen3.py")
+    assert model_shape("cloud", config.cloud, None) == SHAPES["qwen3-8b"]
+    assert config.edge.endswith("Qwen3-1.7B")
 
 
 def test_little_of_a_batch_is_padding(shared, monkeypatch):

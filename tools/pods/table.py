@@ -2,6 +2,7 @@
 
     python tools/pods/table.py                        # all recipes, all topologies
     python tools/pods/table.py --topologies v5e:2x4   # this topology only; other rows are kept
+    python tools/pods/table.py --recipes paper/qwen3 --cloud Qwen3-8B --topologies v5e:2x4
 
 Each pair is one `lorage compile` in its own process. Finished rows go into
 `experiments/results/pod.json`, and `pod.md` is made from it. No TPU is needed.
@@ -9,6 +10,7 @@ Each pair is one `lorage compile` in its own process. Finished rows go into
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 RECIPES = ("paper/tinyllama", "paper/qwen", "paper/gemma")
+CLOUD = "Meta-Llama-3-8B"
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
 ROW_TOKENS = 2560  # per row of a typical batch: 20k tokens of prompts and 10k of queries, packed
 INTRO = f"""# The paper's recipes, compiled for pods
@@ -39,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compiles the paper's recipes for TPU slices")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="experiments' names")
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--cloud", default=CLOUD, help="LORAGE_CLOUD of the recipes")
     parser.add_argument("--layers", type=int, help="cut both models to this many layers")
     options = parser.parse_args()
     table = RESULTS / "pod.json"
@@ -46,20 +50,22 @@ def main() -> None:
     for recipe in options.recipes:
         for topology in options.topologies:
             label = recipe.replace("/", "_")
+            label += "" if options.cloud == CLOUD else f" under {options.cloud}"
             name = f"{label} {topology}" + (f" {options.layers}" if options.layers else "")
-            rows[name] = {"recipe": label, **compiled(recipe, topology, options.layers)}
+            rows[name] = {"recipe": label, **compiled(recipe, topology, options)}
             table.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
             (RESULTS / "pod.md").write_text(INTRO + "".join(line(row) for row in rows.values()))
 
 
-def compiled(recipe: str, topology: str, layers: int | None) -> dict[str, Any]:
+def compiled(recipe: str, topology: str, options: argparse.Namespace) -> dict[str, Any]:
     """The result of `lorage compile --json`, without the list of single collectives."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.json"
         command = [sys.executable, "-m", "lorage_jax.cli", "compile", f"experiments/{recipe}.py"]
         command += ["--topology", topology, "--json", str(file), "--row-tokens", str(ROW_TOKENS)]
-        command += ["--layers", str(layers)] if layers else []
-        subprocess.run(command, cwd=ROOT, check=True)
+        command += ["--layers", str(options.layers)] if options.layers else []
+        environment = os.environ | {"LORAGE_CLOUD": options.cloud}
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
         result = json.loads(file.read_text())
     for program in result["programs"].values():
         program.pop("collective_list")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lorage_jax.commands.options import Dtype, Json
+from lorage_jax.commands.options import Json
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types
 
@@ -28,7 +28,7 @@ RealModel = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    dtype: Dtype = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the weights."""
     json: Json = None
 

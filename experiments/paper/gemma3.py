@@ -1,0 +1,19 @@
+"""The paper's recipe with Gemma 3 1B as the edge, under LLaMA3-8B or Qwen3-8B.
+
+    lorage train experiments/paper/gemma3.py
+    lorage compile experiments/paper/gemma3.py --topology v5e:2x4
+    LORAGE_CLOUD=Qwen3-8B lorage compile experiments/paper/gemma3.py --topology v5e:2x4
+
+Hardware: one TPU host of eight v5e chips or more. Wall time: not measured; memory and the
+compiler's estimate of the step: `experiments/results/pod.md`. The paper has no result for it.
+
+`recipe.py` says where models and data must be.
+"""
+
+from recipe import recipe
+
+from lorage_jax.config import ExperimentConfig
+
+
+def config() -> ExperimentConfig:
+    return recipe("gemma-3-1b-it")
