@@ -69,7 +69,7 @@ def write_results(model: str, found: list[dict[str, Any]]) -> None:
 
 def solved(edge: Model, user: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of a solved request, and a mask of the answer, both cut or padded to LENGTH."""
-    template = PlainTemplate(edge.tokenizer, NEWEST)
+    template = PlainTemplate(edge.tokenizer, NEWEST.version)
     prompt, answer = template.prompt(user), template.answer(target)
     tokens, mask = np.zeros(LENGTH, np.int32), np.zeros(LENGTH, bool)
     ids = [*prompt, *answer][:LENGTH]

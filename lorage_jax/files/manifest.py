@@ -19,6 +19,7 @@ from lorage_jax.errors import OutputError, WeightsError
 MANIFEST = "lorage.json"
 MODEL = "lorage-model/1"  # format of a pretrained model
 MERGED = "lorage-merged/1"  # format of an exported model
+OWN_TURNS = "own_turns"  # of a merged folder: true if it answers as its base does, not as trained
 
 Fields = Mapping[str, type | UnionType]
 

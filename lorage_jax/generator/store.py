@@ -36,6 +36,7 @@ from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import Layout
 
 TENSORS = "generator.safetensors"
+SAVED = ("float32", "bfloat16")  # dtypes of the trained parts
 GENERATOR = Kind(
     "lorage-generator/1",
     "a generator",
@@ -71,8 +72,8 @@ def save_generator(
     Raises OutputError if the folder exists, unless `overwrite` and lorage_jax wrote it.
     """
     target = Path(folder).expanduser()
-    if dtype not in DTYPES:
-        raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if dtype not in SAVED:
+        raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(SAVED)}.")
     stored = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), generator.trained)
     rounded = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
     generator = dataclasses.replace(generator, trained=rounded)

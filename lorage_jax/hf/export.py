@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import Template, TemplateKind
+from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.manifest import MERGED, stored, write_manifest
+from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
@@ -119,6 +119,8 @@ def _manifest(model: Model, identity: str, stored: list[str], dtype: str | None)
         "dtype": dtype or "as in the base",
         **_kind(model).to_dict(),
     }
+    if isinstance(model.template, ChatTemplate) and model.template.untrained:
+        values[OWN_TURNS] = True
     if model.card is not None:
         values |= {"generator": model.card.generator, "card": model.card.to_dict()}
     return values

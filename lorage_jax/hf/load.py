@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.manifest import MERGED, stored
+from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf import tables
 from lorage_jax.hf.dtype import check_dtype, choose_dtype
@@ -114,10 +114,10 @@ def folder_template(folder: Path, tokenizer: Any) -> Template | None:
         return None
     values = stored(folder)
     try:
-        if values.get("format") == MERGED:
+        if values.get("format") == MERGED and not values.get(OWN_TURNS):
             return TemplateKind.of(values).on(tokenizer)
         if has_chat_template(tokenizer):
-            return ChatTemplate(tokenizer)
+            return ChatTemplate(tokenizer, untrained=True)
     except DataError as error:
         raise WeightsError(f"{folder}: {error}") from None
     return TemplateKind().on(tokenizer)

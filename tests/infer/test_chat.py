@@ -1,13 +1,14 @@
 """Answers in the trained turns: README's example gives the command line's answer."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
 
 import lorage_jax as lg
 from lorage_jax import cli, nano
-from lorage_jax.data.templates import question
+from lorage_jax.data.templates import TemplateKind, question
 
 PROMPT = (
     "Put bars on each side of words. Write all the words in upper case. Move the last word to "
@@ -43,3 +44,26 @@ def test_chat_is_what_the_command_line_answers(special, tmp_path, capsys):
     found = [lg.generate(again, one, max_new_tokens=32) for one in (text, ids, question(ASKED))]
     assert {one.strip() for one in found} == {answer}
     assert lg.generate(again, [ids, ids], max_new_tokens=32, stop=None) == found[:1] * 2
+
+
+DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}{{ '[system]Be kind.' }}{% endif %}"
+    "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def test_a_model_that_nobody_trained_answers_as_in_transformers(tiny, tmp_path):
+    """With the template's default system message, also after an export without a card."""
+    folder = shutil.copytree(tiny("llama")[0], tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(DEFAULT)
+    model, tokenizer = lg.load_model(folder), AutoTokenizer.from_pretrained(str(folder))
+    text = tokenizer.apply_chat_template(question("hi"), add_generation_prompt=True, tokenize=False)
+    assert text == "[system]Be kind.[user]hi[assistant]"
+    assert model.template.text(question("hi")) == text
+    (ours,) = lg.generate(model, [tokenizer(text).input_ids], max_new_tokens=8)
+    assert lg.chat(model, "hi", max_new_tokens=8) == ours
+    lg.export_merged(model, tmp_path / "again")
+    assert lg.load_model(tmp_path / "again").template.text(question("hi")) == text
+    trained = TemplateKind("chat").on(model.tokenizer)
+    assert "Be kind" not in trained.text(question("hi"))

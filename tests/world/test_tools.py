@@ -1,5 +1,6 @@
 """Generated tool calls: the format, the right output of every list, splits, the blind ceiling."""
 
+import functools
 import math
 import re
 from collections import Counter, defaultdict
@@ -64,16 +65,23 @@ def listed(static: str):
     return found
 
 
+def _request(verb, asked: str):
+    pattern = re.escape(asked).replace(r"\{o\}", rf"(?P<o>{'|'.join(OBJECTS)})")
+    pattern = pattern.replace(r"\{x\}", f"(?P<x>{'|'.join(verb.extras)})")
+    return re.compile(pattern, re.IGNORECASE)
+
+
+REQUESTS = [(verb, _request(verb, asked)) for verb in VERBS for asked in verb.asks]
+
+
+@functools.cache
 def wants(ask: str):
     """(verb, object, extra) behind one request, read back from its wording."""
-    found = set()
-    for verb in VERBS:
-        extras = f"(?P<x>{'|'.join(verb.extras)})"
-        for asked in verb.asks:
-            pattern = re.escape(asked).replace(r"\{o\}", rf"(?P<o>{'|'.join(OBJECTS)})")
-            match = re.fullmatch(pattern.replace(r"\{x\}", extras), ask, re.IGNORECASE)
-            if match:
-                found.add((verb, match["o"], match.groupdict().get("x", "")))
+    found = {
+        (verb, match["o"], match.groupdict().get("x", ""))
+        for verb, pattern in REQUESTS
+        if (match := pattern.fullmatch(ask))
+    }
     assert len(found) == 1, ask
     return found.pop()
 

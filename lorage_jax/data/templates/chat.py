@@ -80,18 +80,26 @@ def chosen_kind(name: str, cloud: Any, edge: Any) -> TemplateKind:
 class ChatTemplate(Template):
     """A model's own turns.
 
-    The system prompt joins the user's turn where the template knows no system role. `source` is the
-    template's text, by default the tokenizer's own. Raises DataError if there is none, or one that
-    cannot render a question.
+    The system prompt joins the user's turn where the template knows no system role. A system
+    message that the template adds by itself is left out, as generators are trained without it;
+    `untrained` keeps it, as transformers does. `source` is the template's text, by default the
+    tokenizer's own. Raises DataError if there is none, or one that cannot render a question.
     """
 
     name: ClassVar[str] = "chat"
 
-    def __init__(self, tokenizer: Any, version: int = 2, source: str | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        version: int = 2,
+        source: str | None = None,
+        untrained: bool = False,
+    ):
         if source is not None and source != getattr(tokenizer, "chat_template", None):
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = source
         super().__init__(tokenizer, version)
+        self.untrained = untrained
         if not has_chat_template(tokenizer):
             raise DataError(
                 "this tokenizer has no chat template (chat_template.jinja); use the plain template."
@@ -215,7 +223,7 @@ class ChatTemplate(Template):
         "": an empty system message takes its place. Else a given one, of which this ends the turn,
         is cut out, with all that the template puts into its turn.
         """
-        if self._reads_system == "":
+        if self.untrained or self._reads_system == "":
             return None
         given = self._render(question(USER), False)
         if self._reads_system == "alone":
