@@ -125,12 +125,19 @@ def new_trained(
     The meta tokens have the scale of `embed`, the cloud's token embeddings.
     """
     trained = initialise(trained_leaves(config, cloud, edge), key)
+    trained = scaled_meta(trained, cloud, embed)
+    return trained, initialise(statistics_leaves(config, edge.layers), key)
+
+
+def scaled_meta(
+    trained: dict[str, Any], cloud: ModelConfig, embed: Float[Array, "V C"]
+) -> dict[str, Any]:
+    """Trained parts with the meta tokens, drawn with std 1, at the scale of `embed`."""
     table = embed.astype(jnp.float32)
     size = jnp.sqrt(jnp.mean(table * table))
     if cloud.embedding_scale != 1:
         size = size * cloud.embedding_scale
-    trained["meta"] = trained["meta"] * size
-    return trained, initialise(statistics_leaves(config, edge.layers), key)
+    return trained | {"meta": trained["meta"] * size}
 
 
 def prompt_gates(
