@@ -86,8 +86,8 @@ GOALS = {
 }
 
 
-def measure(row: str, model: Path, dtype: str, repeats: int) -> dict[str, Any]:
-    """The result of one row, from a process of its own."""
+def measure(row: str, model: Path, dtype: str, repeats: int, noisy: bool) -> dict[str, Any]:
+    """The result of one row, from a process of its own; `noisy` keeps that of a busy machine."""
     if row == GENERATOR:
         return generator_steps(model, dtype, repeats)
     arguments = ["--model", str(model), "--dtype", dtype, "--repeats", str(repeats)]
@@ -97,8 +97,9 @@ def measure(row: str, model: Path, dtype: str, repeats: int) -> dict[str, Any]:
         subprocess.run([*command, "--json", str(file)], check=True, env=_environment(ROOT))
         result: dict[str, Any] = json.loads(file.read_text("utf-8"))
     del result["provenance"]  # the table has its own
-    if result["ratio"] is None:
-        raise SystemExit(result["note"])
+    # The other library is missing, or the machine is busy.
+    if result["ratio"] is None or ("note" in result and not noisy):
+        raise SystemExit(f"{row}: {result['note']} (--noisy keeps figures of a busy machine.)")
     return result
 
 
@@ -116,9 +117,7 @@ def generator_steps(model: Path, dtype: str, repeats: int) -> dict[str, Any]:
                     raise SystemExit("experiments/speed/generator_step.py failed.")
             for number in range(repeats):
                 for name in times if number % 2 == 0 else reversed(list(times)):
-                    steppers[name].stdin.write("\n")
-                    steppers[name].stdin.flush()
-                    times[name].append(float(_answer(steppers[name])))
+                    times[name].append(float(_answer(steppers[name], "step")))
         finally:
             for stepper in steppers.values():
                 stepper.stdin.close()
@@ -143,7 +142,10 @@ def _stepper(checkout: Path, model: Path, dtype: str) -> Any:
     )
 
 
-def _answer(stepper: Any) -> str:
+def _answer(stepper: Any, request: str | None = None) -> str:
+    if request is not None:
+        stepper.stdin.write(f"{request}\n")
+        stepper.stdin.flush()
     return stepper.stdout.readline().strip()
 
 
@@ -179,15 +181,16 @@ def markdown(table: dict[str, Any]) -> str:
         f"`{table['provenance']['command']}`. Both sides of a row did the same work on the same "
         f"tokens in the same run, in turn; figures are medians of {table['repeats']}. *Ratio* is "
         "their time over ours: above 1, lorage is faster. *Matmul* is the share of the machine's "
-        "measured rate of matrix products. Compilation is left out; the table's JSON has it.",
+        "measured rate of matrix products, *others* the share of the CPU that other processes "
+        "used. Compilation is left out; the table's JSON has it.",
     ]
     for dtype, rows in table["results"].items():
         lines += [
             "",
             f"## {dtype}",
             "",
-            "| work | lorage | matmul | other library | matmul | ratio | goal | spread |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| work | lorage | matmul | other library | matmul | ratio | goal | spread | others |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(_line(row, rows[row], dtype) for row in (*ROWS, GENERATOR) if row in rows),
         ]
     return "\n".join(lines) + "\n"
@@ -204,10 +207,11 @@ def _line(row: str, result: dict[str, Any], dtype: str) -> str:
         other = f"{_seconds(theirs['seconds'])} ({theirs['library']})"
         what = ROWS[row][0]
         shares = (f"{ours['matmul_share']:.0%}", f"{theirs['matmul_share']:.0%}")
+    others = result.get("cpu_share_of_others")
     return (
         f"| {what} | {_seconds(ours['seconds'])} | {shares[0]} | {other} | {shares[1]} | "
         f"**{result['ratio']:.2f}** | {'' if goal is None else goal} | "
-        f"{result['largest_spread_within_one']:.2f} |"
+        f"{result['largest_spread_within_one']:.2f} | {'' if others is None else f'{others:.0%}'} |"
     )
 
 
@@ -223,6 +227,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--again", action="store_true", help="measure finished rows anew")
+    parser.add_argument("--noisy", action="store_true", help="also keep figures of a busy machine")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for speed.json, speed.md")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.rows) - set(names)):
@@ -246,7 +251,7 @@ def main(arguments: Sequence[str]) -> None:
             if row in found and not (options.again or options.rows):
                 continue
             print(f"== {row}, {dtype}", flush=True)
-            found[row] = measure(row, model, dtype, options.repeats)
+            found[row] = measure(row, model, dtype, options.repeats, options.noisy)
             write_file(file, json.dumps(table, indent=1) + "\n", overwrite=True)
             write_file(options.out / "speed.md", markdown(table), overwrite=True)
 

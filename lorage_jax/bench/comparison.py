@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorage_jax.bench.peers import threads
+from lorage_jax.errors import joined
 from lorage_jax.provenance import machine
+
+QUIET = 0.1  # the share of the CPU that others may use
+NOISY = "other processes used {:.0%} of the CPU meanwhile: measure again on a quiet machine."
 
 PEER = "transformers"  # the key of the peer's figures, whichever library it is
 
@@ -44,7 +48,13 @@ class Work:
 
 
 def compared(
-    ours: Side, theirs: Side | None, work: Work, rate: float, missing: str | None = None
+    ours: Side,
+    theirs: Side | None,
+    work: Work,
+    rate: float,
+    *,
+    missing: str | None = None,
+    others: float | None = None,
 ) -> dict[str, Any]:
     """The result of a comparison, as JSON values.
 
@@ -54,12 +64,14 @@ def compared(
     Args:
         rate: FLOP/s of the devices that take part, from `matmul_rate`.
         missing: a sentence that says why there is no peer.
+        others: share of the CPU that other processes used meanwhile (`Bystanders`).
     """
     sides = {"lorage": ours} | ({} if theirs is None else {PEER: theirs})
     figures = {name: _figures(side, work, rate) for name, side in sides.items()}
     ratio = None
     if theirs is not None:
         ratio = figures[PEER]["seconds"] / figures["lorage"]["seconds"]
+    note = joined(missing, NOISY.format(others) if others is not None and others > QUIET else None)
     return {
         "lorage": figures["lorage"],
         PEER: figures.get(PEER),
@@ -68,8 +80,9 @@ def compared(
         "matmul_flops_per_second": rate,
         "macs": work.macs,
         "largest_spread_within_one": max(max(s.seconds) / min(s.seconds) for s in sides.values()),
+        "cpu_share_of_others": others,
         "machine": machine() | {"threads": threads()},
-        **({} if missing is None else {"note": missing}),
+        **({} if note is None else {"note": note}),
     }
 
 

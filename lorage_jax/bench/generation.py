@@ -15,7 +15,7 @@ from lorage_jax.bench.comparison import PEER, Side, Work, compared
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.bench.matmul import matmul_rate
 from lorage_jax.bench.programs import prefill_program
-from lorage_jax.bench.timing import in_turn
+from lorage_jax.bench.timing import Bystanders, in_turn
 from lorage_jax.compilation import Compilations
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
@@ -37,7 +37,7 @@ def compare_prefill(
     `generate`. Seconds are for all prompts together.
     """
     sides = _Sides(folder, dtype, batch, prompt_tokens)
-    times = in_turn(sides.actions(1), repeats)
+    times = sides.timed(sides.actions(1), repeats)
     macs = matmul_macs(prefill_program(sides.config, prompt_tokens, last=True, dtype=dtype))
     return sides.result(times, Work("tokens", batch * prompt_tokens, batch * macs))
 
@@ -62,7 +62,8 @@ def compare_decode(
         for count in (1, new_tokens)
         for name, action in sides.actions(count).items()
     }
-    found = in_turn({f"{name} {count}": call for (name, count), call in calls.items()}, repeats)
+    named = {f"{name} {count}": call for (name, count), call in calls.items()}
+    found = sides.timed(named, repeats)
     times = {
         name: [
             max(whole - first, SHORTEST) / (new_tokens - 1)
@@ -81,7 +82,7 @@ class _Sides:
         self, folder: Path, dtype: str, batch: int, prompt_tokens: int, new_tokens: int = 1
     ):
         self.model = _endless(load_model(folder, dtype))
-        self.config, self.dtype = self.model.config, dtype
+        self.config, self.dtype, self.others = self.model.config, dtype, Bystanders()
         draw = np.random.default_rng(0)
         self.rows = draw.integers(0, self.config.vocab_size, (batch, prompt_tokens)).tolist()
         with Compilations() as self.compiled:
@@ -107,6 +108,11 @@ class _Sides:
             found[PEER] = functools.partial(peers.greedy, self.peer, self.rows, count)
         return found
 
+    def timed(self, actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+        """`in_turn`, beside which other processes are watched."""
+        with self.others:
+            return in_turn(actions, repeats)
+
     def _ours(self, count: int) -> list[list[int]]:
         return generate_tokens(self.model, self.rows, max_new_tokens=count)
 
@@ -117,7 +123,8 @@ class _Sides:
             # Not all, in bfloat16: the two round at other places.
             theirs = Side(THEIRS, times[PEER], {"share_of_equal_tokens": self.equal})
         rate = matmul_rate(self.dtype)
-        return self.about | compared(ours, theirs, work, rate, self.missing)
+        said = {"missing": self.missing, "others": self.others.share}
+        return self.about | compared(ours, theirs, work, rate, **said)
 
 
 def _endless(model: Model) -> Model:

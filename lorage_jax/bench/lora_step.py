@@ -12,7 +12,7 @@ import numpy as np
 from lorage_jax.bench import peers
 from lorage_jax.bench.comparison import PEER, Side, Work, compared
 from lorage_jax.bench.matmul import matmul_rate
-from lorage_jax.bench.timing import in_turn
+from lorage_jax.bench.timing import Bystanders, in_turn
 from lorage_jax.compilation import Compilations
 from lorage_jax.config import (
     DataConfig,
@@ -73,7 +73,8 @@ def compare_lora_step(
             checkpointing=remat == "full",
         )
         their_loss = actions[PEER]()
-    times = in_turn(actions, repeats)
+    with Bystanders() as others:
+        times = in_turn(actions, repeats)
     ours = Side(
         "lorage train", times["lorage"], {"loss": loss, "compile_seconds": compiled.seconds}
     )
@@ -89,7 +90,7 @@ def compare_lora_step(
         "tokens": tokens,
         "rank": rank,
         "remat": remat,
-        **compared(ours, theirs, work, rate, absent),
+        **compared(ours, theirs, work, rate, missing=absent, others=others.share),
     }
 
 

@@ -16,7 +16,7 @@ from lorage_jax.bench.comparison import PEER, Side, Work, compared
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.bench.matmul import matmul_rate
 from lorage_jax.bench.programs import prefill_program
-from lorage_jax.bench.timing import in_turn
+from lorage_jax.bench.timing import Bystanders, in_turn
 from lorage_jax.compilation import Compilations
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.records import read_rows
@@ -65,10 +65,7 @@ def bench_score(
             folder = Path(temporary) / "model"
             save_model(_random_model(dtype), folder)
         model = place(load_model(folder, dtype))
-        if records is None:
-            requests = hellaswag_like(model.config, questions)
-        else:
-            requests = arc_like(model, records, questions)
+        requests = _requests(model, records, questions)
         with Compilations() as compiled:
             ours = score(model, requests)
         actions: dict[str, Any] = {"lorage": lambda: score(model, requests)}
@@ -79,8 +76,10 @@ def bench_score(
             rates, theirs = _probed(scorer, requests, sizes)
             best = max(sizes, key=rates.__getitem__)
             actions[PEER] = lambda: peers.loglikelihoods(scorer, requests, best)
-        times = in_turn(actions, repeats)
-    result = _comparison(model.config, requests, dtype, times, compiled, absent)
+        with Bystanders() as others:
+            times = in_turn(actions, repeats)
+    said = {"missing": absent, "others": others.share}
+    result = _comparison(model.config, requests, dtype, times, compiled, said)
     hf = result[PEER]
     pairs = zip(ours, theirs, strict=False)
     return {
@@ -99,6 +98,12 @@ def bench_score(
         "largest_difference_nats": max((abs(a[0] - b) for a, b in pairs), default=None),
         **result,
     }
+
+
+def _requests(model: Model, records: Path | None, questions: int) -> list[Request]:
+    if records is None:
+        return hellaswag_like(model.config, questions)
+    return arc_like(model, records, questions)
 
 
 def hellaswag_like(config: ModelConfig, questions: int = QUESTIONS) -> list[Request]:
@@ -160,12 +165,12 @@ def _comparison(
     dtype: str,
     times: dict[str, list[float]],
     compiled: Compilations,
-    absent: str | None,
+    said: dict[str, Any],
 ) -> dict[str, Any]:
     ours = Side("score", times["lorage"], {"compile_seconds": compiled.seconds})
-    theirs = None if absent else Side("lm-eval's hf on torch", times[PEER])
+    theirs = Side("lm-eval's hf on torch", times[PEER]) if PEER in times else None
     work = Work("requests", len(requests), _macs(config, requests, dtype))
-    return compared(ours, theirs, work, matmul_rate(dtype) * jax.device_count(), absent)
+    return compared(ours, theirs, work, matmul_rate(dtype) * jax.device_count(), **said)
 
 
 def _macs(config: ModelConfig, requests: Sequence[Request], dtype: str) -> int:

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+
+STAT = Path("/proc/stat")
+
+
+class Bystanders:
+    """Measures how much of the CPU other processes use while the block runs.
+
+    Attributes:
+        share: of all cores, from 0 to 1; None where there is no /proc.
+    """
+
+    share: float | None = None
+
+    def __enter__(self) -> Bystanders:
+        self._began, self._before = time.perf_counter(), _others()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        now = _others()
+        if now is not None and self._before is not None:
+            cores = os.cpu_count() or 1
+            used = (now - self._before) / (time.perf_counter() - self._began) / cores
+            self.share = min(max(used, 0.0), 1.0)
+
+
+def _others() -> float | None:
+    """Seconds that the cores have worked for other processes, in all."""
+    try:
+        ticks = [int(word) for word in STAT.read_text("utf-8").split("\n")[0].split()[1:]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _, _, interrupts, soft = ticks[:7]
+    own = time.process_time()
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK") - own
 
 
 def seconds(action: Callable[[], Any]) -> float:

@@ -78,7 +78,7 @@ def test_prefill_without_torch(tiny, monkeypatch, asked):
     )
     assert asked["transformers"] == [] and {count for _, count, _ in asked["lorage"]} == {1}
     assert (result["transformers"], result["ratio"]) == (None, None)
-    assert result["note"] == "torch is not installed."
+    assert result["note"].startswith("torch is not installed.")  # others may be busy, too
     assert result["lorage"]["tokens_per_second"] == pytest.approx(24 / result["lorage"]["seconds"])
 
 

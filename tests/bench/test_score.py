@@ -53,7 +53,7 @@ def test_without_lm_eval(tiny, monkeypatch):
     assert result["requests"] == 8 and result["lorage_requests_per_second"] > 0
     for name in ("transformers", "ratio", "hf_requests_per_second", "largest_difference_nats"):
         assert result[name] is None
-    assert result["note"] == "lm-eval is not installed."
+    assert result["note"].startswith("lm-eval is not installed.")  # others may be busy, too
 
 
 def test_batches_whose_logits_do_not_fit_are_left_out(tiny, monkeypatch):
