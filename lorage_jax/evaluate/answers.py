@@ -15,7 +15,9 @@ from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import Message, encode, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import Answered
+from lorage_jax.evaluate.host_settings import check_generation
 from lorage_jax.files.journal import Journal, request_key
+from lorage_jax.infer.defaults import default_penalty, generation_defaults
 from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.score import identity
@@ -59,7 +61,7 @@ def room_for_input(model: Model, max_new_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Generation:
-    """Generates greedy answers.
+    """Generates greedy answers, with the repetition penalty of the model's folder.
 
     Attributes:
         max_new_tokens: maximum number of tokens per answer.
@@ -81,9 +83,11 @@ class Generation:
         """Answers every question with the placed model and its cards.
 
         `label` is shown with the progress. Raises ConfigError for an input that is too long, unless
-        `cut` is set.
+        `cut` is set, and for settings in the model's folder that would change answers and are not
+        obeyed.
         """
         model = placement.model
+        check_generation({}, generation_defaults(model) | {"repetition_penalty": None})
         whole = encoded(model, asked)
         rows, truncated = whole, 0
         if self.cut:
@@ -130,6 +134,7 @@ class Generation:
             *_ends(model),
             self.max_new_tokens,
             *self.stops,
+            *([] if (penalty := default_penalty(model)) == 1 else [f"penalty {penalty}"]),
         )
         gates = [b""] * len(rows)
         if cards is not None:

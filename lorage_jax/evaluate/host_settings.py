@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.infer.defaults import unobeyed
 
 # Arguments of lm-eval's `hf` model with the values by which nothing changes here; None never does.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -41,60 +42,6 @@ IDLE = (
     ),
 )
 
-# Settings of generation by which greedy answers do not change, whatever their value.
-GREEDY = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("top_h", "seed", "use_cache", "cache_implementation", "cache_config", "return_legacy_cache"),
-    *("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"),
-    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
-    *("return_dict_in_generate", "length_penalty", "early_stopping", "num_assistant_tokens"),
-    *(
-        "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
-        "prompt_lookup_num_tokens",
-    ),
-    *("max_matching_ngram_size", "assistant_early_exit", "prefill_chunk_size", "compile_config"),
-    *("disable_compile", "max_time", "low_memory", "is_assistant", "renormalize_logits"),
-    *(
-        "remove_invalid_values",
-        "trust_remote_code",
-        "truncation",
-        "padding",
-        "assistant_lookbehind",
-    ),
-    *(
-        "target_lookbehind",
-        "generation_kwargs",
-        "_from_model_config",
-        "chat_format",
-        "max_window_size",
-    ),
-)
-# Those by which they do not change at these values; None never changes them.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False,),
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "diversity_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "guidance_scale": (1.0,),
-    "bad_words_ids": ([],),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "sequence_bias": ({},),
-    "penalty_alpha": (0.0,),
-    "stop_strings": ([],),
-    "constraints": ([],),
-    "force_words_ids": ([],),
-}
-OBEYED = ("until", "max_gen_toks", "eos_token_id", "max_length", "max_new_tokens")
-
 
 def check_arguments(values: Mapping[str, Any]) -> None:
     """Raises ConfigError for an argument of the model that is not obeyed and would matter."""
@@ -122,23 +69,12 @@ def check_device(device: str | None, platform: str) -> None:
         )
 
 
-def unobeyed(settings: Mapping[str, Any]) -> list[str]:
-    """The settings of generation that would change greedy answers, as `name=value`."""
-    return [
-        f"{name}={value!r}"
-        for name, value in settings.items()
-        if value is not None
-        and name not in (*OBEYED, *GREEDY)
-        and value not in NEUTRAL.get(name, ())
-    ]
-
-
 def check_generation(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises ConfigError for settings of generation that are not obeyed and would matter.
 
     Args:
         settings: of a request; they replace `defaults`.
-        defaults: those of the model's generation_config.json, which transformers obeys, too.
+        defaults: those of the model's folder (`generation_defaults`), which transformers obeys.
     """
     if settings.get("do_sample"):
         raise ConfigError(

@@ -14,7 +14,7 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.generator.card import Card
-from lorage_jax.infer.defaults import default_penalty
+from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates
 from lorage_jax.infer.generate import continue_rows
 from lorage_jax.infer.sample import Sampling, sampling_of
@@ -48,7 +48,7 @@ def chat(
         messages: a user's text; messages with `role` (system, user, assistant) and `content`; or
             a sequence of either, for which the result is a list of answers.
         max_new_tokens: the most tokens of an answer; by default 128, or as many as fit.
-        sampling: sampling parameters; the default is greedy decoding.
+        sampling: sampling parameters; the default is greedy decoding, as in `generate`.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
         stop: one stop string or several, besides the end of the turn.
         gates, pool: adapters to apply without merging, as in `forward`.
@@ -71,6 +71,7 @@ def chat(
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if sampling is None:
         drawn["repetition_penalty"] = default_penalty(model)
+    notice_unobeyed(model)
     texts = continue_rows(
         model,
         rows,

@@ -23,7 +23,7 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, is_messages
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.infer.defaults import default_penalty
+from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.prefixes import Prefix, behind
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
@@ -83,7 +83,8 @@ def generate(
             text, a list of token ids, or a list of messages, which the model's template renders.
         max_new_tokens: the most tokens to generate for each prompt.
         sampling: sampling parameters; the default is greedy decoding, with the repetition penalty
-            of the model's generation_config.json if there is one.
+            of the model's generation_config.json if there is one. Of that file, only the penalty
+            and the eos tokens count; a warning names what else would change greedy answers.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
         stop: one stop string or several; one may be a special token.
         gates, pool: adapters to apply without merging, as in `forward`.
@@ -97,6 +98,7 @@ def generate(
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if sampling is None:
         drawn["repetition_penalty"] = default_penalty(model)
+    notice_unobeyed(model)
     each: Any = [prompts] if one else prompts
     rows = prompt_rows(model, list(each))
     how: dict[str, Any] = {
@@ -160,7 +162,7 @@ def generate_tokens(
     """Like `generate`, on token ids: returns each row's new ids, without the one that ended it.
 
     `ends` are ids that end a row, besides `eos_ids`; `prefixes` stand in front of the rows, one
-    each.
+    each. `sampling` is by default greedy, with the repetition penalty of the model's folder.
     """
     _check(model, rows, max_new_tokens, prefixes)
     if not rows:
@@ -169,7 +171,9 @@ def generate_tokens(
     unread, past = (rows, None) if prefixes is None else behind(prefixes, rows)
     tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
     ends = tuple(sorted({*eos_ids(model), *ends}))
-    controls = sampling_of(sampling).operands() | {
+    if sampling is None:
+        sampling = Sampling(repetition_penalty=default_penalty(model))
+    controls = sampling.operands() | {
         "eos": np.asarray(ends, np.int32),
         "pad": np.int32(model.config.pad_id or 0),
     }
