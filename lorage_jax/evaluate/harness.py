@@ -8,6 +8,7 @@ that model's. `python -m lorage_jax.evaluate.harness ...` is lm-eval's command l
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -81,13 +82,13 @@ class LorageLM(TemplateLM):
             model = pretrained
         else:
             model = load_model(Path(pretrained).expanduser(), str(dtype).removeprefix("torch."))
-        if peft is not None:
-            model = load_adapter(Path(peft).expanduser(), model)
         if isinstance(tokenizer, str):
             tokenizer = load_tokenizer(Path(tokenizer).expanduser())
         if tokenizer is not None:
             model = model.replace(tokenizer=tokenizer)
         check_tokenizer(model.tokenizer, model.source or "this model")
+        if peft is not None:
+            model = load_adapter(Path(peft).expanduser(), _as_resized(model))
         self.tokenizer = model.tokenizer
         self.add_bos_token = add_bos_token
         self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
@@ -332,6 +333,17 @@ class LorageLM(TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
+
+
+def _as_resized(model: Model) -> Model:
+    """The model without embeddings beyond its tokenizer, which `hf` cuts off below an adapter."""
+    size = len(model.tokenizer)
+    if size >= model.config.vocab_size:
+        return model
+    params = model.params | {"embed": model.params["embed"][:size]}
+    if "head" in params:
+        params["head"] = params["head"][:, :size]
+    return model.replace(config=dataclasses.replace(model.config, vocab_size=size), params=params)
 
 
 def _longest(max_length: int | str | None, model: Model) -> int | None:

@@ -75,7 +75,7 @@ class Card:
         kind = self.template
         template = kind.on(edge.tokenizer)
         notice_change(kind.source, edge.tokenizer, edge.source)
-        check_turns(self.about.get("turns"), template, edge)
+        check_turns(self.about.get("turns"), template.digest(), edge)
         return template
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
@@ -145,13 +145,16 @@ def check_arithmetic(recorded: Any, edge: Model, what: str) -> None:
         )
 
 
-def check_turns(recorded: Any, template: Template, edge: Model) -> None:
-    """Raises WeightsError unless the edge's turns have the `digest` that training recorded."""
-    if isinstance(recorded, str) and template.digest() != recorded:
+def check_turns(recorded: Any, digest: str | None, model: Model) -> None:
+    """Raises WeightsError unless a model's turns have the digest that training recorded.
+
+    None is for turns that have no digest, or none that is known.
+    """
+    if isinstance(recorded, str) and digest not in (None, recorded):
         raise WeightsError(
-            f"{edge.source or 'the edge'} has another tokenizer or chat template than in training: "
-            "a question and its answer have other token ids. Put back the tokenizer files "
-            "(chat_template.jinja, too) that the edge was trained with."
+            f"{model.source or 'the model'} has another tokenizer or chat template than in "
+            "training: the same text has other token ids. Put back the tokenizer files "
+            "(chat_template.jinja, too) of the training."
         )
 
 

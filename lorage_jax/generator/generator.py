@@ -54,7 +54,8 @@ class Generator:
     template: TemplateKind = NEWEST  # the turns it was trained in
     # Of the chat template: its text for the cloud and the edge, at training, by role.
     chat_templates: Mapping[str, str] = field(default_factory=dict)
-    turns: str | None = None  # `Template.digest` of the edge's turns, at training
+    # At training, by role: `Template.read_digest` of the cloud, `Template.digest` of the edge.
+    turns: Mapping[str, str | None] = field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -71,8 +72,13 @@ class Generator:
 
     @functools.cached_property
     def reads(self) -> Template:
-        """How the cloud reads a system prompt."""
-        return self._kind("cloud").on(self.cloud.tokenizer)
+        """How the cloud reads a system prompt.
+
+        Raises WeightsError if the cloud's tokenizer gives other ids for it than in training.
+        """
+        template = self._kind("cloud").on(self.cloud.tokenizer)
+        check_turns(self.turns.get("cloud"), template.read_digest(), self.cloud)
+        return template
 
     def speaking(self, edge: Model) -> Model:
         """The edge with the turns of this generator's training, whatever else it knows.
@@ -82,7 +88,7 @@ class Generator:
         kind = self._kind("edge")
         template = kind.on(edge.tokenizer)
         notice_change(kind.source, edge.tokenizer, edge.source)
-        check_turns(self.turns, template, edge)
+        check_turns(self.turns.get("edge"), template.digest(), edge)
         return edge.replace(template=template)
 
     def _kind(self, role: str) -> TemplateKind:
@@ -215,7 +221,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
                 "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
                 "cloud_tokens": len(row),
                 **generator.template.to_dict(),
-                **({} if generator.turns is None else {"turns": generator.turns}),
+                **({} if (turns := generator.turns.get("edge")) is None else {"turns": turns}),
             },
         )
         for g, p, row in zip(np.asarray(gates), prompts, rows, strict=True)

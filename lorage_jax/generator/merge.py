@@ -66,6 +66,12 @@ class Cast:
     rounding: str = "auto"
     seed: int = 0
 
+    @property
+    def name(self) -> str:
+        """Its part of the identity of merged weights."""
+        seed = [str(self.seed)] if self.rounding == "stochastic" else []
+        return " ".join([self.rounding, *seed, *([self.dtype] if self.dtype else [])])
+
     def target(self, weights: Array) -> Any:
         """The dtype in which these weights are stored."""
         return weights.dtype if self.dtype is None else jnp.dtype(self.dtype)
@@ -183,7 +189,8 @@ def _merged(
         merged = compiled_merge(shardings, donate)(ffn, factors, keys)
     check_finite(merged)
     params = edge.params | {"layers": edge.params["layers"] | merged}
-    return edge.replace(params=params, card=card, template=trained_template(edge, card))
+    turns = trained_template(edge, card)
+    return edge.replace(params=params, card=card, cast=cast.name, template=turns)
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorage_jax.data.templates import NEWEST, Template, TemplateKind
+from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.files.manifest import stored
 from lorage_jax.generator.card import check_arithmetic
@@ -67,9 +67,8 @@ def load_adapter(
     for one, lora, factor in zip(folders, loras, factors, strict=True):
         if factor != 1.0 and any(update.magnitude is not None for update in lora.updates):
             raise ConfigError(f"{one} is a DoRA, which has no weight but 1; got {factor}.")
-    merged = merge_loras(edge, loras, factors)
-    answers = any(own_turns(one) is not None for one in folders)
-    return merged.replace(template=_template(folders, edge), answers=answers or edge.answers)
+    template, answers = _turns(folders, edge)
+    return merge_loras(edge, loras, factors).replace(template=template, answers=answers)
 
 
 def merge_loras(edge: Model, loras: Sequence[Lora], factors: Sequence[float]) -> Model:
@@ -107,39 +106,46 @@ def _check_base(folder: Path, edge: Model) -> None:
 def own_turns(folder: Path) -> TemplateKind | None:
     """The turns that an adapter of ours was trained in; None for an adapter of others.
 
+    A chat template in its folder is part of them.
+
     Raises WeightsError for turns that this version does not know.
     """
     values = stored(folder)
     if "templates" not in values:
         return None
     try:
-        return TemplateKind.of(values)
+        kind = TemplateKind.of(values)
+        return dataclasses.replace(kind, source=stored_chat_template(folder))
     except DataError as error:
         raise WeightsError(f"{folder}: {error}") from None
 
 
-def _template(folders: Sequence[Path], edge: Model) -> Template | None:
-    """The turns of the adapters, where they have some and agree; else those of the edge."""
+def _turns(folders: Sequence[Path], edge: Model) -> tuple[Template | None, bool]:
+    """The turns of the adapters, where they have some and agree; else those of the edge.
+
+    Returns (turns, whether the model answers in them).
+    """
     if edge.tokenizer is None:
-        return edge.template
+        return edge.template, edge.answers
     found = {one.identity(): one for one in (_brought(folder, edge) for folder in folders) if one}
     if len(found) > 1:
         _log.warning(
             "The adapters %s were trained in different turns; the model answers in its own.",
             ", ".join(map(str, folders)),
         )
-    return next(iter(found.values())) if len(found) == 1 else edge.template
+    template = next(iter(found.values())) if len(found) == 1 else edge.template
+    return template, bool(found) or edge.answers
 
 
 def _brought(folder: Path, edge: Model) -> Template | None:
     """The turns that an adapter brings along: ours, or the chat template in its folder."""
     kind, text = own_turns(folder), stored_chat_template(folder)
-    if kind is None and text is None:
-        return None
-    if kind is None or kind.name == "chat":
-        kind = TemplateKind("chat", NEWEST.version if kind is None else kind.version, text)
     try:
-        return kind.on(edge.tokenizer)
+        if kind is not None:
+            return kind.on(edge.tokenizer)
+        if text is not None:
+            return ChatTemplate(edge.tokenizer, source=text, untrained=True)
+        return None
     except DataError as error:
         raise WeightsError(f"{folder}: {error}") from None
 

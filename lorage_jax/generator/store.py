@@ -104,9 +104,10 @@ def save_generator(
 
 
 def _turns(generator: Generator, role: str) -> dict[str, str]:
-    text = generator.chat_templates.get(role)
-    digest = generator.turns if role == "edge" else None
-    found = {"chat_template": text, "turns": digest}
+    found = {
+        "chat_template": generator.chat_templates.get(role),
+        "turns": generator.turns.get(role),
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -137,12 +138,8 @@ def _template(folder: Path, values: dict[str, Any]) -> TemplateKind:
         ) from None
 
 
-def _chat_templates(values: dict[str, Any]) -> dict[str, str]:
-    return {
-        role: values[role]["chat_template"]
-        for role in ("cloud", "edge")
-        if "chat_template" in values[role]
-    }
+def _by_role(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {role: values[role][name] for role in ("cloud", "edge") if name in values[role]}
 
 
 def _has(values: dict[str, Any], name: str) -> bool:
@@ -247,8 +244,8 @@ def load_generator(
         source=folder,
         about=values["about"],
         template=template,
-        chat_templates=_chat_templates(values),
-        turns=values["edge"].get("turns"),
+        chat_templates=_by_role(values, "chat_template"),
+        turns=_by_role(values, "turns"),
     )
     notice_change(generator.chat_templates.get("cloud"), model.tokenizer, model.source)
     if values["fingerprint"] != generator.fingerprint:

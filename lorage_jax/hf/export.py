@@ -100,7 +100,7 @@ def export_merged(
             target = folder / source.relative_to(base)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
-        if model.card is not None:
+        if model.card is not None or model.answers:
             write_template(model.template, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))
     if (words := kept.words()) is not None:

@@ -33,7 +33,7 @@ from lorage_jax.generator.card import check_arithmetic
 from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.lora_folder import check_form, write_lora, write_vera
 from lorage_jax.generator.loras import Form, Linear, Updates
-from lorage_jax.generator.peft import merge_loras
+from lorage_jax.generator.peft import merge_loras, own_turns
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.hf import peft_weights
 from lorage_jax.hf.arithmetic import arithmetic
@@ -135,7 +135,8 @@ class Lora(Method, Trainable):
         if source is None:
             raise ConfigError("lora needs the folder of a trained LoRA; none was given.")
         found, values = read_lora(source, edge)
-        return cls(found, TemplateKind.of(values), values.get("prompt") == "in_context")
+        kind = own_turns(Path(source).expanduser()) or TemplateKind.of(values)
+        return cls(found, kind, values.get("prompt") == "in_context")
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         if self.edge_sees_prompt:
@@ -268,7 +269,8 @@ def load_lora(folder: str | Path, edge: Model) -> Model:
     Raises WeightsError if it was trained for another edge or the folder is damaged.
     """
     found, values = read_lora(folder, edge)
-    return merged_lora(edge, found, TemplateKind.of(values))
+    kind = own_turns(Path(folder).expanduser()) or TemplateKind.of(values)
+    return merged_lora(edge, found, kind)
 
 
 def merged_lora(edge: Model, lora: peft_weights.Lora, template: TemplateKind) -> Model:

@@ -5,6 +5,7 @@ Methods whose trained parts belong to one edge (and to a cloud, if they need one
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.config import ExperimentConfig
-from lorage_jax.data.templates import TemplateKind
+from lorage_jax.data.templates import ChatTemplate, TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.manifest import Kind, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.generator import flatten
+from lorage_jax.hf.arithmetic import arithmetic
+from lorage_jax.hf.family import to_values
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.train.experiment import Trained
@@ -58,6 +62,9 @@ def trained_parts(
     arrays = {name: np.asarray(array) for name, array in flatten(parts).items()}
     edge, identity = models["edge"], fingerprint_arrays(arrays)
     template = TemplateKind() if edge.template is None else edge.template.kind
+    turns = {} if edge.template is None else {"turns": edge.template.digest()}
+    if isinstance(edge.template, ChatTemplate):
+        turns["chat_template"] = edge.template.source
 
     def write(folder: Path) -> None:
         with new_folder(folder, overwrite=True) as temporary:
@@ -69,6 +76,8 @@ def trained_parts(
                 "settings": to_dict(settings),
                 **template.to_dict(),
                 "edge": edge.fingerprint,
+                "edge_arithmetic": arithmetic(edge.config),
+                **turns,
                 **cloud,
                 **values,
                 "about": {"steps": config.steps, "seed": config.seed, "dtype": config.dtype},
@@ -91,6 +100,7 @@ def read_manifest(kind: Kind, folder: Path | None, edge: Model) -> dict[str, Any
             f"{folder} was trained for the edge model {values['edge'][:19]}..., not for "
             f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
         )
+    check_arithmetic(values.get("edge_arithmetic"), edge, str(folder))
     return values
 
 
@@ -121,19 +131,27 @@ def read_parts(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
-    """The edge in the turns of the training that wrote a manifest."""
+    """The edge in the turns of the training that wrote a manifest.
+
+    Raises WeightsError if the edge's tokenizer gives other ids for them than in training.
+    """
     if edge.tokenizer is None:
         return edge
-    return edge.replace(template=TemplateKind.of(values).on(edge.tokenizer))
+    kind = dataclasses.replace(TemplateKind.of(values), source=values.get("chat_template"))
+    template = kind.on(edge.tokenizer)
+    notice_change(kind.source, edge.tokenizer, edge.source)
+    check_turns(values.get("turns"), template.digest(), edge)
+    return edge.replace(template=template)
 
 
-def _source(model: Model, folder: Path) -> dict[str, str]:
-    """The fingerprint of a model and where it is, relative to `folder` and absolute."""
+def _source(model: Model, folder: Path) -> dict[str, Any]:
+    """Fingerprint and config of a model, and where it is, relative to `folder` and absolute."""
+    identity = {"fingerprint": model.fingerprint, "config": to_values(model.config)}
     if model.source is None:
-        return {"fingerprint": model.fingerprint}
+        return identity
     path = Path(model.source).resolve()
     return {
-        "fingerprint": model.fingerprint,
+        **identity,
         "relative": os.path.relpath(path, Path(folder).resolve()),
         "path": str(path),
     }

@@ -54,11 +54,12 @@ class Model:
         params: a plain nested dict of arrays, as `models/leaves.py` describes.
         source: the folder it was loaded from.
         card: the card whose adapter is merged into `params`; None for a base model.
+        cast: how the sum with that adapter was rounded, and to which dtype.
         loras: the PEFT adapters that are merged into `params`.
         identity: the base's fingerprint, if known; otherwise it is computed from the weights.
         template: the turns it reads and writes (`data.templates.Template`): those of its
             specialisation, else its own chat template, else plain ones; None without a tokenizer.
-        answers: True if an adapter was trained on these turns: the model answers in them, whereas
+        answers: True if an adapter brought these turns along: the model answers in them, whereas
             one that only has plain turns would rather continue a text.
     """
 
@@ -67,6 +68,7 @@ class Model:
     tokenizer: Any
     source: Path | None = None
     card: MergedCard | None = None
+    cast: str = ""
     loras: tuple[MergedLora, ...] = ()
     identity: str | None = None
     template: Any = None
@@ -87,7 +89,7 @@ class Model:
         merged = [lora.digest for lora in self.loras]
         if self.card is not None:
             gates = hashlib.sha256(np.asarray(self.card.gates, np.float32).tobytes()).hexdigest()
-            merged.append(f"{self.card.generator} {gates}")
+            merged.append(f"{self.card.generator} {gates} {self.cast}")
         if not merged:
             return self.base_fingerprint
         parts = [self.base_fingerprint, *merged]

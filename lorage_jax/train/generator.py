@@ -110,7 +110,11 @@ def finished_generator(
             for role, model in models.items()
             if isinstance(model.template, ChatTemplate)
         },
-        turns=None if edge.template is None else edge.template.digest(),
+        turns={
+            role: model.template.read_digest() if role == "cloud" else model.template.digest()
+            for role, model in models.items()
+            if model.template is not None
+        },
         about={
             "steps": config.steps,
             "seed": config.seed,

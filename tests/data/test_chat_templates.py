@@ -331,3 +331,16 @@ def test_exported_turns_have_the_ids_of_training(variant, kind):
         assert ids["input_ids"] == template.ids(chat)
         if kind == "plain" and name in LIKE_LLAMA:
             assert text.startswith(f"{LIKE_LLAMA[name][1]}{'System' if len(chat) > 1 else 'User'}")
+
+
+def test_digests_are_of_ids():
+    own = ChatTemplate(with_template(CHATML)).digest()
+    assert own == ChatTemplate(with_template(CHATML + "{# a note #}")).digest()
+    assert own == ChatTemplate(with_template(GEMMA), source=CHATML).digest()
+    assert own != ChatTemplate(with_template(GEMMA)).digest()
+    grown = with_template(CHATML)
+    grown.add_tokens(["twice"])
+    assert own != ChatTemplate(grown).digest()
+    assert ChatTemplate(with_template(DATED)).digest() is None
+    plain = TemplateKind().on(byte_tokenizer())
+    assert plain.digest() != TemplateKind("plain", 1).on(byte_tokenizer()).digest()

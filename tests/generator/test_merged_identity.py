@@ -53,6 +53,10 @@ def folders(made, pair, tmp_path_factory):
     return root / "ours", root / "theirs"
 
 
+def half(pool, edge, card, **how):
+    return merge(edge, pool, card, dtype="bfloat16", **how)
+
+
 @pytest.fixture(scope="module")
 def merged(made, folders):
     """Every way to a model with something merged, all of other weights."""
@@ -60,6 +64,9 @@ def merged(made, folders):
     ours, theirs = folders
     return {
         "card": merge(edge, generator.pool, cards[0]),
+        "rounded at random": half(generator.pool, edge, cards[0], rounding="stochastic", seed=0),
+        "and otherwise": half(generator.pool, edge, cards[0], rounding="stochastic", seed=1),
+        "to nearest": half(generator.pool, edge, cards[0], rounding="nearest"),
         "another card": merge(edge, generator.pool, cards[1]),
         "our adapter": load_adapter(ours, edge),
         "adapter": load_adapter(theirs, edge),

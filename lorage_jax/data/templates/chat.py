@@ -137,6 +137,10 @@ class ChatTemplate(Template):
     def ids(self, messages: Sequence[Message]) -> list[int]:
         return self.tokens(self.text(self._hidden(messages)))
 
+    @property
+    def dated(self) -> bool:
+        return "strftime_now" in self.source
+
     def read(self, system: str) -> list[int]:
         """The system's turn alone; the user's turn where there is none."""
         hidden = self._hidden(_system(system))

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -86,6 +86,11 @@ class Template(ABC):
             return own_bos(self.tokenizer)
         return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
 
+    @property
+    def dated(self) -> bool:
+        """True if the turns may hold today's date."""
+        return False
+
     def written_bos(self, text: str) -> str:
         """How the bos is written in front of a rendered text so that it has the ids of training.
 
@@ -115,10 +120,21 @@ class Template(ABC):
         """A hash of the turns' text, by which a changed chat template is noticed."""
         return "sha256:" + hashlib.sha256(self.jinja().encode()).hexdigest()
 
-    def digest(self) -> str:
-        """A hash of the token ids of a question and its answer, whatever text they come from."""
-        ids = [self.ids(question(PROBE)), self.answer(PROBE)]
-        return "sha256:" + hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    def digest(self) -> str | None:
+        """A hash of the token ids of a question and its answer, whatever text they come from.
+
+        None for turns that may hold today's date.
+        """
+        return self._digest(lambda: [self.ids(question(PROBE)), self.answer(PROBE)])
+
+    def read_digest(self) -> str | None:
+        """The same of a system prompt, as the cloud reads it."""
+        return self._digest(lambda: self.read(PROBE))
+
+    def _digest(self, ids: Callable[[], Any]) -> str | None:
+        if self.dated:
+            return None
+        return "sha256:" + hashlib.sha256(json.dumps(ids()).encode()).hexdigest()
 
     def prompt(self, user: str, system: str | None = None) -> list[int]:
         """`ids` of one question, after a system prompt if one is given."""
