@@ -6,6 +6,7 @@ the usual 0.02 a wrong rope base or a swapped norm moves the logits less than th
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,26 @@ def byte_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def renamed(tokenizer: Any, names: dict[int, str], special: str) -> Any:
+    """A copy of a byte tokenizer in which tokens have other names, one of them a special token's.
+
+    A name that another token has is exchanged.
+    """
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = values["model"]["vocab"]
+    for number, name in names.items():
+        old = next(text for text, i in vocab.items() if i == number)
+        vocab[old] = vocab.pop(name, VOCAB + number)
+        vocab[name] = number
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)),
+        **{kind: getattr(tokenizer, kind) for kind in ("bos_token", "eos_token", "pad_token")},
+    )
+    made.add_tokens([special], special_tokens=True)
+    assert {i: made.convert_ids_to_tokens(i) for i in names} == names
+    return made
 
 
 def make_generator(

@@ -20,6 +20,7 @@ from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS
+from lorage_jax.evaluate.host_chat import HostChat
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
@@ -48,6 +49,11 @@ def run(options: Eval) -> dict[str, Any]:
     files = [name for name in asked if is_file(name)]
     names = [name for name in asked if name not in files]
     _check(options)
+    if AGENT in names and _chat(options).used:
+        raise ConfigError(
+            f"{AGENT} is asked in turns of its own; score it without --apply-chat-template and "
+            "--system-instruction."
+        )
     if names or not files:
         check_names(names, others=(AGENT,))
     if options.samples is not None:
@@ -131,6 +137,13 @@ def _check(options: Eval) -> None:
         raise ConfigError(
             "--adapter goes with --model; a generator specialises the edge it was trained with."
         )
+    chat = _chat(options)
+    if options.generator is not None and chat.used:
+        raise ConfigError(
+            "--apply-chat-template and --system-instruction go with --model: the edge of a "
+            "generator is asked in the turns of its training, and the system prompt is the task's "
+            "(--template harness asks without turns)."
+        )
     files = [options.json, progress_path(options.json), options.samples]
     written = [path.absolute() for path in files if path is not None]
     if len(set(written)) < len(written):
@@ -140,6 +153,12 @@ def _check(options: Eval) -> None:
         if value is not None and value < least:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; expected {least} or more.")
+
+
+def _chat(options: Eval) -> HostChat:
+    return HostChat(
+        options.apply_chat_template, options.system_instruction, options.fewshot_as_multiturn
+    )
 
 
 def _models(options: Eval) -> tuple[Model, Generator | None]:
@@ -179,7 +198,8 @@ def _tasks(
         journal=journal,
     )
     shots = _shots(options.shots)
-    scored = Run(lm, data, shots, options.limit, options.seed, options.template)
+    chat = _chat(options)
+    scored = Run(lm, data, shots, options.limit, options.seed, options.template, chat)
     if generator is None:
         return evaluate_model(scored, edge, names), scored.samples
     method = LoraGen(generator, journal)

@@ -270,6 +270,12 @@ class Eval:
     """Also score the edge with the few-shot samples in its own context."""
     template: Literal["trained", "harness"] = "trained"
     """Format around the bare question: that of the edge's training, or lm-eval's own."""
+    apply_chat_template: bool = False
+    """With --model: ask in the turns of the model's chat template, as lm-eval's switch does."""
+    system_instruction: str | None = None
+    """With --model: a system message (without a chat template, text) before every request."""
+    fewshot_as_multiturn: bool = True
+    """With --apply-chat-template: few-shot samples are turns, not part of the user's."""
     batch_tokens: int = 8192
     """Tokens per batch, padding included."""
     max_new_tokens: int | None = None

@@ -21,7 +21,7 @@ from lorage_jax.infer.defaults import default_penalty, generation_defaults
 from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.score import identity
-from lorage_jax.infer.text import GrowingTexts, continuation
+from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
@@ -153,7 +153,10 @@ class Generation:
         batch: Sequence[int],
     ) -> list[str]:
         model, asked = placement.model, [rows[i] for i in batch]
-        growing = GrowingTexts(model.tokenizer, asked, self.stops, None) if self.stops else None
+        growing = None
+        if self.stops:
+            stops = Stops.of(model.tokenizer, self.stops)
+            growing = GrowingTexts(model.tokenizer, asked, stops, None)
         written = generate_tokens(
             model,
             asked,

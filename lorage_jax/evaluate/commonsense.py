@@ -35,6 +35,7 @@ from lorage_jax.evaluate.controls import (
     random_prompt,
 )
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
+from lorage_jax.evaluate.host_chat import AS_TEXT, NO_SYSTEM, HostChat
 from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.paired import harmonic_mean
 from lorage_jax.evaluate.protocol import (
@@ -72,6 +73,7 @@ class Run:
     limit: int | None
     seed: int
     template: Template = "trained"
+    chat: HostChat = AS_TEXT
     say: Callable[[str], None] = print
     samples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -100,14 +102,17 @@ class TaskAnswers:
 def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> EvalResult:
     """Scores one model by lm-eval's own protocol, with few-shot samples in its context.
 
-    Raises DataError if records are missing or malformed, and ConfigError for an unknown task.
+    Raises DataError if records are missing or malformed, and ConfigError for an unknown task or a
+    chat without a chat template.
     """
+    run.chat.check(run.lm.tokenizer)
     for name in names:  # fail here, before long work
         run.checked(name)
     units = [Unit(name, [""], [name], [0]) for name in names]
     arms = [Arm(MODEL, FewShot(), AS_IT_IS)]
     found = ask(arms, place(model), units, _Answering(run, {}), _Printing(run))
-    return EvalResult(main=MODEL, arms=_results(arms, found, {}))
+    words = [NO_SYSTEM] if run.lm.system_dropped else []
+    return EvalResult(main=MODEL, arms=_results(arms, found, {}), words=words)
 
 
 def evaluate_generator(
@@ -218,7 +223,8 @@ class _Answering:
         task = run.data.load(name, shots, **text)
         front = placement.prefix_rows(1)
         run.lm.reset(placement.model, encoding, None if front is None else front[0])
-        metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed)
+        chat = run.chat if arm.name == MODEL else AS_TEXT
+        metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed, chat)
         run.samples += [_sample(arm.name, name, task, sample) for sample in samples[name]]
         counts = run.lm.counts
         scores = [] if arm.name == MODEL else _record_scores(samples[name])

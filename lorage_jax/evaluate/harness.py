@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate.host_chat import AS_TEXT, ChatRequests, HostChat
 from lorage_jax.evaluate.host_settings import check_arguments, check_device, check_generation
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.peft import load_adapter
@@ -37,6 +38,7 @@ from lorage_jax.infer.place import place
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, score
+from lorage_jax.infer.text import before_stops
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
@@ -47,7 +49,7 @@ ENCODINGS = ("harness", "trained")
 Job = tuple[list[int], tuple[str, ...], int, float]
 
 
-class LorageLM(TemplateLM):
+class LorageLM(ChatRequests, TemplateLM):
     """Answers lm-eval's requests with a loaded `Model` or the model of a Hugging Face folder.
 
     `counts` holds totals since the last reset: requests, tokens read by the edge, and requests
@@ -71,12 +73,14 @@ class LorageLM(TemplateLM):
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         max_length: int | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        enable_thinking: bool | None = None,
         **others: Any,
     ):
         super().__init__()
         if encoding not in ENCODINGS:
             raise ConfigError(f"encoding is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
-        check_arguments(others)
+        check_arguments(others | {"enable_thinking": enable_thinking or None})
         check_device(device, jax.default_backend())
         if isinstance(pretrained, Model):
             model = pretrained
@@ -91,6 +95,8 @@ class LorageLM(TemplateLM):
             model = load_adapter(Path(peft).expanduser(), _as_resized(model))
         self.tokenizer = model.tokenizer
         self.add_bos_token = add_bos_token
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self.chat_template_args = {**(chat_template_args or {}), **thinking}
         self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
         self.batch_tokens, self.max_gen_toks = int(batch_tokens), int(max_gen_toks)
         self.encoding = encoding
@@ -142,21 +148,6 @@ class LorageLM(TemplateLM):
         """Tokens that a request may have; a longer one loses its start."""
         longest = self._longest or self.model.config.max_positions
         return longest - (0 if self.prefix is None else self.prefix.length)
-
-    @property
-    def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """Applies the tokenizer's own template."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
@@ -306,11 +297,8 @@ class LorageLM(TemplateLM):
     def _generate(
         self, rows: list[list[int]], until: Sequence[str], limit: int, penalty: float
     ) -> list[str]:
-        def text(ids: Iterable[int]) -> str:
-            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
-
         def watch(outputs: list[list[int]], ended: list[bool]) -> list[bool]:
-            found = [any(stop in text(ids) for stop in until) for ids in outputs]
+            found = (before_stops(self.tokenizer, ids, until)[1] for ids in outputs)
             return [end or stop for end, stop in zip(ended, found, strict=True)]
 
         outputs = generate_tokens(
@@ -322,7 +310,7 @@ class LorageLM(TemplateLM):
             watch=watch,
             ends=self.model.template.ends if self.encoding == "trained" else (),
         )
-        return [_cut(text(ids), until) for ids in outputs]
+        return [before_stops(self.tokenizer, ids, until)[0] for ids in outputs]
 
     def _count(self, tokens: Sequence[int], cut: bool) -> None:
         self.counts["requests"] += 1
@@ -361,14 +349,12 @@ def _text_of(tokenizer: Any) -> str:
     return repr(tokenizer) if backend is None else backend.to_str()
 
 
-def _cut(text: str, until: Sequence[str]) -> str:
-    for stop in until:
-        text = text.split(stop)[0]
-    return text
-
-
 def run_tasks(
-    model: LorageLM, tasks: dict[str, Any], limit: int | None, seed: int
+    model: LorageLM,
+    tasks: dict[str, Any],
+    limit: int | None,
+    seed: int,
+    chat: HostChat = AS_TEXT,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Runs lm-eval's tasks and returns the metrics and samples of each, in record order.
 
@@ -377,7 +363,13 @@ def run_tasks(
     for task in tasks.values():
         task.set_fewshot_seed(seed=seed)
     with _quiet():
-        found: Any = evaluate(lm=model, task_dict={"tasks": tasks}, limit=limit, log_samples=True)
+        found: Any = evaluate(
+            lm=model,
+            task_dict={"tasks": tasks},
+            limit=limit,
+            log_samples=True,
+            **chat.arguments(),
+        )
     metrics = {}
     for name in tasks:
         values = {key: v for key, v in found["results"][name].items() if "," in key}

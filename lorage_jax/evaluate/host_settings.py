@@ -24,7 +24,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "softmax_dtype": ("float32",),
     "enable_thinking": (),
     "think_end_token": (),
-    "chat_template_args": ({},),
     "delta": (),
     "gguf_file": (),
     "mixed_precision_dtype": (),

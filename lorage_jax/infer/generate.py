@@ -27,7 +27,7 @@ from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.prefixes import Prefix, behind
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
-from lorage_jax.infer.text import GrowingTexts, continuation, stop_ids, stop_strings
+from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Cache, new_cache
 from lorage_jax.models.decoder import Decoder
@@ -86,7 +86,7 @@ def generate(
             of the model's generation_config.json if there is one. Of that file, only the penalty
             and the eos tokens count; a warning names what else would change greedy answers.
         temperature, top_k, top_p, seed: the fields of `sampling`, as a shorthand.
-        stop: one stop string or several; one may be a special token.
+        stop: one stop string or several; special tokens may be part of them ("<|im_end|>").
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final; the pieces of a row,
             joined, are its result.
@@ -128,9 +128,8 @@ def continue_rows(
 ) -> list[str]:
     """`generate` on rows of token ids, of which `ends` end a continuation, too."""
     check_tokenizer(model.tokenizer, model.source or "this model")
-    found, stops = stop_ids(model.tokenizer, stop_strings(stop))
-    growing = None
-    if stops or stream is not None:
+    stops, growing = Stops.of(model.tokenizer, stop), None
+    if stops.texts or stream is not None:
         growing = GrowingTexts(model.tokenizer, rows, stops, stream)
     outputs = generate_tokens(
         model,
@@ -140,7 +139,7 @@ def continue_rows(
         gates=gates,
         pool=pool,
         watch=None if growing is None else growing.update,
-        ends=(*ends, *found),
+        ends=(*ends, *stops.ids),
     )
     if growing is not None:
         return growing.texts

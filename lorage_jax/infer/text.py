@@ -7,13 +7,17 @@ minus the decoding of the prompt.
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lorage_jax.errors import ConfigError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+MARK = chr(0x10F000)  # the first of the private-use characters that stand for special tokens
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the decoding of bytes that do not form a character (yet)
 
 
@@ -28,15 +32,70 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return stops
 
 
-def stop_ids(tokenizer: Any, stops: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The ids of stop strings that are special tokens, and the other stop strings."""
+@dataclass(frozen=True)
+class Stops:
+    """Stop strings of one tokenizer.
+
+    A text is decoded without special tokens. If any of them occurs in a stop string, they are put
+    back as marks: single characters that no text has.
+
+    Attributes:
+        ids: special tokens that are a stop string by themselves.
+        texts: the stop strings, as written and with marks.
+        marks: the mark of each special token, by id; empty if each stop string is only text or
+            only one special token.
+    """
+
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    marks: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: Any, stop: str | Sequence[str] | None) -> Stops:
+        """Reads stop strings. Raises ConfigError for an empty one, found in every text."""
+        texts, special = stop_strings(stop), _special_tokens(tokenizer)
+        ids = tuple(special[text] for text in texts if text in special)
+        mixed = [text for text in texts if text not in special]
+        found = [one for one in special if any(one in text for text in mixed)]
+        if not found:
+            return cls(ids, texts)
+        marks = dict.fromkeys(special, MARK)  # no stop string goes on behind any other
+        marks |= {text: chr(ord(MARK) + number) for number, text in enumerate(found, start=1)}
+        parts = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))))
+        marked = [parts.sub(lambda part: marks[part[0]], text) for text in mixed]
+        by_id = {special[text]: mark for text, mark in marks.items()}
+        return cls(ids, tuple(dict.fromkeys([*texts, *marked])), by_id)
+
+    def unmarked(self, text: str) -> str:
+        """The text without marks."""
+        return text.translate({ord(mark): None for mark in self.marks.values()})
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """The id of each token that is left out of a decoded text."""
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    found = [special[one] for one in stops if one in special]
-    return found, tuple(one for one in stops if one not in special)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    special |= {token.content: id for id, token in added if token.special}
+    return {text: id for text, id in special.items() if text}
 
 
-def continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """Decodes `ids` as they read after `prompt`, without special tokens."""
+def continuation(
+    tokenizer: Any,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    marks: Mapping[int, str] = MappingProxyType({}),
+) -> str:
+    """Decodes `ids` as they read after `prompt`, without special tokens, but with their `marks`."""
+    text = marked = ""
+    for at, one in enumerate(ids):
+        if int(one) in marks:
+            longer = _continuation(tokenizer, prompt, ids[:at])
+            marked += longer[len(text) :] + marks[int(one)]
+            text = longer
+    return marked + _continuation(tokenizer, prompt, ids)[len(text) :]
+
+
+def _continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
     before, both = _decode(tokenizer, prompt), _decode(tokenizer, [*prompt, *ids])
     if both.startswith(before):
         return both[len(before) :]
@@ -44,13 +103,39 @@ def continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> s
     return _decode(tokenizer, ids)
 
 
-def settled(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+def before_stops(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> tuple[str, bool]:
+    """The text of an answer before its first stop string, by the rule of lm-eval's `hf` model.
+
+    The answer ends with the token that completes a stop string, where special tokens count as text;
+    then special tokens are left out, and stop strings that are still there are cut off.
+
+    Returns (text, whether a stop string was found).
+    """
+    ids = [int(one) for one in ids]
+
+    def stopped(count: int) -> bool:
+        text = tokenizer.decode(ids[:count], skip_special_tokens=False)
+        return any(stop in text for stop in stops)
+
+    kept = ids[: bisect.bisect_left(range(len(ids)), True, key=stopped)]
+    whole = text = tokenizer.decode(kept, skip_special_tokens=True)
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text, text != whole or stopped(len(ids))
+
+
+def settled(
+    tokenizer: Any,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    marks: Mapping[int, str] = MappingProxyType({}),
+) -> str:
     """The beginning of `continuation` that no later token can change."""
     end = len(ids)
     # SentencePiece decodes a run of byte tokens as a whole: one bad byte corrupts all of it.
     while end and BYTE_TOKEN.fullmatch(str(tokenizer.convert_ids_to_tokens(int(ids[end - 1])))):
         end -= 1
-    return continuation(tokenizer, prompt, ids[:end]).rstrip(UNKNOWN)
+    return continuation(tokenizer, prompt, ids[:end], marks).rstrip(UNKNOWN)
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -76,12 +161,17 @@ class GrowingTexts:
         self,
         tokenizer: Any,
         prompts: Sequence[Sequence[int]],
-        stops: Sequence[str],
+        stops: Stops,
         stream: Callable[[int, str], Any] | None,
     ):
         self.tokenizer, self.prompts, self.stops, self.stream = tokenizer, prompts, stops, stream
-        self.texts = [""] * len(prompts)  # complete where `ended`, else the part that is final
+        self._marked = [""] * len(prompts)  # complete where `ended`, else the part that is final
         self.ended = [False] * len(prompts)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each row: complete where it has ended, else the part that is final."""
+        return [self.stops.unmarked(text) for text in self._marked]
 
     def update(self, rows: Sequence[Sequence[int]], ended: Sequence[bool]) -> list[bool]:
         """Takes all tokens so far and returns a flag per row that needs no more."""
@@ -89,11 +179,13 @@ class GrowingTexts:
             if self.ended[i]:
                 continue
             read = continuation if ended[i] else settled
-            text, stopped = cut(read(self.tokenizer, prompt, ids), self.stops)
+            marked = read(self.tokenizer, prompt, ids, self.stops.marks)
+            text, stopped = cut(marked, self.stops.texts)
             self.ended[i] = stopped or ended[i]
             if not self.ended[i]:
-                text = text[: len(text) - may_be_stop(text, self.stops)]
-            piece, self.texts[i] = text[len(self.texts[i]) :], text
+                text = text[: len(text) - may_be_stop(text, self.stops.texts)]
+            piece = self.stops.unmarked(text[len(self._marked[i]) :])
+            self._marked[i] = text
             if piece and self.stream is not None:
                 self.stream(i, piece)
         return list(self.ended)

@@ -1,12 +1,17 @@
 """`lorage eval`: the contract of its files, continuing after a kill, and user errors."""
 
 import json
+import shutil
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
+from lorage_jax.evaluate.harness import LorageLM, run_tasks
+from lorage_jax.evaluate.host_chat import NO_SYSTEM, HostChat
+from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.infer import score as scoring
 from lorage_jax.world.tools import draw
 from tests.commands.world import contents, lorage
@@ -71,6 +76,39 @@ def test_a_generator_is_scored_with_controls_and_told_in_words(world, data, tmp_
     assert "to the cloud" in out and "The prompt" in out and "tokenizer" in out
     assert lorage(*args, "--no-controls", "--no-baseline") == 0
     assert set(json.loads((tmp_path / "scores.json").read_text())["arms"]) == {"lora_gen"}
+
+
+def test_the_switches_for_chat_models(world, data, tmp_path, capfd, refuse):
+    """Scores are those of the same chat by itself; other arms than a model's are refused."""
+    folder = tmp_path / "chat"
+    shutil.copytree(world.root / "edge", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    chat = ("--apply-chat-template", "--system-instruction", "Be brief.")
+    asked = ("--shots", "1", "--limit", "4", "--samples", tmp_path / "samples.jsonl")
+    args = ["eval", "--model", folder, "--tasks", "arc_easy", "--data", data, *asked]
+    assert lorage(*args, *chat, "--json", tmp_path / "scores.json") == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert NO_SYSTEM in result["words"] and NO_SYSTEM in capfd.readouterr().out
+    assert result["config"]["apply_chat_template"] and result["config"]["fewshot_as_multiturn"]
+    rows = [json.loads(row) for row in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    task = {"arc_easy": TaskData(str(data)).load("arc_easy", 1)}
+    _, right = run_tasks(LorageLM(str(folder)), task, 4, 1234, HostChat(True))
+    for row, sample in zip(rows, right["arc_easy"], strict=True):
+        wanted = [value for value, _ in sample["filtered_resps"]]
+        assert row["loglikelihoods"] == pytest.approx(
+            wanted[: len(row["loglikelihoods"])], abs=1e-4
+        )
+    plain = ["eval", "--model", world.root / "edge", "--tasks", "arc_easy", "--data", data]
+    refuse(*plain, *chat, says="the model's tokenizer has no chat template")
+    refuse(*plain, "--no-fewshot-as-multiturn", says="goes with --apply-chat-template")
+    refuse(*plain[:3], "--tasks", "gpt4tools", *chat, says="gpt4tools is asked in turns of its own")
+    generator = ["eval", "--generator", world.generator, "--tasks", "arc_easy", "--data", data]
+    refuse(*generator, *chat[1:], says=r"go with --model: the edge of a generator is asked in the")
 
 
 def test_a_file_of_tasks_is_scored_in_all_arms(world, tmp_path, capsys):

@@ -8,7 +8,15 @@ from transformers import PreTrainedTokenizerFast
 
 from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError
-from lorage_jax.infer.text import GrowingTexts, continuation, cut, may_be_stop, stop_strings
+from lorage_jax.infer.text import (
+    GrowingTexts,
+    Stops,
+    before_stops,
+    continuation,
+    cut,
+    may_be_stop,
+    stop_strings,
+)
 from tests.tiny import byte_tokenizer
 
 
@@ -43,6 +51,7 @@ TOKENIZERS = {"bytes": byte_tokenizer(), "sentencepiece": sentencepiece_tokenize
 def grow(tokenizer, prompt, ids, stops, chunk):
     """The pieces of one row, read every `chunk` tokens, and its text."""
     pieces = []
+    stops = Stops.of(tokenizer, list(stops))
     texts = GrowingTexts(tokenizer, [prompt], stops, lambda row, piece: pieces.append(piece))
     for end in range(chunk, len(ids) + chunk, chunk):
         if texts.update([ids[:end]], [end >= len(ids)])[0]:
@@ -77,6 +86,28 @@ def test_pieces_add_up_and_do_not_depend_on_the_chunk(kind, stops):
                 pieces, text = grow(tokenizer, prompt, ids, stops, chunk)
                 assert text == expected
                 assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("stop", ["</s>b", "a</s>", "<s></s>", "b<s>a", "</s>.</s>"])
+def test_stops_of_special_tokens_and_text(kind, stop):
+    """They are found in the text with special tokens, which the answer is without."""
+    tokenizer, rng = TOKENIZERS[kind], random.Random(1)
+    prompt, found = encode(tokenizer, "a.", bos=True), 0
+    for _ in range(60):
+        ids = rng.choices([1, 2, *tokenizer.convert_tokens_to_ids(["a", "b", "."])], k=14)
+        whole = tokenizer.decode([*prompt, *ids]).removeprefix(tokenizer.decode(prompt))
+        expected = whole.partition(stop)[0].replace("<s>", "").replace("</s>", "")
+        for chunk in (1, 3, 100):
+            pieces, text = grow(tokenizer, prompt, ids, [stop, "never"], chunk)
+            assert text == expected
+            assert "".join(pieces) == text
+        found += stop in whole
+        ends = (n for n in range(1, 15) if stop in tokenizer.decode(ids[:n]))
+        kept = ids[: next(ends, 14)]
+        right = tokenizer.decode(kept, skip_special_tokens=True), stop in tokenizer.decode(ids)
+        assert before_stops(tokenizer, ids, [stop]) == right
+    assert found > 1
 
 
 def test_streaming_does_not_wait_without_need():
