@@ -8,8 +8,10 @@ import pytest
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, MeshConfig, Source
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.presets import SHAPES
+from lorage_jax.methods.autocompressor import CompressorSettings
 from lorage_jax.methods.direct import DirectSettings
 from lorage_jax.methods.method import get_method
+from lorage_jax.methods.no_llm import NoLlmSettings
 from lorage_jax.methods.prefix_tuning import PrefixTuningSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 from lorage_jax.nano import FOLDER
@@ -24,6 +26,10 @@ COUNTS = [
     ("prompt_tuning", PromptTuningSettings(vectors=100), 12_800, 204_800),
     ("prefix_tuning", PrefixTuningSettings(slots=10), 7_680, 112_640),
     ("direct", DirectSettings(hidden=64), 1_373_184, 38_871_104),
+    ("autocompressor", CompressorSettings(vectors=16), 88_064, 4_538_368),
+    ("autocompressor", CompressorSettings(vectors=16, lora=False), 2_048, 32_768),
+    ("no_llm", NoLlmSettings(reader="bag"), 889_912, 65_978_904),
+    ("gist", CompressorSettings(vectors=16, rank=16), 88_064, 4_538_368),
 ]
 
 

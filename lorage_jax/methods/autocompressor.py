@@ -1,0 +1,274 @@
+"""AutoCompressor (arXiv 2305.14788), one segment: the edge compresses the prompt for itself.
+
+It reads the prompt, followed by M trained summary vectors; their states after the final norm are
+the soft prompt in front of every question. Trained are the vectors and, by default, a LoRA on q, k,
+v and o, which is on in both passes; the gradient flows through both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import ConfigError
+from lorage_jax.fields import check_types, require
+from lorage_jax.files.journal import request_key
+from lorage_jax.files.manifest import Kind
+from lorage_jax.generator import loras
+from lorage_jax.generator.peft import merge_loras
+from lorage_jax.hf.peft_weights import Lora
+from lorage_jax.infer.prefixes import Prefix, read_suffix, read_vectors
+from lorage_jax.methods.method import Conditioning, Method, Placement, register
+from lorage_jax.methods.parts import (
+    parts_kind,
+    read_manifest,
+    read_parts,
+    read_settings,
+    speaking,
+    trained_parts,
+)
+from lorage_jax.methods.reading import prompt_ids
+from lorage_jax.models.decoder import Decoder, Output
+from lorage_jax.models.leaves import Leaf, initialise
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout
+from lorage_jax.train.edge_loss import chunk_nll, gathered_head
+from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.step import Loss, LossFn
+
+LINEARS = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class CompressorSettings:
+    """Settings of a compressor; None means the value of `config.generator`."""
+
+    vectors: int = 16  # M; the paper's 50 are more than a short prompt has tokens
+    lora: bool = True  # on q, k, v and o of the edge; without, only the vectors are trained
+    rank: int | None = None
+    alpha: float | None = None  # scales the LoRA by alpha / rank
+    dropout: float | None = None  # on the inputs of the LoRA
+
+    def __post_init__(self):
+        check_types(self)
+        require(self.vectors >= 1, f"vectors is {self.vectors}; expected 1 or more.")
+        require(self.rank is None or self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
+        rate = self.dropout
+        require(rate is None or 0 <= rate < 1, f"dropout is {rate}; expected 0 <= dropout < 1.")
+
+    def filled(self, config: ExperimentConfig) -> CompressorSettings:
+        """The same with every default filled in."""
+        usual = config.generator
+        return dataclasses.replace(
+            self,
+            rank=usual.rank if self.rank is None else self.rank,
+            alpha=usual.alpha if self.alpha is None else self.alpha,
+            dropout=usual.dropout if self.dropout is None else self.dropout,
+        )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, of settings without None."""
+        assert self.alpha is not None and self.rank is not None
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, eq=False)
+class Compressor(Method, Trainable):
+    """An edge that reads a prompt once, with vectors behind it, and keeps what these become."""
+
+    kind: ClassVar[Kind]
+    mergeable: ClassVar[bool] = False
+    frozen: ClassVar[tuple[str, ...]] = ("edge",)
+    settings: ClassVar[type | None] = CompressorSettings
+
+    edge: Model  # with the LoRA merged
+    updates: Lora | None
+    vectors: Float[Array, "M D"]
+    template: TemplateKind
+    identity: str
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> Self:
+        values = read_manifest(cls.kind, source, edge)
+        assert source is not None
+        settings = read_settings(CompressorSettings, values, source)
+        parts = read_parts(source, leaves(settings, edge.config))
+        identity, updates, whole = values["fingerprint"], None, speaking(edge, values)
+        if settings.lora:
+            layers = loras.layer_updates(edge.config, parts["lora"], settings.scale)
+            updates = Lora(layers, [], identity)
+            whole = merge_loras(whole, [updates], [1.0])
+        return cls(whole, updates, parts["summary"], TemplateKind.of(values), identity)
+
+    @classmethod
+    def prompt_reader(cls) -> str | None:
+        return "edge"
+
+    @classmethod
+    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
+        """What stands in front of questions in training: `prefix` or `past` of `chunk_nll`."""
+        raise NotImplementedError
+
+    @classmethod
+    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
+        """The same in use: of the vectors' keys and values, and their states."""
+        raise NotImplementedError
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Reads each distinct prompt once. Raises DataError if one does not fit the context."""
+        distinct = list(dict.fromkeys(prompts))
+        rows = prompt_ids(self.edge, self.template, distinct, len(self.vectors) + 1)
+        prefixes, states = read_suffix(self.edge, rows, self.vectors)
+        ready = {}
+        for prompt, ids, prefix, one in zip(distinct, rows, prefixes, states, strict=True):
+            name = request_key(self.name, self.identity, np.asarray(ids, np.int32).tobytes())
+            kept = dataclasses.replace(self.kept(self.edge, prefix, one), identity=name)
+            facts = {"prefix_slots": kept.slots, "prompt_tokens": len(ids)}
+            ready[prompt] = Conditioning(prefix=kept, facts=facts)
+        return [ready[prompt] for prompt in prompts]
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        """Raises ConfigError if a row has no prefix, as `prepare` gives it."""
+        prefixes = [row.prefix for row in rows if row.prefix is not None]
+        if len(prefixes) < len(rows):
+            raise ConfigError(
+                f"a row has no prefix; expected the conditionings of {self.name}.prepare."
+            )
+        edge = edge.replace(template=self.edge.template)
+        if self.updates is not None:
+            edge = merge_loras(edge, [self.updates], [1.0])
+        return Placement(edge, prefixes=prefixes)
+
+    @classmethod
+    def training(
+        cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    ) -> Training:
+        settings, edge = settings_of(cls, config).filled(config), models["edge"]
+        check_room(config, edge, settings.vectors)
+        parts = leaves(settings, edge)
+
+        def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
+            trained = initialise(parts, key)
+            end = edge.eos_ids[0] if edge.eos_ids else edge.pad_id or 0
+            row = frozen["edge"]["embed"][end].astype(jnp.float32) * edge.embedding_scale
+            return trained | {"summary": jnp.broadcast_to(row, trained["summary"].shape)}, {}
+
+        return Training(parts, cls._loss(config, settings, edge, layout), new=new)
+
+    @classmethod
+    def _loss(
+        cls,
+        config: ExperimentConfig,
+        settings: CompressorSettings,
+        edge: ModelConfig,
+        layout: Layout,
+    ) -> LossFn:
+        """The edge's loss on the queries behind what it keeps of the prompts."""
+        dropout = settings.dropout if settings.lora and settings.dropout else 0.0
+        decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
+
+        def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
+            params, total = frozen["edge"], jnp.zeros((), jnp.float32)
+            head, given = gathered_head(decoder, params), {}
+            if settings.lora:
+                given = {"adapters": trained["lora"], "adapter_scale": settings.scale}
+            for i, (prompts, queries) in enumerate(zip(micro.prompts, micro.queries, strict=True)):
+                keys = [None, None]
+                if dropout:
+                    keys = list(jax.random.split(jax.random.fold_in(key, i)))
+                output = decoder.apply(
+                    {"params": params},
+                    prompts.tokens,
+                    prompts.mask,
+                    suffix=trained["summary"],
+                    head=False,
+                    rngs={} if keys[0] is None else {"dropout": keys[0]},
+                    **cls.first_pass(edge, prompts, settings.vectors, params),
+                    **given,
+                )
+                front = cls.lead(output, prompts, settings.vectors)
+                each = queries.tokens.shape[0] // prompts.tokens.shape[0]
+                front = _repeated(front, each)
+                total += chunk_nll(decoder, params, head, queries, keys[1], **front, **given)[0]
+            return Loss(total)
+
+        return loss
+
+    @classmethod
+    def first_pass(
+        cls, edge: ModelConfig, prompts: Rows, count: int, params: Any
+    ) -> dict[str, Any]:
+        """Further arguments of the pass over the prompts."""
+        return {}
+
+    @classmethod
+    def finish(
+        cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+    ) -> Trained:
+        settings = settings_of(cls, config).filled(config)
+        return trained_parts(cls.kind, config, settings, models, trained)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class AutoCompressor(Compressor):
+    """The states of the summary vectors are the soft prompt of every question."""
+
+    name: ClassVar[str] = "autocompressor"
+    what: ClassVar[str] = "the prompt as summary vectors that the edge made itself"
+    result: ClassVar[str] = "autocompressor"
+    kind: ClassVar[Kind] = parts_kind("autocompressor", "an AutoCompressor")
+
+    @classmethod
+    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
+        return {"prefix": output.hidden[:, -count:]}
+
+    @classmethod
+    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
+        return read_vectors(edge, states)
+
+
+def leaves(settings: CompressorSettings, edge: ModelConfig) -> dict[str, Any]:
+    """The vectors and, unless it is switched off, the LoRA; `settings` without None."""
+    parts: dict[str, Any] = {"summary": Leaf((settings.vectors, edge.width), ("rank", "embed"))}
+    if settings.lora:
+        assert settings.rank is not None
+        parts["lora"] = loras.lora_leaves(edge, LINEARS, settings.rank)
+    return parts
+
+
+def _repeated(front: dict[str, Any], each: int) -> dict[str, Any]:
+    """What stands in front of each prompt's questions, once for each of them."""
+
+    def repeat(x: Array) -> Array:
+        axis = 1 if x.ndim == 5 else 0  # keys and values have their layers in front
+        return jnp.repeat(x, each, axis=axis)
+
+    return jax.tree.map(repeat, front)
+
+
+def check_room(config: ExperimentConfig, edge: ModelConfig, vectors: int) -> None:
+    """Raises ConfigError unless prompt, vectors and query fit into the edge's context."""
+    if config.data.packed_rows is not None:
+        raise ConfigError(
+            "a compressed prompt stands in front of a whole row; leave packed_rows out."
+        )
+    needed = config.data.max_prompt_tokens + vectors + config.data.max_query_tokens
+    if needed > edge.max_positions:
+        raise ConfigError(
+            f"max_prompt_tokens {config.data.max_prompt_tokens}, {vectors} vectors and "
+            f"max_query_tokens {config.data.max_query_tokens} exceed the edge's context of "
+            f"{edge.max_positions}."
+        )

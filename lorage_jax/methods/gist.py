@@ -1,0 +1,58 @@
+"""Gist tokens (arXiv 2304.08467): the prompt's only trace is the keys and values of k tokens.
+
+The edge reads the prompt, followed by k gist vectors, and every question attends to their keys and
+values instead of the prompt's. This is what the paper's masked pass computes, in two passes.
+Questions take the positions that they would have behind the whole prompt and the gists. Trained are
+the vectors and, by default, a LoRA on q, k, v and o (the paper trains all weights).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lorage_jax.config import ModelConfig
+from lorage_jax.data.batches import Rows
+from lorage_jax.files.manifest import Kind
+from lorage_jax.infer.prefixes import Prefix
+from lorage_jax.methods.autocompressor import Compressor
+from lorage_jax.methods.method import register
+from lorage_jax.methods.parts import parts_kind
+from lorage_jax.models.bits import activation_dtype
+from lorage_jax.models.cache import Past, new_cache
+from lorage_jax.models.decoder import Output
+from lorage_jax.models.model import Model
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Gist(Compressor):
+    """Keys and values of gist vectors behind the prompt, in front of every question."""
+
+    name: ClassVar[str] = "gist"
+    what: ClassVar[str] = "the prompt as keys and values of gist tokens"
+    result: ClassVar[str] = "gist"
+    kind: ClassVar[Kind] = parts_kind("gist", "gist tokens")
+
+    @classmethod
+    def first_pass(
+        cls, edge: ModelConfig, prompts: Rows, count: int, params: Any
+    ) -> dict[str, Any]:
+        rows, slots = prompts.tokens.shape
+        return {"cache": new_cache(edge, rows, slots + count, activation_dtype(params))}
+
+    @classmethod
+    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
+        assert output.cache is not None
+        lengths = jnp.sum(prompts.mask, axis=1, keepdims=True, dtype=jnp.int32)
+        positions = lengths + jnp.arange(count)
+        k, v = output.cache.k[:, :, -count:], output.cache.v[:, :, -count:]
+        return {"past": Past(k, v, jnp.ones(positions.shape, bool), positions)}
+
+    @classmethod
+    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
+        return prefix

@@ -1,0 +1,227 @@
+"""A generator without a language model: a small reader feeds the router and pool of LoRA-Gen.
+
+The control for what the cloud contributes. The reader gives one vector per prompt
+(`generator.readers`); with a trained vector added for every layer of the edge, it takes the place
+of the meta tokens' hidden states. Router, pool, losses and cards are those of LoRA-Gen, under the
+switches of `config.generator`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lorage_jax.buckets import bucket, left_pad
+from lorage_jax.config import ExperimentConfig, GeneratorConfig, ModelConfig
+from lorage_jax.data.batches import Batch
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import check_types, from_dict, to_dict
+from lorage_jax.generator.card import Card
+from lorage_jax.generator.losses import expert_usage, squared_cv
+from lorage_jax.generator.merge import merge
+from lorage_jax.generator.pool import make_pool, pool_leaves
+from lorage_jax.generator.readers import Encoder, Reader, bag, encoded, encoder_leaves
+from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.methods.parts import (
+    parts_kind,
+    read_manifest,
+    read_parts,
+    read_settings,
+    speaking,
+    trained_parts,
+)
+from lorage_jax.methods.reading import prompt_ids
+from lorage_jax.models.bits import program_params
+from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.leaves import Leaf, initialise
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout
+from lorage_jax.train.edge_loss import query_nll
+from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.step import Loss
+
+KIND = parts_kind("no_llm", "a generator without a language model")
+BATCH_ROWS = 8  # prompts that are read at once
+LAYER_STD = 0.02  # of the layers' vectors at the start
+
+
+@dataclass(frozen=True)
+class NoLlmSettings:
+    """Settings of a generator without a language model: `bag` or `encoder` reads the prompts."""
+
+    reader: Reader = "bag"
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class NoLlm(Method, Trainable):
+    """Specialises the edge by cards that a small reader of prompts chose."""
+
+    name: ClassVar[str] = "no_llm"
+    what: ClassVar[str] = "a card from a small reader instead of the cloud, the bare question"
+    result: ClassVar[str] = "no_llm"
+    frozen: ClassVar[tuple[str, ...]] = ("edge",)
+    settings: ClassVar[type | None] = NoLlmSettings
+
+    edge: Model
+    config: GeneratorConfig
+    reader: Reader
+    parts: dict[str, Any]  # `trained` and `statistics`
+    pool: Pool
+    template: TemplateKind
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> NoLlm:
+        values = read_manifest(KIND, source, edge)
+        assert source is not None
+        settings = read_settings(NoLlmSettings, values, source)
+        try:
+            config = from_dict(GeneratorConfig, values["generator"])
+        except (ConfigError, KeyError) as error:
+            raise WeightsError(f"{source}/lorage.json is damaged: {error}") from None
+        leaves = {
+            "trained": _leaves(config, settings.reader, edge.config),
+            "statistics": statistics_leaves(config, edge.config.layers),
+        }
+        parts = read_parts(source, leaves)
+        pool = make_pool(parts["trained"]["pool"], config, values["fingerprint"])
+        kind = TemplateKind.of(values)
+        return cls(speaking(edge, values), config, settings.reader, parts, pool, kind)
+
+    @classmethod
+    def prompt_reader(cls) -> str | None:
+        return "edge"
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """A card per distinct prompt. Raises DataError for an empty prompt."""
+        distinct = list(dict.fromkeys(prompts))
+        rows = prompt_ids(self.edge, self.template, distinct, 0)
+        table = program_params(self.edge.params)["embed"]
+        cards = {}
+        for begin in range(0, len(rows), BATCH_ROWS):
+            batch = rows[begin : begin + BATCH_ROWS]
+            tokens, mask = left_pad(batch, bucket(max(map(len, batch))))
+            kind = (self.config, self.reader, self.edge.config)
+            gates = np.asarray(_compiled(*kind, table, self.parts, tokens, mask), np.float32)
+            for prompt, own in zip(distinct[begin:], gates, strict=False):
+                cards[prompt] = Card(
+                    own,
+                    self.pool.generator,
+                    self.edge.fingerprint,
+                    self.template.to_dict(),
+                    self.pool,
+                )
+        return [Conditioning(card=cards[prompt]) for prompt in prompts]
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        """Merges a single card for all rows; several stay unmerged, one per row.
+
+        Raises ConfigError if a row has no card.
+        """
+        cards = [row.card for row in rows if row.card is not None]
+        if len(cards) < len(rows) or not rows:
+            raise ConfigError("a row has no card; expected the conditionings of no_llm.prepare.")
+        pool = beside(self.pool, edge)
+        if shared(rows):
+            return Placement(merge(edge, pool, cards[0]))
+        return Placement(edge.replace(template=self.edge.template), cards, pool)
+
+    @classmethod
+    def training(
+        cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    ) -> Training:
+        switches, edge = config.generator, models["edge"]
+        reader = settings_of(cls, config).reader
+        if config.data.packed_rows is not None:
+            raise ConfigError("no_llm reads one prompt per row; leave packed_rows out.")
+        leaves = _leaves(switches, reader, edge)
+        dropout = switches.dropout
+        decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
+
+        def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
+            gate_key, dropout_key = jax.random.split(key)
+            table = frozen["edge"]["embed"]
+            states = [
+                states_of(reader, edge, table, trained, rows.tokens, rows.mask)
+                for rows in micro.prompts
+            ]
+            gates, statistics = route(
+                switches,
+                trained["router"],
+                statistics,
+                jnp.concatenate(states),
+                train=True,
+                key=gate_key,
+            )
+            pool = make_pool(trained["pool"], switches)
+            drops = dropout_key if dropout else None
+            nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, drops)
+            cv = squared_cv(gates)
+            metrics = {"cv": cv, "usage": expert_usage(gates), "gate_mass": jnp.mean(gates, axis=0)}
+            return Loss(nll, statistics, switches.cv_weight * cv, metrics)
+
+        def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
+            trained = initialise(leaves, key)
+            trained["layers"] = LAYER_STD * trained["layers"]
+            return trained, initialise(statistics_leaves(switches, edge.layers), key)
+
+        statistics = statistics_leaves(switches, edge.layers)
+        return Training(leaves, loss, statistics=statistics, new=new)
+
+    @classmethod
+    def finish(
+        cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+    ) -> Trained:
+        parts = {"trained": trained, "statistics": statistics}
+        generator = to_dict(config.generator)
+        settings = settings_of(cls, config)
+        return trained_parts(KIND, config, settings, models, parts, generator=generator)
+
+
+def states_of(
+    reader: Reader,
+    edge: ModelConfig,
+    table: Float[Array, "V D"],
+    trained: dict[str, Any],
+    tokens: Int[Array, "P S"],
+    mask: Bool[Array, "P S"],
+) -> Float[Array, "P L D"]:
+    """What takes the place of the meta tokens' states: the prompt's vector plus the layer's."""
+    if reader == "bag":
+        one = bag(table, tokens, mask)
+    else:
+        one = encoded(Encoder.beside(edge), trained["encoder"], table, tokens, mask)
+    return one[:, None] + trained["layers"]
+
+
+def _leaves(config: GeneratorConfig, reader: Reader, edge: ModelConfig) -> dict[str, Any]:
+    leaves: dict[str, Any] = {
+        "layers": Leaf((edge.layers, edge.width), ("layers", "embed"), "unit"),
+        "router": router_leaves(config, edge.width, edge.layers),
+        "pool": pool_leaves(config, edge),
+    }
+    if reader == "encoder":
+        leaves["encoder"] = encoder_leaves(Encoder.beside(edge))
+    return leaves
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(config, reader, edge, table, parts, tokens, mask):
+    """Gates [P, L, E] of left-padded prompts."""
+    states = states_of(reader, edge, table, parts["trained"], tokens, mask)
+    router, statistics = parts["trained"]["router"], parts["statistics"]
+    return route(config, router, statistics, states, train=False, key=None)[0]
