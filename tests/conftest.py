@@ -29,7 +29,7 @@ os.environ |= {
 
 import jax  # noqa: E402  reads the variables
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("LORAGE_TEST_DEVICES", "8")))
 
 # Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
 # and evaluate/{agent,gpt4tools}, which check what users pass with messages of their own.

@@ -1,6 +1,6 @@
 """Real pretrained models through all of it; minutes each, so by name:
 
-    pytest -m slow tests/test_real_models.py -s -k SmolLM2
+    LORAGE_TEST_DEVICES=1 pytest -m slow tests/test_real_models.py -s -k SmolLM2
 
 The folders of the models are looked for in LORAGE_MODELS, by default ~/.cache/lorage-models. Each
 is compared with transformers, peft and lm-eval in float32, and serves as the edge and as the cloud
@@ -50,6 +50,10 @@ def optimised():
 
 @pytest.fixture(params=MODELS)
 def folder(request):
+    if jax.device_count() > 1:
+        pytest.skip(
+            "every virtual device would hold a copy of the model; set LORAGE_TEST_DEVICES=1"
+        )
     found = HOME / request.param
     if not (found / "config.json").is_file():
         pytest.skip(f"{found} is not here; LORAGE_MODELS names the folder that holds the models")

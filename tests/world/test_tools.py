@@ -29,7 +29,7 @@ from lorage_jax.world.tools import (
 from lorage_jax.world.tools_texts import CHATS, MISSING, OBJECTS, VERBS
 
 N = 600
-MANY = 6000
+MANY = 3000
 VERB_OF = {word.lower(): verb for verb in VERBS for word in verb.words}
 LINE = re.compile(r"^> (?P<name>.+): (?P<does>.+\.) (?P<how>.+)\.$", re.MULTILINE)
 FORM = re.compile(r"\S*name\.png(, \w+)?\]?")
