@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def alone(command: str) -> None:
         if count not in ("", "0", "1"):
             raise ConfigError(
                 f"{command} runs in one process, but {count} were started, by {name}. Start it "
-                "once; it drives all devices of its machine. Only `lorage train` runs in several."
+                "once; it drives all devices of its machine. Only train, pretrain and eval run in "
+                "several."
             )
 
 
@@ -143,6 +144,16 @@ def _may_be_cluster() -> bool:
 def is_main() -> bool:
     """True in the one process that writes and prints."""
     return jax.process_index() == 0
+
+
+@contextmanager
+def only_main_prints() -> Iterator[None]:
+    """In other processes than the main one, what the block prints goes nowhere."""
+    if is_main():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def barrier(name: str) -> None:

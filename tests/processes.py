@@ -1,4 +1,4 @@
-"""Helpers that run `lorage train` in several real processes, over gloo."""
+"""Helpers that run `lorage` in several real processes, over gloo."""
 
 import json
 import os
@@ -42,26 +42,31 @@ def write_experiment(config, folder, after_step="pass", before=""):
 
 
 def start(experiments, *options, devices=2, count=None):
-    """Starts one process per experiment file, or `count` with the same one, joined."""
+    """Starts `lorage train` per experiment file, or `count` with the same one, joined."""
     if count is not None:
         experiments = [experiments] * count
+    return join([["train", str(experiment), *options] for experiment in experiments], devices)
+
+
+def join(commands, devices=2):
+    """Starts a `lorage` process for each list of arguments; several are joined."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = []
-    for number, experiment in enumerate(experiments):
+    for number, args in enumerate(commands):
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": str(len(experiments)),
+            "JAX_NUM_PROCESSES": str(len(commands)),
             "JAX_PROCESS_ID": str(number),
         }
-        if len(experiments) == 1:
+        if len(commands) == 1:
             for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
                 del environment[name]
-        command = [sys.executable, "-m", "lorage_jax.cli", "train", str(experiment), *options]
+        command = [sys.executable, "-m", "lorage_jax.cli", *map(str, args)]
         found.append(
             subprocess.Popen(
                 command,

@@ -36,10 +36,10 @@ def alone(monkeypatch):
 )
 def test_what_runs_in_one_process_refuses_several(alone, monkeypatch, name, value):
     monkeypatch.setenv("SLURM_NTASKS", "2")  # of an allocation, without a job step
-    distributed.alone("lorage pretrain")
+    distributed.alone("lorage specialize")
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"but 2 were started, by {name}"):
-        distributed.alone("lorage pretrain")
+        distributed.alone("lorage specialize")
 
 
 @pytest.mark.parametrize(

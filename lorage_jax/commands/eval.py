@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from lorage_jax import distributed
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.config import HeldOut
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
@@ -23,6 +24,7 @@ from lorage_jax.evaluate.arms import CONTROLS
 from lorage_jax.evaluate.host_chat import HostChat
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
+from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
 from lorage_jax.fields import at_home, from_dict
 from lorage_jax.files.journal import Journal
@@ -43,8 +45,19 @@ GENERATED_RECORDS = 100  # per set of our own, where GPT4Tools' files are not th
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
-def run(options: Eval) -> dict[str, Any]:
-    """Checks all inputs, then scores, prints and returns the result."""
+def run(options: Eval) -> dict[str, Any] | None:
+    """Checks all inputs, then scores, prints and returns the result.
+
+    Several processes share the requests; only the main one prints, writes and returns.
+    """
+    distributed.initialise(options.coordinator, options.num_processes, options.process_id)
+    distributed.check_same(_settings(options), "Start all processes with the same options.")
+    with distributed.only_main_prints():
+        result = _evaluated(options)
+    return result if distributed.is_main() else None
+
+
+def _evaluated(options: Eval) -> dict[str, Any]:
     asked = [at_home(name.strip()) for name in options.tasks.split(",") if name.strip()]
     files = [name for name in asked if is_file(name)]
     names = [name for name in asked if name not in files]
@@ -74,7 +87,7 @@ def run(options: Eval) -> dict[str, Any]:
     edge, generator = _models(options)
     if sets:  # before the other tasks have been scored
         room_for_input(edge, options.max_new_tokens or AGENT_TOKENS)
-    journal = Journal.open(progress_path(options.json))
+    journal = SharedJournal.open(progress_path(options.json))
     about = _about(edge, generator)
     cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
     print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
@@ -84,7 +97,7 @@ def run(options: Eval) -> dict[str, Any]:
     result = dataclasses.replace(
         result,
         model=about,
-        config=_plain(dataclasses.asdict(options)),
+        config=_settings(options) | _plain({"json": options.json, "samples": options.samples}),
         seeds={"seed": options.seed},
         data=data.fingerprints | {f"{AGENT}/{one.name}": {"records": one.files} for one in sets},
     )
@@ -92,7 +105,7 @@ def run(options: Eval) -> dict[str, Any]:
         outcome = _agent(options, one, edge, generator, journal)
         result.gpt4tools[one.name] = outcome.result
         samples += [{"task": AGENT, "set": one.name, **sample} for sample in outcome.samples]
-    if options.samples is not None:
+    if options.samples is not None and distributed.is_main():
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         write_file(options.samples, lines, overwrite=True)
     if written.note:
@@ -122,7 +135,7 @@ def progress_path(result: Path | None) -> Path | None:
 
 def finish(options: Eval) -> None:
     """Removes the record of finished requests, once the result is on disk."""
-    Journal(progress_path(options.json)).remove()
+    SharedJournal(progress_path(options.json)).remove()
 
 
 def _check(options: Eval) -> None:
@@ -320,6 +333,14 @@ def _about(edge: Model, generator: Generator | None) -> dict[str, Any]:
         "dtype": str(edge.dtype),
         "context": edge.config.max_positions,
     }
+
+
+def _settings(options: Eval) -> dict[str, Any]:
+    """The options that decide the result, and that are the same in all processes."""
+    values = dataclasses.asdict(options)
+    for name in ("json", "samples", "coordinator", "num_processes", "process_id"):
+        del values[name]
+    return _plain(values)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

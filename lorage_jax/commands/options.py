@@ -18,6 +18,12 @@ AutoDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     tyro.conf.arg(help="Dtype of the weights; auto is bfloat16 on TPU and GPU, float32 on a CPU."),
 ]
+Coordinator = Annotated[
+    str | None,
+    tyro.conf.arg(help="HOST:PORT of process 0: any free port, reachable from every host."),
+]
+Processes = Annotated[int | None, tyro.conf.arg(help="Number of processes.")]
+ProcessId = Annotated[int | None, tyro.conf.arg(help="Rank of this process, from 0.")]
 Json = Annotated[
     Path | None, tyro.conf.arg(help="Also write the result to this file as JSON, for machines.")
 ]
@@ -96,12 +102,9 @@ class Train:
     """Folder or bucket (gs://...) for checkpoints, instead of <out>/checkpoints."""
     profile: str | None = None
     """START:STOP, the steps to trace into <out>/profile, for TensorBoard's profiler."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0: any free port, reachable from every host."""
-    num_processes: int | None = None
-    """Number of processes."""
-    process_id: int | None = None
-    """Rank of this process, from 0."""
+    coordinator: Coordinator = None
+    num_processes: Processes = None
+    process_id: ProcessId = None
     json: Json = None
 
 
@@ -109,7 +112,8 @@ class Train:
 class Pretrain:
     """Train a small language model from scratch, tokenizer included, to use as a cloud or an edge.
 
-    The experiment file defines config() -> PretrainConfig.
+    The experiment file defines config() -> PretrainConfig. On several hosts, start the same command
+    on every host, as for `lorage train`.
 
     Example: lorage pretrain experiments/nano/edge.py --out runs/nano_edge
     """
@@ -124,6 +128,9 @@ class Pretrain:
     """Continue from the checkpoint of this step; later ones are moved to checkpoints_set_aside."""
     resume_data: Literal["same", "changed"] = "same"
     """With changed, the data may be others than before: the run goes on at the same position."""
+    coordinator: Coordinator = None
+    num_processes: Processes = None
+    process_id: ProcessId = None
     json: Json = None
 
 
@@ -244,6 +251,8 @@ class Eval:
 
     With --generator, the cloud reads the task's description and few-shot samples once per task, and
     the edge reads the bare question. The few-shot baseline and the controls run in the same call.
+    On several hosts, start the same command on every host, as for `lorage train`: they share the
+    requests, and process 0 writes the result.
 
     Example: lorage eval --model special/merged --tasks arc_challenge,piqa --json scores.json
     """
@@ -285,6 +294,9 @@ class Eval:
     """Seed for the few-shot draw (lm-eval's own by default) and the random control."""
     samples: Path | None = None
     """Also write every record's log-likelihoods and prediction, as JSON lines."""
+    coordinator: Coordinator = None
+    num_processes: Processes = None
+    process_id: ProcessId = None
     json: Json = None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorage_jax.commands.options import Specialize
 from lorage_jax.data.records import read_text
+from lorage_jax.distributed import alone
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
@@ -24,6 +25,7 @@ FORMAT = "lorage-special/1"
 
 def run(options: Specialize) -> dict[str, Any]:
     """Writes the folder `--out`, prints the report and returns it."""
+    alone("lorage specialize")
     outputs = _outputs(options)
     check_target(options.out, options.overwrite)
     text = read_text(options.prompt)

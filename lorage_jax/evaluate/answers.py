@@ -5,7 +5,7 @@ The edge reads a question in the turns of its template, after its conditioning's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,13 +102,10 @@ class Generation:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         todo = [i for key, i in first.items() if self.journal.get(key) is None]
         todo.sort(key=lambda i: -len(rows[i]))
-        total = len(todo)
-        with progress(label, total) as advance:
-            while todo:
-                size = self.batch_rows or self._size(len(rows[todo[0]]))
-                batch, todo = todo[:size], todo[size:]
-                # Fill up the last batch, so that no program is compiled for it alone.
-                filled = batch + batch[-1:] * (size - len(batch) if total > size else 0)
+        batches = self.journal.part(self._batches(rows, todo))
+        share = len(todo) // self.journal.processes
+        with progress(label, share) as advance, self.journal.exchanged():
+            for batch, filled in batches:
                 said = self._write(placement, rows, prefixes, filled)
                 self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})
                 advance(len(batch))
@@ -117,6 +114,20 @@ class Generation:
             read = [len(row) - one.shared(row) for row, one in zip(whole, prefixes, strict=True)]
         tokens = float(np.mean(read))
         return Answered([self.journal.get(key) for key in keys], tokens, truncated)
+
+    def _batches(
+        self, rows: Sequence[list[int]], todo: Sequence[int]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields batches of indices, and the same filled up.
+
+        The last one is filled, so that no program is compiled for it alone.
+        """
+        start = 0
+        while start < len(todo):
+            size = self.batch_rows or self._size(len(rows[todo[start]]))
+            batch = list(todo[start : start + size])
+            yield batch, batch + batch[-1:] * (size - len(batch) if len(todo) > size else 0)
+            start += size
 
     def _size(self, longest: int) -> int:
         return max(1, self.batch_tokens // (bucket(longest) + bucket(self.max_new_tokens)))

@@ -244,8 +244,10 @@ class LorageLM(ChatRequests, TemplateLM):
         todo = {key: i for i, key in enumerate(keys) if self.journal.get(key) is None}
         # Longest first, grouped by settings.
         order = sorted(todo.values(), key=lambda i: (jobs[i][1:], -len(jobs[i][0])))
-        with progress("generating", len(order)) as advance:
-            for batch in self._generation_batches(order, jobs):
+        batches = self.journal.part(self._generation_batches(order, jobs))
+        share = len(order) // self.journal.processes
+        with progress("generating", share) as advance, self.journal.exchanged():
+            for batch in batches:
                 _, until, limit, penalty = jobs[batch[0]]
                 texts = self._generate([jobs[i][0] for i in batch], until, limit, penalty)
                 self.journal.add({keys[i]: t for i, t in zip(batch, texts, strict=True)})

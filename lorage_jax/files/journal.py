@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorage_jax.errors import OutputError
 
 FORMAT = "lorage-journal/1"
 HEADER = json.dumps({"format": FORMAT})
+Batch = TypeVar("Batch")
 
 
 def request_key(*parts: str | bytes | int) -> str:
@@ -28,10 +31,20 @@ def request_key(*parts: str | bytes | int) -> str:
 
 
 class Journal:
-    """A mapping from key to JSON value, kept in a file, or in memory only if there is no path."""
+    """A mapping from key to JSON value, kept in a file, or in memory only if there is no path.
+
+    Work on missing values goes through `part` and `exchanged`, so that several processes can share
+    it (`evaluate/shared_journal.py`):
+
+        with journal.exchanged():
+            for batch in journal.part(batches):
+                journal.add(...)
+    """
+
+    processes = 1
 
     def __init__(self, path: Path | None = None):
-        self._values: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self._path = path
 
     @classmethod
@@ -48,19 +61,19 @@ class Journal:
                     f"{path} is not a record of finished requests (format {FORMAT}); move it away "
                     "or choose another name for the result."
                 )
-            journal._values = dict(filter(None, map(_entry, lines[1:])))
+            journal.values = dict(filter(None, map(_entry, lines[1:])))
         return journal
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def get(self, key: str) -> Any:
         """The value of `key`, or None."""
-        return self._values.get(key)
+        return self.values.get(key)
 
     def add(self, values: dict[str, Any]) -> None:
         """Adds the values; they are in the file when this returns."""
-        self._values |= values
+        self.values |= values
         if self._path is None or not values:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +83,14 @@ class Journal:
         # A killed run may have left half a line, so start on a new one.
         with self._path.open("w" if fresh else "a", encoding="utf-8") as file:
             file.write("\n".join([HEADER if fresh else "", *entries]) + "\n")
+
+    def part(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """The batches that this process works on: all of them."""
+        return batches
+
+    def exchanged(self) -> AbstractContextManager[None]:
+        """A block at whose end all processes have the values that each added in it."""
+        return nullcontext()
 
     def remove(self) -> None:
         """Removes the file, once the result has been written elsewhere."""

@@ -23,12 +23,12 @@ def place_beside(tree: Any, model: Model) -> Any:
 
 
 def mesh_of(params: Any) -> Mesh:
-    """The mesh that the weights are on, or a data-parallel mesh of all devices."""
+    """The mesh that the weights are on, or a data-parallel mesh of this process's devices."""
     sharding = jax.tree.leaves(params)[0].sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     if isinstance(mesh, Mesh) and mesh.axis_names == MESH_AXES:
         return mesh
-    return make_mesh(MeshConfig(data=-1))
+    return make_mesh(MeshConfig(data=-1), jax.local_devices())
 
 
 def placed(tree: Any, mesh: Mesh) -> Any:

@@ -9,7 +9,7 @@ four choices is thus read once, in one pass. Rows are sorted by length and run i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -121,14 +121,9 @@ def score(
     rows = _rows([(i, *fitted[i], which[i], fronts[i]) for i in sorted(todo.values())])
     if rows:
         run = _Runner(model, pool, stacked, batch_tokens, prefixes is not None)
-        with progress(label, len(todo)) as advance:
-            for batch, outputs in _pipelined(run, _batches(rows, batch_tokens, run.devices)):
-                found = {
-                    keys[i]: value
-                    for row, logprobs, likeliest in zip(batch, *outputs, strict=False)
-                    for i, value in _read(row, logprobs, likeliest)
-                }
-                journal.add(found)
+        with progress(label, len(todo) // journal.processes) as advance, journal.exchanged():
+            for found in _scored(run, journal.part(_batches(rows, batch_tokens, run.devices))):
+                journal.add({keys[i]: value for i, value in found.items()})
                 advance(len(found))
     return [Score(*journal.get(key)) for key in keys]
 
@@ -235,7 +230,7 @@ def _batch_rows(length: int, batch_tokens: int, devices: int) -> int:
     return max(1, batch_tokens // length // devices) * devices
 
 
-def _pipelined(run: _Runner, batches: Iterator[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
+def _pipelined(run: _Runner, batches: Iterable[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
     """Yields each batch with its outputs; the device runs one while the host reads the last."""
     waiting: tuple[list[Row], Any] | None = None
     for batch in batches:
@@ -245,6 +240,16 @@ def _pipelined(run: _Runner, batches: Iterator[list[Row]]) -> Iterator[tuple[lis
         waiting = started
     if waiting is not None:
         yield waiting[0], jax.device_get(waiting[1])
+
+
+def _scored(run: _Runner, batches: Iterable[list[Row]]) -> Iterator[dict[int, list]]:
+    """Yields {request: [log-likelihood, greedy]} of one batch after the other."""
+    for batch, outputs in _pipelined(run, batches):
+        yield {
+            i: value
+            for row, logprobs, likeliest in zip(batch, *outputs, strict=False)
+            for i, value in _read(row, logprobs, likeliest)
+        }
 
 
 def _read(row: Row, logprobs: np.ndarray, likeliest: np.ndarray) -> Iterator[tuple[int, list]]:

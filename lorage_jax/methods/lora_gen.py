@@ -109,9 +109,9 @@ def journaled_cards(
     keys = [request_key("card", generator.fingerprint, prompt) for prompt in prompts]
     missing = {key: p for key, p in zip(keys, prompts, strict=True) if journal.get(key) is None}
     todo = sorted(missing, key=lambda key: len(missing[key]))
-    with progress("reading prompts", len(todo)) as advance:
-        for start in range(0, len(todo), batch_rows):
-            batch = todo[start : start + batch_rows]
+    batches = [todo[start : start + batch_rows] for start in range(0, len(todo), batch_rows)]
+    with progress("reading prompts", len(todo)) as advance, journal.exchanged():
+        for batch in journal.part(batches):
             made = specialize(generator, [missing[key] for key in batch])
             journal.add({key: card.to_dict() for key, card in zip(batch, made, strict=True)})
             advance(len(batch))

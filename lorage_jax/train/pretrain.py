@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from lorage_jax import distributed
 from lorage_jax.config import ModelConfig, PretrainConfig
 from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.data.documents import DocumentRows, Documents
@@ -63,19 +64,20 @@ class PretrainResult(TrainResult):
 def pretrain(
     config: PretrainConfig, *, resume: bool | Resume = False, progress: bool = True
 ) -> PretrainResult:
-    """Trains a model and writes it to `<out>/model`.
+    """Trains a model and writes it to `<out>/model`; all processes of a run must call it.
 
     Raises like `train.loop.run`, and ConfigError for rows that do not divide over the devices or
     an `init` of another shape.
     """
     began, out = time.time(), Path(config.out)
-    layout = Layout(make_mesh(config.mesh))
-    for corpus in config.corpora:
-        what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
-        check_divides(corpus.rows, what, layout.mesh, "rows")
-    check_run_folder(out, "model", bool(resume))
-    documents = Documents(config, config.seed)
-    model, tokenizer, params = _beginning(config, documents, layout)
+    with distributed.together():
+        layout = Layout(make_mesh(config.mesh))
+        for corpus in config.corpora:
+            what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
+            check_divides(corpus.rows, what, layout.mesh, "rows")
+        check_run_folder(out, "model", bool(resume))
+        documents = Documents(config, config.seed)
+        model, tokenizer, params = _beginning(config, documents, layout)
     leaves = model_leaves(model)
     optimizer = make_optimizer(config.optimizer, config.steps, leaves)
     places = shardings(abstract_state(leaves, {}, optimizer, layout, random=False))
@@ -115,11 +117,20 @@ def pretrain(
     )
     done = run(job, resume=resume, progress=progress)
     dtype = DTYPES[config.saved_dtype]
-    made = Model(model, jax.tree.map(lambda x: x.astype(dtype), done.state.trained), tokenizer)
-    save_model(made, out / "model", overwrite=True)
-    count = sum(x.size for x in jax.tree.leaves(made.params))
-    figures = {"parameters": count, **done.figures(began)}
-    return PretrainResult(out / "model", fingerprint(out / "model"), **figures)
+    params = distributed.to_host(jax.tree.map(lambda x: x.astype(dtype), done.state.trained))
+    identity = _write(Model(model, params, tokenizer), out / "model")
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return PretrainResult(out / "model", identity, parameters=count, **done.figures(began))
+
+
+def _write(made: Model, folder: Path) -> str:
+    """Writes the model, from the main process, and returns its fingerprint."""
+    identity = ""
+    with distributed.together():
+        if distributed.is_main():
+            save_model(made, folder, overwrite=True)
+            identity = fingerprint(folder)
+    return distributed.gather_texts(identity)[0]
 
 
 def _beginning(

@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import lorage_jax as lg
@@ -12,6 +14,7 @@ from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.train.watch import read_logs
 from tests.commands.world import EXPERIMENT, REPOSITORY, lorage
+from tests.processes import finish, join
 
 SIBLING = """
 from lorage_jax.config import Corpus, Source
@@ -69,13 +72,6 @@ def test_pretrain_leaves_a_model_and_its_figures(experiment, tmp_path, capfd):
     printed = capfd.readouterr().out
     assert "Trained 0 steps" in printed and "compiled" not in printed
     assert (run / "loss.png").read_bytes() == picture
-
-
-def test_several_processes_are_refused(refuse, experiment, tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    refuse(
-        "pretrain", experiment, "--out", tmp_path / "run", says="one process, but 4 were started"
-    )
 
 
 def test_mistakes_are_one_message(refuse, experiment, world, tmp_path):
@@ -174,3 +170,20 @@ def test_the_experiments_of_this_repository_load():
     assert load_experiment(folder.parent / "real_smoke.py").steps > 0
     with pytest.raises(ConfigError, match=r"edge\.py is for `lorage pretrain`"):
         load_experiment(folder / "edge.py", ExperimentConfig)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_model_of_one(experiment, tmp_path):
+    made = {}
+    for count in (1, 2):
+        run, figures = tmp_path / f"run{count}", tmp_path / f"{count}.json"
+        command = ["pretrain", experiment, "--out", run, "--json", figures]
+        found = finish(join([command] * count, devices=2 // count))
+        assert [code for code, _, _ in found] == [0] * count, found
+        assert ["parameters. Trained" in text for _, text, _ in found] == [True, False][:count]
+        made[count] = json.loads(figures.read_text()), lg.load_model(run / "model")
+        assert (run / "loss.png").exists()
+    (one, first), (two, second) = made[1], made[2]
+    np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-2)  # of weights in bfloat16
