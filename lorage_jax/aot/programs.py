@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import bucket
-from lorage_jax.config import DataConfig, ExperimentConfig, ModelConfig
-from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import compiled_merge
@@ -35,7 +34,7 @@ from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout, replicated
 from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import abstract_arrays
-from lorage_jax.train.step import micro_sharding
+from lorage_jax.train.step import longest_batch, micro_sharding
 
 NEW_TOKENS = 64  # number of new tokens that fit into the cache of `decode`
 
@@ -97,37 +96,6 @@ def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
     """Multiply-accumulates of a train step on all chips, without recomputed activations."""
     config = dataclasses.replace(setting.config, remat="none")
     return train_program(dataclasses.replace(setting, config=config), row_tokens).macs
-
-
-def longest_batch(
-    data: DataConfig, accumulate: int, sharding: NamedSharding, row_tokens: int | None = None
-) -> Batch:
-    """The shapes of `train.step.device_batch` at the maximum lengths: the batch that must fit.
-
-    `row_tokens` limits the slots per row.
-    """
-    packed = data.packed_rows is not None
-    prompts = data.prompts_per_batch // (data.prompts_per_row * accumulate * data.prompt_chunks)
-    # One row per query, or if packed, as many rows as for the prompts.
-    queries = prompts if packed else prompts * data.queries_per_prompt
-    texts = data.prompts_per_row * data.queries_per_prompt if packed else 1
-
-    def array(rows: int, length: int, dtype: Any = jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct((accumulate, rows, length), dtype, sharding=sharding)
-
-    def chunk(rows: int, length: int, **more: Any) -> Rows:
-        shape = (rows, min(length, row_tokens or length))
-        if packed:
-            more |= {"text": array(*shape), "positions": array(*shape)}
-        return Rows(array(*shape), array(*shape, jnp.bool_), **more)
-
-    length = texts * data.max_query_tokens
-    wanted = array(queries, min(length, row_tokens or length), jnp.bool_)
-    owner = array(queries, texts) if packed else None
-    return Batch(
-        (chunk(prompts, data.prompts_per_row * data.max_prompt_tokens),) * data.prompt_chunks,
-        (chunk(queries, length, loss_mask=wanted, owner=owner),) * data.prompt_chunks,
-    )
 
 
 def specialize_program(setting: Setting) -> Program:

@@ -17,7 +17,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lorage_jax.data.batches import Batch
+from lorage_jax.config import DataConfig
+from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.distributed import spread
 from lorage_jax.sharding import Layout, replicated
 from lorage_jax.train.state import TrainState
@@ -162,3 +163,34 @@ def device_batch(batch: Batch, accumulate: int, sharding: NamedSharding) -> Batc
         return spread(x.reshape(accumulate, -1, x.shape[-1]), sharding)
 
     return jax.tree.map(split, Batch(batch.prompts, batch.queries))
+
+
+def longest_batch(
+    data: DataConfig, accumulate: int, sharding: NamedSharding, row_tokens: int | None = None
+) -> Batch:
+    """The shapes of `device_batch` at the maximum lengths: the batch that must fit.
+
+    `row_tokens` limits the slots per row.
+    """
+    packed = data.packed_rows is not None
+    prompts = data.prompts_per_batch // (data.prompts_per_row * accumulate * data.prompt_chunks)
+    # One row per query, or if packed, as many rows as for the prompts.
+    queries = prompts if packed else prompts * data.queries_per_prompt
+    texts = data.prompts_per_row * data.queries_per_prompt if packed else 1
+
+    def array(rows: int, length: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((accumulate, rows, length), dtype, sharding=sharding)
+
+    def chunk(rows: int, length: int, **more: Any) -> Rows:
+        shape = (rows, min(length, row_tokens or length))
+        if packed:
+            more |= {"text": array(*shape), "positions": array(*shape)}
+        return Rows(array(*shape), array(*shape, jnp.bool_), **more)
+
+    length = texts * data.max_query_tokens
+    wanted = array(queries, min(length, row_tokens or length), jnp.bool_)
+    owner = array(queries, texts) if packed else None
+    return Batch(
+        (chunk(prompts, data.prompts_per_row * data.max_prompt_tokens),) * data.prompt_chunks,
+        (chunk(queries, length, loss_mask=wanted, owner=owner),) * data.prompt_chunks,
+    )

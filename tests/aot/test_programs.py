@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lorage_jax.aot.programs import Setting, longest_batch, model_macs, programs
+from lorage_jax.aot.programs import Setting, model_macs, programs
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -18,7 +18,7 @@ from lorage_jax.config import (
 from lorage_jax.data.batches import Encoder, TokenGroup
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import Layout, make_mesh
-from lorage_jax.train.step import device_batch, micro_sharding
+from lorage_jax.train.step import device_batch, longest_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
 
 DATA = DataConfig(
