@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from lorage_jax.aot.hlo import parse
-from lorage_jax.aot.programs import Program
+from lorage_jax.aot.programs import Program, Setting, train_program
 from lorage_jax.aot.roofline import roofline
 from lorage_jax.aot.topology import Topology
 from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic
@@ -56,6 +57,17 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
         **_moved(moved),
         "compile_seconds": time.perf_counter() - began,
     }
+
+
+def settled(setting: Setting, topology: Topology) -> Setting:
+    """The setting with `remat` none or full; auto becomes none if the step then fits a chip."""
+    if setting.config.remat != "auto":
+        return setting
+    none, full = (
+        dataclasses.replace(setting, config=dataclasses.replace(setting.config, remat=remat))
+        for remat in ("none", "full")
+    )
+    return none if compile_program(train_program(none), topology)["fits"] else full
 
 
 def _moved(moved: Traffic) -> dict[str, Any]:

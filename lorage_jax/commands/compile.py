@@ -32,7 +32,7 @@ def run(options: Compile) -> dict[str, Any]:
     edge = model_shape("edge", config.edge, layers)
     devices = tpu_devices(topology)  # before anything else touches jax
     from lorage_jax.aot.programs import Setting, model_macs, programs
-    from lorage_jax.aot.report import compile_program, page, step_roofline
+    from lorage_jax.aot.report import compile_program, page, settled, step_roofline
     from lorage_jax.sharding import Layout, make_mesh
     from lorage_jax.train.experiment import batch_rows, check_devices
     from lorage_jax.train.generator import check_models
@@ -40,7 +40,7 @@ def run(options: Compile) -> dict[str, Any]:
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
     check_devices(config, mesh)
     check_models(config, cloud, edge)
-    setting = Setting(config, cloud, edge, Layout(mesh), row_tokens)
+    setting = settled(Setting(config, cloud, edge, Layout(mesh), row_tokens), topology)
     figures = {}
     for program in programs(setting):
         print(f"compiling {program.name} ...", file=sys.stderr, flush=True)
@@ -51,7 +51,7 @@ def run(options: Compile) -> dict[str, Any]:
         "hbm_gib_per_chip": topology.chip.hbm_gib,
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
-        **_about(config, cloud, edge),
+        **_about(setting.config, cloud, edge),
         "programs": figures,
         "roofline": step_roofline(figures["train_step"], topology, model_macs(setting)),
         "fits": all(one["fits"] for one in figures.values()),
@@ -76,6 +76,7 @@ def _about(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> d
         "query_tokens": config.data.max_query_tokens,
         "accumulate": config.optimizer.accumulate,
         "packed_rows": config.data.packed_rows,
+        "remat": config.remat,
     }
 
 

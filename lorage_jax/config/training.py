@@ -69,7 +69,8 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # frozen weights and activations
-    remat: Literal["none", "full"] = "full"
+    # full: compute activations again in the backward pass; auto: only if they do not fit.
+    remat: Literal["none", "full", "auto"] = "full"
     seed: int = 0
     save_every: int = 100
     keep: int = 3  # number of checkpoints to keep

@@ -23,13 +23,14 @@ from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
-from lorage_jax.methods.turns import recorded_template, run_template
+from lorage_jax.methods.turns import recorded_template, run_template, saved_config
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
 from lorage_jax.train.checkpoint import Checkpoints
 from lorage_jax.train.experiment import (
+    StepProgram,
     Trainable,
     batch_rows,
     build_step,
@@ -39,6 +40,7 @@ from lorage_jax.train.experiment import (
 )
 from lorage_jax.train.loop import Job, TrainResult, check_run_folder
 from lorage_jax.train.placement import check_spread
+from lorage_jax.train.remat import settled_remat
 from lorage_jax.train.resume import Resume
 from lorage_jax.train.state import TrainState, shardings
 from lorage_jax.train.step import device_batch, micro_sharding
@@ -88,7 +90,7 @@ def train(
         check_run_folder(out, method.result, bool(resume))
         models = {name: _load(config, name, layout) for name in method.frozen}
         configs = {name: model.config for name, model in models.items()}
-        program = build_step(method, config, configs, layout)
+        program, config = _program(method, config, configs, layout, checkpoints, resume)
         begun = method.begin(config, models)
         turns, batches = _data(method, config, models, checkpoints, resume)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
@@ -172,6 +174,30 @@ def _vocabularies(
     return {f: (name, configs[name].vocab_size) for f, name in fields.items() if name in configs}
 
 
+def _program(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    models: Mapping[str, ModelConfig],
+    layout: Layout,
+    checkpoints: str | None,
+    resume: bool | Resume,
+) -> tuple[StepProgram, ExperimentConfig]:
+    """The step, and the config with `remat` settled; a resumed run keeps what it had."""
+    recorded = None
+    if config.remat == "auto" and resume:
+        _go_back(config, checkpoints, resume)
+        recorded = (saved_config(config, checkpoints) or {}).get("remat")
+    config = settled_remat(method, config, models, layout, recorded=recorded)
+    return build_step(method, config, models, layout), config
+
+
+def _go_back(config: ExperimentConfig, checkpoints: str | None, resume: bool | Resume) -> None:
+    """Sets later checkpoints aside, before any is read."""
+    if isinstance(resume, Resume):
+        folder = checkpoints or Path(config.out) / "checkpoints"
+        loop.go_back(Checkpoints(folder, config.keep), resume)
+
+
 def _place(batch: Batch, *, config: ExperimentConfig, prompts: bool, layout: Layout) -> Batch:
     """Puts a batch on the devices, without its prompts if no model reads them."""
     batch = batch if prompts else batch.replace(prompts=())
@@ -186,9 +212,7 @@ def _data(
     resume: bool | Resume,
 ) -> tuple[TemplateKind, Batches]:
     """The turns of the run, and its batches, whose prompts are in the reader's tokens."""
-    if isinstance(resume, Resume):  # before any checkpoint is read
-        folder = checkpoints or Path(config.out) / "checkpoints"
-        loop.go_back(Checkpoints(folder, config.keep), resume)
+    _go_back(config, checkpoints, resume)
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
     turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
     cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]

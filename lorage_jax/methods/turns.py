@@ -38,10 +38,11 @@ def run_template(
                 f"data.template is {config.data.template}. Give this run the same, or auto."
             )
         return begun
-    saved = _saved(config, checkpoints) if resume else None
-    if saved is not None and saved.name == kind.name:
-        return saved
-    return kind
+    values = saved_config(config, checkpoints) if resume else None
+    if values is None:
+        return kind
+    saved = TemplateKind.of(values["template"]) if values.get("template") else FIRST
+    return saved if saved.name == kind.name else kind
 
 
 def recorded_template(kind: TemplateKind) -> dict[str, Any]:
@@ -49,14 +50,10 @@ def recorded_template(kind: TemplateKind) -> dict[str, Any]:
     return {} if kind == FIRST else {"template": kind.to_dict()}
 
 
-def _saved(config: ExperimentConfig, checkpoints: str | None) -> TemplateKind | None:
-    """The template of the run to resume; None if there is none."""
+def saved_config(config: ExperimentConfig, checkpoints: str | None) -> dict[str, Any] | None:
+    """The config in the latest checkpoint of the run to resume; None if there is none."""
     folder = checkpoints or Path(config.out) / "checkpoints"
     if not is_url(folder) and not Path(folder).is_dir():
         return None
     with Checkpoints(folder, config.keep) as found:
-        if found.latest() is None:
-            return None
-        values = found.config()
-    recorded = values.get("template")
-    return FIRST if recorded is None else TemplateKind.of(recorded)
+        return None if found.latest() is None else found.config()

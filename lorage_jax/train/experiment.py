@@ -153,8 +153,10 @@ def build_step(
 ) -> StepProgram:
     """Builds the jitted step and its abstract arguments; no array is made.
 
-    `models` holds the configurations of the models in `method.frozen`, by name.
+    `models` holds the configurations of the models in `method.frozen`, by name. `config.remat` is
+    none or full (see `train.remat`).
     """
+    assert config.remat != "auto", "remat is settled before a step is built"
     training = method.training(config, models, layout)
     optimizer = make_optimizer(config.optimizer, config.steps, training.leaves)
     state = abstract_state(training.leaves, training.statistics, optimizer, layout)

@@ -16,6 +16,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.batches import Encoder, TokenGroup
+from lorage_jax.data.templates import Conversation
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.step import device_batch, longest_batch, micro_sharding
@@ -88,7 +89,8 @@ def test_remat_computes_a_layer_again():
 @pytest.mark.parametrize(("accumulate", "chunks", "rows"), [(1, 1, None), (2, 4, None), (1, 1, 4)])
 def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chunks, rows):  # noqa: F811
     data = dataclasses.replace(DATA, prompt_chunks=chunks, packed_rows=rows)
-    groups = [TokenGroup([3] * S, [([3] * 40, [3] * 8)] * 2, i, 0) for i in range(P)]
+    query = Conversation([3] * 48, [False] * 40 + [True] * 8)
+    groups = [TokenGroup([3] * S, [query] * 2, i, 0) for i in range(P)]
     batch = Encoder(data, cloud, edge).batch(groups)
     mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
     place = micro_sharding(Layout(mesh))

@@ -1,0 +1,97 @@
+"""`remat="auto"`: activations are kept if a step on the longest batch then fits the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.sharding import Layout
+from lorage_jax.train.experiment import Trainable, build_step
+from lorage_jax.train.step import longest_batch, micro_sharding
+
+SHARE = 0.92  # of a device's memory that a step may take; batches and checkpoints need some
+
+
+def settled_remat(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    models: Mapping[str, ModelConfig],
+    layout: Layout,
+    *,
+    recorded: str | None = None,
+) -> ExperimentConfig:
+    """The config with `none` or `full` for `remat`; unchanged unless it is `auto`.
+
+    The step without recomputation is compiled for the longest possible batch. `full` is chosen if
+    its memory exceeds a device's, or if the device does not tell its memory, as a CPU: there,
+    recomputing costs less than moving activations through memory.
+
+    Args:
+        method: the method to train.
+        config: the experiment.
+        models: configurations of the models in `method.frozen`.
+        layout: mesh and rules of the run.
+        recorded: the choice of the run that is resumed, which stays.
+    """
+    if config.remat != "auto":
+        return config
+    if recorded in ("none", "full"):
+        return dataclasses.replace(config, remat=recorded)
+    kept = dataclasses.replace(config, remat="none")
+    limit = device_memory(layout)
+    if limit is not None and step_memory(method, kept, models, layout) <= SHARE * limit:
+        return kept
+    return dataclasses.replace(config, remat="full")
+
+
+def device_memory(layout: Layout) -> int | None:
+    """`local_memory` of the devices in a mesh."""
+    return local_memory(layout.mesh.devices.flat)
+
+
+def local_memory(devices: Iterable[Any]) -> int | None:
+    """Bytes of the smallest of this process's `devices`; None if one of them does not tell."""
+    local = jax.local_devices()
+    found = [(one.memory_stats() or {}).get("bytes_limit") for one in devices if one in local]
+    known = [limit for limit in found if limit is not None]
+    return min(known) if known and len(known) == len(found) else None
+
+
+def step_memory(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    models: Mapping[str, ModelConfig],
+    layout: Layout,
+) -> float:
+    """Bytes that a device needs for a step on the longest batch; infinite if XLA gives up."""
+    data = config.data
+    if method.edge_reads_prompt(config):
+        longest = data.max_query_tokens + data.max_prompt_tokens
+        data = dataclasses.replace(data, max_query_tokens=longest)
+    batch = longest_batch(data, config.optimizer.accumulate, micro_sharding(layout))
+    if method.prompt_reader() is None:
+        batch = batch.replace(prompts=())
+    program = build_step(method, config, models, layout)
+    try:
+        compiled = program.step.lower(program.state, program.frozen, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return float("inf")
+    return total_bytes(compiled)
+
+
+def total_bytes(compiled: Any) -> int:
+    """Bytes of a compiled program's arguments, temporaries and outputs; donated ones count once."""
+    sizes = compiled.memory_analysis()
+    shared = sizes.alias_size_in_bytes
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.output_size_in_bytes
+        - shared
+    )
