@@ -21,20 +21,22 @@ sources.local_file = lambda _: Path({path!r})
 """
 
 
-def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_path):
+@pytest.mark.parametrize("case", ["gone", pytest.param("other", marks=pytest.mark.slow)])
+def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_path, case):
     config, other = experiment(), tmp_path / "other.jsonl"
     other.write_text(data_file.read_text("utf-8").replace("go", "come"), "utf-8")
-    gone = experiment(data={"sources": (Source(str(tmp_path / "gone.jsonl")),)})
-    swapped = OTHER_FILE.format(path=str(other))
-    for second, says in (
-        (write_experiment(gone, tmp_path), ("process 1 of 2 stopped: ", "gone.jsonl")),
-        (write_experiment(config, tmp_path, before=swapped), ("data_contents is ",) * 2),
-    ):
-        found = finish(start([write_experiment(config, tmp_path), second]))
-        for (code, _, err), words in zip(found, says, strict=True):
-            last = err.strip().splitlines()[-1]
-            assert code == 1 and last.startswith("lorage: ") and words in last, err
-        assert not (tmp_path / "run" / "config.json").exists()
+    if case == "gone":
+        gone = experiment(data={"sources": (Source(str(tmp_path / "gone.jsonl")),)})
+        second, says = write_experiment(gone, tmp_path), ("process 1 of 2 stopped: ", "gone.jsonl")
+    else:
+        swapped = OTHER_FILE.format(path=str(other))
+        second = write_experiment(config, tmp_path, before=swapped)
+        says = ("data_contents is ", "data_contents is ")
+    found = finish(start([write_experiment(config, tmp_path), second]))
+    for (code, _, err), words in zip(found, says, strict=True):
+        last = err.strip().splitlines()[-1]
+        assert code == 1 and last.startswith("lorage: ") and words in last, err
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.slow
