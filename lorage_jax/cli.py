@@ -42,6 +42,7 @@ RUNNERS: dict[type, str] = {
     options.Train: "train",
     options.Compile: "compile",
     options.Specialize: "specialize",
+    options.Compare: "compare",
     options.Generate: "generate",
     options.Eval: "eval",
     options.Inspect: "inspect",
@@ -64,6 +65,7 @@ Command = Annotated[
     | options.Train
     | options.Compile
     | options.Specialize
+    | options.Compare
     | options.Generate
     | options.Eval
     | options.Inspect

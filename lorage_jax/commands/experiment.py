@@ -11,13 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from lorage_jax.config import ExperimentConfig, PretrainConfig
+from lorage_jax.config import CompareConfig, ExperimentConfig, PretrainConfig
 from lorage_jax.errors import ConfigError, LorageError
 
 EXPERIMENTS = Path("experiments")
-COMMANDS = {ExperimentConfig: "lorage train", PretrainConfig: "lorage pretrain"}
+COMMANDS = {
+    ExperimentConfig: "lorage train",
+    PretrainConfig: "lorage pretrain",
+    CompareConfig: "lorage compare",
+}
 
-Config = TypeVar("Config", ExperimentConfig, PretrainConfig)
+Config = TypeVar("Config", ExperimentConfig, PretrainConfig, CompareConfig)
 
 
 def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> Config:

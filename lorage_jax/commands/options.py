@@ -190,6 +190,30 @@ class Specialize:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Train several methods in one experiment, ask them the same questions, and make one table.
+
+    The experiment file defines config() -> CompareConfig. What was trained or measured before is
+    not done again. The bare edge and the controls of lora_gen are asked in every comparison.
+
+    Example: lorage compare experiments/nano/compare.py --methods lora_gen,lora --json methods.json
+    """
+
+    experiment: Experiment
+    methods: str | None = None
+    """Names separated by commas; by default all that the experiment names."""
+    seeds: int = 1
+    """Number of seeds with which each method is trained."""
+    limit: int | None = None
+    """Ask about the first prompts of every split only."""
+    out: Path | None = None
+    """Folder for the runs and their figures, instead of the experiment's own."""
+    table: Path | None = None
+    """Also write the table to this file, as Markdown."""
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Generate:
     """Continue a text, or answer with a specialised model, streaming to the terminal.
 

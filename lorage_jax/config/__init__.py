@@ -1,9 +1,11 @@
 """Run and model configuration: frozen dataclasses, validated when built, saved as JSON.
 
 `ModelConfig` describes a decoder, `GeneratorConfig` the trained parts, `DataConfig` the batches,
-`ExperimentConfig` a run of `lorage train`, `PretrainConfig` a run of `lorage pretrain`.
+`ExperimentConfig` a run of `lorage train`, `PretrainConfig` a run of `lorage pretrain`,
+`CompareConfig` a comparison by `lorage compare`.
 """
 
+from lorage_jax.config.compare import CompareConfig, WorldQuestions
 from lorage_jax.config.data import DataConfig, HeldOut, PromptForms, Source
 from lorage_jax.config.generator import GeneratorConfig
 from lorage_jax.config.model import PROJECTIONS, SIZES, ModelConfig, RopeScaling
@@ -13,6 +15,7 @@ from lorage_jax.config.training import ExperimentConfig, MeshConfig, OptimizerCo
 __all__ = [
     "PROJECTIONS",
     "SIZES",
+    "CompareConfig",
     "Corpus",
     "DataConfig",
     "ExperimentConfig",
@@ -25,4 +28,5 @@ __all__ = [
     "PromptForms",
     "RopeScaling",
     "Source",
+    "WorldQuestions",
 ]

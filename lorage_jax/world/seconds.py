@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lorage_jax.bench.timing import in_turn, largest_spread
 from lorage_jax.data.records import Record
 from lorage_jax.data.templates import Message, question
+from lorage_jax.evaluate.answers import encoded, turns
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge
-from lorage_jax.infer.generate import generate, padded_prompt
+from lorage_jax.infer.generate import generate, generate_tokens, padded_prompt
+from lorage_jax.methods.method import Method
 from lorage_jax.models.model import Model
 from lorage_jax.world.samples import WorldSample
 
@@ -77,6 +79,45 @@ def request_seconds(
             "largest_spread_within_one": largest_spread(times),
         }
     return found
+
+
+def method_seconds(
+    methods: Mapping[str, Method],
+    edge: Model,
+    sample: WorldSample,
+    *,
+    rows: int = 32,
+    repeats: int = 5,
+) -> dict[str, float]:
+    """Seconds per request of each method, `rows` requests of one prompt at once, taking turns.
+
+    As in `request_seconds`: for the prompt of median length, without preparing and placing it, and
+    with as many new tokens as a mean target has.
+    """
+    group = _median_group(edge, sample)
+    asked = [group[i % len(group)] for i in range(rows)]
+    new = round(statistics.fmean(len(edge.template.answer(r.target)) for r in sample.records))
+    times = in_turn(
+        {name: _request(method, edge, asked, new) for name, method in methods.items()}, repeats
+    )
+    return {name: statistics.median(each) / rows for name, each in times.items()}
+
+
+def _request(
+    method: Method, edge: Model, asked: Sequence[Record], new: int
+) -> Callable[[], list[list[int]]]:
+    """Answers all of `asked`, which have one prompt, as the method places the edge for it."""
+    (ready,) = method.prepare([asked[0].system])
+    placement = method.place(edge, [ready] * len(asked))
+    return partial(
+        generate_tokens,
+        endless(placement.model),
+        encoded(placement.model, [turns(record.user, ready) for record in asked]),
+        max_new_tokens=new,
+        gates=placement.cards,
+        pool=placement.pool,
+        prefixes=placement.prefix_rows(len(asked)),
+    )
 
 
 def _specialised(edge: Model, special: Generator | Model, prompt: str) -> Model:

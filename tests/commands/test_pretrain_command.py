@@ -10,7 +10,7 @@ import pytest
 
 import lorage_jax as lg
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.config import ExperimentConfig, PretrainConfig
+from lorage_jax.config import CompareConfig, ExperimentConfig, PretrainConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.train.watch import read_logs
 from tests.commands.world import EXPERIMENT, REPOSITORY, lorage
@@ -168,6 +168,8 @@ def test_the_experiments_of_this_repository_load():
         config = load_experiment(folder / f"{name}.py", PretrainConfig)
         assert config.out == f"runs/nano_{name}"
     assert load_experiment(folder.parent / "real_smoke.py").steps > 0
+    compared = load_experiment(folder / "compare.py", CompareConfig)
+    assert compared.run("lora", 1).settings is not None and "lora_gen" in compared.methods
     with pytest.raises(ConfigError, match=r"edge\.py is for `lorage pretrain`"):
         load_experiment(folder / "edge.py", ExperimentConfig)
 

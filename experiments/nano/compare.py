@@ -1,0 +1,56 @@
+"""Every method on the nano pair, in one table: short runs on word tasks, all with the same data.
+
+    lorage compare experiments/nano/compare.py --seeds 3
+    lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
+
+Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed. Runs and figures
+are kept in runs/nano/compare, and what is there is not made again.
+
+The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
+train, so each has a learning rate of its own kind.
+"""
+
+import dataclasses
+
+import generator as recipe
+
+from lorage_jax.config import CompareConfig, OptimizerConfig, WorldQuestions
+from lorage_jax.methods.lora import LoraSettings
+from lorage_jax.methods.prompt_tuning import PromptTuningSettings
+
+STEPS = 250
+LORA = OptimizerConfig(3e-3, "muon", betas=(0.9, 0.95), warmup_steps=20)
+VECTORS = OptimizerConfig(3e-1, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
+
+
+def config() -> CompareConfig:
+    begin = recipe.config("both")
+    words = tuple(source for source in begin.data.sources if source.name == "words")
+    base = dataclasses.replace(
+        begin,
+        init="",
+        out=str(recipe.RUNS / "compare"),
+        data=dataclasses.replace(begin.data, sources=words),
+        steps=STEPS,
+        save_every=STEPS,
+    )
+    return CompareConfig(
+        base=base,
+        methods={
+            "bare": {},
+            "in_context": {},
+            "in_context_cached": {},
+            "lora_gen": {},
+            "direct": {},
+            "no_llm": {},
+            "lora": {"optimizer": LORA, "settings": LoraSettings()},
+            "prompt_tuning": {
+                "optimizer": VECTORS,
+                "settings": PromptTuningSettings(vectors=16),
+            },
+            "prefix_tuning": {"optimizer": LORA},
+            "autocompressor": {"optimizer": LORA},
+            "gist": {"optimizer": LORA},
+        },
+        questions=WorldQuestions(prompts=60, queries=4, families=("words",), seed=7),
+    )

@@ -1,0 +1,296 @@
+"""Methods side by side on the built-in world: trained alike, asked the same questions.
+
+A method is trained once per seed, as `CompareConfig.run` says; one without trained parts is asked
+once. Beside the methods stand the controls of `lora_gen` and the bare edge. A finished part is kept
+in a file, so that an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lorage_jax.config import CompareConfig, ExperimentConfig, MeshConfig
+from lorage_jax.data.records import Record
+from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.errors import ConfigError, OutputError
+from lorage_jax.evaluate.answers import Generation, turns
+from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
+from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
+from lorage_jax.evaluate.paired import mean_stderr, paired_gap
+from lorage_jax.fields import to_dict
+from lorage_jax.files.outputs import write_file
+from lorage_jax.hf.load import load_model
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning, Method, Placement, get_method
+from lorage_jax.methods.training import train
+from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.train.experiment import Trainable
+from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
+from lorage_jax.world.scores import MARGIN, measure
+from lorage_jax.world.seconds import method_seconds
+
+OURS, BARE = "lora_gen", "bare"
+BATCH_TOKENS = 8192
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method, trained with one seed; `experiment` is None if it has nothing to train."""
+
+    method: str
+    seed: int
+    experiment: ExperimentConfig | None
+
+    @property
+    def name(self) -> str:
+        return self.method if self.experiment is None else f"{self.method}-{self.seed}"
+
+
+def parts(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Part]:
+    """The parts of a comparison, the bare edge first.
+
+    Raises ConfigError for an unknown method, and for one with trained parts that `config` lacks.
+    """
+    found = [] if BARE in methods else [Part(BARE, 0, None)]
+    for name in dict.fromkeys(methods):
+        if Trainable in get_method(name).__mro__:
+            found += [Part(name, seed, config.run(name, seed)) for seed in range(seeds)]
+        else:
+            found.append(Part(name, 0, None))
+    return found
+
+
+def measured(
+    config: CompareConfig, part: Part, limit: int | None = None, say: Say = print
+) -> dict[str, Any]:
+    """The figures of one part: from its file, or trained and asked now.
+
+    `limit` asks about the first prompts of each split only. Returns {"trained_parameters",
+    "merged", "reads_prompt", "frozen", "splits", "controls"}; a split has {"exact_match", "stderr",
+    "by_prompt", "edge_tokens"}, a control is {split: the same}.
+
+    Raises OutputError if the file was measured with other settings or data.
+    """
+    samples = questions(config, limit)
+    path = Path(config.base.out) / "results" / f"{part.name}{f'-{limit}' if limit else ''}.json"
+    what = _identity(config, part, limit)
+    if path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+        if found["identity"] != what:
+            raise OutputError(
+                f"{path} was measured with other settings, models or data. Move it away to measure "
+                "again, or go back to the old ones."
+            )
+        return found["result"]
+    edge = load_model(config.base.edge, config.base.dtype)
+    result = _figures(part, edge, samples, say)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps({"identity": what, "result": result}) + "\n", overwrite=True)
+    return result
+
+
+def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSample]:
+    """What every method is asked; `limit` keeps the first prompts of each split."""
+    asked = config.questions
+    drawn = draw_world(asked.prompts, asked.queries, asked.seed, families=asked.families)
+    if limit is None:
+        return drawn
+    return [
+        dataclasses.replace(one, groups=one.groups[:limit], tasks=one.tasks[:limit])
+        for one in drawn
+    ]
+
+
+def load_method(part: Part, edge: Model) -> Method:
+    """The method of a part, trained first unless a finished run is there."""
+    source = None
+    if part.experiment is not None:
+        source = train(part.experiment, resume=True).folder
+    return get_method(part.method).load(edge, source)
+
+
+def seconds(
+    config: CompareConfig, parts: Sequence[Part], limit: int | None = None
+) -> dict[str, float]:
+    """Seconds per request of every method, of its first seed, all taking turns in this run."""
+    edge = load_model(config.base.edge, config.base.dtype)
+    methods = {part.method: load_method(part, edge) for part in parts if part.seed == 0}
+    return method_seconds(methods, edge, questions(config, limit)[0])
+
+
+def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, Any]:
+    """Everything that a part's figures depend on."""
+    base = config.base
+    found: dict[str, Any] = {
+        "cloud": load_model(base.cloud, base.dtype).fingerprint,
+        "edge": load_model(base.edge, base.dtype).fingerprint,
+        "questions": to_dict(config.questions) | {"limit": limit},
+        "world": world_prompts.VERSION,
+    }
+    if part.experiment is not None:
+        settings = to_dict(part.experiment)
+        for place in ("out", "cloud", "edge"):
+            del settings[place]
+        data = data_fingerprint(part.experiment.data.sources)
+        found |= {"experiment": settings, "data": data}
+    return json.loads(json.dumps(found))
+
+
+def _figures(part: Part, edge: Model, samples: Sequence[WorldSample], say: Say) -> dict[str, Any]:
+    if part.experiment is not None:
+        say(f"Training {part.name}, unless it is there ...")
+    method = load_method(part, edge)
+    say(f"Asking {part.name} ...")
+    found = [asked(Arm(part.method, method), edge, sample) for sample in samples]
+    result: dict[str, Any] = {
+        "trained_parameters": _trained_parameters(part, edge),
+        "merged": _is_merged(method, edge, samples[0]),
+        "frozen": list(getattr(method, "frozen", ())),
+        "splits": {sample.name: one for sample, one in zip(samples, found, strict=True)},
+        "controls": {},
+    }
+    if isinstance(method, LoraGen):
+        for name, make in _controls(method, part.seed).items():
+            say(f"Asking {part.name}, control {name} ...")
+            result["controls"][name] = {
+                sample.name: asked(Arm(name, make(sample)), edge, sample) for sample in samples
+            }
+    return result
+
+
+def _controls(method: LoraGen, seed: int) -> dict[str, Callable[[WorldSample], Method]]:
+    def shuffled(sample: WorldSample) -> Method:
+        return Shuffled(method, [sample.prompts[i] for i in other_tasks(sample, seed)])
+
+    def random(sample: WorldSample) -> Method:
+        return RandomText(method, random_prompts(method.generator.reads, sample.prompts, seed))
+
+    return {"shuffled": shuffled, "random": random, "mean_gates": lambda _: MeanGates(method)}
+
+
+def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
+    """The scores of one method on one split, and the tokens that the edge reads per request."""
+    owners = [i for i, group in enumerate(sample.groups) for _ in group]
+    unit = Unit(sample.name, sample.prompts, sample.records, owners)
+    if isinstance(arm.method, LoraGen):
+        edge = arm.method.generator.speaking(edge)
+    answered = ask([arm], edge, [unit], _answer)[arm.name][unit.name].answered
+    score = measure(sample, answered.answers)
+    return {
+        "exact_match": score.exact_match,
+        "stderr": score.stderr,
+        "by_prompt": score.by_prompt,
+        "edge_tokens": answered.edge_tokens,
+    }
+
+
+def _answer(
+    arm: Arm, unit: Unit[Record], placement: Placement, rows: list[Conditioning]
+) -> Answered[str]:
+    template = placement.model.template
+    longest = max(len(template.answer(record.target)) for record in unit.questions)
+    texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
+    way = Generation(longest + MARGIN, batch_tokens=BATCH_TOKENS)
+    return way(f"{unit.name} {arm.name}", placement, texts)
+
+
+def _trained_parameters(part: Part, edge: Model) -> int:
+    """The number of values that training changes."""
+    run = part.experiment
+    if run is None:
+        return 0
+    method: Any = get_method(part.method)
+    models = {"edge": edge.config}
+    if "cloud" in method.frozen:
+        models["cloud"] = load_model(run.cloud, run.dtype).config
+    layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
+    leaves = method.training(run, models, layout).leaves
+    each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
+    return sum(math.prod(leaf.shape) for leaf in each)
+
+
+def _is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:
+    """True if one prompt's answers come from the edge's own shapes alone; None if nothing changes.
+
+    Read off the method's own placement, not off what it says about itself.
+    """
+    placement = method.place(edge, method.prepare(sample.prompts[:1]))
+    if placement.cards is not None or placement.prefixes is not None:
+        return False
+    pairs = zip(*(jax.tree.leaves(m.params) for m in (placement.model, edge)), strict=True)
+    changed = any(a is not b and not np.array_equal(a, b) for a, b in pairs)
+    return True if changed else None
+
+
+def combined(
+    config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """The comparison as JSON values; `found` has the figures of each method's seeds.
+
+    A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
+    `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds.
+    """
+    if not found:
+        raise ConfigError("nothing was measured; expected at least one method.")
+    ours = found.get(OURS)
+    methods = {name: _method(config, name, seeds, ours) for name, seeds in found.items()}
+    controls: dict[str, Any] = {BARE: {"splits": methods[BARE]["splits"]}}
+    for name in ours[0]["controls"] if ours is not None else ():
+        each = [{"splits": one["controls"][name]} for one in ours or ()]
+        controls[name] = {"splits": _splits(each, ours)}
+    return {"methods": methods, "controls": controls}
+
+
+def _method(
+    config: CompareConfig,
+    name: str,
+    seeds: Sequence[Mapping[str, Any]],
+    ours: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    method, first = get_method(name), seeds[0]
+    tokens = [split["edge_tokens"] for one in seeds for split in one["splits"].values()]
+    return {
+        "what": method.what,
+        "trained_parameters": first["trained_parameters"],
+        "merged": first["merged"],
+        "bigger_model": "cloud" in first["frozen"] and config.base.cloud != config.base.edge,
+        "seeds": len(seeds) if first["trained_parameters"] else 0,
+        "edge_tokens": float(np.mean(tokens)),
+        "splits": _splits(seeds, None if name == OURS else ours),
+    }
+
+
+def _splits(
+    seeds: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    result = {}
+    for split, first in seeds[0]["splits"].items():
+        mean, stderr = mean_stderr([one["splits"][split]["exact_match"] for one in seeds])
+        one = {
+            "exact_match": mean,
+            "stderr": stderr if len(seeds) > 1 else first["stderr"],
+            "over": "seeds" if len(seeds) > 1 else "prompts",
+            "prompts": len(first["by_prompt"]),
+        }
+        if ours is not None:
+            gap = paired_gap(_by_prompt(seeds, split), _by_prompt(ours, split))
+            one["gap"] = dataclasses.asdict(gap)
+        result[split] = one
+    return result
+
+
+def _by_prompt(seeds: Sequence[Mapping[str, Any]], split: str) -> list[float]:
+    return np.mean([one["splits"][split]["by_prompt"] for one in seeds], axis=0).tolist()

@@ -1,0 +1,87 @@
+"""The table of a comparison: means over seeds, gaps on the same prompts, derived properties."""
+
+import pytest
+
+from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
+from lorage_jax.errors import ConfigError
+from lorage_jax.report.comparison import to_markdown
+from lorage_jax.world.compare import combined, parts
+
+DATA = DataConfig((Source("synthetic", "synthetic"),))
+CONFIG = CompareConfig(
+    ExperimentConfig(cloud="a", edge="b", out="out", data=DATA, steps=100),
+    {"lora_gen": {}, "lora": {}},
+)
+
+
+def figures(by_prompt, tokens=10.0, merged=True, parameters=5, frozen=("edge",), **controls):
+    def split(values):
+        mean = sum(values) / len(values)
+        return {
+            "x": {"exact_match": mean, "stderr": 0.5, "by_prompt": values, "edge_tokens": tokens}
+        }
+
+    return {
+        "trained_parameters": parameters,
+        "merged": merged,
+        "frozen": list(frozen),
+        "splits": split(by_prompt),
+        "controls": {name: split(values) for name, values in controls.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def result():
+    ours = [
+        figures([1.0] * 24, frozen=("cloud", "edge"), shuffled=[0.0] * 24),
+        figures([1.0] * 12 + [0.0] * 12, frozen=("cloud", "edge"), shuffled=[0.0] * 24),
+    ]
+    found = {
+        "bare": [figures([0.0] * 24, parameters=0, merged=None)],
+        "lora_gen": ours,
+        "in_context": [figures([1.0] * 24, tokens=40.0, parameters=0, merged=None)],
+        "lora": [figures([0.5] * 24)],
+    }
+    made = combined(CONFIG, found)
+    for method in made["methods"].values():
+        method["seconds_per_request"] = 0.002
+    return made
+
+
+def test_seeds_are_averaged_and_gaps_are_paired(result):
+    methods = {name: one["splits"]["x"] for name, one in result["methods"].items()}
+    assert methods["lora_gen"] == {
+        "exact_match": 0.75,
+        "stderr": 0.25,
+        "over": "seeds",
+        "prompts": 24,
+    }
+    assert methods["lora"]["over"] == "prompts" and methods["lora"]["stderr"] == 0.5
+    gap = methods["lora"]["gap"]
+    assert gap["gap"] == pytest.approx(-0.25) and gap["significant"]
+    control = result["controls"]["shuffled"]["splits"]["x"]
+    assert control["exact_match"] == 0 and control["gap"]["gap"] == -0.75
+
+
+def test_properties_are_derived(result):
+    methods = result["methods"]
+    assert methods["lora_gen"]["bigger_model"] and not methods["lora"]["bigger_model"]
+    assert [one["seeds"] for one in methods.values()] == [0, 2, 0, 1]
+    text = to_markdown(result)
+    lines = [line for line in text.splitlines() if "in_context |" in line]
+    assert "| no |" in lines[-1]
+    assert "| **lora_gen** | yes | yes | yes |" in text.replace("**yes**", "yes")
+
+
+def test_parts_of_a_comparison():
+    found = parts(CONFIG, ["lora_gen", "lora"], 2)
+    assert [one.name for one in found] == ["bare", "lora_gen-0", "lora_gen-1", "lora-0", "lora-1"]
+    assert found[-1].experiment.method == "lora" and found[-1].experiment.seed == 1
+    assert found[-1].experiment.out == "out/lora-1"
+    assert [one.name for one in parts(CONFIG, ["in_context", "bare"], 2)] == ["in_context", "bare"]
+    with pytest.raises(ConfigError, match="no method 'direct'; expected lora_gen, lora"):
+        parts(CONFIG, ["direct"], 1)
+    with pytest.raises(ConfigError, match="no method 'nothing'"):
+        parts(CONFIG, ["nothing"], 1)
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        combined(CONFIG, {})
