@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.data.records import read_text
-from lorage_jax.data.templates import ChatTemplate, question
+from lorage_jax.data.templates import ChatTemplate, check_tokenizer, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
 from lorage_jax.infer.chat import answer_tokens, chat
@@ -26,6 +26,7 @@ def run(options: Generate) -> dict[str, Any]:
     text = read_text("-") if options.input == "-" else options.input
     system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
+    check_tokenizer(model.tokenizer, options.model)
     turns = not options.raw and (system is not None or _answers(options, model))
     messages = question(text, system)
     ids = model.template.ids(messages) if turns else prompt_rows(model, [text])[0]

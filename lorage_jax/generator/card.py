@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax.data.templates import Template, TemplateKind, notice_change
+from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
@@ -72,6 +72,7 @@ class Card:
         Raises WeightsError if its tokenizer gives other ids for them than in training, and for an
         edge without a tokenizer.
         """
+        check_tokenizer(edge.tokenizer, edge.source or "the edge")
         kind = self.template
         template = kind.on(edge.tokenizer)
         notice_change(kind.source, edge.tokenizer, edge.source)

@@ -23,7 +23,13 @@ from jaxtyping import Array, Float
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Rows
-from lorage_jax.data.templates import NEWEST, Template, TemplateKind, notice_change
+from lorage_jax.data.templates import (
+    NEWEST,
+    Template,
+    TemplateKind,
+    check_tokenizer,
+    notice_change,
+)
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
@@ -76,6 +82,7 @@ class Generator:
 
         Raises WeightsError if the cloud's tokenizer gives other ids for it than in training.
         """
+        check_tokenizer(self.cloud.tokenizer, self.cloud.source or "the cloud")
         template = self._kind("cloud").on(self.cloud.tokenizer)
         check_turns(self.turns.get("cloud"), template.read_digest(), self.cloud)
         return template
@@ -85,6 +92,7 @@ class Generator:
 
         Raises WeightsError if the edge's tokenizer gives other ids for them than in training.
         """
+        check_tokenizer(edge.tokenizer, edge.source or "the edge")
         kind = self._kind("edge")
         template = kind.on(edge.tokenizer)
         notice_change(kind.source, edge.tokenizer, edge.source)

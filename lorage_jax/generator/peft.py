@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.files.manifest import stored
-from lorage_jax.generator.card import check_arithmetic
+from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
 from lorage_jax.hf.peft_weights import Lora, Update, read_lora
 from lorage_jax.hf.tokenizer import stored_chat_template
@@ -120,6 +120,14 @@ def own_turns(folder: Path) -> TemplateKind | None:
         raise WeightsError(f"{folder}: {error}") from None
 
 
+def _recorded(folder: Path) -> Any:
+    """The digest of the turns of an adapter of ours, in its manifest or in its card."""
+    values = stored(folder)
+    card = values.get("card")
+    about = card.get("about") if isinstance(card, dict) else None
+    return (about if isinstance(about, dict) else values).get("turns")
+
+
 def _turns(folders: Sequence[Path], edge: Model) -> tuple[Template | None, bool]:
     """The turns of the adapters, where they have some and agree; else those of the edge.
 
@@ -138,11 +146,16 @@ def _turns(folders: Sequence[Path], edge: Model) -> tuple[Template | None, bool]
 
 
 def _brought(folder: Path, edge: Model) -> Template | None:
-    """The turns that an adapter brings along: ours, or the chat template in its folder."""
+    """The turns that an adapter brings along: ours, or the chat template in its folder.
+
+    Raises WeightsError if the edge's tokenizer gives other ids for ours than in training.
+    """
     kind, text = own_turns(folder), stored_chat_template(folder)
     try:
         if kind is not None:
-            return kind.on(edge.tokenizer)
+            template = kind.on(edge.tokenizer)
+            check_turns(_recorded(folder), template.digest(), edge)
+            return template
         if text is not None:
             return ChatTemplate(edge.tokenizer, source=text, untrained=True)
         return None

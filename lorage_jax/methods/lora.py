@@ -248,7 +248,9 @@ def save_lora(
             updates = loras.without_expert_axis(trained)
             dora = shape.form == "dora"
             write_lora(temporary, edge, updates, shape.rank, shape.alpha, dora=dora)
+        turns: dict[str, Any] = {}
         if edge.template is not None:
+            turns = {**edge.template.kind.to_dict(), "turns": edge.template.digest()}
             save_tokenizer(edge.tokenizer, temporary)
             write_template(edge.template, temporary)
         values = {
@@ -257,7 +259,7 @@ def save_lora(
                 "fingerprint": edge.fingerprint,
                 "arithmetic": arithmetic(edge.config),
             },
-            **({} if edge.template is None else edge.template.kind.to_dict()),
+            **turns,
             **facts,
         }
         write_manifest(temporary, values)

@@ -65,6 +65,12 @@ def change(run):
         path.write_text(text)
 
 
+def card_edge(run, change):
+    """The edge's folder as it was in training."""
+    change("edge", CHATML)
+    return run[0] / "edge"
+
+
 def load(root):
     return lg.load_generator(root / "run" / "generator")
 
@@ -111,6 +117,12 @@ def test_a_changed_edge_answers_as_in_training(run, change, caplog, tmp_path):
     ):
         with pytest.raises(WeightsError, match="another tokenizer or chat template than in train"):
             use()
+    lg.export_adapter(made.pool, loaded, lg.load_model(card_edge(run, change)), tmp_path / "ours")
+    adapted = lg.load_adapter(tmp_path / "ours", other)  # it has the text beside it
+    assert adapted.template.ids(CHAT) == right
+    (tmp_path / "ours" / "chat_template.jinja").write_text(GEMMA)
+    with pytest.raises(WeightsError, match="another tokenizer or chat template"):
+        lg.load_adapter(tmp_path / "ours", other)
     change("edge", CHATML.replace("{% for", "{# a note #}{% for"))
     same = lg.load_model(run[0] / "edge")  # another text with the same turns is no fault
     assert lg.merge(same, made.pool, loaded).template.ids(CHAT) == right

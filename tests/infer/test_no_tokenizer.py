@@ -9,6 +9,7 @@ import lorage_jax as lg
 from lorage_jax.commands.eval import run as evaluate
 from lorage_jax.commands.options import Eval
 from lorage_jax.infer.score import score
+from tests.commands.world import lorage
 from tests.tiny import make_generator, make_tiny
 
 MISSING = r"bare has no tokenizer files, so it takes token ids only"
@@ -69,5 +70,28 @@ def test_evaluations_say_so(folder, models):
 
 def test_a_cloud_without_one_reads_no_prompt(folder, pair):
     made = make_generator(folder, pair[1])
-    with pytest.raises(lg.LorageError, match="has no tokenizer files"):
+    with pytest.raises(lg.LorageError, match=MISSING):
         lg.specialize(made, "Say it twice.")
+
+
+def test_nor_is_it_specialised_for_text(folder, pair, tmp_path):
+    made, edge = make_generator(pair[0], folder), lg.load_model(folder)
+    card = lg.specialize(made, "Say it twice.")
+    with pytest.raises(lg.LorageError, match=MISSING):
+        made.speaking(edge)
+    with pytest.raises(lg.LorageError, match=MISSING):
+        lg.chat(edge, "hi", gates=card)
+    special = lg.merge(edge, made.pool, card)  # ids are enough for its logits
+    assert special.template is None
+    lg.export_adapter(made.pool, card, edge, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "chat_template.jinja").exists()
+    assert lg.load_adapter(tmp_path / "adapter", edge).template is None
+
+
+@pytest.mark.parametrize("more", [(), ("--system", "prompt.txt"), ("--raw",)])
+def test_the_command_line_says_so(folder, tmp_path, capfd, more):
+    (tmp_path / "prompt.txt").write_text("Be brief.")
+    more = [tmp_path / one if one.endswith("txt") else one for one in more]
+    assert lorage("generate", "--model", folder, "--input", "hi", *more) == 1
+    error = capfd.readouterr().err
+    assert f"lorage: {folder} has no tokenizer files" in error and "Traceback" not in error

@@ -44,6 +44,7 @@ from tests.tiny import padded_batch, torch_logits
 # peft asks transformers in a way that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
+ASKED = {"role": "user", "content": "hi"}
 NAMES = ("tokens", "mask", "loss_mask")
 
 
@@ -168,6 +169,9 @@ def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pai
     other = edge.replace(params=edge.params | {"embed": edge.params["embed"] + 1}, source=None)
     with pytest.raises(WeightsError, match="Load the edge it was trained on"):
         load_lora(found.folder, other)
+    adapted = load_adapter(found.folder, edge)
+    assert adapted.answers and adapted.template.ids([ASKED]) == edge.template.ids([ASKED])
+    assert (found.folder / "chat_template.jinja").read_text() == edge.template.jinja()
     turned = edge.replace(config=dataclasses.replace(edge.config, rope_theta=5.0))
     for load in (load_lora, load_adapter):
         with pytest.raises(WeightsError, match=r"config.json is another:\n.*rope_theta is 5.0"):
