@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -140,6 +141,25 @@ class ShardingRules:
         return PartitionSpec(*parts)
 
 
+# Decoding reads every weight for every token, and weights must not move for that. An edge that fits
+# a chip is whole on each, with its rows spread; a larger one is split, and all chips see all rows.
+WHOLE = ShardingRules(vocab=None, embed=None, heads=None, kv_heads=None, ffn=None, cloud=None)
+SPLIT = ShardingRules(
+    batch="data",
+    vocab=("fsdp", "tensor"),
+    embed=None,
+    heads=("fsdp", "tensor"),
+    kv_heads=("fsdp", "tensor"),
+    ffn=("fsdp", "tensor"),
+    cloud=None,
+)
+
+
+def decoding_rules(weight_bytes: int, chip_bytes: float) -> ShardingRules:
+    """WHOLE if the weights take at most half of a chip's memory, else SPLIT."""
+    return WHOLE if weight_bytes <= chip_bytes / 2 else SPLIT
+
+
 @dataclass(frozen=True)
 class Layout:
     """A mesh with its sharding rules, and the constraints that place arrays inside a program.
@@ -170,6 +190,17 @@ class Layout:
         spec = PartitionSpec(self.rules.batch)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
+    @property
+    def batch_devices(self) -> int:
+        """The number of parts that the rows of a batch are split into."""
+        return math.prod(self.mesh.shape[axis] for axis in _as_tuple(self.rules.batch))
+
+    def spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
+        """Host rows [B, ...], split over the batch devices; the last one is repeated to fill up."""
+        missing = -len(rows) % self.batch_devices
+        filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        return jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec(self.rules.batch)))
+
     def gathered(self, leaf: Any, x: Any) -> Any:
         """Constrains the array `x` of a `Leaf` as products need it: split along `tensor` only."""
         rows = _as_tuple(self.rules.batch)
@@ -186,6 +217,18 @@ class Layout:
         """
         spec = self.rules.spec(("heads",), (heads,), self.mesh)
         return spec[0] if spec == self.rules.spec(("kv_heads",), (kv_heads,), self.mesh) else None
+
+
+def layout_of(params: Any) -> Layout | None:
+    """The layout of weights that lie on a mesh of several devices, by the default rules.
+
+    None for weights on one device, or on a mesh with other axes.
+    """
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if not isinstance(mesh, Mesh) or mesh.axis_names != MESH_AXES or mesh.size == 1:
+        return None
+    return Layout(mesh)
 
 
 def tree_shardings(leaves: Any, layout: Layout) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
-from lorage_jax.sharding import Layout, replicated
+from lorage_jax.models.presets import parameter_count
+from lorage_jax.sharding import Layout, decoding_rules, replicated
 from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import abstract_arrays
 from lorage_jax.train.step import longest_batch, micro_sharding
@@ -64,6 +66,7 @@ class Setting:
     edge: ModelConfig
     layout: Layout
     row_tokens: int | None = None  # slots per row in `typical_step`; None leaves that step out
+    chip_bytes: float = math.inf  # memory of a chip, by which the edge is laid out for decoding
 
     @property
     def rows(self) -> int:
@@ -103,7 +106,8 @@ def specialize_program(setting: Setting) -> Program:
     config, cloud, edge = setting.config, setting.cloud, setting.edge
     length = bucket(config.data.max_prompt_tokens)
     rows = NamedSharding(setting.layout.mesh, PartitionSpec(setting.layout.rules.batch))
-    trace = functools.partial(compiled_gates.trace, config.generator, cloud)
+    layout = setting.layout
+    trace = functools.partial(compiled_gates.trace, config.generator, cloud, layout=layout)
     return _program(
         "specialize",
         trace,
@@ -139,7 +143,10 @@ def merge_program(setting: Setting) -> Program:
 
 def decode_program(setting: Setting) -> Program:
     """Generates tokens with the merged edge after the longest query, one row per batch device."""
-    edge, mesh, rules = setting.edge, setting.layout.mesh, setting.layout.rules
+    edge, mesh, dtype = setting.edge, setting.layout.mesh, DTYPES[setting.config.dtype]
+    weights = parameter_count(edge) * dtype.dtype.itemsize
+    rules = decoding_rules(weights, setting.chip_bytes)
+    setting = dataclasses.replace(setting, layout=Layout(mesh, rules))
     rows, slots = setting.rows, bucket(setting.config.data.max_query_tokens) + bucket(NEW_TOKENS)
     heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)
     (kv,) = rules.spec(("kv_heads",), (edge.kv_heads,), mesh)
@@ -148,7 +155,6 @@ def decode_program(setting: Setting) -> Program:
         place = NamedSharding(mesh, PartitionSpec(*axes))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    dtype = DTYPES[setting.config.dtype]
     cache = Cache(
         k=array(heads, dtype, None, rules.batch, None, kv),
         v=array(heads, dtype, None, rules.batch, None, kv),

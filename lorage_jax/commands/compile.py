@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.aot.topology import parse_topology, tpu_devices
+from lorage_jax.chips import GIB
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.options import Compile
 from lorage_jax.config import ExperimentConfig, ModelConfig
@@ -40,7 +41,9 @@ def run(options: Compile) -> dict[str, Any]:
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
     check_devices(config, mesh)
     check_models(config, cloud, edge)
-    setting = settled(Setting(config, cloud, edge, Layout(mesh), row_tokens), topology)
+    chip_bytes = topology.chip.usable_gib * GIB
+    setting = Setting(config, cloud, edge, Layout(mesh), row_tokens, chip_bytes)
+    setting = settled(setting, topology)
     figures = {}
     for program in programs(setting):
         print(f"compiling {program.name} ...", file=sys.stderr, flush=True)

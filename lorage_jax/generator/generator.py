@@ -42,6 +42,7 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
+from lorage_jax.sharding import layout_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +183,12 @@ def prompt_gates(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def compiled_gates(config, cloud, params, trained, statistics, tokens, mask):
+@functools.partial(jax.jit, static_argnames=("config", "cloud", "layout"))
+def compiled_gates(config, cloud, params, trained, statistics, tokens, mask, layout=None):
     """Gates [P, L, E] of left-padded prompts [P, S], one per row: the program of `specialize`."""
+    reader = CloudReader(config, cloud, layout=layout)
     prompts = Prompts((Rows(tokens, mask),))
-    return prompt_gates(CloudReader(config, cloud), params, Parts(trained, statistics), prompts)[0]
+    return prompt_gates(reader, params, Parts(trained, statistics), prompts)[0]
 
 
 @overload
@@ -204,6 +206,9 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
         return []
     rows = [prompt_tokens(generator, p) for p in prompts]
     tokens, mask = left_pad(rows, bucket(max(map(len, rows), default=1)))
+    layout = layout_of(generator.cloud.params)
+    if layout is not None:
+        tokens, mask = layout.spread(tokens), layout.spread(mask)
     gates = compiled_gates(
         generator.config,
         generator.cloud.config,
@@ -212,7 +217,8 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
         generator.statistics,
         tokens,
         mask,
-    )
+        layout,
+    )[: len(rows)]
     if not np.isfinite(gates).all():
         raise WeightsError(
             "the gates are not finite: the cloud's weights or the generator hold NaN or infinity."

@@ -25,6 +25,7 @@ from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, i
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
+from lorage_jax.infer.place import spread_rows
 from lorage_jax.infer.prefixes import Prefix, behind
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
@@ -176,6 +177,8 @@ def generate_tokens(
         "eos": np.asarray(ends, np.int32),
         "pad": np.int32(model.config.pad_id or 0),
     }
+    if past is None:
+        tokens, mask, weights = spread_rows(model.params, tokens, mask, weights)
     size, params = bucket(max_new_tokens), program_params(model.params)
     limit = np.int32(max_new_tokens if watch is None else min(CHUNK, max_new_tokens))
     started = [model.config, size, params, tokens, mask, controls, pool, weights, limit]
@@ -189,14 +192,15 @@ def generate_tokens(
         # Copies: arguments of another kind than in this call would recompile the program.
         progress = jax.tree.map(np.array, jax.device_get(progress))
         step = int(progress.step)
-        for i, row in enumerate(progress.tokens):
+        for i, row in enumerate(progress.tokens[: len(rows)]):
             if not finished[i]:  # a row that `watch` has finished is followed by padding
                 outputs[i] = _until(row[:step], ends)
         if watch is None:
             return outputs
         last = step >= max_new_tokens
-        finished = watch(outputs, [last or bool(done) for done in progress.done])
-        progress = progress.replace(done=progress.done | np.asarray(finished, bool))
+        finished = watch(outputs, [last or bool(done) for done in progress.done[: len(rows)]])
+        filled = [*finished, *[True] * (len(progress.done) - len(rows))]
+        progress = progress.replace(done=progress.done | np.asarray(filled, bool))
         if last or progress.done.all():
             return outputs
         limit = np.int32(min(step + CHUNK, max_new_tokens))

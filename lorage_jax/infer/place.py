@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lorage_jax.config import MeshConfig
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import MESH_AXES, make_mesh
+from lorage_jax.sharding import MESH_AXES, layout_of, make_mesh
 
 
 def place(model: Model) -> Model:
@@ -20,6 +21,18 @@ def place(model: Model) -> Model:
 def place_beside(tree: Any, model: Model) -> Any:
     """Replicates arrays (such as a pool) on the devices of a model that `place` returned."""
     return placed(tree, mesh_of(model.params))
+
+
+def spread_rows(params: Any, *arrays: Any) -> tuple[Any, ...]:
+    """Arrays of rows [B, ...] as weights on several devices need them; None stays None.
+
+    They are split over the batch devices, and the last row is repeated to fill these up. For
+    weights on one device, they stay as they are.
+    """
+    layout = layout_of(params)
+    if layout is None:
+        return arrays
+    return tuple(None if one is None else layout.spread(np.asarray(one)) for one in arrays)
 
 
 def mesh_of(params: Any) -> Mesh:

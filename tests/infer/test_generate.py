@@ -19,6 +19,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
 from lorage_jax.infer.forward import forward
 from lorage_jax.infer.generate import generate, generate_tokens
+from lorage_jax.infer.place import place
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
@@ -334,6 +335,26 @@ def test_sharded_weights(tmp_path, model):
     before = module.compiled_start._cache_size(), module.compiled_continue._cache_size()
     assert generate_tokens(sharded, PROMPTS, max_new_tokens=20, watch=watch) == expected
     assert (module.compiled_start._cache_size(), module.compiled_continue._cache_size()) == before
+
+
+def test_rows_are_spread_over_devices_that_hold_the_whole_model(model, monkeypatch):
+    """Nothing moves between them; three rows are filled up to eight."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices: jax_num_cpu_devices or XLA_FLAGS, see tests/conftest.py")
+    seen, real = [], module.compiled_start
+
+    def watched(*args):
+        seen.append((args, real(*args)))
+        return seen[-1][1]
+
+    expected = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=10)
+    monkeypatch.setattr(module, "compiled_start", watched)
+    assert generate_tokens(place(with_eos(model)), PROMPTS, max_new_tokens=10) == expected
+    ((args, (cache, progress)),) = seen
+    assert progress.tokens.shape[0] == cache.k.shape[1] == 8
+    assert {shard.data.shape[1] for shard in cache.k.addressable_shards} == {1}
+    text = real.lower(*args).compile().as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
 
 
 def test_errors(model):
