@@ -75,3 +75,5 @@ def test_commands(home, capfd):
     assert lorage("generate", "--model", "~/edge", "--input", "~/edge", "--max-new-tokens", 1) == 0
     assert lorage("report", "~/none.json", "~/said.json", "--out", "~/report") == 1
     assert f"{home}/none.json" in capfd.readouterr().err
+    assert lorage("train", "~/none.py") == 1  # a path that nothing further down expands
+    assert f"there is no experiment file {home}/none.py" in capfd.readouterr().err
