@@ -120,7 +120,9 @@ class Ready(Method):
 
 
 def mean_card(cards: Sequence[Card]) -> Card:
-    """A card with the mean gates of many."""
+    """A card with the mean gates of many. Raises ConfigError if they weigh different experts."""
+    if len({card.generator for card in cards}) > 1:
+        raise ConfigError("each prompt has experts of its own here, so there are no mean gates.")
     mean = np.mean([card.gates for card in cards], axis=0, dtype=np.float64).astype(np.float32)
     about = {"what": f"mean of {len(cards)} prompts", **cards[0].template.to_dict()}
     return dataclasses.replace(cards[0], gates=mean, about=about)

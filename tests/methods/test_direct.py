@@ -7,6 +7,7 @@ import pytest
 
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.evaluate.controls import MeanGates
 from lorage_jax.generator.direct import EPS, factors, head_leaves
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
@@ -118,6 +119,8 @@ def test_it_trains_loads_and_merges(head, edge, pair, tmp_path):
         found = np.asarray(forward(merged.model, tokens, mask))[i][mask[i]]
         np.testing.assert_allclose(found, unmerged[i][mask[i]], atol=2e-4 * np.abs(found).max())
         assert np.abs(found - bare[i][mask[i]]).max() > 0.1
+    with pytest.raises(ConfigError, match="there are no mean gates"):
+        MeanGates(method).prepare(PROMPTS)
     with pytest.raises(ConfigError, match="a row has no LoRA"):
         method.place(edge, Bare().prepare(PROMPTS))
     with pytest.raises(WeightsError, match="was trained for the edge model"):
