@@ -60,7 +60,7 @@ def test_the_registry_finds_every_file_of_the_folder():
     assert {"bare", "few_shot", "in_context", "lora", "lora_gen"} <= set(METHODS)
     assert all(name == method.name and method.what for name, method in METHODS.items())
     assert methods.registry is METHODS
-    with pytest.raises(ConfigError, match=r"no method 'nothing'; expected bare, "):
+    with pytest.raises(ConfigError, match=r"no method 'nothing'; expected .*bare, "):
         get_method("nothing")
     with pytest.raises(ConfigError, match="two methods are called 'bare'"):
 
@@ -242,7 +242,7 @@ def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_
     tokens, mask = padded_batch(rows=2)
     moved = np.asarray(forward(placed.model, tokens, mask) - forward(edge, tokens, mask))
     assert np.abs(moved[mask]).max() > 1e-3
-    with pytest.raises(ConfigError, match="bare has nothing to train; expected lora, lora_gen, on"):
+    with pytest.raises(ConfigError, match="bare has nothing to train; expected .*lora, lora_gen, "):
         train(dataclasses.replace(config, method="bare"), progress=False)
     with pytest.raises(ConfigError, match="settings is a DataConfig; the method one_expert"):
         train(dataclasses.replace(config, settings=config.data), progress=False)
