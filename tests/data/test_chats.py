@@ -138,6 +138,14 @@ def test_long_chats_lose_their_earliest_exchanges():
     assert cut and found.tokens == asked + answer and sum(found.loss_mask) == len(answer)
 
 
+def test_a_system_prompt_in_front_is_never_cut():
+    template = NEWEST.on(byte_tokenizer())
+    for texts, size in ((TEXTS, 500), (TEXTS[2:], 120)):
+        found, cut = fit_chat(template, TEXTS, size, "all", "Be brief.")
+        assert found == template.conversation(alternating(texts, "Be brief."))
+        assert cut == (texts != TEXTS) and len(found.tokens) <= size
+
+
 def data(path, **values):
     return DataConfig((Source(str(path), skip_bad_rows=1),), 2, 2, min_bucket=8, **values)
 

@@ -141,7 +141,7 @@ def test_generation_stops_where_the_hf_model_stops(tiny):
 
 
 def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
-    """`python -m lorage_jax.evaluate.harness` with a user's own task file."""
+    """`python -m lorage_jax.evaluate.harness` with a user's own task file, asked in chats."""
     import subprocess
     import sys
 
@@ -154,14 +154,31 @@ def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
         'doc_to_text: "{{q}}"\ndoc_to_choice: ["{{a}}", "none"]\ndoc_to_target: 0\n'
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
+    shutil.copytree(tiny("llama")[0], tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(str(tmp_path / "model"))
     command = [
         *(sys.executable, "-m", "lorage_jax.evaluate.harness", "run", "--model", "lorage"),
-        *("--model_args", f"pretrained={tiny('llama')[0]},dtype=float32", "--tasks", "mine"),
-        *("--include_path", str(tmp_path)),
+        *("--model_args", f"pretrained={tmp_path}/model,dtype=float32", "--tasks", "mine"),
+        *("--include_path", str(tmp_path), "--apply_chat_template"),
+        *(
+            "--system_instruction",
+            "Count.",
+            "--log_samples",
+            "--output_path",
+            str(tmp_path / "out"),
+        ),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "lorage" in done.stdout and "acc" in done.stdout
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    assert "system: Count.user: 0 and" in samples.read_text()
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results.read_text())["chat_template"] == tokenizer.chat_template
 
 
 def test_sampling_and_too_many_tokens_are_refused(tiny):
