@@ -43,7 +43,7 @@ def test_it_learns_and_leaves_a_generator(experiment):
 
 
 @pytest.mark.parametrize(
-    ("method", "packed"), [(None, None), pytest.param("lora", 2, marks=pytest.mark.slow)]
+    ("method", "packed"), [(None, None), pytest.param("lora", 8, marks=pytest.mark.slow)]
 )
 def test_all_answers_of_a_chat_are_learnt_on_request(experiment, tmp_path, method, packed):
     """Two exchanges per chat: with `all`, both answers are targets, each byte and each eos."""
