@@ -242,7 +242,9 @@ def test_a_method_of_this_file_trains_resumes_and_places_itself(edge, pair, tmp_
     tokens, mask = padded_batch(rows=2)
     moved = np.asarray(forward(placed.model, tokens, mask) - forward(edge, tokens, mask))
     assert np.abs(moved[mask]).max() > 1e-3
-    with pytest.raises(ConfigError, match="bare has nothing to train; expected .*lora, lora_gen, "):
+    with pytest.raises(
+        ConfigError, match=r"bare has nothing to train; expected .*lora, lora_gen, "
+    ):
         train(dataclasses.replace(config, method="bare"), progress=False)
     with pytest.raises(ConfigError, match="settings is a DataConfig; the method one_expert"):
         train(dataclasses.replace(config, settings=config.data), progress=False)
