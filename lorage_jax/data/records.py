@@ -39,7 +39,7 @@ class Record:
 
     @property
     def query(self) -> tuple[str, ...]:
-        """What the edge reads and writes: texts of user and assistant in alternation."""
+        """The texts that the edge reads and writes, of user and assistant in alternation."""
         return (*self.earlier, self.user, self.target)
 
 

@@ -69,7 +69,7 @@ def encoded(
     tokens: Int[Array, "P S"],
     mask: Bool[Array, "P S"],
 ) -> Float[Array, "P D"]:
-    """What the encoder makes of each prompt: the mean of its last states, normalised."""
+    """The encoder's vector of each prompt: the mean of its last states, normalised."""
     head = encoder.width // encoder.heads
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     cos, sin = ops.rope_table(positions, ops.rope_frequencies(head, THETA, None))

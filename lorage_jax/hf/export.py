@@ -108,7 +108,7 @@ def export_merged(
 
 
 def _manifest(model: Model, identity: str, stored: list[str], dtype: str | None) -> dict[str, Any]:
-    """Where a merged folder comes from; `stored` are the base's dtypes, as its files spell them."""
+    """The origin of a merged folder; `stored` are the base's dtypes, as its files spell them."""
     names = {spelled: name for name, spelled in FLOATS.items()}
     values: dict[str, Any] = {
         "format": MERGED,

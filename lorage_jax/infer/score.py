@@ -144,7 +144,7 @@ def _fitted(
 
 
 def _marks(request: Request, front: Prefix | None) -> list[bytes | str]:
-    """What tells a request from others in its key."""
+    """The parts of a request's key that tell it from others."""
     marks: list[bytes | str] = [np.asarray(part, np.int32).tobytes() for part in request]
     return marks if front is None else [*marks, front.identity]
 

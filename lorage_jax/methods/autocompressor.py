@@ -8,6 +8,7 @@ v and o, which is on in both passes; the gradient flows through both.
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,14 +118,14 @@ class Compressor(Method, Trainable):
         return "edge"
 
     @classmethod
+    @abstractmethod
     def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
-        """What stands in front of questions in training: `prefix` or `past` of `chunk_nll`."""
-        raise NotImplementedError
+        """The front of questions in training: `prefix` or `past` of `chunk_nll`."""
 
     @classmethod
+    @abstractmethod
     def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
-        """The same in use: of the vectors' keys and values, and their states."""
-        raise NotImplementedError
+        """The front of questions in use, from the vectors' keys and values, and their states."""
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Reads each distinct prompt once. Raises DataError if one does not fit the context."""
@@ -250,7 +251,7 @@ def leaves(settings: CompressorSettings, edge: ModelConfig) -> dict[str, Any]:
 
 
 def _repeated(front: dict[str, Any], each: int) -> dict[str, Any]:
-    """What stands in front of each prompt's questions, once for each of them."""
+    """Each prompt's front, repeated for each of its questions."""
 
     def repeat(x: Array) -> Array:
         axis = 1 if x.ndim == 5 else 0  # keys and values have their layers in front

@@ -200,7 +200,7 @@ def states_of(
     tokens: Int[Array, "P S"],
     mask: Bool[Array, "P S"],
 ) -> Float[Array, "P L D"]:
-    """What takes the place of the meta tokens' states: the prompt's vector plus the layer's."""
+    """The router's inputs, in the place of meta tokens' states: prompt's plus layer's vector."""
     if reader == "bag":
         one = bag(table, tokens, mask)
     else:

@@ -103,7 +103,7 @@ def measured(
 
 
 def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSample]:
-    """What every method is asked; `limit` keeps the first prompts of each split."""
+    """The questions to every method; `limit` keeps the first prompts of each split."""
     asked = config.questions
     drawn = draw_world(asked.prompts, asked.queries, asked.seed, families=asked.families)
     if limit is None:

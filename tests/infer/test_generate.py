@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lorage_jax.buckets import left_pad
-from lorage_jax.config import GeneratorConfig, MeshConfig
+from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.merge import merge
@@ -19,15 +19,13 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
 from lorage_jax.infer.forward import forward
 from lorage_jax.infer.generate import generate, generate_tokens
-from lorage_jax.infer.place import place
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.sharding import Layout, make_mesh
+from tests.infer.rows import PROMPTS, with_eos
 from tests.tiny import FAMILIES, make_tiny
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
-PROMPTS = [[1, 70, 101, 44, 9], [1, 33], [1, *range(40, 62)]]  # the last reaches past the window
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -39,23 +37,10 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    make_tiny("llama", folder)
-    return load_model(folder)
-
-
-@pytest.fixture(scope="module")
 def stories():
     if not STORIES.is_dir():
         pytest.skip("the trained model ../shared/models/stories260K is not here")
     return load_model(STORIES)
-
-
-def with_eos(model, *ids):
-    """The same model, ended by `ids` only (filled up to three: one shape, one program)."""
-    ids = (*ids, 9998, 9999, 10000)[:3]
-    return model.replace(config=dataclasses.replace(model.config, eos_ids=ids), tokenizer=None)
 
 
 def torch_greedy(torch_model, rows, steps):
@@ -268,51 +253,6 @@ def test_rows_with_gates_of_their_own(model, combine):
     assert chunked == batch
 
 
-def test_calls_within_a_bucket_share_a_program(model):
-    model = with_eos(model)
-    rows = [[1, 7, 9, 11, 13], [1, 8], [1, 9], [1, 10, 12], [1, 3]]  # a batch size of its own
-
-    def run(length, steps, **more):
-        more = {"sampling": Sampling(), **more}
-        longer = [row + [20] * (length - len(row)) for row in rows]
-        return generate_tokens(model, longer, max_new_tokens=steps, **more)
-
-    before = module.compiled_start._cache_size()
-    run(5, 17)
-    run(16, 24)
-    run(9, 20, sampling=Sampling(0.7, 5, 0.9, 4))
-    run(9, 20, watch=lambda rows, ended: ended)
-    assert module.compiled_start._cache_size() == before + 1
-    run(17, 24)
-    assert module.compiled_start._cache_size() == before + 2
-    before = module.compiled_continue._cache_size()
-    watch = lambda rows, ended: ended  # noqa: E731
-    run(17, 24, watch=watch)
-    once = module.compiled_continue._cache_size()
-    assert once <= before + 1
-    run(20, 22, watch=watch, sampling=Sampling(0.7))
-    assert module.compiled_continue._cache_size() == once
-
-
-def test_the_cache_is_donated(model):
-    seen = []
-    real = module.compiled_continue
-
-    def spy(config, params, cache, *rest):
-        out = real(config, params, cache, *rest)
-        seen.append(cache.k.is_deleted() and cache.v.is_deleted())
-        return out
-
-    module.compiled_continue = spy
-    try:
-        generate_tokens(
-            with_eos(model), PROMPTS, max_new_tokens=24, watch=lambda rows, ended: ended
-        )
-    finally:
-        module.compiled_continue = real
-    assert seen and all(seen)
-
-
 def test_bfloat16(tmp_path):
     make_tiny("gemma2", tmp_path)
     model = with_eos(load_model(tmp_path, "bfloat16"))
@@ -320,41 +260,6 @@ def test_bfloat16(tmp_path):
     assert [len(row) for row in first] == [18] * 3
     watched = generate_tokens(model, PROMPTS, max_new_tokens=18, watch=lambda rows, ended: ended)
     assert watched == first
-
-
-def test_sharded_weights(tmp_path, model):
-    if len(jax.devices()) < 4:
-        pytest.skip("needs 4 devices: jax_num_cpu_devices or XLA_FLAGS, see tests/conftest.py")
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
-    sharded = with_eos(load_model(model.source, layout=Layout(mesh)))
-    assert len(sharded.params["layers"]["gate"].sharding.device_set) == 4
-    expected = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=20)
-    assert generate_tokens(sharded, PROMPTS, max_new_tokens=20) == expected
-    watch = lambda rows, ended: ended  # noqa: E731
-    assert generate_tokens(sharded, PROMPTS, max_new_tokens=20, watch=watch) == expected
-    before = module.compiled_start._cache_size(), module.compiled_continue._cache_size()
-    assert generate_tokens(sharded, PROMPTS, max_new_tokens=20, watch=watch) == expected
-    assert (module.compiled_start._cache_size(), module.compiled_continue._cache_size()) == before
-
-
-def test_rows_are_spread_over_devices_that_hold_the_whole_model(model, monkeypatch):
-    """Nothing moves between them; three rows are filled up to eight."""
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices: jax_num_cpu_devices or XLA_FLAGS, see tests/conftest.py")
-    seen, real = [], module.compiled_start
-
-    def watched(*args):
-        seen.append((args, real(*args)))
-        return seen[-1][1]
-
-    expected = generate_tokens(with_eos(model), PROMPTS, max_new_tokens=10)
-    monkeypatch.setattr(module, "compiled_start", watched)
-    assert generate_tokens(place(with_eos(model)), PROMPTS, max_new_tokens=10) == expected
-    ((args, (cache, progress)),) = seen
-    assert progress.tokens.shape[0] == cache.k.shape[1] == 8
-    assert {shard.data.shape[1] for shard in cache.k.addressable_shards} == {1}
-    text = real.lower(*args).compile().as_text()
-    assert "all-gather" not in text and "all-to-all" not in text
 
 
 def test_errors(model):
@@ -407,17 +312,3 @@ def test_the_repetition_penalty_is_that_of_transformers(pair):
         assert watched == wanted
     with pytest.raises(ConfigError, match="repetition_penalty is 0"):
         Sampling(repetition_penalty=0)
-
-
-def test_prompts_are_padded_by_at_most_a_quarter(model, monkeypatch):
-    lengths = []
-
-    def stop(rows, length):
-        lengths.append(length)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "left_pad", stop)
-    for count in (33, 41, 49, 57, 64):
-        with pytest.raises(KeyboardInterrupt):
-            generate_tokens(model, [[7] * count], max_new_tokens=4)
-    assert lengths == [40, 48, 56, 64, 64]

@@ -1,7 +1,5 @@
-"""Generated tool calls: the format, the right output of every list, splits, the blind ceiling."""
+"""Generated tool calls: the format, the right output of every list, splits."""
 
-import functools
-import math
 import re
 from collections import Counter, defaultdict
 from random import Random
@@ -9,7 +7,7 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from lorage_jax.data.gpt4tools import THOUGHT, to_tool_records
+from lorage_jax.data.gpt4tools import to_tool_records
 from lorage_jax.data.records import to_record
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, edge_target
 from lorage_jax.data.tokenizer import train_tokenizer
@@ -17,22 +15,18 @@ from lorage_jax.errors import DataError
 from lorage_jax.evaluate.gpt4tools import score
 from lorage_jax.world.tools import (
     DIALECTS,
-    LACKING,
     SPLITS,
-    _tools,
     blind_ceiling,
     draw,
     draw_prompt,
     library,
     to_prompt_records,
 )
-from lorage_jax.world.tools_texts import CHATS, MISSING, OBJECTS, VERBS
+from lorage_jax.world.tools_texts import MISSING, OBJECTS, VERBS
+from tests.world.tool_texts import listed, read, solve, style
 
 N = 600
-MANY = 3000
-VERB_OF = {word.lower(): verb for verb in VERBS for word in verb.words}
-LINE = re.compile(r"^> (?P<name>.+): (?P<does>.+\.) (?P<how>.+)\.$", re.MULTILINE)
-FORM = re.compile(r"\S*name\.png(, \w+)?\]?")
+WORDINGS = 1000
 
 
 @pytest.fixture(scope="module", params=SPLITS)
@@ -43,93 +37,6 @@ def split(request):
 @pytest.fixture(scope="module")
 def records(split):
     return to_tool_records(draw(split, N, seed=3))
-
-
-def parts_of(name: str):
-    """(verb, object) of a tool name in any dialect.
-
-    This and the next functions read the texts, independently of the generator.
-    """
-    words = re.split(r"[ _.]", name.lower())
-    assert len(words) == 2, name
-    (what,) = set(words) & set(OBJECTS)
-    words.remove(what)
-    return VERB_OF[words[0]], what
-
-
-def listed(static: str):
-    """{(verb, object): (name, form of the input)}, as the tool list has it."""
-    lines = LINE.findall(static)
-    found = {parts_of(name): (name, FORM.search(how)[0]) for name, _, how in lines}
-    assert len(found) == len(lines)
-    return found
-
-
-def _request(verb, asked: str):
-    pattern = re.escape(asked).replace(r"\{o\}", rf"(?P<o>{'|'.join(OBJECTS)})")
-    pattern = pattern.replace(r"\{x\}", f"(?P<x>{'|'.join(verb.extras)})")
-    return re.compile(pattern, re.IGNORECASE)
-
-
-REQUESTS = [(verb, _request(verb, asked)) for verb in VERBS for asked in verb.asks]
-
-
-@functools.cache
-def wants(ask: str):
-    """(verb, object, extra) behind one request, read back from its wording."""
-    found = {
-        (verb, match["o"], match.groupdict().get("x", ""))
-        for verb, pattern in REQUESTS
-        if (match := pattern.fullmatch(ask))
-    }
-    assert len(found) == 1, ask
-    return found.pop()
-
-
-def read(dynamic: str):
-    """The request for the next step: (kind, (verb, object, extra), file)."""
-    turn, mark, trace = dynamic.partition(THOUGHT)
-    ask = turn.split("New input: ")[1].strip()
-    if ask in dict(CHATS):
-        return "chat", None, None
-    first, file, then = re.fullmatch(r"(.+) in (\w+\.png)(?:, then (.+))?\.", ask).groups()
-    if not mark:
-        assert then is None
-        return "request", wants(first), file
-    seen = trace.split("Observation: ")[1].strip()
-    if then is None:
-        return "done", None, seen
-    return "next", wants(then), seen if seen.endswith(".png") else file
-
-
-def solve(static: str, dynamic: str) -> str:
-    """The right output, derived from the texts alone."""
-    kind, want, file = read(dynamic)
-    no = f"{THOUGHT} No\nAI: {{}}\n"
-    if kind == "chat":
-        return no.format(dict(CHATS)[dynamic.split("New input: ")[1].strip()])
-    if kind == "done":
-        return no.format(f"The result is {file}.")
-    verb, what, extra = want
-    if (verb, what) not in listed(static):
-        return no.format(MISSING)
-    name, form = listed(static)[verb, what]
-    given = form.replace("name.png", file)
-    given = given.replace(f", {verb.extra}", f", {extra}") if extra else given
-    return f"{THOUGHT} Yes\nAction: {name}\nAction Input: {given}\nObservation:\n"
-
-
-def style(text: str):
-    """The dialect of a call: its word, the pattern of its name and of its input."""
-    match = re.search(r"Action: (.+)\nAction Input: (.+)\n", text)
-    if match is None:
-        return "none" if MISSING in text else "reply"
-    name, given = match.groups()
-    verb, what = parts_of(name)
-    word = next(w for w in verb.words if w.lower() in re.split(r"[ _.]", name.lower()))
-    looks = name.replace(word, "V").replace(word.lower(), "v")
-    looks = looks.replace(what.capitalize(), "O").replace(what, "o")
-    return verb.words.index(word), looks, re.sub(r"\w+\.png(, \w+)?", "*", given)
 
 
 def tokenizer_of(rows):
@@ -241,7 +148,7 @@ def test_most_refusals_are_near_misses(records):
 def test_the_other_wordings_are_other_sentences_of_the_same_words():
     def lines(split):
         """Lines of the system prompts, without the dialect's parts and with objects left open."""
-        texts = [draw_prompt(split, Random(i)).system for i in range(MANY // 3)]
+        texts = [draw_prompt(split, Random(i)).system for i in range(WORDINGS)]
         places = r"(?<=one of )\[.+\]|(?<=> )[^:]+(?=:)|\S*name\.png(, \w+)?\]?"
         rows = [re.sub(places, "", text) for text in texts]
         return "\n".join(re.sub("|".join(OBJECTS), "THEM", row) for row in rows)
@@ -316,91 +223,3 @@ def test_most_of_it_can_leave_the_edge(request, split, name, least):
     if name == "own":
         assert 240 < tokens(row["system"] for row in rows) < 320
         assert 22 < tokens(edge_prompt(row["user"]) for row in rows) < 29
-
-
-@pytest.fixture(scope="module")
-def blind(split):
-    """(what a blind answerer sees, the right output) of turns under as many prompts.
-
-    Seen is (kind, the next step's verb and object, those of the step before, its dialect).
-    """
-    rng, found = Random(f"blind/{split}"), []
-    for _ in range(MANY):
-        user, target = draw_prompt(split, rng).draw(rng)
-        kind, want, _ = read(user)
-        before = re.search("Action: (.+)", user)
-        what = want and want[:2]
-        seen = (kind, what, before and parts_of(before[1]), before and style(user))
-        found.append((seen, style(target)))
-    return found
-
-
-def right_blindly(turns, view):
-    """Share of right answers of the best constant per `view`, found on the first half."""
-    half = len(turns) // 2
-    counts = defaultdict(Counter)
-    for seen, right in turns[:half]:
-        counts[view(seen)][right] += 1
-    best = {key: count.most_common(1)[0][0] for key, count in counts.items()}
-    return sum(best.get(view(seen)) == right for seen, right in turns[half:]) / (len(turns) - half)
-
-
-VIEWS = {
-    "kind": lambda seen: seen[0],
-    "kind and dialect": lambda seen: (seen[0], seen[3]),
-    "verb": lambda seen: (seen[0], seen[1] and seen[1][0], seen[3]),
-    "object": lambda seen: (seen[0], seen[1] and seen[1][1], seen[3]),
-    "tool": lambda seen: (seen[0], seen[1], seen[3]),
-    "everything": lambda seen: seen,
-}
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_no_blind_answerer_is_above_the_ceiling(blind, split, view):
-    ceiling = blind_ceiling(split)
-    error = math.sqrt(ceiling * (1 - ceiling) / (MANY / 2))
-    assert right_blindly(blind, VIEWS[view]) < ceiling + 3 * error
-
-
-def test_the_ceiling_is_reached(blind, split):
-    """By refusing every request and continuing in the dialect of a trace."""
-
-    def guess(seen):
-        return {"request": "none", "next": seen[3]}.get(seen[0], "reply")
-
-    share = sum(guess(seen) == right for seen, right in blind) / MANY
-    ceiling = blind_ceiling(split)
-    assert abs(share - ceiling) < 3 * math.sqrt(ceiling * (1 - ceiling) / MANY)
-    assert ceiling == pytest.approx(0.8 * 0.25 + 0.1 + 0.05 + 0.05 * 0.75)
-
-
-def test_what_is_asked_does_not_tell_whether_it_is_served(blind):
-    """By verb, object and both; for second steps, by what they share with the first."""
-    asked = [(seen, right == "none") for seen, right in blind if seen[0] in ("request", "next")]
-    groups = defaultdict(list)
-    for (kind, what, before, _), missing in asked:
-        for key in ("all", ("verb", what[0]), ("object", what[1])):
-            groups[key].append(missing)
-        if kind == "next":
-            groups[what[0] is before[0], what[1] == before[1]].append(missing)
-    for key, group in groups.items():
-        error = math.sqrt(0.25 * 0.75 / len(group))
-        assert abs(sum(group) / len(group) - 0.25) < 4 * error, key
-    pairs = defaultdict(list)  # too few each for that, but not together
-    for (_, what, _, _), missing in asked:
-        pairs[what].append(missing)
-    squares = [(sum(g) / len(g) - 0.25) ** 2 * len(g) / (0.25 * 0.75) for g in pairs.values()]
-    assert sum(squares) / len(squares) < 1 + 4 * math.sqrt(2 / len(squares))
-
-
-def test_what_is_lacking_is_as_near_to_a_tool_as_the_other_tools(split):
-    rng, shares = Random(0), Counter()
-    for _ in range(MANY):
-        tools, lacking = _tools(split, rng)
-        assert len(lacking) == LACKING and not set(tools) & set(lacking)
-        for name, other in (("tool", tools[1]), ("lacking", lacking[0]), ("last", lacking[-1])):
-            alike = other.verb is tools[0].verb, other.object == tools[0].object
-            shares[name, alike] += 1 / MANY
-    for name, alike in shares:
-        share = shares["tool", alike]
-        assert abs(shares[name, alike] - share) < 4 * math.sqrt(2 * share * (1 - share) / MANY)
