@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lorage_jax.aot.programs import Setting, model_macs, programs
+from lorage_jax.aot.programs import Setting, decode_program, model_macs, programs
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -18,6 +18,7 @@ from lorage_jax.config import (
 from lorage_jax.data.batches import Encoder, TokenGroup
 from lorage_jax.data.templates import Conversation
 from lorage_jax.hf.family import family_decoder
+from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.step import device_batch, longest_batch, micro_sharding
 from tests.data.conftest import cloud, edge  # noqa: F401  fixtures
@@ -78,6 +79,21 @@ def test_decoding_counts_a_token_of_every_device():
     cache = 48 + 64  # the longest query, new tokens
     weights = 2 * 32 * (32 + 16) + 3 * 32 * 48
     assert three - two == 8 * (weights + 2 * cache * 32)
+
+
+@pytest.mark.parametrize(("chip", "whole"), [(2.0, True), (1.9, False)])
+def test_decoding_moves_no_weights(chip, whole):
+    """An edge of at most half a chip is whole on each, with a row per chip; a larger one split."""
+    made = setting()
+    size = 2 * parameter_count(made.edge)  # bfloat16
+    made = dataclasses.replace(made, chip_bytes=chip * size)
+    params, cache, *_ = decode_program(made).arguments
+    gate, tokens = params["layers"]["gate"], cache.k
+    assert gate.sharding.is_fully_replicated is whole
+    assert params["embed"].sharding.is_fully_replicated is (whole or 97 % 8 != 0)
+    rows = tokens.sharding.shard_shape(tokens.shape)[1]
+    assert (rows, tokens.shape[1]) == ((1, 8) if whole else (8, 8))
+    assert gate.sharding.shard_shape(gate.shape)[2] == (48 if whole else 48 // 8)
 
 
 def test_remat_computes_a_layer_again():
