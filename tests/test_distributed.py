@@ -93,3 +93,12 @@ def test_a_session_that_used_jax_is_alone(monkeypatch):
     assert not distributed.jax.distributed.is_initialized()
     with pytest.raises(ConfigError, match=r"process 1 of 2 at localhost:1 could not join.*before"):
         distributed.initialise("localhost:1", 2, 1)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_prints(monkeypatch, capsys, main):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    with distributed.only_main_prints():
+        print("inside")
+    print("behind")
+    assert capsys.readouterr().out.split() == ["inside"] * main + ["behind"]

@@ -143,6 +143,20 @@ def test_what_the_cast_loses_is_reported(world, specialize, tmp_path, capfd, ref
     assert lorage(*specialize(out=tmp_path / "card", strict=True, save="card")) == 0
 
 
+def test_a_merge_that_is_not_the_adapter_is_an_error(specialize, refuse, monkeypatch):
+    """In float32, merged logits must be the unmerged ones; in a narrower dtype, rounding counts."""
+    real = deploying.merge_with_report
+
+    def wrong(*args, **options):
+        special, report = real(*args, **options)
+        layers = special.params["layers"] | {"up": special.params["layers"]["up"] * 1.1}
+        return special.replace(params=special.params | {"layers": layers}), report
+
+    monkeypatch.setattr(deploying, "merge_with_report", wrong)
+    refuse(*specialize(), says="the logits of the merged stage differ from the unmerged ones")
+    assert lorage(*specialize(dtype="bfloat16", save="card")) == 0
+
+
 def test_stochastic_rounding_by_seed(world, specialize, tmp_path):
     name, found = "model.layers.1.mlp.gate_proj.weight", []
     for seed in (3, 3, 4):

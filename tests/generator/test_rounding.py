@@ -8,7 +8,7 @@ import torch
 
 from lorage_jax.config import MeshConfig
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.generator.merge import merge, merge_with_report
+from lorage_jax.generator.merge import Cast, merge, merge_with_report
 from lorage_jax.generator.rounding import choose_rounding, round_to
 from lorage_jax.hf.load import load_model
 from lorage_jax.sharding import Layout, ShardingRules, make_mesh
@@ -75,6 +75,13 @@ def test_a_seed_gives_the_same_weights_on_any_devices(world, dtype):
             np.testing.assert_array_equal(value, first[name])
     other = ffn(merge(edge, gen.pool, card, rounding="stochastic", seed=6))
     assert all(np.any(other[name] != first[name]) for name in first)
+
+
+def test_every_layer_of_every_projection_draws_by_itself():
+    weights = {name: jnp.zeros((3, 2, 2), jnp.bfloat16) for name in ("gate", "up", "down")}
+    keys = Cast(rounding="stochastic", seed=1).keys(weights)
+    drawn = [tuple(key) for one in keys.values() for key in jax.random.key_data(one).tolist()]
+    assert len(set(drawn)) == 9
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

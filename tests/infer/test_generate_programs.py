@@ -89,6 +89,14 @@ def test_rows_are_spread_over_devices_that_hold_the_whole_model(model, monkeypat
     ((args, (cache, progress)),) = seen
     assert progress.tokens.shape[0] == cache.k.shape[1] == 8
     assert {shard.data.shape[1] for shard in cache.k.addressable_shards} == {1}
+    ended = []
+
+    def watch(outputs, _):
+        ended.append(len(outputs[0]))
+        return [True] * len(outputs)
+
+    generate_tokens(place(with_eos(model)), PROMPTS, max_new_tokens=24, watch=watch)
+    assert len(ended) == 1  # rows that fill up the batch do not keep it going
     text = real.lower(*args).compile().as_text()
     assert "all-gather" not in text and "all-to-all" not in text
 

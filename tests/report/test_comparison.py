@@ -1,10 +1,15 @@
 """The table of a comparison: means over seeds, gaps on the same prompts, derived properties."""
 
+import dataclasses
+
 import pytest
 
+from lorage_jax import nano
 from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.report.comparison import to_markdown
+from lorage_jax.report.page import DASH
+from lorage_jax.world import compare
 from lorage_jax.world.compare import combined, parts
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
@@ -68,9 +73,30 @@ def test_properties_are_derived(result):
     assert methods["lora_gen"]["bigger_model"] and not methods["lora"]["bigger_model"]
     assert [one["seeds"] for one in methods.values()] == [0, 2, 0, 1]
     text = to_markdown(result)
-    lines = [line for line in text.splitlines() if "in_context |" in line]
-    assert "| no |" in lines[-1]
-    assert "| **lora_gen** | yes | yes | yes |" in text.replace("**yes**", "yes")
+    shown = {
+        line.split("|")[1].strip(): [cell.strip(" *") for cell in line.split("|")[2:5]]
+        for line in text.partition("knowledge of a bigger model")[2].splitlines()
+        if line.count("|") > 5
+    }
+    assert shown["in_context"] == ["no", DASH, "no"]
+    assert shown["**lora_gen**"] == ["yes", "yes", "yes"]
+    assert shown["lora"] == ["yes", "yes", "no"]
+
+
+def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(compare, "_figures", lambda *_: said.append(1) or {"x": 1})
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), out=str(tmp_path)
+    )
+    config = dataclasses.replace(CONFIG, base=base)
+    _, part = parts(config, ["lora"], 1)
+    assert compare.measured(config, part, 3) == compare.measured(config, part, 3) == {"x": 1}
+    assert len(said) == 1
+    assert compare.measured(config, part) == {"x": 1} and len(said) == 2
+    other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
+    with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):
+        compare.measured(other, parts(other, ["lora"], 1)[1], 3)
 
 
 def test_parts_of_a_comparison():
