@@ -1,5 +1,6 @@
 """Setup of all tests: eight CPU devices, run-time shape checks, tiny models made once."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -64,6 +65,26 @@ libtpu.keep_quiet()  # its warnings would mix with the messages that tests read
 
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# Each compiled program holds memory maps, of which a process may have 65,530 on Linux; beyond that,
+# XLA crashes. A worker that runs a thousand tests would get there.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+
+
+FINISHED = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_maps():
+    """After every eighth test, forgets all compiled programs if they hold too many maps."""
+    yield
+    if next(FINISHED) % 8 == 0 and MAPS.exists():
+        with MAPS.open("rb") as maps:
+            count = sum(1 for _ in maps)
+        if count > MOST_MAPS:
+            jax.clear_caches()
+
 
 # `pytest -m fast`: folders and files whose tests take two minutes together on two cores. They
 # compile little; nothing is trained and no other process is started, but for a few short ones.
