@@ -30,6 +30,7 @@ from lorage_jax.world import prompts as world_prompts
 PARTS = {"prompt.txt", "card.json", "adapter", "merged", "report.json", "gates.png", "lorage.json"}
 TIMED = {"bare", "in_context", "lora_gen"}
 ARMS = {*TIMED, "shuffled"}
+FEW = 6  # questions, where their number does not matter
 KNOWN = "Reverse the words. Put a comma between words."
 
 
@@ -152,8 +153,9 @@ def test_the_merged_folder_answers(made):
     assert np.mean(weight == weight.astype(ml_dtypes.bfloat16)) < 0.1
 
 
-def test_a_prompt_of_the_users_own(tmp_path, capfd):
+def test_a_prompt_of_the_users_own(tmp_path, capfd, monkeypatch):
     """If the built-in world knows it, answers are scored; otherwise they are only shown."""
+    monkeypatch.setattr(quickstart, "QUESTIONS", FEW)
     report = run(tmp_path / "known", "--prompt", KNOWN)
     assert (report["prompt"], report["task"]) == (KNOWN, "reverse/plain/comma")
     assert report["exact_match"]["lora_gen"] > report["exact_match"]["bare"]
@@ -172,7 +174,7 @@ def test_the_control_is_another_task():
         assert all(other.answer(user) != target for user, target in questions)
 
 
-def test_a_prompt_of_tools(tmp_path, capsys):
+def test_a_prompt_of_tools(tmp_path, capsys, monkeypatch):
     """Its calls follow the prompt's dialect only; the control's follow another."""
     report = run(tmp_path / "tools", "--family", "tools", "--seed", "2")
     task, shown = world_prompts.find(report["prompt"]), capsys.readouterr().out
@@ -186,6 +188,7 @@ def test_a_prompt_of_tools(tmp_path, capsys):
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
     assert f"best guess without the prompt{'9.3':>28}" in shown
+    monkeypatch.setattr(quickstart, "QUESTIONS", FEW)
     again = run(tmp_path / "again", "--prompt", report["prompt"])
     assert again["task"] == report["task"] and again["exact_match"]["lora_gen"] > 0.6
 
@@ -202,6 +205,7 @@ def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
 
 def test_training_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "TRAIN_STEPS", 3)
+    monkeypatch.setattr(quickstart, "QUESTIONS", FEW)
     report = run(tmp_path / "made", "--train")
     assert set(report["generator_loss"]) == {"first", "last"}
     folder = tmp_path / "made" / "training" / "generator"
