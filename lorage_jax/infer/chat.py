@@ -18,7 +18,7 @@ from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates
 from lorage_jax.infer.generate import continue_rows
 from lorage_jax.infer.sample import Sampling, sampling_of
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 
 DEFAULT_TOKENS = 128  # of an answer, where the context has room for them
@@ -38,7 +38,7 @@ def chat(
     seed: int | None = None,
     stop: str | Sequence[str] | None = (),
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
     stream: Callable[[int, str], Any] | None = None,
 ) -> str | list[str]:
     """Answers a user, in the turns of the model's template.

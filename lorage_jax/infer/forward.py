@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.models import model as models
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 
 
@@ -20,7 +20,7 @@ def forward(
     tokens: Any,
     attention_mask: Any = None,
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
 ) -> Float[Array, "B T V"]:
     """Computes float32 logits at every token.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator.card import Card
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.model import Model
 
 # RowGates: the gates of one system prompt, [L, E]. Gates: one set for all rows, a sequence with one
@@ -21,20 +21,26 @@ Gates: TypeAlias = RowGates | Sequence[RowGates]
 
 
 def row_gates(
-    model: Model, gates: Gates | None, pool: Pool | None, rows: int
-) -> tuple[Pool | None, Float[Array, "B L E"] | None]:
+    model: Model, gates: Gates | None, pool: Experts | None, rows: int
+) -> tuple[Experts | None, Float[Array, "B L E"] | None]:
     """Returns the pool and the float32 gates of `rows` rows, or (None, None) without gates.
 
-    `pool` defaults to the pool that the first card carries. Raises ConfigError for gates without a
+    `pool` defaults to the pool that the first card carries. Experts with routers of their own need
+    no gates, and may be beside any model. Raises ConfigError for gates without a
     pool or with the wrong shape, and WeightsError for a model that already has an adapter merged or
     for a card made by another generator or for another edge.
     """
+    if isinstance(pool, Routed):
+        if gates is not None:
+            raise ConfigError("gates were given for experts that routers choose; leave them out.")
+        return pool, None
     if gates is None:
         return None, None
     cards = gates if isinstance(gates, Sequence) else [gates]
-    if pool is None and cards:
-        pool = getattr(cards[0], "pool", None)
-    if pool is None:
+    experts: Pool | None = pool
+    if experts is None and cards:
+        experts = getattr(cards[0], "pool", None)
+    if experts is None:
         raise ConfigError(
             "gates were given without the experts that they weigh; pass the generator's pool "
             "(pool=gen.pool), or merge first: lg.merge(edge, gen.pool, card)."
@@ -43,19 +49,19 @@ def row_gates(
         raise WeightsError("this model already has an adapter merged; use the base edge model.")
     for card in cards:
         if isinstance(card, Card):
-            card.check(model, pool)
+            card.check(model, experts)
     if isinstance(gates, Sequence):
         array = jnp.stack([_array(one) for one in gates])
     else:
         array = _array(gates)
     if array.ndim == 2:
         array = jnp.broadcast_to(array, (rows, *array.shape))
-    want = (rows, model.config.layers, pool.count)
+    want = (rows, model.config.layers, experts.count)
     if array.shape != want:
         raise ConfigError(
             f"gates have shape {array.shape}; expected {want} (rows, layers, experts)."
         )
-    return pool, array
+    return experts, array
 
 
 def _array(gates: RowGates) -> Array:

@@ -32,7 +32,7 @@ from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Cache, new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 
 # A text, token ids (also as `tokenizer(text)` returns them), or the messages of a chat.
@@ -69,7 +69,7 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] | None = (),
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
     stream: Callable[[int, str], Any] | None = None,
 ) -> str | list[str] | list[int] | list[list[int]]:
     """Generates the continuation of one prompt or of several, without the prompt itself.
@@ -123,7 +123,7 @@ def continue_rows(
     sampling: Sampling | None = None,
     stop: str | Sequence[str] | None = (),
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
     stream: Callable[[int, str], Any] | None = None,
     ends: Iterable[int] = (),
 ) -> list[str]:
@@ -154,7 +154,7 @@ def generate_tokens(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
     prefixes: Sequence[Prefix] | None = None,
     watch: Watch | None = None,
     ends: Iterable[int] = (),
@@ -255,7 +255,7 @@ def _decode(
     cache: Cache,
     progress: Progress,
     controls: dict[str, Any],
-    pool: Pool | None,
+    pool: Experts | None,
     gates: Array | None,
     limit: Int[Array, ""],
 ) -> tuple[Cache, Progress]:
@@ -280,7 +280,7 @@ def _next_logits(
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | None,
     cache: Cache,
-    pool: Pool | None,
+    pool: Experts | None,
     gates: Array | None,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Returns the logits after the last token, and the cache with the new keys and values."""

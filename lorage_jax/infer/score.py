@@ -31,7 +31,7 @@ from lorage_jax.infer.prefixes import Prefix, past_of
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Past, new_cache
 from lorage_jax.models.decoder import Branches, Decoder, head_logits
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.sharding import ShardingRules
@@ -76,7 +76,7 @@ def score(
     requests: Sequence[Request],
     *,
     gates: Gates | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
     prefixes: Sequence[Prefix] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
@@ -172,7 +172,7 @@ def fit(
     return kept[:-asked], kept[-asked:], len(kept) < len(whole)
 
 
-def identity(model: Model, pool: Pool | None = None) -> str:
+def identity(model: Model, pool: Experts | None = None) -> str:
     """A hash of all that determines a model's answers to given inputs.
 
     It covers the weights, with what was merged into them, config, dtype and experts.
@@ -267,7 +267,7 @@ class _Runner:
     def __init__(
         self,
         model: Model,
-        pool: Pool | None,
+        pool: Experts | None,
         gates: np.ndarray | None,
         batch_tokens: int,
         prefixed: bool = False,

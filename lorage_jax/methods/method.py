@@ -41,13 +41,14 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import Card
 from lorage_jax.infer.place import place_beside
 from lorage_jax.infer.prefixes import Prefix
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 
 _REGISTRY: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_REGISTRY)  # complete after `discover()`
 
 M = TypeVar("M", bound="type[Method]")
+E = TypeVar("E", bound=Experts)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Placement:
 
     model: Model
     cards: Sequence[Card] | None = None
-    pool: Pool | None = None
+    pool: Experts | None = None
     prefixes: Sequence[Prefix] | None = None
 
     def prefix_rows(self, rows: int) -> list[Prefix] | None:
@@ -167,8 +168,8 @@ def shared(rows: Sequence[Conditioning]) -> bool:
     return all(row is rows[0] for row in rows)
 
 
-def beside(pool: Pool, edge: Model) -> Pool:
-    """Replicates the pool over the devices of `edge`."""
+def beside(pool: E, edge: Model) -> E:
+    """Replicates experts over the devices of `edge`."""
     if isinstance(edge.params["embed"].sharding, NamedSharding):
         return place_beside(pool, edge)
     return pool

@@ -19,7 +19,7 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.bits import TABLE, restored
 from lorage_jax.models.cache import Cache
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.layer import Context, Layer, LayerInputs, norm_of
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout
@@ -59,12 +59,15 @@ class Output(flax.struct.PyTreeNode):
         hidden: states after the final norm.
         layers: each layer's output at the last n = `collect` slots, before the final norm; None
             with `collect=0`.
+        routing: with `routing`, the sums [L, B, E] over the real slots of each row, by router:
+            `probability`, and how often an expert was `kept`.
     """
 
     logits: Float[Array, "B N V"] | None
     cache: Cache | None
     hidden: Float[Array, "B N D"]
     layers: Float[Array, "L B n D"] | None
+    routing: dict[str, dict[str, Float[Array, "L B E"]]] | None = None
 
 
 class Decoder(nn.Module):
@@ -95,7 +98,7 @@ class Decoder(nn.Module):
         mask: Bool[Array | np.ndarray, "B S"] | None = None,
         *,
         gates: Float[Array, "B *T L E"] | None = None,
-        pool: Pool | None = None,
+        pool: Experts | None = None,
         adapters: dict[str, dict[str, Array]] | None = None,
         adapter_scale: float = 0.0,
         prefix: Float[Array, "B P D"] | None = None,
@@ -106,6 +109,7 @@ class Decoder(nn.Module):
         last: bool = False,
         head: bool = True,
         collect: int = 0,
+        routing: bool = False,
     ) -> Output:
         """Runs the model over P prefix vectors, S tokens and M suffix vectors per row.
 
@@ -115,7 +119,7 @@ class Decoder(nn.Module):
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
             gates: weights of the pool's experts, [B, L, E], or [B, T, L, E] without a prefix.
-            pool: the experts that `gates` combines.
+            pool: the experts that `gates` combines, or experts with routers, and without gates.
             adapters: LoRA factors `a` [L, *in, R] and `b` [L, R, *out] by the names of the linear
                 layers' leaves; with a `magnitude` [L, *out], a DoRA. Not for those of the pool.
             adapter_scale: factor on the adapters' updates, alpha / R.
@@ -129,22 +133,26 @@ class Decoder(nn.Module):
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
+            routing: return the routers' sums; not with a cache.
         """
         embed = self._parameter("embed")
         x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
         lead = 0 if prefix is None else prefix.shape[1]
         context, cache, positions = self._context(x, mask, pool, cache, branches, lead)
         x = self._at_positions(x, positions)
+        if isinstance(pool, Routed):
+            adapters, adapter_scale = pool.adapters, pool.scale
         flash = self._flash(cache, branches, prefix, suffix)
-        layers = self._layers(pool, adapter_scale, collect, flash)
+        layers = self._layers(pool, adapter_scale, collect, flash, routing)
         inputs = self._layer_inputs(gates, pool, adapters)
         (x, cache), collected = layers((x, cache), context, inputs)
+        collected, sums = collected if routing else (collected, None)
         hidden = self._final_norm(_returned(x, lead, last, at))
         logits = None
         if head:
             weights = embed if self.config.tied_head else self._parameter("head")
             logits = _logits(self.config, hidden, weights)
-        return Output(logits, cache, hidden, collected)
+        return Output(logits, cache, hidden, collected, sums)
 
     def _parameter(self, name: str) -> Array:
         """A parameter outside the layers, by name."""
@@ -210,20 +218,22 @@ class Decoder(nn.Module):
         return branches.index is None and (suffix is None or not any(self.config.sliding))
 
     def _layer_inputs(
-        self, gates: Array | None, pool: Pool | None, adapters: dict[str, Any] | None
+        self, gates: Array | None, pool: Experts | None, adapters: dict[str, Any] | None
     ) -> LayerInputs:
         config = self.config
+        shared = isinstance(pool, Pool) and pool.scope == "shared"
         return LayerInputs(
             index=jnp.arange(config.layers),
             sliding=jnp.asarray(config.sliding),
             unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
-            experts=None if pool is None or pool.scope == "shared" else pool.experts,
+            experts=None if pool is None or shared else pool.experts,
             adapters=adapters,
+            routers=pool.routers if isinstance(pool, Routed) else None,
         )
 
     def _layers(
-        self, pool: Pool | None, adapter_scale: float, collect: int, flash: bool
+        self, pool: Experts | None, adapter_scale: float, collect: int, flash: bool, routing: bool
     ) -> nn.Module:
         """One scan over the stacked parameters of all layers."""
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
@@ -237,13 +247,15 @@ class Decoder(nn.Module):
         return scanned(
             self.config,
             self.dtype,
-            combine=pool.combine if pool is not None else "factors",
+            combine=pool.combine if isinstance(pool, Pool) else "factors",
             scale=pool.scale if pool is not None else 1.0,
             adapter_scale=adapter_scale,
             dropout=self.dropout,
             collect=collect,
             layout=self.layout,
             flash=flash,
+            top_k=pool.top_k if isinstance(pool, Routed) else None,
+            routing=routing,
             name="layers",
         )
 
@@ -251,7 +263,7 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B T"],
-        pool: Pool | None,
+        pool: Experts | None,
         cache: Cache | None,
         branches: Branches | None,
         lead: int,
@@ -294,7 +306,7 @@ class Decoder(nn.Module):
             mask=seen(None),
             window_mask=seen(config.window) if any(config.sliding) else None,
             slot=None if cache is None else jnp.asarray(start, jnp.int32),
-            experts=pool.experts if pool is not None and pool.scope == "shared" else None,
+            experts=pool.experts if isinstance(pool, Pool) and pool.scope == "shared" else None,
         )
         return context, cache, positions
 

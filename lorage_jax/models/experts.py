@@ -1,4 +1,4 @@
-"""The pool of LoRA experts as data: the decoder applies it, the generator trains it."""
+"""LoRA experts as data: a pool that gates combine, or experts that routers in the layers choose."""
 
 from __future__ import annotations
 
@@ -46,3 +46,30 @@ class Pool(flax.struct.PyTreeNode):
     @property
     def _one(self) -> Any:
         return next(iter(self.experts.values()))["a"]
+
+
+class Routed(flax.struct.PyTreeNode):
+    """LoRA experts of the FFN, which routers inside the layers weigh token by token.
+
+    It stands where a `Pool` does, and needs no gates.
+
+    Attributes:
+        experts: for each projection of the FFN, the factors `a` [L, E, in, R] and `b`
+            [L, E, R, out].
+        routers: with `top_k`, one router [L, D, E] called `ffn`, whose gates mix the outputs of
+            whole FFNs; otherwise one per projection, [L, in, E], which weighs its updates.
+        adapters: plain LoRA of other linear layers, as `Decoder` takes them; may be empty.
+        scale: alpha / R of all of them.
+        top_k: experts per token; None means all, by their probabilities.
+        generator: fingerprint of the trained parts; "" before they are trained.
+    """
+
+    experts: dict[str, Any]
+    routers: dict[str, Any]
+    adapters: dict[str, Any]
+    scale: float = flax.struct.field(pytree_node=False)
+    top_k: int | None = flax.struct.field(pytree_node=False, default=None)
+    generator: str = flax.struct.field(pytree_node=False, default="")
+
+
+Experts = Pool | Routed

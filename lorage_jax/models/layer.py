@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.flash import flash_attention
+from lorage_jax.models import routing
 from lorage_jax.models.bits import restored
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.leaves import layer_leaves
@@ -42,6 +43,7 @@ class LayerInputs(flax.struct.PyTreeNode):
     gates: Float[Array, "*L_B_T E"] | None = None
     experts: dict[str, Any] | None = None  # the pool's arrays, if every layer has its own
     adapters: dict[str, Any] | None = None
+    routers: dict[str, Any] | None = None  # of `Routed`, which then has the `experts`
 
 
 class Layer(nn.Module):
@@ -56,11 +58,13 @@ class Layer(nn.Module):
     collect: int  # number of last slots whose outputs the scan gathers
     layout: Layout | None
     flash: bool  # compute attention with the kernels of `flash.py`
+    top_k: int | None = None  # experts that a router of whole FFNs keeps per token
+    routing: bool = False  # gather the routers' sums
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Cache | None], context: Context, inputs: LayerInputs
-    ) -> tuple[tuple[Array, Cache | None], Array | None]:
+    ) -> tuple[tuple[Array, Cache | None], Any]:
         config = self.config
         w = {
             name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
@@ -81,10 +85,10 @@ class Layer(nn.Module):
 
         y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
         x = add(x, norm("attn_post_norm", y))
-        y = self._ffn(w, norm("ffn_norm", x), context, inputs)
+        y, sums = self._ffn(w, norm("ffn_norm", x), context, inputs)
         x = add(x, norm("ffn_post_norm", y))
         collected = x[:, x.shape[1] - self.collect :] if self.collect else None
-        return (x, cache), collected
+        return (x, cache), (collected, sums) if self.routing else collected
 
     def _attention(self, w, x, cache, context, inputs):
         config = self.config
@@ -161,12 +165,31 @@ class Layer(nn.Module):
         return jax.lax.cond(sliding, flash(config.window), flash(None), q, k, v)
 
     def _ffn(self, w, x, context, inputs):
-        config = self.config
+        """The FFN's output, and the sums of its routers."""
+        config, sums = self.config, {}
+
+        def linear(name, x):
+            y = ops.project(x, w[name])
+            return y + w[f"{name}_bias"] if config.ffn_bias else y
+
+        def gather(name, p, gates):
+            if self.routing:
+                sums[name] = routing.sums_of(p, gates, context.segments > 0)
+
+        if inputs.routers is not None and self.top_k is not None:
+            p = routing.probabilities(x, inputs.routers["ffn"])
+            gates = routing.keep_top(p, self.top_k)
+            gather("ffn", p, gates)
+            parts = (inputs.experts, gates, self.scale, self._drop_each(p.shape[-1]))
+            return routing.mixed_ffn(config, linear, x, *parts), sums
 
         def project(name, x):
-            y = ops.project(x, w[name])
-            if config.ffn_bias:
-                y = y + w[f"{name}_bias"]
+            y = linear(name, x)
+            if inputs.routers is not None:
+                p = routing.probabilities(x, inputs.routers[name])
+                gather(name, p, p)
+                x = self._drop_each(p.shape[-1])(x)
+                return y + routing.mixed_update(x, inputs.experts[name], p, self.scale)
             if inputs.gates is None:
                 return self._adapted(name, x, y, w, inputs)
             experts = (inputs.experts or context.experts)[name]
@@ -175,7 +198,19 @@ class Layer(nn.Module):
             )
 
         hidden = ops.activation(project(config.projections[0], x), config.activation)
-        return project("down", hidden * project("up", x) if config.gated else hidden)
+        return project("down", hidden * project("up", x) if config.gated else hidden), sums
+
+    def _drop_each(self, experts):
+        """Dropout with a mask of its own for each expert."""
+
+        def drop(x):
+            if self.dropout == 0.0:
+                return x
+            if x.ndim == 3:
+                x = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], experts, x.shape[-1]))
+            return self._drop(x)
+
+        return drop
 
     def _drop(self, x):
         if self.dropout == 0.0:

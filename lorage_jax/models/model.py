@@ -18,7 +18,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.fingerprint import fingerprint, fingerprint_arrays
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.experts import Pool
+from lorage_jax.models.experts import Experts
 
 
 class MergedCard(Protocol):
@@ -113,7 +113,7 @@ def forward(
     tokens: Int[np.ndarray, "B T"],
     mask: Bool[Array | np.ndarray, "B T"] | None = None,
     gates: Float[Array, "B L E"] | None = None,
-    pool: Pool | None = None,
+    pool: Experts | None = None,
 ) -> Float[Array, "B T V"]:
     """Computes float32 logits at every token; `infer.forward.forward` also takes cards and lists.
 
