@@ -70,6 +70,9 @@ class Source:
     skip_bad_rows: int = 0  # rows that cannot be used are skipped and reported, up to this many
     held_out: HeldOut = HeldOut()  # `tasks` only
     forms: PromptForms = PromptForms()  # `tasks` only
+    # Only this task: its name (`tasks`, `synthetic`), or the system prompt of its rows
+    # (`instruction`); empty: all. A source of `choices` is one task.
+    task: str = ""
 
     def __post_init__(self):
         check_types(self)
@@ -82,6 +85,10 @@ class Source:
         require(
             0 <= self.shots[0] <= self.shots[1],
             f"shots is {self.shots}; expected (fewest, most) with 0 <= fewest <= most.",
+        )
+        require(
+            not self.task or self.kind in ("instruction", "tasks", "synthetic"),
+            f"task is {self.task!r}, but a source of kind {self.kind} has no tasks to choose from.",
         )
         require(self.weight > 0, f"weight is {self.weight}; expected more than 0.")
         require(

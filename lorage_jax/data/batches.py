@@ -59,6 +59,7 @@ class Batch(flax.struct.PyTreeNode):
     Attributes:
         prompts: the cloud's rows, padded on the left; empty for methods that read no prompts.
         queries: the edge's rows, padded on the right; chunk i belongs to prompt chunk i.
+        sources: the number of each prompt's source, [p, 1] per chunk, for methods that ask.
         group_ids: origin of the rows, which `describe` of the data set looks up; host only.
         truncated: number of texts that were cut; host only.
     """
@@ -67,6 +68,7 @@ class Batch(flax.struct.PyTreeNode):
     queries: tuple[Rows, ...]
     group_ids: Int[np.ndarray, "P"] | None = None
     truncated: int | None = None
+    sources: tuple[Int[Array, "*A p 1"], ...] = ()
 
     @property
     def rows(self) -> tuple[Rows, ...]:

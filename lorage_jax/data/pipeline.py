@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import grain
+import numpy as np
 
 from lorage_jax.config import DataConfig
 from lorage_jax.data.batches import Batch, Encoder, Group
@@ -37,7 +38,7 @@ class Batches:
         note: str = "",
     ):
         self.groups, self.encoder, self.note = groups, encoder, note
-        self._places = places
+        self._places, self._ends = places, list(accumulate(map(len, places)))
         rows = encoder.config.prompts_per_batch
         self._batches = groups.map(encoder.tokens).batch(
             rows, drop_remainder=True, batch_fn=encoder.batch
@@ -53,10 +54,21 @@ class Batches:
 
         Raises DataError if there is no such group.
         """
-        for places, end in zip(self._places, accumulate(map(len, self._places)), strict=True):
-            if 0 <= group_id < end:
-                return places[group_id - end]
-        raise DataError(f"there is no group {group_id}; the data end before it.")
+        source = self._source(group_id)
+        return self._places[source][group_id - self._ends[source]]
+
+    def with_sources(self, batch: Batch) -> Batch:
+        """A batch of the host with its `sources`."""
+        assert batch.group_ids is not None
+        numbers = np.array([[self._source(int(one))] for one in batch.group_ids], np.int32)
+        return batch.replace(sources=tuple(np.split(numbers, len(batch.queries))))
+
+    def _source(self, group_id: int) -> int:
+        """The number of the source of a group."""
+        found = next((i for i, end in enumerate(self._ends) if 0 <= group_id < end), None)
+        if found is None:
+            raise DataError(f"there is no group {group_id}; the data end before it.")
+        return found
 
 
 def make_dataset(

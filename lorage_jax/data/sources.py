@@ -26,12 +26,12 @@ from lorage_jax.data.task_prompts import TaskPrompts
 from lorage_jax.data.task_table import get_task
 from lorage_jax.data.tasks import sample_bank, task_prompt
 from lorage_jax.data.written_tasks import divide, task_files, to_tasks
-from lorage_jax.errors import DataError
+from lorage_jax.errors import DataError, listed
 from lorage_jax.fields import to_dict
 
 TEMPLATE_VERSION = 1  # of few-shot prompts; a run records its own template beside this
 # Fields of a source that versions before them did not have.
-LATER = ("skip_bad_rows", "held_out", "forms")
+LATER = ("skip_bad_rows", "held_out", "forms", "task")
 _DEFAULTS = to_dict(Source("nothing"))
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -54,11 +54,13 @@ class SourceKind:
 
     `load(source, queries)` reads and checks one source, for groups of at most `queries` queries.
     `versions` is set if the data are drawn by code instead of read from files: it returns the
-    versions of that code, which become part of every data fingerprint.
+    versions of that code, which become part of every data fingerprint. `task_of` then names the
+    task of a system prompt, if it is one of theirs.
     """
 
     load: Callable[[Source, int], LoadedSource]
     versions: Callable[[], list[int]] | None = None
+    task_of: Callable[[str], str | None] | None = None
 
 
 def load_source(source: Source, queries: int) -> LoadedSource:
@@ -83,6 +85,19 @@ def source_kind(name: str) -> SourceKind:
         return found
     module, _, attribute = found.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def task_marks(source: Source) -> list[str]:
+    """Texts by which prompts of `source.task` are known: one of them is part of every prompt.
+
+    Empty for drawn data, whose `SourceKind.task_of` knows them, and for a task without definitions.
+    """
+    if source.kind == "instruction":
+        return [source.task]
+    if source.kind != "tasks":
+        return []
+    tasks = to_tasks(source_rows(source, Skipped(source.skip_bad_rows)))
+    return [text for task in tasks if task.name == source.task for text in task.definitions]
 
 
 def data_fingerprint(sources: Sequence[Source]) -> str:
@@ -175,6 +190,10 @@ def _instruction(source: Source, queries: int) -> LoadedSource:
         records = [(place, record) for place, record in records if record.user.strip()]
     if not records:
         raise DataError(f"{source.path}: no row has an input, and needs_input is set.")
+    if source.task:
+        records = [(place, record) for place, record in records if record.system == source.task]
+    if not records:
+        raise DataError(f"{source.path}: no row has the system prompt {source.task[:60]!r}.")
     by_system: dict[str, list[tuple[str, Record]]] = {}
     for place, record in records[: source.limit]:
         by_system.setdefault(record.system, []).append((place, record))
@@ -230,6 +249,13 @@ def _tasks(source: Source, queries: int) -> LoadedSource:
     skipped = Skipped(source.skip_bad_rows)
     rows = source_rows(source, skipped)[: source.limit]
     tasks = divide(to_tasks(rows, skipped), source.held_out, source.split)
+    if source.task:
+        names = [task.name for task in tasks]
+        tasks = [task for task in tasks if task.name == source.task]
+        if not tasks:
+            raise DataError(
+                f"{source.path}: no task is called {source.task!r}; found {listed(names, 5)}."
+            )
     prompts = TaskPrompts(tasks, source.forms, source.shots, queries)
     if not prompts.chunks:
         raise DataError(

@@ -222,7 +222,8 @@ class _Answering:
             text = edge_text(run.data.described(name), run.template, turns, rows[0].context)
         task = run.data.load(name, shots, **text)
         front = placement.prefix_rows(1)
-        run.lm.reset(placement.model, encoding, None if front is None else front[0])
+        experts = placement.pool if placement.cards is None else None
+        run.lm.reset(placement.model, encoding, None if front is None else front[0], experts)
         chat = run.chat if arm.name == MODEL else AS_TEXT
         metrics, samples = run_tasks(run.lm, {name: task}, run.limit, run.seed, chat)
         run.samples += [_sample(arm.name, name, task, sample) for sample in samples[name]]

@@ -39,6 +39,7 @@ from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, score
 from lorage_jax.infer.text import before_stops
+from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
@@ -104,13 +105,15 @@ class LorageLM(ChatRequests, TemplateLM):
         self.reset(model)
 
     def reset(
-        self, model: Model, encoding: str | None = None, prefix: Prefix | None = None
+        self,
+        model: Model,
+        encoding: str | None = None,
+        prefix: Prefix | None = None,
+        experts: Experts | None = None,
     ) -> None:
-        """Switches to another model (same tokenizer) or encoding, and resets the counts.
-
-        `prefix` stands in front of every request.
-        """
-        self.model, self.prefix = place(model), prefix
+        """Switches to another model (same tokenizer), encoding, prefix of every request, or experts
+        with routers beside the model, and resets the counts."""
+        self.model, self.prefix, self.experts = place(model), prefix, experts
         self.encoding = encoding or self.encoding
         self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
 
@@ -189,6 +192,7 @@ class LorageLM(ChatRequests, TemplateLM):
         scores = score(
             self.model,
             pairs,
+            pool=self.experts,
             prefixes=None if self.prefix is None else [self.prefix] * len(pairs),
             batch_tokens=self.batch_tokens,
             journal=self.journal,
@@ -228,7 +232,8 @@ class LorageLM(ChatRequests, TemplateLM):
         jobs = [self._job(*request.args) for request in requests]
         front = [] if self.prefix is None else [self.prefix.identity]
         base = request_key(
-            identity(self.model), *eos_ids(self.model), _text_of(self.tokenizer), *front
+            *(identity(self.model, self.experts), *eos_ids(self.model)),
+            *(_text_of(self.tokenizer), *front),
         )
         keys = [
             request_key(
@@ -308,6 +313,7 @@ class LorageLM(ChatRequests, TemplateLM):
             rows,
             max_new_tokens=limit,
             sampling=Sampling(repetition_penalty=penalty),
+            pool=self.experts,
             prefixes=None if self.prefix is None else [self.prefix] * len(rows),
             watch=watch,
             ends=self.model.template.ends if self.encoding == "trained" else (),

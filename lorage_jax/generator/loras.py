@@ -13,6 +13,7 @@ of the weights.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,8 +24,9 @@ import numpy as np
 
 from lorage_jax.config import PROJECTIONS, ModelConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.hf.peft_weights import Update
+from lorage_jax.hf.peft_weights import Lora, Update
 from lorage_jax.models.bits import restored
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf, initialise, layer_leaves
 
 Form = Literal["lora", "dora", "vera"]
@@ -160,6 +162,36 @@ def layer_updates(edge: ModelConfig, updates: Updates, scale: float) -> list[Upd
             up = b[layer].reshape(rank, -1).T * np.float32(scale)
             found.append(Update(("layers", name), layer, down, up, magnitude))
     return found
+
+
+def stacked(edge: ModelConfig, found: Sequence[Lora]) -> Pool:
+    """A pool whose expert e is the e-th LoRA, scale 1; smaller ranks are filled with zeros.
+
+    With gates w the pool gives (sum_e w_e A_e)(sum_e w_e B_e), the sum of LoraHub.
+
+    Raises ConfigError for an adapter that is more than a LoRA on the FFN.
+    """
+    rank = max(update.a.shape[0] for lora in found for update in lora.updates)
+    experts: dict[str, dict[str, np.ndarray]] = {}
+    for name in edge.projections:
+        (inputs,), (outputs,), _ = _sides(edge, name)
+        a = np.zeros((edge.layers, len(found), inputs, rank), np.float32)
+        b = np.zeros((edge.layers, len(found), rank, outputs), np.float32)
+        experts[name] = {"a": a, "b": b}
+    for number, lora in enumerate(found):
+        for update in lora.updates:
+            name = update.leaf[-1]
+            if name not in experts or update.magnitude is not None or lora.biases:
+                raise ConfigError(
+                    f"adapter {number} changes {name}: a pool holds plain LoRA on the FFN "
+                    f"({', '.join(edge.projections)}) only."
+                )
+            place, own = (update.layer, number), update.a.shape[0]
+            experts[name]["a"][place][:, :own] = update.a.T
+            experts[name]["b"][place][:own] = update.b.T
+    digest = hashlib.sha256("\n".join(lora.digest for lora in found).encode()).hexdigest()
+    arrays = jax.tree.map(jnp.asarray, experts)
+    return Pool(arrays, "factors", 1.0, "per_layer", f"sha256:{digest}")
 
 
 def _sides(edge: ModelConfig, name: str) -> tuple[tuple[int, ...], tuple[int, ...], Leaf]:

@@ -23,13 +23,15 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
-from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.files.safetensors import Checkpoint, read_tensors, save
 from lorage_jax.generator.generator import Generator, flatten, trained_leaves
+from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import from_values, to_values
 from lorage_jax.hf.load import load_model
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.nano import generator_folder
@@ -253,6 +255,29 @@ def load_generator(
             f"{folder}: {TENSORS} is not what lorage.json describes; the folder was changed."
         )
     return generator
+
+
+def load_pool(folder: str | Path) -> Pool:
+    """Loads a generator's experts alone: a device with the edge needs nothing else for its cards.
+
+    The cloud is not read. Raises WeightsError for a folder that is damaged.
+    """
+    folder = generator_folder(Path(folder).expanduser())
+    values = read_values(folder)
+    try:
+        config = from_dict(GeneratorConfig, values["generator"])
+        leaves = flatten(pool_leaves(config, from_values(values["edge"]["config"])))
+    except ConfigError as error:
+        raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
+    checkpoint, experts = Checkpoint.open_file(folder / TENSORS), {}
+    for name, leaf in leaves.items():
+        stored = f"trained.pool.{name}"
+        if stored not in checkpoint or checkpoint.shape(stored) != leaf.shape:
+            raise WeightsError(f"{folder / TENSORS} has no {stored} of shape {leaf.shape}.")
+        projection, part = name.split(".")
+        array = jnp.asarray(checkpoint.read(stored), jnp.float32)
+        experts.setdefault(projection, {})[part] = array
+    return make_pool(experts, config, values["fingerprint"])
 
 
 def _read(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def forward(
         gates: adapters to apply without merging: a Card or an [L, E] array for all rows, or one per
             row as a list of Cards or a [B, L, E] array.
         pool: the experts that `gates` weight, `gen.pool` of the generator. Not needed for a Card
-            returned by `specialize`, which carries its pool.
+            returned by `specialize`, which carries its pool. Or experts with routers, without
+            gates.
 
     Raises ConfigError for token ids outside the vocabulary or mismatched shapes, and WeightsError
     for a card made by another generator or for another edge.

@@ -173,13 +173,20 @@ class Lora(Method, Trainable):
 
     @classmethod
     def finish(
-        cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+        cls,
+        config: ExperimentConfig,
+        models: Mapping[str, Model],
+        trained: Any,
+        statistics: Any,
+        facts: Mapping[str, Any] | None = None,
     ) -> Trained:
+        """Makes the PEFT folder; `facts` are further fields of its manifest."""
         edge, settings = models["edge"], settings_of(cls, config)
         shape = shape_of(config, settings, edge.config)
+        known = {**about(config, settings.prompt), **(facts or {})}
 
         def write(folder: Path) -> None:
-            save_lora(folder, edge, shape, trained, statistics, about(config, settings.prompt))
+            save_lora(folder, edge, shape, trained, statistics, known)
 
         return Trained(fingerprint_arrays(flatten({**trained, **statistics})), write)
 
@@ -255,10 +262,7 @@ def save_lora(
             write_template(edge.template, temporary)
         values = {
             "format": LORA.format,
-            "base": {
-                "fingerprint": edge.fingerprint,
-                "arithmetic": arithmetic(edge.config),
-            },
+            "base": base_of(edge),
             **turns,
             **facts,
         }
@@ -289,15 +293,25 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[peft_weights.Lora, dict[
     folder = Path(folder).expanduser()
     first = stored(folder).get("format") == FIRST.format
     values = (FIRST if first else LORA).read(folder)
-    trained_for = values["edge"] if first else values["base"]["fingerprint"]
+    check_edge(folder, {"fingerprint": values["edge"]} if first else values["base"], edge)
+    read = _read_first(folder, values, edge) if first else peft_weights.read_lora(folder, edge)
+    return read, values
+
+
+def check_edge(folder: Path, recorded: Mapping[str, Any], edge: Model) -> None:
+    """Raises WeightsError unless `edge` has the weights and arithmetic that a result recorded."""
+    trained_for = recorded["fingerprint"]
     if trained_for != edge.fingerprint:
         raise WeightsError(
             f"{folder} was trained for the edge model {trained_for[:19]}..., not for "
             f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
         )
-    check_arithmetic(None if first else values["base"].get("arithmetic"), edge, str(folder))
-    read = _read_first(folder, values, edge) if first else peft_weights.read_lora(folder, edge)
-    return read, values
+    check_arithmetic(recorded.get("arithmetic"), edge, str(folder))
+
+
+def base_of(edge: Model) -> dict[str, Any]:
+    """The edge as the manifest of a result records it, for `check_edge`."""
+    return {"fingerprint": edge.fingerprint, "arithmetic": arithmetic(edge.config)}
 
 
 def _read_first(folder: Path, values: Mapping[str, Any], edge: Model) -> peft_weights.Lora:

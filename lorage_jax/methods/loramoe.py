@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lorage_jax.config import ModelConfig
-from lorage_jax.fields import check_types
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.fields import check_types, require
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.methods.lora import Shown
 from lorage_jax.methods.method import register
 from lorage_jax.methods.routed import RoutedMethod, Sums, check_numbers
 from lorage_jax.models.experts import Routed
 from lorage_jax.models.leaves import Leaf, initialise
+from lorage_jax.train.experiment import settings_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,18 @@ class LoraMoeSettings:
     alpha: float = 32.0
     dropout: float = 0.05
     balance: float = 0.0  # weight of the balance term; the paper has 0.1
+    delta: float = 0.0  # how much rows are to prefer one half of the experts; the paper has 0.1
+    first: tuple[int, ...] = (0,)  # numbers of the `data.sources` that are to prefer the first half
     prompt: Shown = "in_context"  # the edge reads the system prompt before each query, or not
-
-    top_k: ClassVar[None] = None
 
     def __post_init__(self):
         check_types(self)
         check_numbers(self)
+        require(0 <= self.delta < 1, f"delta is {self.delta}; expected 0 <= delta < 1.")
+        require(
+            self.delta == 0 or self.experts % 2 == 0,
+            f"delta needs two halves of experts; got {self.experts} experts.",
+        )
 
 
 @register
@@ -75,12 +81,31 @@ class LoraMoe(RoutedMethod):
 
     @classmethod
     def balance(
-        cls, settings: LoraMoeSettings, sums: Sums, tokens: Float[Array, "B"]
+        cls,
+        settings: LoraMoeSettings,
+        sums: Sums,
+        tokens: Float[Array, "B"],
+        sources: Int[Array, "B"] | None = None,
     ) -> Float[Array, ""]:
         if settings.balance == 0:
             return jnp.zeros(())
-        terms = [localised_balance(one["probability"], tokens) for one in sums.values()]
+        kinds = None
+        if sources is not None:
+            kinds = jnp.isin(sources, jnp.asarray(settings.first)).astype(jnp.int32)
+        given = (tokens, kinds, settings.delta)
+        terms = [localised_balance(one["probability"], *given) for one in sums.values()]
         return settings.balance * sum(terms, jnp.zeros(()))
+
+    @classmethod
+    def reads_sources(cls, config: ExperimentConfig) -> bool:
+        settings = settings_of(cls, config)
+        wanted = settings.balance > 0 and settings.delta > 0
+        require(
+            not wanted or config.data.packed_rows is None,
+            "delta needs rows of one source each, but packed_rows puts several texts into a row. "
+            "Leave one of them out.",
+        )
+        return wanted
 
 
 def localised_balance(

@@ -75,7 +75,7 @@ class Placement:
     Attributes:
         model: the edge, or the edge with an adapter merged.
         cards: one card per row of the batch; None if none are unmerged.
-        pool: the experts that the cards combine.
+        pool: the experts that the cards combine, or experts with routers of their own.
         prefixes: keys and values in front of each row, one per row of the batch or one for all.
     """
 

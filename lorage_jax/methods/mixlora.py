@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.fields import check_types, require
@@ -88,7 +88,11 @@ class MixLora(RoutedMethod):
 
     @classmethod
     def balance(
-        cls, settings: MixLoraSettings, sums: Sums, tokens: Float[Array, "B"]
+        cls,
+        settings: MixLoraSettings,
+        sums: Sums,
+        tokens: Float[Array, "B"],
+        sources: Int[Array, "B"] | None = None,
     ) -> Float[Array, ""]:
         return settings.balance * load_balance(sums["ffn"], tokens)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
@@ -27,7 +27,7 @@ from lorage_jax.files.manifest import Kind, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.generator import flatten
-from lorage_jax.methods.lora import about, check_room
+from lorage_jax.methods.lora import about, base_of, check_edge, check_room
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside
 from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.experts import Routed
@@ -75,10 +75,17 @@ class RoutedMethod(Method, Trainable):
         raise NotImplementedError
 
     @classmethod
-    def balance(cls, settings: Any, sums: Sums, tokens: Float[Array, "B"]) -> Float[Array, ""]:
+    def balance(
+        cls,
+        settings: Any,
+        sums: Sums,
+        tokens: Float[Array, "B"],
+        sources: Int[Array, "B"] | None = None,
+    ) -> Float[Array, ""]:
         """The term of the loss that balances the experts, with its weight.
 
-        `sums` and `tokens` are over the real slots of each row.
+        `sums` and `tokens` are over the real slots of each row; `sources` are the numbers of the
+        rows' sources, if `reads_sources`.
         """
         raise NotImplementedError
 
@@ -89,12 +96,7 @@ class RoutedMethod(Method, Trainable):
         values = _kind(cls).read(source)
         if values["method"] != cls.name:
             raise WeightsError(f"{source} holds {values['method']}; expected {cls.name}.")
-        if values["base"]["fingerprint"] != edge.fingerprint:
-            raise WeightsError(
-                f"{source} was trained for the edge model {values['base']['fingerprint'][:19]}..., "
-                f"not for {edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained "
-                "on."
-            )
+        check_edge(source, values["base"], edge)
         kind: Any = cls.settings
         settings = from_dict(kind, values["settings"])
         leaves = cls.leaves(edge.config, settings)
@@ -144,10 +146,10 @@ class RoutedMethod(Method, Trainable):
                 decoder, frozen["edge"], micro.queries, key, pool=pool, routing=True
             )
             sums, tokens = _all_rows(micro, outputs)
-            penalty = cls.balance(settings, sums, tokens)
-            shares = _shares(sums, tokens)
-            if settings.top_k is None:
-                del shares["usage"]  # all experts, always
+            penalty = cls.balance(settings, sums, tokens, _row_sources(micro))
+            shares = _shares(sums, tokens) if settings.experts > 1 else {}
+            if pool.top_k is None:
+                shares.pop("usage", None)  # all experts, always
             return Loss(nll, statistics, penalty, {"balance": penalty, **shares})
 
         return loss
@@ -165,7 +167,7 @@ class RoutedMethod(Method, Trainable):
                     "format": FORMAT,
                     "method": cls.name,
                     "settings": to_dict(settings),
-                    "base": {"fingerprint": edge.fingerprint},
+                    "base": base_of(edge),
                     **({} if edge.template is None else edge.template.kind.to_dict()),
                     **about(config, settings.prompt),
                 }
@@ -193,6 +195,16 @@ def _all_rows(micro: Batch, outputs: Sequence[Output]) -> tuple[Sums, Float[Arra
     return sums, jnp.concatenate([jnp.sum(mask, axis=1) for mask in masks])
 
 
+def _row_sources(micro: Batch) -> Int[Array, "B"] | None:
+    """The number of each row's source; None if the batch does not tell."""
+    if not micro.sources:
+        return None
+    pairs = zip(micro.queries, micro.sources, strict=True)
+    return jnp.concatenate(
+        [jnp.repeat(one[:, 0], rows.tokens.shape[0] // one.shape[0]) for rows, one in pairs]
+    )
+
+
 def _shares(sums: Sums, tokens: Float[Array, "B"]) -> dict[str, Float[Array, "L E"]]:
     """How often a token keeps an expert, and with which probability; means over the routers."""
 
@@ -212,7 +224,7 @@ def check_numbers(settings: Any) -> None:
     rate = settings.dropout
     require(0 <= rate < 1, f"dropout is {rate}; expected 0 <= dropout < 1.")
     require(settings.balance >= 0, f"balance is {settings.balance}; expected 0 or more.")
-    top = settings.top_k
+    top = getattr(settings, "top_k", None)  # LoRAMoE has none
     require(
         top is None or 1 <= top <= settings.experts,
         f"top_k is {top}; expected 1 to {settings.experts} (experts).",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -106,7 +105,7 @@ def train(
         batches=batches,
         describe=batches.describe,
         vocabularies=_vocabularies(configs, reader),
-        place=functools.partial(_place, config=config, prompts=reader is not None, layout=layout),
+        place=_placing(method, config, batches, reader is not None, layout),
         shapes=batches.encoder.most_shapes(reader is not None),
         checkpoints=checkpoints,
         flops=program.training.flops,
@@ -198,10 +197,22 @@ def _go_back(config: ExperimentConfig, checkpoints: str | None, resume: bool | R
         loop.go_back(Checkpoints(folder, config.keep), resume)
 
 
-def _place(batch: Batch, *, config: ExperimentConfig, prompts: bool, layout: Layout) -> Batch:
-    """Puts a batch on the devices, without its prompts if no model reads them."""
-    batch = batch if prompts else batch.replace(prompts=())
-    return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
+def _placing(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    batches: Batches,
+    prompts: bool,
+    layout: Layout,
+) -> Callable[[Batch], Batch]:
+    """Puts batches on the devices, without their prompts if no model reads them."""
+    sources = method.reads_sources(config)
+
+    def place(batch: Batch) -> Batch:
+        batch = batch if prompts else batch.replace(prompts=())
+        batch = batches.with_sources(batch) if sources else batch
+        return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
+
+    return place
 
 
 def _data(

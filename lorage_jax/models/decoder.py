@@ -140,13 +140,11 @@ class Decoder(nn.Module):
         lead = 0 if prefix is None else prefix.shape[1]
         context, cache, positions = self._context(x, mask, pool, cache, branches, lead)
         x = self._at_positions(x, positions)
-        if isinstance(pool, Routed):
-            adapters, adapter_scale = pool.adapters, pool.scale
         flash = self._flash(cache, branches, prefix, suffix)
         layers = self._layers(pool, adapter_scale, collect, flash, routing)
         inputs = self._layer_inputs(gates, pool, adapters)
-        (x, cache), collected = layers((x, cache), context, inputs)
-        collected, sums = collected if routing else (collected, None)
+        (x, cache), out = layers((x, cache), context, inputs)
+        collected, sums = out if routing else (out, None)
         hidden = self._final_norm(_returned(x, lead, last, at))
         logits = None
         if head:
@@ -228,7 +226,7 @@ class Decoder(nn.Module):
             unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
             experts=None if pool is None or shared else pool.experts,
-            adapters=adapters,
+            adapters=pool.adapters if isinstance(pool, Routed) else adapters,
             routers=pool.routers if isinstance(pool, Routed) else None,
         )
 
@@ -249,7 +247,7 @@ class Decoder(nn.Module):
             self.dtype,
             combine=pool.combine if isinstance(pool, Pool) else "factors",
             scale=pool.scale if pool is not None else 1.0,
-            adapter_scale=adapter_scale,
+            adapter_scale=pool.scale if isinstance(pool, Routed) else adapter_scale,
             dropout=self.dropout,
             collect=collect,
             layout=self.layout,

@@ -167,6 +167,7 @@ class Layer(nn.Module):
     def _ffn(self, w, x, context, inputs):
         """The FFN's output, and the sums of its routers."""
         config, sums = self.config, {}
+        drop = self._drop if self.dropout else None
 
         def linear(name, x):
             y = ops.project(x, w[name])
@@ -180,7 +181,7 @@ class Layer(nn.Module):
             p = routing.probabilities(x, inputs.routers["ffn"])
             gates = routing.keep_top(p, self.top_k)
             gather("ffn", p, gates)
-            parts = (inputs.experts, gates, self.scale, self._drop_each(p.shape[-1]))
+            parts = (inputs.experts, gates, self.scale, drop)
             return routing.mixed_ffn(config, linear, x, *parts), sums
 
         def project(name, x):
@@ -188,8 +189,8 @@ class Layer(nn.Module):
             if inputs.routers is not None:
                 p = routing.probabilities(x, inputs.routers[name])
                 gather(name, p, p)
-                x = self._drop_each(p.shape[-1])(x)
-                return y + routing.mixed_update(x, inputs.experts[name], p, self.scale)
+                parts = (inputs.experts[name], p, self.scale, drop)
+                return y + routing.mixed_update(x, *parts)
             if inputs.gates is None:
                 return self._adapted(name, x, y, w, inputs)
             experts = (inputs.experts or context.experts)[name]
@@ -199,18 +200,6 @@ class Layer(nn.Module):
 
         hidden = ops.activation(project(config.projections[0], x), config.activation)
         return project("down", hidden * project("up", x) if config.gated else hidden), sums
-
-    def _drop_each(self, experts):
-        """Dropout with a mask of its own for each expert."""
-
-        def drop(x):
-            if self.dropout == 0.0:
-                return x
-            if x.ndim == 3:
-                x = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], experts, x.shape[-1]))
-            return self._drop(x)
-
-        return drop
 
     def _drop(self, x):
         if self.dropout == 0.0:

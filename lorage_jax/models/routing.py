@@ -17,8 +17,7 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 
 Expert = dict[str, Array]  # factors of all experts of one linear layer: a [E, I, R], b [E, R, O]
-# Dropout for each expert on its own, [B, T, I] -> [B, T, E, I]; outside of training, the identity.
-Drop = Callable[[Array], Array]
+Drop = Callable[[Array], Array]  # dropout
 
 
 def probabilities(x: Float[Array, "B T I"], router: Float[Array, "I E"]) -> Float[Array, "B T E"]:
@@ -39,10 +38,14 @@ def row_sums(values: Float[Array, "B T E"], real: Bool[Array, "B T"]) -> Float[A
 
 
 def mixed_update(
-    x: Float[Array, "B T *E I"], expert: Expert, gates: Float[Array, "B T E"], scale: float
+    x: Float[Array, "B T *E I"],
+    expert: Expert,
+    gates: Float[Array, "B T E"],
+    scale: float,
+    drop: Drop | None,
 ) -> Float[Array, "B T O"]:
     """scale * sum_e g_e x_e a_e b_e; all experts read the same x, or each its own."""
-    inner = _inner(x, expert["a"]) * gates[..., None]
+    inner = _inner(x, expert["a"], drop) * gates[..., None]
     b = expert["b"].astype(x.dtype)
     inner = inner.astype(x.dtype).reshape(*x.shape[:2], -1)
     return ops.project(inner, b.reshape(-1, b.shape[-1])) * scale
@@ -55,7 +58,7 @@ def mixed_ffn(
     experts: dict[str, Expert],
     gates: Float[Array, "B T E"],
     scale: float,
-    drop: Drop,
+    drop: Drop | None,
 ) -> Float[Array, "B T D"]:
     """sum_e g_e FFN_e(x), where FFN_e has the LoRAs of expert e (MixLoRA, arXiv 2404.15159, Eq. 5).
 
@@ -69,24 +72,30 @@ def mixed_ffn(
         experts: the LoRAs of gate, up and down.
         gates: of every token.
         scale: alpha / R.
-        drop: dropout of the inputs of LoRAs.
+        drop: dropout of the inputs of LoRAs; None outside of training.
     """
 
     def inside(name: str) -> Float[Array, "B T E F"]:
         one = experts[name]
-        inner = _inner(drop(x), one["a"]).astype(x.dtype)
+        inner = _inner(x, one["a"], drop).astype(x.dtype)
         update = ops.einsum("bter,ero->bteo", inner, one["b"].astype(x.dtype))
         return linear(name, x)[:, :, None] + update * scale
 
     hidden = ops.activation(inside(config.projections[0]), config.activation)
     hidden = hidden * inside("up") if config.gated else hidden
     mixed = ops.einsum("bte,btef->btf", gates.astype(x.dtype), hidden)
-    return linear("down", mixed) + mixed_update(drop(hidden), experts["down"], gates, scale)
+    return linear("down", mixed) + mixed_update(hidden, experts["down"], gates, scale, drop)
 
 
-def _inner(x: Float[Array, "B T *E I"], a: Float[Array, "E I R"]) -> Float[Array, "B T E R"]:
-    """x a_e of every expert, in float32."""
+def _inner(
+    x: Float[Array, "B T *E I"], a: Float[Array, "E I R"], drop: Drop | None
+) -> Float[Array, "B T E R"]:
+    """x a_e of every expert, in float32; with dropout, each expert has a mask of its own."""
     a = a.astype(x.dtype)
+    if drop is not None:  # expert by expert, as E dropped copies of x would take E times its memory
+        own = [x if x.ndim == 3 else x[:, :, e] for e in range(a.shape[0])]
+        each = [ops.project(drop(y), a[e], out=jnp.float32) for e, y in enumerate(own)]
+        return jnp.stack(each, axis=2)
     if x.ndim == 3:
         return ops.project(x, a.swapaxes(0, 1), out=jnp.float32)
     return ops.einsum("btei,eir->bter", x, a, out=jnp.float32)

@@ -103,6 +103,11 @@ class Trainable(Protocol):
         return False
 
     @classmethod
+    def reads_sources(cls, config: ExperimentConfig) -> bool:
+        """True if the loss needs the number of each prompt's source, `Batch.sources`."""
+        return False
+
+    @classmethod
     def begin(
         cls, config: ExperimentConfig, models: Mapping[str, Model]
     ) -> tuple[Any, Any, str] | None:

@@ -162,7 +162,7 @@ def device_batch(batch: Batch, accumulate: int, sharding: NamedSharding) -> Batc
     def split(x: np.ndarray) -> Array:
         return spread(x.reshape(accumulate, -1, x.shape[-1]), sharding)
 
-    return jax.tree.map(split, Batch(batch.prompts, batch.queries))
+    return jax.tree.map(split, Batch(batch.prompts, batch.queries, sources=batch.sources))
 
 
 def longest_batch(

@@ -159,11 +159,21 @@ def _check(split: str, family: str) -> None:
         )
 
 
-def draw_prompt(split: str, rng: Random, family: str = "") -> Prompt:
+def draw_prompt(split: str, rng: Random, family: str = "", task: str = "") -> Prompt:
     """Draws a prompt of a split, from `family` or from all its families by weight.
 
-    Raises DataError for an unknown split or family, and for a family without this split.
+    With `task`, a prompt of that task. Raises DataError for an unknown split, family or task, and
+    for a family without this split.
     """
+    if task:
+        for _ in range(TRIES):
+            prompt = draw_prompt(split, rng, family)
+            if prompt.task == task:
+                return prompt
+        raise DataError(
+            f"synthetic data has no task {task!r} in {split!r}; one of its tasks is "
+            f"{draw_prompt(split, rng, family).task!r}."
+        )
     if not family:
         names = families(split)
         family = rng.choices(names, [FAMILIES[name].weight for name in names])[0]
@@ -171,9 +181,11 @@ def draw_prompt(split: str, rng: Random, family: str = "") -> Prompt:
     return FAMILIES[family].draw_prompt(split, rng)
 
 
-def draw_group(split: str, queries: int, rng: Random, family: str = "") -> list[Record]:
-    """Draws one prompt with `queries` different user texts."""
-    return _group(draw_prompt(split, rng, family), queries, rng)
+def draw_group(
+    split: str, queries: int, rng: Random, family: str = "", task: str = ""
+) -> list[Record]:
+    """Draws one prompt, of `task` if one is named, with `queries` different user texts."""
+    return _group(draw_prompt(split, rng, family, task), queries, rng)
 
 
 def draw_groups(

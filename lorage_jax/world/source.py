@@ -23,12 +23,13 @@ def load_synthetic(source: Source, queries: int) -> LoadedSource:
     With `source.limit` these are that many fixed prompts, otherwise a new one for every index and
     epoch. DataError for an unknown split or family.
     """
-    world_prompts.draw_prompt(source.split, Random(0), source.name)  # a wrong name fails here
+    # A wrong name fails here.
+    world_prompts.draw_prompt(source.split, Random(0), source.name, source.task)
     count = source.limit or SYNTHETIC_EPOCH
 
     def group(index: int, generator: np.random.Generator) -> Group:
         rng = Random(index if source.limit else int(generator.integers(1 << 62)))
-        records = world_prompts.draw_group(source.split, queries, rng, source.name)
+        records = world_prompts.draw_group(source.split, queries, rng, source.name, source.task)
         pairs = tuple((record.user, record.target) for record in records)
         return Group(records[0].system, pairs, index)
 
@@ -44,4 +45,10 @@ def versions() -> list[int]:
     return [world_prompts.VERSION, world_tools.VERSION]
 
 
-SYNTHETIC = SourceKind(load_synthetic, versions)
+def task_of(prompt: str) -> str | None:
+    """The name of a built-in prompt's task; None for any other text."""
+    found = world_prompts.find(prompt)
+    return None if found is None else found.task
+
+
+SYNTHETIC = SourceKind(load_synthetic, versions, task_of)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -320,3 +321,52 @@ def test_real_alpaca_and_arc(shared, edge):
         expected = [t.strip() for i in batch.group_ids for _, t in at[int(i)].queries]
         assert batch.truncated == 0 and targets == expected
     assert "alpaca.jsonl.gz:" in dataset.describe(0)
+
+
+def test_a_source_of_one_task(write):
+    """Only its rows are drawn; `task_marks` and `task_of` recognise its prompts."""
+    rows = write("rows.jsonl", _rows({"A": 5, "B": 3}))
+    tasks = [
+        {
+            "name": name,
+            "definition": [f"Do {name}.", f"Please do {name}."],
+            "instances": [{"input": f"{name} {i}", "output": "x"} for i in range(9)],
+        }
+        for name in ("one", "two")
+    ]
+    word = world_prompts.draw_prompts("train", 1, 3, "words")[0].task
+    plain, written, drawn = (
+        Source(rows, task="B"),
+        Source(write("tasks.jsonl", tasks), "tasks", task="two"),
+        Source("synthetic", "synthetic", name="words", task=word),
+    )
+    for source in (plain, written, drawn):
+        groups = _take(load_source(source, 2).dataset(0), 6)
+        marks, task_of = (
+            data_sources.task_marks(source),
+            data_sources.source_kind(source.kind).task_of,
+        )
+        for group in groups:
+            if task_of is None:
+                assert any(mark in group.system for mark in marks) or "two" in group.queries[0][0]
+            else:
+                assert task_of(group.system) == source.task and not marks
+    assert data_sources.task_marks(plain) == ["B"]
+    assert data_sources.task_marks(written) == ["Do two.", "Please do two."]
+    with pytest.raises(DataError, match="no row has the system prompt 'C'"):
+        load_source(Source(rows, task="C"), 2)
+    with pytest.raises(DataError, match=r"no task is called 'three'; found one, two"):
+        load_source(Source(write("tasks.jsonl", tasks), "tasks", task="three"), 2)
+    with pytest.raises(ConfigError, match="kind choices has no tasks to choose from"):
+        Source("a.jsonl", "choices", name="piqa", task="x")
+
+
+def test_batches_can_tell_the_sources_of_their_prompts(mixed, cloud, edge):
+    """In the order of the chunks, to whose rows they belong."""
+    config = dataclasses.replace(mixed, prompt_chunks=2)
+    dataset = make_dataset(config, cloud, edge, seed=1)
+    for batch in itertools.islice(dataset, 3):
+        sources = dataset.with_sources(batch).sources
+        assert [one.shape for one in sources] == [(2, 1)] * 2
+        for number, group in zip(np.concatenate(sources)[:, 0], batch.group_ids, strict=True):
+            assert ("i.jsonl", "c.jsonl", "synthetic")[number] in dataset.describe(int(group))

@@ -1,0 +1,131 @@
+"""A baseline: one LoRA for each task, trained on that task's rows and asked on it.
+
+A run trains one task, which its single source names (`Source.task`). The folder to load from is the
+result of such a run, or a folder with several. The LoRA of a prompt's task answers; for a task
+without one there is nothing, and the bare edge answers, as the fact `trained` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.data.sources import source_kind, task_marks
+from lorage_jax.data.templates import TemplateKind
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.manifest import stored
+from lorage_jax.generator.loras import stacked
+from lorage_jax.methods.lora import Lora, LoraSettings, check_edge
+from lorage_jax.methods.lorahub import card_of, place_cards, read_loras
+from lorage_jax.methods.method import Conditioning, Method, Placement, register
+from lorage_jax.models.experts import Pool
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout
+from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with a LoRA: its name, the kind of its source, and `data.sources.task_marks`."""
+
+    name: str
+    kind: str
+    marks: tuple[str, ...]
+
+    def has(self, prompt: str) -> bool:
+        """True if the prompt is one of this task."""
+        task_of = source_kind(self.kind).task_of
+        if task_of is not None:
+            return task_of(prompt) == self.name
+        return any(mark in prompt for mark in self.marks)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class LoraPerTask(Method, Trainable):
+    """A LoRA for each task; nothing for a task without one.
+
+    Attributes:
+        edge: the model of the cards.
+        pool: the LoRAs, one expert each.
+        tasks: their tasks, in the same order.
+        template: the turns of their training.
+    """
+
+    name: ClassVar[str] = "lora_per_task"
+    what: ClassVar[str] = "a LoRA of the prompt's own task, if one was trained; the bare question"
+    result: ClassVar[str] = "lora_per_task"
+    frozen: ClassVar[tuple[str, ...]] = ("edge",)
+    settings: ClassVar[type | None] = LoraSettings
+
+    edge: Model
+    pool: Pool
+    tasks: tuple[Task, ...]
+    template: TemplateKind
+
+    @classmethod
+    def load(cls, edge: Model, source: Path | None = None) -> LoraPerTask:
+        if source is None:
+            raise ConfigError("lora_per_task needs the folder of trained LoRAs; none was given.")
+        source = Path(source).expanduser()
+        found, template = read_loras(source, edge)
+        tasks = []
+        for name in found:
+            values = stored(source / name)
+            if not isinstance(values.get("task"), dict):
+                raise WeightsError(f"{source / name} is not a LoRA of one task.")
+            check_edge(source / name, values["base"], edge)
+            task = values["task"]
+            tasks.append(Task(task["name"], task["kind"], tuple(task["marks"])))
+        return cls(edge, stacked(edge.config, list(found.values())), tuple(tasks), template)
+
+    def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
+        ready: dict[str, Conditioning] = {}
+        for prompt in dict.fromkeys(prompts):
+            weights = np.array([float(task.has(prompt)) for task in self.tasks])
+            if weights.sum() > 1:  # of several, the first
+                weights = np.eye(len(weights))[np.argmax(weights)]
+            trained = bool(weights.any())
+            task = self.tasks[int(np.argmax(weights))].name if trained else None
+            card = card_of(self.edge, self.pool, weights, self.template)
+            ready[prompt] = Conditioning(card=card, facts={"task": task, "trained": trained})
+        return [ready[prompt] for prompt in prompts]
+
+    def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
+        return place_cards(edge, self.pool, rows)
+
+    @classmethod
+    def training(
+        cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    ) -> Training:
+        settings = settings_of(cls, config)
+        if (settings.form, settings.targets, settings.prompt) != ("lora", None, "none"):
+            raise ConfigError(
+                "lora_per_task trains plain LoRA on the FFN without prompts; leave form, targets "
+                "and prompt out of its settings."
+            )
+        _task(config)
+        return Lora.training(config, models, layout)
+
+    @classmethod
+    def finish(
+        cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+    ) -> Trained:
+        return Lora.finish(config, models, trained, statistics, {"task": _task(config)})
+
+
+def _task(config: ExperimentConfig) -> dict[str, Any]:
+    """The run's task, as a manifest records it. Raises ConfigError unless there is just one."""
+    sources = config.data.sources
+    if len(sources) != 1 or not sources[0].task:
+        raise ConfigError(
+            "lora_per_task trains on the rows of one task: expected one source with `task` set, "
+            f"got {len(sources)}{'' if len(sources) != 1 else ' without it'}."
+        )
+    [source] = sources
+    return {"name": source.task, "kind": source.kind, "marks": task_marks(source)}
