@@ -16,6 +16,8 @@ import generator as recipe
 
 from lorage_jax.config import CompareConfig, OptimizerConfig, WorldQuestions
 from lorage_jax.methods.lora import LoraSettings
+from lorage_jax.methods.loramoe import LoraMoeSettings
+from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 
 STEPS = 250
@@ -44,6 +46,8 @@ def config() -> CompareConfig:
             "direct": {},
             "no_llm": {},
             "lora": {"optimizer": LORA, "settings": LoraSettings()},
+            "loramoe": {"optimizer": LORA, "settings": LoraMoeSettings()},
+            "mixlora": {"optimizer": LORA, "settings": MixLoraSettings()},
             "prompt_tuning": {
                 "optimizer": VECTORS,
                 "settings": PromptTuningSettings(vectors=16),

