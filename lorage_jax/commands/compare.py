@@ -32,6 +32,7 @@ def run(options: Compare) -> dict[str, Any]:
         check_file(options.table, overwrite=True)  # before the long work
     names = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
     parts = compare.parts(config, names or list(config.methods), options.seeds)
+    compare.check_untrained(config, parts)  # before the long work
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         found.setdefault(part.method, []).append(compare.measured(config, part, options.limit))

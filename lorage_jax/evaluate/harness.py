@@ -111,8 +111,10 @@ class LorageLM(ChatRequests, TemplateLM):
         prefix: Prefix | None = None,
         experts: Experts | None = None,
     ) -> None:
-        """Switches to another model (same tokenizer), encoding, prefix of every request, or experts
-        with routers beside the model, and resets the counts."""
+        """Switches to another model (same tokenizer) or encoding, and resets the counts.
+
+        `prefix` stands in front of every request; `experts` with routers stand beside the model.
+        """
         self.model, self.prefix, self.experts = place(model), prefix, experts
         self.encoding = encoding or self.encoding
         self.counts = {"requests": 0, "edge_tokens": 0, "truncated": 0}
@@ -231,10 +233,8 @@ class LorageLM(ChatRequests, TemplateLM):
         """
         jobs = [self._job(*request.args) for request in requests]
         front = [] if self.prefix is None else [self.prefix.identity]
-        base = request_key(
-            *(identity(self.model, self.experts), *eos_ids(self.model)),
-            *(_text_of(self.tokenizer), *front),
-        )
+        model = identity(self.model, self.experts)
+        base = request_key(model, *eos_ids(self.model), _text_of(self.tokenizer), *front)
         keys = [
             request_key(
                 "generate",

@@ -262,7 +262,10 @@ def save_lora(
             write_template(edge.template, temporary)
         values = {
             "format": LORA.format,
-            "base": base_of(edge),
+            "base": {
+                "fingerprint": edge.fingerprint,
+                "arithmetic": arithmetic(edge.config),
+            },
             **turns,
             **facts,
         }
@@ -307,11 +310,6 @@ def check_edge(folder: Path, recorded: Mapping[str, Any], edge: Model) -> None:
             f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
         )
     check_arithmetic(recorded.get("arithmetic"), edge, str(folder))
-
-
-def base_of(edge: Model) -> dict[str, Any]:
-    """The edge as the manifest of a result records it, for `check_edge`."""
-    return {"fingerprint": edge.fingerprint, "arithmetic": arithmetic(edge.config)}
 
 
 def _read_first(folder: Path, values: Mapping[str, Any], edge: Model) -> peft_weights.Lora:

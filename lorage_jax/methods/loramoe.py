@@ -18,9 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.fields import check_types, require
+from lorage_jax.files.manifest import Kind
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.methods.lora import Shown
 from lorage_jax.methods.method import register
+from lorage_jax.methods.parts import parts_kind
 from lorage_jax.methods.routed import RoutedMethod, Sums, check_numbers
 from lorage_jax.models.experts import Routed
 from lorage_jax.models.leaves import Leaf, initialise
@@ -58,6 +60,7 @@ class LoraMoe(RoutedMethod):
     name: ClassVar[str] = "loramoe"
     what: ClassVar[str] = "LoRAMoE: each token weighs all LoRA experts of a layer, unmerged"
     result: ClassVar[str] = "loramoe"
+    kind: ClassVar[Kind] = parts_kind("loramoe", "a trained LoRAMoE")
     settings: ClassVar[type | None] = LoraMoeSettings
 
     @classmethod
@@ -120,13 +123,15 @@ def localised_balance(
 
     Args:
         sums: of one router's weights over the real tokens of each row.
-        tokens: real tokens of each row.
+        tokens: real tokens of each row; a row with 0 does not count.
         kinds: 1 for rows that are to prefer the first half of the experts, 0 for the others.
         delta: how much they are to prefer them.
     """
-    z = sums / tokens[:, None]
+    z, real = sums / jnp.maximum(tokens, 1)[:, None], tokens > 0
     if kinds is not None:
         first = jnp.arange(sums.shape[-1]) < sums.shape[-1] // 2
         z = z * jnp.where(first[None] == (kinds[:, None] == 1), 1 + delta, 1 - delta)
-    flat = z.reshape(z.shape[0], -1)
-    return jnp.sum(jnp.var(flat, axis=1, ddof=1) / (jnp.mean(flat, axis=1) ** 2 + 1e-10))
+    where = jnp.broadcast_to(real[:, None], z.shape)
+    mean = jnp.mean(z, axis=(1, 2), where=where)
+    variance = jnp.var(z, axis=(1, 2), ddof=1, where=where)
+    return jnp.sum(variance / (mean**2 + 1e-10))

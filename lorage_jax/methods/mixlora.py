@@ -18,10 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.fields import check_types, require
+from lorage_jax.files.manifest import Kind
 from lorage_jax.generator.loras import Linear, linears, lora_leaves
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.methods.lora import Shown
 from lorage_jax.methods.method import register
+from lorage_jax.methods.parts import parts_kind
 from lorage_jax.methods.routed import RoutedMethod, Sums, check_numbers
 from lorage_jax.models.experts import Routed
 from lorage_jax.models.leaves import Leaf, initialise
@@ -57,6 +59,7 @@ class MixLora(RoutedMethod):
     name: ClassVar[str] = "mixlora"
     what: ClassVar[str] = "MixLoRA: each token mixes the FFNs of its best LoRA experts, unmerged"
     result: ClassVar[str] = "mixlora"
+    kind: ClassVar[Kind] = parts_kind("mixlora", "a trained MixLoRA")
     settings: ClassVar[type | None] = MixLoraSettings
 
     @classmethod

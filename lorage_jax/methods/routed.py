@@ -1,34 +1,33 @@
-"""What LoRAMoE and MixLoRA share: experts beside the edge, chosen per token, and never merged.
-
-A folder has `experts.safetensors` (the trained arrays) and `lorage.json` (the settings and the
-edge's fingerprint).
-"""
+"""The common part of LoRAMoE and MixLoRA: experts beside the edge, chosen per token, unmerged."""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.batches import Batch
-from lorage_jax.data.templates import TemplateKind
-from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.fields import from_dict, require, to_dict
-from lorage_jax.files.fingerprint import fingerprint_arrays
-from lorage_jax.files.manifest import Kind, write_manifest
-from lorage_jax.files.outputs import new_folder
-from lorage_jax.files.safetensors import read_tensors, save
-from lorage_jax.generator.generator import flatten
-from lorage_jax.methods.lora import about, base_of, check_edge, check_room
+from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.data.templates import Template
+from lorage_jax.fields import require
+from lorage_jax.files.journal import request_key
+from lorage_jax.files.manifest import Kind
+from lorage_jax.methods.lora import check_room
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside
+from lorage_jax.methods.parts import (
+    read_manifest,
+    read_parts,
+    read_settings,
+    speaking,
+    trained_parts,
+)
 from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.experts import Routed
 from lorage_jax.models.model import Model
@@ -37,8 +36,6 @@ from lorage_jax.train.edge_loss import queries_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
 from lorage_jax.train.step import Loss, LossFn
 
-TENSORS = "experts.safetensors"
-FORMAT = "lorage-routed/1"
 Sums = dict[str, dict[str, Float[Array, "L B E"]]]  # `Output.routing`
 
 
@@ -48,33 +45,35 @@ class RoutedMethod(Method, Trainable):
 
     Attributes:
         pool: the trained experts and routers.
-        template: the turns of the training.
+        turns: the template of the training; None for an edge without a tokenizer.
         edge_sees_prompt: as in training.
     """
 
+    kind: ClassVar[Kind]
     frozen: ClassVar[tuple[str, ...]] = ("edge",)
     mergeable: ClassVar[bool] = False
 
     pool: Routed
-    template: TemplateKind
+    turns: Template | None
     edge_sees_prompt: bool = False
 
     @classmethod
+    @abstractmethod
     def leaves(cls, edge: ModelConfig, settings: Any) -> dict[str, Any]:
         """The trained parts."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def first(cls, edge: ModelConfig, settings: Any, key: jax.Array) -> dict[str, Any]:
         """Fresh trained parts."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def routed(cls, trained: Any, settings: Any, identity: str = "") -> Routed:
         """The trained parts as the decoder takes them."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def balance(
         cls,
         settings: Any,
@@ -84,29 +83,22 @@ class RoutedMethod(Method, Trainable):
     ) -> Float[Array, ""]:
         """The term of the loss that balances the experts, with its weight.
 
-        `sums` and `tokens` are over the real slots of each row; `sources` are the numbers of the
-        rows' sources, if `reads_sources`.
+        `sums` and `tokens` are over the real slots of each row, and 0 for rows that only fill up a
+        batch; `sources` are the numbers of the rows' sources, if `reads_sources`.
         """
-        raise NotImplementedError
 
     @classmethod
-    def load(cls, edge: Model, source: Path | None = None) -> Any:
-        if source is None:
-            raise ConfigError(f"{cls.name} needs the folder of a run's result; none was given.")
-        values = _kind(cls).read(source)
-        if values["method"] != cls.name:
-            raise WeightsError(f"{source} holds {values['method']}; expected {cls.name}.")
-        check_edge(source, values["base"], edge)
-        kind: Any = cls.settings
-        settings = from_dict(kind, values["settings"])
-        leaves = cls.leaves(edge.config, settings)
-        shapes = {name: leaf.shape for name, leaf in flatten(leaves).items()}
-        arrays = read_tensors(source / TENSORS, shapes)
-        trained = jax.tree_util.tree_map_with_path(
-            lambda path, _: jnp.asarray(arrays[".".join(key.key for key in path)]), leaves
+    def load(cls, edge: Model, source: Path | None = None) -> Self:
+        values = read_manifest(cls.kind, source, edge)
+        assert source is not None and cls.settings is not None
+        settings: Any = read_settings(cls.settings, values, source)
+        trained = read_parts(source, cls.leaves(edge.config, settings))
+        # Answers depend on scale and top K, too, which are no arrays.
+        identity = request_key(
+            values["fingerprint"], json.dumps(values["settings"], sort_keys=True)
         )
-        pool = cls.routed(trained, settings, _identity(arrays, settings))
-        return cls(pool, TemplateKind.of(values), values["prompt"] == "in_context")
+        turns = speaking(edge, values).template
+        return cls(cls.routed(trained, settings, identity), turns, settings.prompt == "in_context")
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         if self.edge_sees_prompt:
@@ -115,8 +107,7 @@ class RoutedMethod(Method, Trainable):
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         """The edge with the experts beside it: they cannot be merged."""
-        turns = None if edge.tokenizer is None else self.template.on(edge.tokenizer)
-        return Placement(edge.replace(template=turns), pool=beside(self.pool, edge))
+        return Placement(edge.replace(template=self.turns), pool=beside(self.pool, edge))
 
     @classmethod
     def edge_reads_prompt(cls, config: ExperimentConfig) -> bool:
@@ -147,10 +138,9 @@ class RoutedMethod(Method, Trainable):
             )
             sums, tokens = _all_rows(micro, outputs)
             penalty = cls.balance(settings, sums, tokens, _row_sources(micro))
-            shares = _shares(sums, tokens) if settings.experts > 1 else {}
-            if pool.top_k is None:
-                shares.pop("usage", None)  # all experts, always
-            return Loss(nll, statistics, penalty, {"balance": penalty, **shares})
+            return Loss(
+                nll, statistics, penalty, {"balance": penalty, **_shares(pool, sums, tokens)}
+            )
 
         return loss
 
@@ -158,45 +148,29 @@ class RoutedMethod(Method, Trainable):
     def finish(
         cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
     ) -> Trained:
-        edge, settings, arrays = models["edge"], settings_of(cls, config), flatten(trained)
-
-        def write(folder: Path) -> None:
-            with new_folder(folder, overwrite=True) as temporary:
-                save(temporary / TENSORS, {k: np.asarray(v) for k, v in arrays.items()}, {})
-                values = {
-                    "format": FORMAT,
-                    "method": cls.name,
-                    "settings": to_dict(settings),
-                    "base": base_of(edge),
-                    **({} if edge.template is None else edge.template.kind.to_dict()),
-                    **about(config, settings.prompt),
-                }
-                write_manifest(temporary, values)
-
-        return Trained(_identity(arrays, settings), write)
-
-
-def _kind(cls: type[RoutedMethod]) -> Kind:
-    fields = {"method": str, "settings": dict, "base.fingerprint": str, "prompt": str}
-    return Kind(FORMAT, f"a trained {cls.name}", f"the `{cls.result}` folder of a run", fields)
-
-
-def _identity(arrays: Mapping[str, Any], settings: Any) -> str:
-    """A fingerprint of all that decides what the experts do."""
-    text = json.dumps(to_dict(settings), sort_keys=True)
-    return fingerprint_arrays({**arrays, "settings": np.frombuffer(text.encode(), np.uint8)})
+        return trained_parts(cls.kind, config, settings_of(cls, config), models, trained)
 
 
 def _all_rows(micro: Batch, outputs: Sequence[Output]) -> tuple[Sums, Float[Array, "B"]]:
-    """The routers' sums of the rows of all chunks, and the real slots of each row."""
+    """The routers' sums of the rows of all chunks, and the real slots of each row.
+
+    Both are 0 for rows without targets, which only fill up the batch.
+    """
+    masks = [rows.mask[:, :-1] & _asked(rows)[:, None] for rows in micro.queries]
+    tokens = jnp.concatenate([jnp.sum(mask, axis=1, dtype=jnp.float32) for mask in masks])
     found = [one.routing for one in outputs if one.routing is not None]
     sums = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *found)
-    masks = [rows.mask[:, :-1].astype(jnp.float32) for rows in micro.queries]
-    return sums, jnp.concatenate([jnp.sum(mask, axis=1) for mask in masks])
+    return jax.tree.map(lambda one: jnp.where(tokens[:, None] > 0, one, 0.0), sums), tokens
+
+
+def _asked(rows: Rows) -> Bool[Array, "B"]:
+    """True for rows with targets."""
+    assert rows.loss_mask is not None
+    return jnp.any(rows.loss_mask, axis=1)
 
 
 def _row_sources(micro: Batch) -> Int[Array, "B"] | None:
-    """The number of each row's source; None if the batch does not tell."""
+    """The number of each row's source; None if the batch has none."""
     if not micro.sources:
         return None
     pairs = zip(micro.queries, micro.sources, strict=True)
@@ -205,15 +179,18 @@ def _row_sources(micro: Batch) -> Int[Array, "B"] | None:
     )
 
 
-def _shares(sums: Sums, tokens: Float[Array, "B"]) -> dict[str, Float[Array, "L E"]]:
-    """How often a token keeps an expert, and with which probability; means over the routers."""
+def _shares(pool: Routed, sums: Sums, tokens: Float[Array, "B"]) -> dict[str, Float[Array, "L E"]]:
+    """For the curves: the mean probability of each expert and, with a top K, its share of tokens.
 
-    def mean(part: str) -> Float[Array, "L E"]:
-        return (
-            sum(jnp.sum(one[part], axis=1) for one in sums.values()) / len(sums) / jnp.sum(tokens)
-        )
-
-    return {"usage": mean("kept"), "gate_mass": mean("probability")}
+    Means over the routers of a layer; nothing for a single expert.
+    """
+    count = next(iter(sums.values()))["kept"].shape[-1]
+    parts = {"gate_mass": "probability"} | ({} if pool.top_k is None else {"usage": "kept"})
+    return {
+        name: sum(jnp.sum(one[part], axis=1) for one in sums.values()) / len(sums) / jnp.sum(tokens)
+        for name, part in parts.items()
+        if count > 1
+    }
 
 
 def check_numbers(settings: Any) -> None:

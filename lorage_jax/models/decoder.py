@@ -59,8 +59,8 @@ class Output(flax.struct.PyTreeNode):
         hidden: states after the final norm.
         layers: each layer's output at the last n = `collect` slots, before the final norm; None
             with `collect=0`.
-        routing: with `routing`, the sums [L, B, E] over the real slots of each row, by router:
-            `probability`, and how often an expert was `kept`.
+        routing: with `routing`, sums over the real slots of each row, by router: of an expert's
+            `probability`, and of the slots that `kept` it.
     """
 
     logits: Float[Array, "B N V"] | None
@@ -219,6 +219,10 @@ class Decoder(nn.Module):
         self, gates: Array | None, pool: Experts | None, adapters: dict[str, Any] | None
     ) -> LayerInputs:
         config = self.config
+        routed = pool if isinstance(pool, Routed) else None
+        if routed is not None:
+            assert gates is None and adapters is None, "experts with routers take neither"
+            adapters = routed.adapters
         shared = isinstance(pool, Pool) and pool.scope == "shared"
         return LayerInputs(
             index=jnp.arange(config.layers),
@@ -226,8 +230,8 @@ class Decoder(nn.Module):
             unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
             experts=None if pool is None or shared else pool.experts,
-            adapters=pool.adapters if isinstance(pool, Routed) else adapters,
-            routers=pool.routers if isinstance(pool, Routed) else None,
+            adapters=adapters,
+            routers=None if routed is None else routed.routers,
         )
 
     def _layers(

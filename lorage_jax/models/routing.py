@@ -1,13 +1,12 @@
 """Routers inside a layer: every token chooses its experts (LoRAMoE, MixLoRA).
 
 Letters as in `ops.py`. Probabilities, gates and sums are float32 whatever the dtype of the weights.
-Nothing loops over tokens or experts: all E experts are applied to all tokens.
+All E experts are applied to all tokens, without a loop over tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +100,9 @@ def _inner(
     return ops.einsum("btei,eir->bter", x, a, out=jnp.float32)
 
 
-def sums_of(p: Float[Array, "B T E"], gates: Any, real: Bool[Array, "B T"]) -> dict[str, Array]:
-    """Sums over the tokens of every row: probabilities, and how often each expert was kept."""
+def sums_of(
+    p: Float[Array, "B T E"], gates: Float[Array, "B T E"], real: Bool[Array, "B T"]
+) -> dict[str, Float[Array, "B E"]]:
+    """Sums over the real tokens of every row: `probability`, and tokens that `kept` an expert."""
     kept = (gates > 0).astype(jnp.float32)
     return {"probability": row_sums(p, real), "kept": row_sums(kept, real)}

@@ -73,6 +73,14 @@ def parts(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Par
     return found
 
 
+def check_untrained(config: CompareConfig, parts: Sequence[Part]) -> None:
+    """Loads the methods that are not trained; ConfigError for one that needs a folder."""
+    edge = load_model(config.base.edge, config.base.dtype)
+    for part in parts:
+        if part.experiment is None:
+            get_method(part.method).load(edge)
+
+
 def measured(
     config: CompareConfig, part: Part, limit: int | None = None, say: Say = print
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ TOKENS = np.arange(5, 25)[None]
 def test_a_card_is_trained_further(pair, tmp_path, data_file, combine, trained):
     """Without a step that moves, it is the card; its experts are never changed."""
     switches = GeneratorConfig(combine=combine, top_k=2, rank=4, alpha=8.0, cloud_rank=4)
-    generator, edge = make_generator(*pair, switches, strength=0.05), load_model(pair[1])
+    generator, edge = make_generator(pair[0], pair[1], switches, strength=0.05), load_model(pair[1])
     save_generator(generator, tmp_path / "generator")
     card = random_card(generator)
     card = dataclasses.replace(card, about=generator.template.to_dict())

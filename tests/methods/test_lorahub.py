@@ -103,7 +103,8 @@ def test_the_search_uses_its_examples_and_says_so(edge, modules, monkeypatch):
     assert known is again and known.facts["examples"] == 2 and known.facts["evaluations"] == 12
     weights = np.array(list(known.facts["weights"].values()))
     assert np.abs(weights).max() <= 1.5 and weights.any()
-    assert unknown.facts["examples"] == 0 and not unknown.card.gates.any()
+    assert unknown.card is not None and not unknown.card.gates.any()
+    assert unknown.facts["examples"] == 0
 
     turns = hub.template.on(edge.tokenizer)
     total = count = 0.0
@@ -118,7 +119,7 @@ def test_the_search_uses_its_examples_and_says_so(edge, modules, monkeypatch):
     assert known.facts["loss"] == pytest.approx(expected, rel=1e-3)
 
     placed = hub.place(edge, [known, unknown])
-    assert len(placed.cards) == 2 and placed.pool is not None
+    assert placed.cards is not None and len(placed.cards) == 2 and placed.pool is not None
     with pytest.raises(WeightsError, match="holds no PEFT folders"):
         LoraHub.load(edge, modules / "one" / "nothing")
 
@@ -168,6 +169,7 @@ def test_a_lora_per_task(edge, pair, tmp_path):
         {"task": first.task, "trained": True},
     ]
     placed = method.place(edge, rows)
+    assert placed.cards is not None
     tokens = np.repeat(TOKENS, 3, axis=0)
     found = np.asarray(forward(edge, tokens, gates=list(placed.cards), pool=placed.pool))
     ways = (

@@ -5,6 +5,7 @@ expert as an FFN of its own.
 """
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 import transformers
 
 from lorage_jax import nano
-from lorage_jax.config import DataConfig, ExperimentConfig, OptimizerConfig, Source
+from lorage_jax.config import MeshConfig
+from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.evaluate.answers import Generation
+from lorage_jax.evaluate.harness import LorageLM
 from lorage_jax.generator import loras
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.folder import open_folder
@@ -30,8 +33,9 @@ from lorage_jax.methods.method import get_method
 from lorage_jax.methods.mixlora import MixLora, MixLoraSettings, load_balance
 from lorage_jax.methods.training import train
 from lorage_jax.models.decoder import Decoder
+from lorage_jax.sharding import Layout, make_mesh
+from tests.methods.runs import experiment, interrupted
 from tests.tiny import padded_batch, torch_logits
-from tests.train.test_generator import interrupt_at
 
 MOE = LoraMoeSettings(experts=4, rank=3, alpha=6.0, dropout=0.0)
 MIX = MixLoraSettings(experts=4, top_k=2, rank=3, alpha=6.0, dropout=0.0)
@@ -245,42 +249,18 @@ def test_trained_parameters_are_as_many_as_the_formulas_say():
 )
 def test_training_resuming_and_answering_unmerged(pair, tmp_path, monkeypatch, name, settings):
     """The answers are those of the experts beside the edge, token by token and with a cache."""
-    config = ExperimentConfig(
-        cloud=str(pair[0]),
-        edge=str(pair[1]),
-        out=str(tmp_path / "whole"),
-        method=name,
-        settings=settings,
-        data=DataConfig(
-            (Source("synthetic", "synthetic", name="words"),),
-            prompts_per_batch=8,
-            queries_per_prompt=1,
-            max_prompt_tokens=64,
-            max_query_tokens=64,
-            min_bucket=64,
-        ),
-        optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=1),
-        steps=6,
-        dtype="float32",
-        remat="full",
-        save_every=3,
-    )
+    config = experiment(pair, tmp_path / "whole", name, settings=settings, steps=6, save_every=3)
     rest = whole = train(config, progress=False)
     assert whole.losses[-1][1] < whole.losses[0][1]
     if name == "loramoe":  # resuming is the same for both
         half = dataclasses.replace(config, out=str(tmp_path / "half"))
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, 5)
-            with pytest.raises(KeyboardInterrupt):
-                train(half, progress=False)
-        rest = train(half, resume=True, progress=False)
+        rest = interrupted(half, monkeypatch, step=5)
         assert rest.losses == whole.losses[3:] and rest.fingerprint == whole.fingerprint
 
     cls: Any = get_method(name)
     edge = load_model(pair[1])
     assert not cls.mergeable
     method = cls.load(edge, rest.folder)
-    assert method.pool.generator == rest.fingerprint
     rows = method.prepare(["Say it twice.", "Shout."])
     assert [row.context is not None for row in rows] == [settings.prompt == "in_context"] * 2
     placed = method.place(edge, rows)
@@ -293,12 +273,48 @@ def test_training_resuming_and_answering_unmerged(pair, tmp_path, monkeypatch, n
     [found] = score(placed.model, [(ids[:2], ids[2:])], pool=placed.pool)
     expected = logprobs[1, ids[2]] + logprobs[2, ids[3]]
     assert found.loglikelihood == pytest.approx(float(expected), rel=1e-4)
+    lm = LorageLM(edge)
+    lm.reset(placed.model, experts=placed.pool)
+    [(asked, _)] = lm._loglikelihood_tokens([(("", ""), ids[:2], ids[2:])])
+    assert asked == pytest.approx(found.loglikelihood, rel=1e-4)
     assert np.abs(logits - np.asarray(forward(edge, [ids]))).max() > 1e-3
+    manifest = rest.folder / "lorage.json"
+    values = json.loads(manifest.read_text("utf-8"))
+    values["settings"]["alpha"] = 7.0  # answers would differ, so the journal's keys have to
+    manifest.write_text(json.dumps(values), "utf-8")
+    louder = cls.load(edge, rest.folder).pool
+    assert louder.scale == pytest.approx(7 / 3) and louder.generator != method.pool.generator
     other = edge.replace(params=edge.params | {"embed": edge.params["embed"] + 1}, source=None)
     with pytest.raises(WeightsError, match="Load the edge it was trained on"):
         cls.load(other, rest.folder)
     with pytest.raises(ConfigError, match="gates were given for experts that routers choose"):
         forward(edge, [ids], gates=np.ones((3, 4)), pool=placed.pool)
+
+
+def test_rows_that_fill_a_batch_do_not_count_for_the_balance(edge, pair, tmp_path):
+    """They have one slot and no targets."""
+    settings = dataclasses.replace(MOE, balance=1.0)
+    config = experiment(pair, tmp_path, "loramoe", settings=settings)
+    layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
+    loss = jax.jit(LoraMoe.training(config, {"edge": edge.config}, layout).loss)
+    trained = drawn(LoraMoe, edge, settings)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(5, 60, (3, 12)).astype(np.int32)
+    mask = np.arange(12) < np.array([12, 7, 1])[:, None]
+    targets = mask & (np.arange(12) > 3)
+    found = []
+    for filled in (tokens, np.where(np.arange(3)[:, None] == 2, 61, tokens)):
+        queries = Rows(jnp.asarray(filled), jnp.asarray(mask), jnp.asarray(targets))
+        made = loss(trained, {}, {"edge": edge.params}, Batch((), (queries,)), None)
+        assert float(made.penalty) == float(made.metrics["balance"]) > 0
+        assert np.asarray(made.metrics["gate_mass"]).sum(1) == pytest.approx(np.ones(3), rel=1e-4)
+        assert "usage" not in made.metrics
+        found.append(float(made.penalty))
+    assert found[0] == found[1]
+    sums = jnp.asarray(rng.uniform(1, 2, (2, 3, 4)))
+    counts = jnp.array([9.0, 5.0, 0.0])
+    expected = localised_balance(sums[:, :2], counts[:2])
+    assert float(localised_balance(sums, counts)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_settings_that_cannot_be():
@@ -310,3 +326,5 @@ def test_settings_that_cannot_be():
         wrong: dict[str, Any] = settings
         with pytest.raises(ConfigError, match=words):
             MixLoraSettings(**wrong)
+    with pytest.raises(ConfigError, match="delta needs two halves of experts; got 3 experts"):
+        LoraMoeSettings(experts=3, delta=0.1)

@@ -130,7 +130,9 @@ def test_ffn(tiny, variant):
         want = base.model.layers[1].mlp(torch.tensor(x)).numpy()
     layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0, layout=None, flash=False)
     weights = {name: w[1] for name, w in model.params["layers"].items()}
-    got = layer._ffn(weights, jnp.asarray(x), None, LayerInputs(jnp.int32(1), jnp.asarray(False)))
+    inputs = LayerInputs(jnp.int32(1), jnp.asarray(False))
+    got, sums = layer._ffn(weights, jnp.asarray(x), None, inputs)
+    assert sums == {}  # without routers
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
