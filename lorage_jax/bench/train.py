@@ -18,6 +18,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.batches import Batch, host_rows
+from lorage_jax.data.packing import pack
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import model_leaves
@@ -136,7 +137,12 @@ def _experiment(
 
 
 def random_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> Batch:
-    """A batch like the pipeline's, without padding; the second half of a query is its target."""
+    """A batch like the pipeline's, without padding; the second half of a query is its target.
+
+    With `packed_rows`, texts are packed, each of full length.
+    """
+    if data.packed_rows is not None:
+        return _random_packed_batch(data, cloud, edge)
     rng = np.random.default_rng(0)
     prompts = (data.prompts_per_batch, data.max_prompt_tokens)
     queries = (data.rows, data.max_query_tokens)
@@ -147,3 +153,18 @@ def random_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> Bat
         (host_rows(tokens=read, mask=np.ones(prompts, bool)),),
         (host_rows(tokens=asked, mask=np.ones(queries, bool), loss_mask=target),),
     )
+
+
+def _random_packed_batch(data: DataConfig, cloud: ModelConfig, edge: ModelConfig) -> Batch:
+    assert data.packed_rows is not None
+    rng = np.random.default_rng(0)
+    longest = data.prompts_per_row * data.max_prompt_tokens
+    texts = rng.integers(0, cloud.vocab_size, (data.prompts_per_batch, data.max_prompt_tokens))
+    _, prompts = pack(texts.tolist(), data.packed_rows, longest, longest, 0)
+    longest = data.prompts_per_row * data.queries_per_prompt * data.max_query_tokens
+    texts = rng.integers(0, edge.vocab_size, (data.rows, data.max_query_tokens))
+    order, queries = pack(texts.tolist(), data.packed_rows, longest, longest, 0)
+    target = queries["positions"] >= data.max_query_tokens // 2
+    owner = (order // data.queries_per_prompt).astype(np.int32)
+    rows = host_rows(**queries, loss_mask=target, owner=owner)
+    return Batch((host_rows(**prompts),), (rows,))
