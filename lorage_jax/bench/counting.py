@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr
 
 
 def matmul_macs(program: ClosedJaxpr) -> int:
@@ -21,7 +24,7 @@ def matmul_macs(program: ClosedJaxpr) -> int:
     The body of a loop counts as often as it runs. Of the branches of a condition (sliding or full
     attention, chunks with or without a target), the most expensive one counts.
     """
-    return _matmul_macs(program.jaxpr)
+    return _matmul_macs(program)
 
 
 def _matmul_macs(jaxpr: Any) -> int:
@@ -33,7 +36,7 @@ def _matmul_macs(jaxpr: Any) -> int:
             summed = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(summed[i] for i in contracted)
             continue
-        parts = [_matmul_macs(part.jaxpr) for part in _parts(equation)]
+        parts = [_matmul_macs(part) for part in _parts(equation)]
         if any(parts) and name == "while":
             raise ValueError("matrix products in a while loop: the number of its runs is unknown")
         inner = max(parts, default=0) if name == "cond" else sum(parts)
@@ -69,7 +72,7 @@ def _compiled_flops(program: ClosedJaxpr) -> tuple[float, float]:
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals]
     compiled = jax.jit(jaxpr_as_fun(program)).lower(*shapes).compile()
     once = total = (compiled.cost_analysis() or {})["flops"]
-    for scan in _scans(program.jaxpr):
+    for scan in _scans(program):
         body_once, body_total = _compiled_flops(scan.params["jaxpr"])
         total += scan.params["length"] * body_total - body_once
     return once, total
@@ -82,14 +85,15 @@ def _scans(jaxpr: Any) -> Iterator[Any]:
             yield equation
         else:
             for part in _parts(equation):
-                yield from _scans(part.jaxpr)
+                yield from _scans(part)
 
 
-def _parts(equation: Any) -> Iterator[ClosedJaxpr]:
-    """The programs inside an operation: a loop's body, a called function, branches."""
+def _parts(equation: Any) -> Iterator[Any]:
+    """The programs inside an operation: a loop's body, a called function, branches.
+
+    They are known by their equations: JAX 0.11 has one class for closed and open programs.
+    """
     for value in equation.params.values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(part, ClosedJaxpr):
+            if hasattr(part, "eqns"):
                 yield part
-            elif isinstance(part, Jaxpr):  # remat's is not closed
-                yield ClosedJaxpr(part, ())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
@@ -14,6 +15,9 @@ from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import structs
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr
 
 
 def prefill_program(
