@@ -37,9 +37,9 @@ def run(options: Compare) -> dict[str, Any]:
     for part in parts:
         found.setdefault(part.method, []).append(compare.measured(config, part, options.limit))
     result = compare.combined(config, found)
-    print("Timing all methods in turn ...")
-    for name, seconds in compare.seconds(config, parts, options.limit).items():
-        result["methods"][name]["seconds_per_request"] = seconds
+    print("Measuring the costs of all methods, in turn ...")
+    for name, costs in compare.costs(config, parts, options.limit).items():
+        result["methods"][name] |= costs
     text = to_markdown(result)
     print(text)
     if options.table is not None:

@@ -109,11 +109,13 @@ class Generation:
                 said = self._write(placement, rows, prefixes, filled)
                 self.journal.add({keys[i]: text for i, text in zip(batch, said, strict=False)})
                 advance(len(batch))
-        read = [len(row) for row in whole]
+        read, front = [len(row) for row in whole], [0]
         if prefixes is not None:
-            read = [len(row) - one.shared(row) for row, one in zip(whole, prefixes, strict=True)]
-        tokens = float(np.mean(read))
-        return Answered([self.journal.get(key) for key in keys], tokens, truncated)
+            pairs = list(zip(whole, prefixes, strict=True))
+            read = [len(row) - one.shared(row) for row, one in pairs]
+            front = [one.shared(row) if one.tokens else one.slots for row, one in pairs]
+        tokens, slots = float(np.mean(read)), float(np.mean(front))
+        return Answered([self.journal.get(key) for key in keys], tokens, truncated, slots)
 
     def _batches(
         self, rows: Sequence[list[int]], todo: Sequence[int]

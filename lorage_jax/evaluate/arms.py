@@ -71,11 +71,13 @@ class Answered(Generic[Answer]):
         answers: one per question, of the suite's own kind.
         edge_tokens: mean tokens that the edge reads per request, before any cut.
         truncated: requests that were too long for the edge's context.
+        front_slots: mean slots of a prefix in front of a request, which are not read again.
     """
 
     answers: Sequence[Answer]
     edge_tokens: float
     truncated: int = 0
+    front_slots: float = 0.0
 
 
 @dataclass(frozen=True)

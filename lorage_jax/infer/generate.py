@@ -232,7 +232,7 @@ def compiled_start(
     rows, length = tokens.shape
     cache = new_cache(config, rows, length + size, activation_dtype(params), past)
     said, real = spoken or (tokens, mask)
-    logits, cache = _next_logits(config, params, tokens, mask, cache, pool, gates)
+    logits, cache = next_logits(config, params, tokens, mask, cache, pool, gates)
     progress = Progress(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
@@ -268,13 +268,13 @@ def _decode(
     def turn(carry):
         cache, progress = carry
         newest = jax.lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, axis=1)
-        logits, cache = _next_logits(config, params, newest, None, cache, pool, gates)
+        logits, cache = next_logits(config, params, newest, None, cache, pool, gates)
         return cache, _append(progress, logits, controls)
 
     return jax.lax.while_loop(wanted, turn, (cache, progress))
 
 
-def _next_logits(
+def next_logits(
     config: ModelConfig,
     params: dict[str, Any],
     tokens: Int[Array, "B T"],

@@ -37,11 +37,14 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.experiment import Trainable
 from lorage_jax.world import prompts as world_prompts
+from lorage_jax.world.costs import method_costs
 from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
-from lorage_jax.world.scores import MARGIN, measure
+from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
 
 OURS, BARE = "lora_gen", "bare"
+UNSEEN = ("composition", "tools")  # splits of tasks that are not in training
+FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
 BATCH_TOKENS = 8192
 Say = Callable[[str], Any]
 
@@ -87,8 +90,8 @@ def measured(
     """The figures of one part: from its file, or trained and asked now.
 
     `limit` asks about the first prompts of each split only. Returns {"trained_parameters",
-    "merged", "reads_prompt", "frozen", "splits", "controls"}; a split has {"exact_match", "stderr",
-    "by_prompt", "edge_tokens"}, a control is {split: the same}.
+    "merged", "unseen_tasks", "frozen", "splits", "controls"}; a split has {"exact_match", "stderr",
+    "by_prompt", "edge_tokens", "context_tokens"}, a control is {split: the same}.
 
     Raises OutputError if the file was measured with other settings or data.
     """
@@ -97,16 +100,18 @@ def measured(
     what = _identity(config, part, limit)
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
+        if found["identity"] == what and found.get("figures") == FIGURES:
+            return found["result"]
         if found["identity"] != what:
             raise OutputError(
                 f"{path} was measured with other settings, models or data. Move it away to measure "
                 "again, or go back to the old ones."
             )
-        return found["result"]
     edge = load_model(config.base.edge, config.base.dtype)
     result = _figures(part, edge, samples, say)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps({"identity": what, "result": result}) + "\n", overwrite=True)
+    kept = {"figures": FIGURES, "identity": what, "result": result}
+    write_file(path, json.dumps(kept) + "\n", overwrite=True)
     return result
 
 
@@ -130,13 +135,18 @@ def load_method(part: Part, edge: Model) -> Method:
     return get_method(part.method).load(edge, source)
 
 
-def seconds(
+def costs(
     config: CompareConfig, parts: Sequence[Part], limit: int | None = None
-) -> dict[str, float]:
-    """Seconds per request of every method, of its first seed, all taking turns in this run."""
+) -> dict[str, dict[str, Any]]:
+    """`Costs` of a request under every method, of its first seed, and `seconds_per_request`.
+
+    All methods take turns in this run.
+    """
     edge = load_model(config.base.edge, config.base.dtype)
     methods = {part.method: load_method(part, edge) for part in parts if part.seed == 0}
-    return method_seconds(methods, edge, questions(config, limit)[0])
+    sample = questions(config, limit)[0]
+    found, times = method_costs(methods, edge, sample), method_seconds(methods, edge, sample)
+    return {name: {**one, "seconds_per_request": times[name]} for name, one in found.items()}
 
 
 def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, Any]:
@@ -166,6 +176,7 @@ def _figures(part: Part, edge: Model, samples: Sequence[WorldSample], say: Say) 
     result: dict[str, Any] = {
         "trained_parameters": _trained_parameters(part, edge),
         "merged": _is_merged(method, edge, samples[0]),
+        "unseen_tasks": follows_prompts(method, samples),
         "frozen": list(getattr(method, "frozen", ())),
         "splits": {sample.name: one for sample, one in zip(samples, found, strict=True)},
         "controls": {},
@@ -190,7 +201,11 @@ def _controls(method: LoraGen, seed: int) -> dict[str, Callable[[WorldSample], M
 
 
 def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
-    """The scores of one method on one split, and the tokens that the edge reads per request."""
+    """The scores of one method on one split, and the lengths of its requests.
+
+    `edge_tokens` counts everything in the edge's context, soft prompts and cached tokens, too;
+    `context_tokens` is the length with the prompt as text.
+    """
     owners = [i for i, group in enumerate(sample.groups) for _ in group]
     unit = Unit(sample.name, sample.prompts, sample.records, owners)
     if isinstance(arm.method, LoraGen):
@@ -201,7 +216,8 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
         "exact_match": score.exact_match,
         "stderr": score.stderr,
         "by_prompt": score.by_prompt,
-        "edge_tokens": answered.edge_tokens,
+        "edge_tokens": answered.edge_tokens + answered.front_slots,
+        "context_tokens": tokens_read(edge, sample, shown=True),
     }
 
 
@@ -244,6 +260,27 @@ def _is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:
     return True if changed else None
 
 
+def follows_prompts(method: Method, samples: Sequence[WorldSample]) -> bool | None:
+    """True if the method makes something of an unseen task's prompt, without solved examples.
+
+    That is a context, card or prefix which differs between the prompts of two tasks. None if the
+    sample has only one.
+    """
+    sample = next((one for one in samples if one.split in UNSEEN), samples[0])
+    task = dict(zip(sample.tasks, sample.prompts, strict=True))
+    if len(task) < 2:
+        return None
+    made = method.prepare(list(task.values())[:2])
+    if any(one.facts.get("examples") for one in made):
+        return False
+    return len({_made_of(one) for one in made}) == 2
+
+
+def _made_of(one: Conditioning) -> tuple[Any, ...]:
+    gates = None if one.card is None else np.asarray(one.card.gates, np.float32).tobytes()
+    return one.context, gates, None if one.prefix is None else one.prefix.identity
+
+
 def combined(
     config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
@@ -270,14 +307,18 @@ def _method(
     ours: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     method, first = get_method(name), seeds[0]
-    tokens = [split["edge_tokens"] for one in seeds for split in one["splits"].values()]
+    tokens = {
+        kind: float(np.mean([split[kind] for one in seeds for split in one["splits"].values()]))
+        for kind in ("edge_tokens", "context_tokens")
+    }
     return {
         "what": method.what,
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
+        "unseen_tasks": first["unseen_tasks"],
         "bigger_model": "cloud" in first["frozen"] and config.base.cloud != config.base.edge,
         "seeds": len(seeds) if first["trained_parameters"] else 0,
-        "edge_tokens": float(np.mean(tokens)),
+        **tokens,
         "splits": _splits(seeds, None if name == OURS else ours),
     }
 

@@ -138,7 +138,7 @@ def base_arms(
     found = {}
     for sample in samples:
         scores = score_arms(arms, edge, sample, asking)
-        without, whole = (_edge_tokens(edge, sample, shown) for shown in (False, True))
+        without, whole = (tokens_read(edge, sample, shown) for shown in (False, True))
         found[sample.name] = SplitScores(
             scores,
             world_prompts.blind_ceiling(sample.split, sample.family),
@@ -147,7 +147,8 @@ def base_arms(
     return found
 
 
-def _edge_tokens(edge: Model, sample: WorldSample, shown: bool) -> float:
+def tokens_read(edge: Model, sample: WorldSample, shown: bool) -> float:
+    """Mean tokens of a request, with the prompt in the edge's context if `shown`, else without."""
     contexts = [record.system if shown else None for record in sample.records]
     pairs = zip(sample.records, contexts, strict=True)
     return mean_tokens(edge, [turns(r.user, Conditioning(context=c)) for r, c in pairs])

@@ -41,7 +41,7 @@ def request_seconds(
         edge = special.speaking(edge)
     found = {}
     for sample in samples:
-        group = _median_group(edge, sample)
+        group = median_group(edge, sample)
         model = _specialised(edge, special, group[0].system)
         asked = [group[i % len(group)] for i in range(rows)]
         texts = {
@@ -49,8 +49,7 @@ def request_seconds(
             "lora_gen": [question(r.user) for r in asked],
         }
         models = {"in_context": endless(edge), "lora_gen": endless(model)}
-        targets = [len(edge.template.answer(r.target)) for r in sample.records]
-        new = round(statistics.fmean(targets))
+        new = new_tokens(edge, sample)
         counts = {"batch": rows, "single": 1}
         times = in_turn(
             {
@@ -94,13 +93,18 @@ def method_seconds(
     As in `request_seconds`: for the prompt of median length, without preparing and placing it, and
     with as many new tokens as a mean target has.
     """
-    group = _median_group(edge, sample)
+    group = median_group(edge, sample)
     asked = [group[i % len(group)] for i in range(rows)]
-    new = round(statistics.fmean(len(edge.template.answer(r.target)) for r in sample.records))
+    new = new_tokens(edge, sample)
     times = in_turn(
         {name: _request(method, edge, asked, new) for name, method in methods.items()}, repeats
     )
     return {name: statistics.median(each) / rows for name, each in times.items()}
+
+
+def new_tokens(edge: Model, sample: WorldSample) -> int:
+    """The tokens that a request writes: as many as a mean target has."""
+    return round(statistics.fmean(len(edge.template.answer(r.target)) for r in sample.records))
 
 
 def _request(
@@ -133,7 +137,9 @@ def endless(model: Model) -> Model:
     return model.replace(config=dataclasses.replace(model.config, eos_ids=()), tokenizer=tokenizer)
 
 
-def _median_group(edge: Model, sample: WorldSample) -> list[Record]:
+def median_group(edge: Model, sample: WorldSample) -> list[Record]:
+    """The requests of the prompt of median length."""
+
     def length(group: list[Record]) -> int:
         return _tokens(edge, question(group[0].user, group[0].system))
 

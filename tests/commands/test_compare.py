@@ -69,6 +69,9 @@ def test_costs_are_facts(made):
     assert methods["lora_gen"]["edge_tokens"] == methods["bare"]["edge_tokens"]
     assert methods["lora_gen"]["bigger_model"] and not methods["lora"]["bigger_model"]
     assert all(one["seconds_per_request"] > 0 for one in methods.values())
+    assert [one["unseen_tasks"] for one in methods.values()] == [False, True, True, False]
+    flops = {name: one["flops_per_request"] for name, one in methods.items()}
+    assert flops["lora_gen"] == flops["lora"] == flops["bare"] < flops["in_context"]
 
 
 @pytest.mark.slow

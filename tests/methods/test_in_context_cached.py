@@ -38,7 +38,8 @@ def test_answers_are_those_of_in_context(edge):
     assert cached.answered.edge_tokens <= bare < whole.answered.edge_tokens
     slots = [fact["prefix_slots"] for fact in cached.facts]
     read = whole.answered.edge_tokens - cached.answered.edge_tokens
-    assert read == np.mean([slots[owner] for owner in OWNERS])
+    assert read == cached.answered.front_slots == np.mean([slots[owner] for owner in OWNERS])
+    assert whole.answered.front_slots == 0
 
 
 def test_the_shared_tokens_begin_every_question(edge):

@@ -153,6 +153,7 @@ def test_training_begins_at_a_real_prompt_and_resumes(name, pair, tmp_path, monk
     behind = generate_tokens(edge, ids, max_new_tokens=4, prefixes=[method.prefix] * 2)
     assert list(answered.answers) == [edge.tokenizer.decode(row) for row in behind]
     assert answered.edge_tokens == np.mean([len(row) for row in ids])
+    assert answered.front_slots == 6
     with pytest.raises(WeightsError, match="was trained for the edge model"):
         get_method(name).load(load_model(pair[0]), rest.folder)
 

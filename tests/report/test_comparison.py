@@ -7,10 +7,15 @@ import pytest
 from lorage_jax import nano
 from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
 from lorage_jax.errors import ConfigError, OutputError
+from lorage_jax.hf.load import load_model
+from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.in_context import InContext
+from lorage_jax.methods.in_context_cached import InContextCached
 from lorage_jax.report.comparison import to_markdown
 from lorage_jax.report.page import DASH
 from lorage_jax.world import compare
 from lorage_jax.world.compare import combined, parts
+from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
 CONFIG = CompareConfig(
@@ -19,16 +24,25 @@ CONFIG = CompareConfig(
 )
 
 
-def figures(by_prompt, tokens=10.0, merged=True, parameters=5, frozen=("edge",), **controls):
+def figures(
+    by_prompt, tokens=10.0, merged=True, unseen=False, parameters=5, frozen=("edge",), **controls
+):
     def split(values):
         mean = sum(values) / len(values)
         return {
-            "x": {"exact_match": mean, "stderr": 0.5, "by_prompt": values, "edge_tokens": tokens}
+            "x": {
+                "exact_match": mean,
+                "stderr": 0.5,
+                "by_prompt": values,
+                "edge_tokens": tokens,
+                "context_tokens": 40.0,
+            }
         }
 
     return {
         "trained_parameters": parameters,
         "merged": merged,
+        "unseen_tasks": unseen,
         "frozen": list(frozen),
         "splits": split(by_prompt),
         "controls": {name: split(values) for name, values in controls.items()},
@@ -38,18 +52,19 @@ def figures(by_prompt, tokens=10.0, merged=True, parameters=5, frozen=("edge",),
 @pytest.fixture(scope="module")
 def result():
     ours = [
-        figures([1.0] * 24, frozen=("cloud", "edge"), shuffled=[0.0] * 24),
+        figures([1.0] * 24, unseen=True, frozen=("cloud", "edge"), shuffled=[0.0] * 24),
         figures([1.0] * 12 + [0.0] * 12, frozen=("cloud", "edge"), shuffled=[0.0] * 24),
     ]
     found = {
         "bare": [figures([0.0] * 24, parameters=0, merged=None)],
         "lora_gen": ours,
-        "in_context": [figures([1.0] * 24, tokens=40.0, parameters=0, merged=None)],
+        "in_context": [figures([1.0] * 24, 40.0, merged=None, unseen=True, parameters=0)],
         "lora": [figures([0.5] * 24)],
     }
     made = combined(CONFIG, found)
     for method in made["methods"].values():
-        method["seconds_per_request"] = 0.002
+        costs = {"flops_per_request": 3e6, "parameter_bytes": 2**20, "cache_bytes": 2**18}
+        method |= costs | {"seconds_per_request": 0.002}
     return made
 
 
@@ -74,13 +89,36 @@ def test_properties_are_derived(result):
     assert [one["seeds"] for one in methods.values()] == [0, 2, 0, 1]
     text = to_markdown(result)
     shown = {
-        line.split("|")[1].strip(): [cell.strip(" *") for cell in line.split("|")[2:5]]
-        for line in text.partition("knowledge of a bigger model")[2].splitlines()
-        if line.count("|") > 5
+        line.split("|")[1].strip(): [cell.strip(" *") for cell in line.split("|")[2:6]]
+        for line in text.partition("unseen tasks without training")[2].splitlines()
+        if line.count("|") > 6
     }
-    assert shown["in_context"] == ["no", DASH, "no"]
-    assert shown["**lora_gen**"] == ["yes", "yes", "yes"]
-    assert shown["lora"] == ["yes", "yes", "no"]
+    assert shown["in_context"] == ["no", DASH, "yes", "no"]
+    assert shown["**lora_gen**"] == ["yes", "yes", "yes", "yes"]
+    assert shown["lora"] == ["yes", "yes", "no", "no"]
+    assert [cell.strip() for cell in text.split("| lora |")[2].split("|")[:6]] == [
+        *("5", "10.0", "2.00", "3.0", "1.25", "1")
+    ]
+
+
+def test_an_unseen_task_needs_something_made_of_its_prompt():
+    edge, samples = load_model(nano.EDGE), draw_world(4, 1, seed=1, families=("words",))
+
+    class Solved(InContext):
+        def prepare(self, prompts):
+            return [
+                dataclasses.replace(one, facts={"examples": 5}) for one in super().prepare(prompts)
+            ]
+
+    found = [
+        compare.follows_prompts(method, samples)
+        for method in (Bare(), InContext(), InContextCached.load(edge), Solved())
+    ]
+    assert found == [False, True, True, False]
+    one = [
+        dataclasses.replace(samples[0], groups=samples[0].groups[:1], tasks=samples[0].tasks[:1])
+    ]
+    assert compare.follows_prompts(InContext(), one) is None
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
@@ -94,6 +132,9 @@ def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
     assert compare.measured(config, part, 3) == compare.measured(config, part, 3) == {"x": 1}
     assert len(said) == 1
     assert compare.measured(config, part) == {"x": 1} and len(said) == 2
+    kept = tmp_path / "results" / "lora-0-3.json"
+    kept.write_text(kept.read_text().replace('"figures": 2', '"figures": 1'))
+    assert compare.measured(config, part, 3) == {"x": 1} and len(said) == 3  # of an older version
     other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
     with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):
         compare.measured(other, parts(other, ["lora"], 1)[1], 3)
