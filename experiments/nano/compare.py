@@ -7,7 +7,8 @@ Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed.
 are kept in runs/nano/compare, and what is there is not made again.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
-train, so each has a learning rate of its own kind.
+train, so each has a learning rate of its own kind. `in_context_3` has three solved samples behind
+every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper; LoRA is asked both ways.
 """
 
 import dataclasses
@@ -41,11 +42,17 @@ def config() -> CompareConfig:
         methods={
             "bare": {},
             "in_context": {},
+            **{f"in_context_{n}": {"method": "in_context", "samples": n} for n in (1, 3, 5)},
             "in_context_cached": {},
             "lora_gen": {},
             "direct": {},
             "no_llm": {},
             "lora": {"optimizer": LORA, "settings": LoraSettings()},
+            "lora_in_context": {
+                "method": "lora",
+                "optimizer": LORA,
+                "settings": LoraSettings(prompt="in_context"),
+            },
             "loramoe": {"optimizer": LORA, "settings": LoraMoeSettings()},
             "mixlora": {"optimizer": LORA, "settings": MixLoraSettings()},
             "prompt_tuning": {

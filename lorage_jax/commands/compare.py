@@ -35,7 +35,7 @@ def run(options: Compare) -> dict[str, Any]:
     compare.check_untrained(config, parts)  # before the long work
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
-        found.setdefault(part.method, []).append(compare.measured(config, part, options.limit))
+        found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
     result = compare.combined(config, found)
     print("Measuring the costs of all methods, in turn ...")
     for name, costs in compare.costs(config, parts, options.limit).items():

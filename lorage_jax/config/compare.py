@@ -35,8 +35,9 @@ class CompareConfig:
     Attributes:
         base: the run of every method: models, data, steps, optimizer. Its `out` is the folder of
             the comparison, with a run per method and seed in it.
-        methods: per method, the fields of `base` that it changes, such as `settings`; the order is
-            that of the table.
+        methods: per row of the table, in its order: the fields of `base` that the method changes,
+            such as `settings`. A row is called like its method; one of another name has a field
+            `method`. `samples` is a number of solved samples that are appended to every prompt.
         questions: what all methods are asked.
     """
 
@@ -46,13 +47,28 @@ class CompareConfig:
 
     def __post_init__(self):
         require(bool(self.methods), "methods is empty; expected at least one.")
-
-    def run(self, method: str, seed: int) -> ExperimentConfig:
-        """The run of one method and seed. Raises ConfigError for a method that is not in here."""
-        if method not in self.methods:
-            raise ConfigError(
-                f"the comparison has no method {method!r}; expected {', '.join(self.methods)}."
+        for name in self.methods:
+            count = self.samples(name)
+            require(
+                type(count) is int and count >= 0,
+                f"samples of {name} is {count!r}; expected a number, 0 or more.",
             )
-        out = str(Path(self.base.out) / f"{method}-{seed}")
-        own = {"method": method, "seed": seed, "out": out}
-        return dataclasses.replace(self.base, **{**self.methods[method], **own})
+
+    def method(self, name: str) -> str:
+        """The method of a row."""
+        return self.methods.get(name, {}).get("method", name)
+
+    def samples(self, name: str) -> int:
+        """The number of solved samples that a row appends to every prompt."""
+        return self.methods.get(name, {}).get("samples", 0)
+
+    def run(self, name: str, seed: int) -> ExperimentConfig:
+        """The run of one row and seed. Raises ConfigError for a row that is not in here."""
+        if name not in self.methods:
+            raise ConfigError(
+                f"the comparison has no method {name!r}; expected {', '.join(self.methods)}."
+            )
+        out = str(Path(self.base.out) / f"{name}-{seed}")
+        changed = {k: value for k, value in self.methods[name].items() if k != "samples"}
+        own = {"method": self.method(name), "seed": seed, "out": out}
+        return dataclasses.replace(self.base, **{**changed, **own})

@@ -41,6 +41,7 @@ from lorage_jax.world.costs import method_costs
 from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
+from lorage_jax.world.shots import WithSamples, texts_with_samples
 
 OURS, BARE = "lora_gen", "bare"
 UNSEEN = ("composition", "tools")  # splits of tasks that are not in training
@@ -51,28 +52,32 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One method, trained with one seed; `experiment` is None if it has nothing to train."""
+    """One row's method, trained with one seed; `experiment` is None if it has nothing to train."""
 
+    row: str
     method: str
     seed: int
     experiment: ExperimentConfig | None
+    samples: int = 0  # solved samples behind every prompt
 
     @property
     def name(self) -> str:
-        return self.method if self.experiment is None else f"{self.method}-{self.seed}"
+        return self.row if self.experiment is None else f"{self.row}-{self.seed}"
 
 
-def parts(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Part]:
-    """The parts of a comparison, the bare edge first.
+def parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
+    """The parts of a comparison: rows of `config`, or methods without training; bare first.
 
     Raises ConfigError for an unknown method, and for one with trained parts that `config` lacks.
     """
-    found = [] if BARE in methods else [Part(BARE, 0, None)]
-    for name in dict.fromkeys(methods):
-        if Trainable in get_method(name).__mro__:
-            found += [Part(name, seed, config.run(name, seed)) for seed in range(seeds)]
+    found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
+    for row in dict.fromkeys(rows):
+        method, samples = config.method(row), config.samples(row)
+        if Trainable in get_method(method).__mro__:
+            runs = [(seed, config.run(row, seed)) for seed in range(seeds)]
+            found += [Part(row, method, *run, samples) for run in runs]
         else:
-            found.append(Part(name, 0, None))
+            found.append(Part(row, method, 0, None, samples))
     return found
 
 
@@ -108,7 +113,7 @@ def measured(
                 "again, or go back to the old ones."
             )
     edge = load_model(config.base.edge, config.base.dtype)
-    result = _figures(part, edge, samples, say)
+    result = _figures(config, part, edge, samples, say)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"figures": FIGURES, "identity": what, "result": result}
     write_file(path, json.dumps(kept) + "\n", overwrite=True)
@@ -127,12 +132,19 @@ def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSamp
     ]
 
 
-def load_method(part: Part, edge: Model) -> Method:
+def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
     """The method of a part, trained first unless a finished run is there."""
     source = None
     if part.experiment is not None:
         source = train(part.experiment, resume=True).folder
-    return get_method(part.method).load(edge, source)
+    method = get_method(part.method).load(edge, source)
+    if not part.samples:
+        return method
+    texts, asked = {}, config.questions
+    for one in questions(config):
+        drawn = world_prompts.draw_prompts(one.split, asked.prompts, asked.seed, one.family)
+        texts |= texts_with_samples(one, drawn, part.samples)
+    return WithSamples(method, texts)
 
 
 def costs(
@@ -143,7 +155,7 @@ def costs(
     All methods take turns in this run.
     """
     edge = load_model(config.base.edge, config.base.dtype)
-    methods = {part.method: load_method(part, edge) for part in parts if part.seed == 0}
+    methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
     sample = questions(config, limit)[0]
     found, times = method_costs(methods, edge, sample), method_seconds(methods, edge, sample)
     return {name: {**one, "seconds_per_request": times[name]} for name, one in found.items()}
@@ -158,6 +170,8 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
         "questions": to_dict(config.questions) | {"limit": limit},
         "world": world_prompts.VERSION,
     }
+    if part.samples:
+        found["samples"] = part.samples
     if part.experiment is not None:
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
@@ -167,17 +181,19 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
     return json.loads(json.dumps(found))
 
 
-def _figures(part: Part, edge: Model, samples: Sequence[WorldSample], say: Say) -> dict[str, Any]:
+def _figures(
+    config: CompareConfig, part: Part, edge: Model, samples: Sequence[WorldSample], say: Say
+) -> dict[str, Any]:
     if part.experiment is not None:
         say(f"Training {part.name}, unless it is there ...")
-    method = load_method(part, edge)
+    method = load_method(config, part, edge)
     say(f"Asking {part.name} ...")
-    found = [asked(Arm(part.method, method), edge, sample) for sample in samples]
+    found = [asked(Arm(part.row, method), edge, sample) for sample in samples]
     result: dict[str, Any] = {
         "trained_parameters": _trained_parameters(part, edge),
         "merged": _is_merged(method, edge, samples[0]),
         "unseen_tasks": follows_prompts(method, samples),
-        "frozen": list(getattr(method, "frozen", ())),
+        "frozen": list(getattr(get_method(part.method), "frozen", ())),
         "splits": {sample.name: one for sample, one in zip(samples, found, strict=True)},
         "controls": {},
     }
@@ -208,8 +224,9 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
     """
     owners = [i for i, group in enumerate(sample.groups) for _ in group]
     unit = Unit(sample.name, sample.prompts, sample.records, owners)
-    if isinstance(arm.method, LoraGen):
-        edge = arm.method.generator.speaking(edge)
+    method = arm.method.method if isinstance(arm.method, WithSamples) else arm.method
+    if isinstance(method, LoraGen):
+        edge = method.generator.speaking(edge)
     answered = ask([arm], edge, [unit], _answer)[arm.name][unit.name].answered
     score = measure(sample, answered.answers)
     return {
@@ -284,7 +301,7 @@ def _made_of(one: Conditioning) -> tuple[Any, ...]:
 def combined(
     config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """The comparison as JSON values; `found` has the figures of each method's seeds.
+    """The comparison as JSON values; `found` has the figures of each row's seeds.
 
     A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
     `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds.
@@ -306,13 +323,14 @@ def _method(
     seeds: Sequence[Mapping[str, Any]],
     ours: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
-    method, first = get_method(name), seeds[0]
+    method, first = get_method(config.method(name)), seeds[0]
     tokens = {
         kind: float(np.mean([split[kind] for one in seeds for split in one["splits"].values()]))
         for kind in ("edge_tokens", "context_tokens")
     }
     return {
         "what": method.what,
+        "samples": config.samples(name),
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
         "unseen_tasks": first["unseen_tasks"],

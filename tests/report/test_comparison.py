@@ -146,6 +146,19 @@ def test_parts_of_a_comparison():
     assert found[-1].experiment.method == "lora" and found[-1].experiment.seed == 1
     assert found[-1].experiment.out == "out/lora-1"
     assert [one.name for one in parts(CONFIG, ["in_context", "bare"], 2)] == ["in_context", "bare"]
+    assert not any(one.samples for one in found)
+    rows = {
+        "three": {"method": "in_context", "samples": 3},
+        "shown": {"method": "lora", "steps": 70},
+    }
+    more = dataclasses.replace(CONFIG, methods=rows)
+    _, three, shown = parts(more, ["three", "shown"], 1)
+    assert (three.name, three.method, three.samples) == ("three", "in_context", 3)
+    assert shown.name == "shown-0" and shown.experiment is not None
+    run = shown.experiment
+    assert (run.method, run.steps, run.out) == ("lora", 70, "out/shown-0")
+    with pytest.raises(ConfigError, match="samples of x is -1; expected a number, 0 or more"):
+        dataclasses.replace(CONFIG, methods={"x": {"samples": -1}})
     with pytest.raises(ConfigError, match="no method 'direct'; expected lora_gen, lora"):
         parts(CONFIG, ["direct"], 1)
     with pytest.raises(ConfigError, match="no method 'nothing'"):
