@@ -7,8 +7,9 @@ Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed.
 are kept in runs/nano/compare, and what is there is not made again.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
-train, so each has a learning rate of its own kind. `in_context_3` has three solved samples behind
-every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper; LoRA is asked both ways.
+train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three
+solved samples behind every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper; LoRA is
+asked both ways.
 """
 
 import dataclasses
@@ -53,8 +54,8 @@ def config() -> CompareConfig:
                 "optimizer": LORA,
                 "settings": LoraSettings(prompt="in_context"),
             },
-            "loramoe": {"optimizer": LORA, "settings": LoraMoeSettings()},
-            "mixlora": {"optimizer": LORA, "settings": MixLoraSettings()},
+            "loramoe": {"optimizer": LORA, "settings": LoraMoeSettings(dropout=0.0)},
+            "mixlora": {"optimizer": LORA, "settings": MixLoraSettings(dropout=0.0)},
             "prompt_tuning": {
                 "optimizer": VECTORS,
                 "settings": PromptTuningSettings(vectors=16),

@@ -13,6 +13,8 @@ from typing import Any
 from lorage_jax.bench.counting import compiled_flops, matmul_macs
 from lorage_jax.bench.programs import cloud_program, merge_programs, prefill_program
 from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.methods.loramoe import LoraMoe
+from lorage_jax.methods.mixlora import MixLora
 
 
 def bench_flops(
@@ -27,7 +29,8 @@ def bench_flops(
     """Counts the MACs of a request with the prompt and without it, and of the cloud pass.
 
     The result also has the number of requests after which the cloud pass has paid for itself.
-    `with_prompt` (base, LoRA) reads instruction and input, `specialized` the input alone.
+    `with_prompt` (base, LoRA) reads instruction and input, as do `loramoe` and `mixlora`, with all
+    their experts beside the edge; `specialized` (LoRA-Gen) reads the input alone.
     `last_logit` counts the head at the last position only, as `generate` computes it.
     `compiled_flops` are the compiler's own counts.
     """
@@ -35,6 +38,9 @@ def bench_flops(
     programs = {
         name: prefill_program(edge, tokens, dtype=dtype) for name, tokens in lengths.items()
     }
+    whole = lengths["with_prompt"]
+    for method in (LoraMoe, MixLora):
+        programs[method.name] = prefill_program(edge, whole, dtype=dtype, method=method)
     programs["cloud_pass"] = cloud_program(generator, cloud, edge, instruction_tokens, dtype)
     macs = {name: matmul_macs(program) for name, program in programs.items()}
     flops = {name: compiled_flops(program) for name, program in programs.items()}

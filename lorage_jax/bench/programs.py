@@ -12,6 +12,7 @@ from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import compiled_assemble, compiled_merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.methods.routed import RoutedMethod
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import structs
@@ -21,15 +22,27 @@ if TYPE_CHECKING:
 
 
 def prefill_program(
-    config: ModelConfig, tokens: int, *, dtype: str, last: bool = False
+    config: ModelConfig,
+    tokens: int,
+    *,
+    dtype: str,
+    last: bool = False,
+    method: type[RoutedMethod] | None = None,
 ) -> ClosedJaxpr:
-    """Prefill of one row of `tokens` tokens, with logits at every position or only the `last`."""
+    """Prefill of one row of `tokens` tokens, with logits at every position or only the `last`.
 
-    def prefill(params, row):
-        return Decoder(config).apply({"params": params}, row, last=last).logits
+    With a `method`, its experts and routers stand beside the model, float32, by its own settings.
+    """
+    pool = None
+    if method is not None and method.settings is not None:
+        settings = method.settings()
+        pool = method.routed(structs(method.leaves(config, settings), "float32"), settings)
+
+    def prefill(params, row, pool):
+        return Decoder(config).apply({"params": params}, row, pool=pool, last=last).logits
 
     row = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    return jax.make_jaxpr(prefill)(structs(model_leaves(config), dtype), row)
+    return jax.make_jaxpr(prefill)(structs(model_leaves(config), dtype), row, pool)
 
 
 def cloud_program(

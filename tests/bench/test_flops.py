@@ -6,6 +6,8 @@ from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.bench.flops import break_even
 from lorage_jax.bench.programs import cloud_program, merge_programs, prefill_program
 from lorage_jax.config import GeneratorConfig
+from lorage_jax.methods.loramoe import LoraMoe, LoraMoeSettings
+from lorage_jax.methods.mixlora import MixLora, MixLoraSettings
 from tests.bench.shapes import TOKENS, layers_macs, tiny
 
 
@@ -17,6 +19,23 @@ def test_prefill_against_the_formula(family, layers):
     for last, positions in ((False, TOKENS), (True, 1)):
         program = prefill_program(config, TOKENS, last=last, dtype="float32")
         assert matmul_macs(program) == body + positions * head
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_experts_beside_the_edge_against_the_formula(family):
+    """All of them count, with their routers; MixLoRA runs the base's down projection once."""
+    config = tiny(family, 3)
+    d, f = config.width, config.ffn_width
+    bare = matmul_macs(prefill_program(config, TOKENS, dtype="float32"))
+    ours = LoraMoeSettings()
+    moe = ours.experts * (3 * ours.rank * (d + f) + 2 * d + f)
+    mix = MixLoraSettings()
+    out = 2 * config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
+    attention = mix.rank * (4 * d + out)
+    mixture = mix.experts * (3 * mix.rank * (d + f) + d + f)  # with the sum of hidden states
+    for method, each in ((LoraMoe, moe), (MixLora, attention + mixture)):
+        program = prefill_program(config, TOKENS, dtype="float32", method=method)
+        assert matmul_macs(program) - bare == config.layers * TOKENS * each
 
 
 @pytest.mark.parametrize("router_scope", ["shared", "per_layer"])

@@ -17,11 +17,9 @@ def paper_macs(shape: str | None, options: Flops) -> dict[str, float]:
     """Table 13's inference column, if model and token counts are the table's."""
     if shape != TABLE_13_SHAPE or not _paper_tokens(options):
         return {}
-    with_prompt, specialized = paper.TABLE_13[0], paper.TABLE_13[-1]
-    return {
-        "paper_macs_with_prompt": with_prompt.inference,
-        "paper_macs_specialized": specialized.inference,
-    }
+    names = ("with_prompt", "loramoe", "mixlora", "specialized")
+    pairs = zip(names, paper.TABLE_13, strict=True)
+    return {f"paper_macs_{name}": line.inference for name, line in pairs}
 
 
 def paper_latency(shape: str | None, options: Latency) -> dict[str, float]:
