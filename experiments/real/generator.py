@@ -56,7 +56,9 @@ def config(stage: str = "cpu") -> ExperimentConfig:
             packed_rows=4,
         ),
         generator=SETTING,
-        optimizer=OptimizerConfig(1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=20),
+        optimizer=OptimizerConfig(
+            3e-3, "muon", betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=20
+        ),
         steps=300,
         dtype="bfloat16",
         remat="full",
@@ -67,7 +69,7 @@ def config(stage: str = "cpu") -> ExperimentConfig:
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, prompts_per_batch=128, packed_rows=32, min_bucket=640),
-        optimizer=dataclasses.replace(base.optimizer, warmup_steps=100),
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=60),
         steps=1000,
     )
 
