@@ -15,7 +15,7 @@ PACKAGE = "lorage_jax"
 # checking and inside functions count. The package itself, the public face, stands above all.
 ROOMS = (
     *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "provenance", "progress"),
-    "nano",
+    *("nano", "smollm2", "bundled"),
     *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data", "hf"),
     *("generator", "infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
     *("commands", "cli", PACKAGE),

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorage_jax.bundled import generator_folder
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.store import GENERATOR, TENSORS, load_generator, read_values
-from lorage_jax.nano import generator_folder
 from lorage_jax.report.explain import to_text
 from lorage_jax.report.pictures import expert_heatmap, gate_heatmap, gate_text
 from lorage_jax.world.explain import explain

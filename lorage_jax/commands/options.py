@@ -69,6 +69,11 @@ class Quickstart:
     """Your own system prompt, e.g. --prompt "Reverse the words. Put commas between words."."""
     family: Literal["words", "tools"] = "words"
     """Built-in tasks from which to draw the prompt, or with --prompt only the questions."""
+    real: bool = False
+    """Use a real pretrained model, SmolLM2-135M-Instruct, whose folder is in LORAGE_MODELS (by
+    default ~/.cache/lorage-models), with the generator for it that is bundled."""
+    ask: tuple[str, ...] = ()
+    """Your own questions, instead of drawn ones."""
     train: bool = False
     """First train a new generator on the bundled models, for a short while."""
     seed: int = 0

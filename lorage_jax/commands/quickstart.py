@@ -1,4 +1,4 @@
-"""`lorage quickstart`: the whole method on the bundled pair, in a minute.
+"""`lorage quickstart`: the whole method on the bundled pair, or a real model, in a minute.
 
 A system prompt in a wording that was not in training becomes a card, an adapter and a merged
 checkpoint. The same questions go to the edge without the prompt, with the prompt in its context,
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from lorage_jax import nano
+from lorage_jax import nano, smollm2
 from lorage_jax.bench.timing import in_turn
 from lorage_jax.commands.options import Quickstart
 from lorage_jax.commands.specialize import describe
@@ -42,7 +42,7 @@ from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.deploy import Outputs, deploy
 from lorage_jax.generator.generator import Generator, prompt_tokens
-from lorage_jax.generator.store import load_generator
+from lorage_jax.generator.store import load_generator, read_values, recorded_path
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate
 from lorage_jax.methods.bare import Bare
@@ -51,6 +51,7 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.report.pictures import gate_heatmap, gate_text, loss_curve
+from lorage_jax.world import everyday
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.seconds import endless
 
@@ -65,31 +66,34 @@ def run(options: Quickstart) -> dict[str, Any]:
     """Writes all results below `--out`, prints a summary and returns the report."""
     out, seed, prompt = options.out, options.seed, options.prompt
     began, say = time.time(), Console(stderr=True, highlight=False).print
-    task = _task(seed, prompt, options.family)
+    task = _task(seed, prompt, everyday.FAMILY if options.real else options.family)
     if options.train and task.family != "words":
         raise DataError(
-            "--train trains on word tasks alone, as it is too short for tool calls. Leave it out, "
-            "or use --family words."
+            "--train trains the bundled pair on word tasks alone, as it is too short for more. "
+            "Leave it out, or use --family words without --real."
         )
     check_target(out, options.overwrite)
-    records = _questions(task, seed)
+    source = smollm2.GENERATOR if options.real else nano.GENERATOR
+    edge = recorded_path(read_values(source), "edge", source) if options.real else nano.EDGE
+    records = _questions(task, seed, options.ask)
     with new_folder(out, overwrite=options.overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
         unseen = "" if prompt else " whose wording was not in training"
-        generator = load_generator(nano.GENERATOR, dtype="float32")
-        _check_fits(generator, task.system, records)
+        generator = load_generator(source, dtype="float32")
+        _check_fits(generator, edge, task.system, records)
         if options.train:
             say(f"Training a generator for the bundled pair, {TRAIN_STEPS} steps ...")
             generator, report["generator_loss"] = _train(folder, seed)
         say(f"Specialising the edge for a prompt{unseen} ...")
         (folder / "prompt.txt").write_text(task.system + "\n", "utf-8")
-        deployed = deploy(generator, task.system, folder, nano.EDGE, Outputs(dtype="float32"))
+        deployed = deploy(generator, task.system, folder, edge, Outputs(dtype="float32"))
         report |= deployed.to_json()
         card = load_card(folder / "card.json")
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
-        report |= _ask(folder, records, generator, _other(task, records, seed).system)
-        blind = world_prompts.blind_ceiling("paraphrase", task.family) if task.task else None
+        report |= _ask(folder, records, generator, edge, _other(task, records, seed).system)
+        counted = task.task and task.family in world_prompts.FAMILIES
+        blind = world_prompts.blind_ceiling("paraphrase", task.family) if counted else None
         report["blind_ceiling"] = blind
         report |= {"questions": len(records), "seconds": time.time() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
@@ -103,9 +107,14 @@ def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:
     """A prompt in an unseen wording, or the user's own, with its task if that is a built-in one."""
     if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty; expected a system prompt.")
-    if prompt is not None and (known := world_prompts.find(prompt)) is not None:
+    real, rng = family == everyday.FAMILY, Random(f"quickstart/{seed}")
+    find = everyday.find_everyday if real else world_prompts.find
+    if prompt is not None and (known := find(prompt)) is not None:
         return known
-    drawn = world_prompts.draw_prompt("paraphrase", Random(f"quickstart/{seed}"), family)
+    if real:
+        drawn = everyday.draw_everyday(rng)
+    else:
+        drawn = world_prompts.draw_prompt("paraphrase", rng, family)
     if prompt is None:
         return drawn
 
@@ -120,6 +129,8 @@ def _other(
 ) -> world_prompts.Prompt:
     """A prompt under which every answer (for tools, every call) would be different."""
     rng = Random(f"other/{seed}")
+    if task.family == everyday.FAMILY:
+        return everyday.draw_everyday(rng, besides=task.task)
     while True:
         other = world_prompts.draw_prompt("paraphrase", rng, task.family)
         if other.answer is None:
@@ -130,8 +141,15 @@ def _other(
             return other
 
 
-def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
-    """(user, right answer) pairs without repetition; an unknown answer is empty."""
+def _questions(
+    task: world_prompts.Prompt, seed: int, asked: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """(user, right answer) pairs without repetition; an unknown answer is empty.
+
+    `asked`: the user's own questions, whose answers are unknown, instead of drawn ones.
+    """
+    if asked:
+        return [(user, "") for user in dict.fromkeys(asked)]
     rng, found = Random(f"questions/{seed}"), {}
     while len(found) < QUESTIONS:
         user, target = task.draw(rng)
@@ -139,10 +157,12 @@ def _questions(task: world_prompts.Prompt, seed: int) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def _check_fits(generator: Generator, system: str, questions: Sequence[tuple[str, str]]) -> None:
-    """Raises DataError if cloud or edge cannot read the prompt, before any long work."""
+def _check_fits(
+    generator: Generator, folder: Path, system: str, questions: Sequence[tuple[str, str]]
+) -> None:
+    """Raises DataError if cloud or edge (`folder`) cannot read the prompt, before long work."""
     prompt_tokens(generator, system)
-    edge = generator.speaking(load_model(nano.EDGE, "float32"))
+    edge = generator.speaking(load_model(folder, "float32"))
     longest = max(len(edge.template.prompt(user, system)) for user, _ in questions)
     room = edge.config.max_positions - LONGEST
     if longest > room:
@@ -188,13 +208,17 @@ def _train(folder: Path, seed: int) -> tuple[Generator, dict[str, float]]:
 
 
 def _ask(
-    folder: Path, questions: Sequence[tuple[str, str]], generator: Generator, other: str
+    folder: Path,
+    questions: Sequence[tuple[str, str]],
+    generator: Generator,
+    unspecialised: Path,
+    other: str,
 ) -> dict[str, Any]:
     """Answers, exact matches, tokens and seconds per request of every arm on the same questions.
 
     The specialised edge is loaded from the exported folder.
     """
-    edge = generator.speaking(load_model(nano.EDGE, "float32"))
+    edge = generator.speaking(load_model(unspecialised, "float32"))
     special = load_model(folder / "merged", "float32")
     system = (folder / "prompt.txt").read_text("utf-8").strip()
     users, rights = [user for user, _ in questions], [target for _, target in questions]
@@ -269,8 +293,9 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     if report["exact_match"] is not None:
         right = report["exact_match"]["shuffled"] * report["questions"]
         lines.append(f"{'control: card of another prompt':32}{right:>25.0f}")
-        blind = report["blind_ceiling"] * report["questions"]
-        lines.append(f"{'best guess without the prompt':32}{blind:>25.1f}")
+        if report["blind_ceiling"] is not None:
+            blind = report["blind_ceiling"] * report["questions"]
+            lines.append(f"{'best guess without the prompt':32}{blind:>25.1f}")
     else:
         lines.append("This is not the wording of a built-in task, so answers are not scored.")
     shown = {

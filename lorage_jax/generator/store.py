@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lorage_jax.bundled import MODELS, generator_folder, kept_models
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.templates import TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
@@ -34,7 +35,6 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
-from lorage_jax.nano import generator_folder
 from lorage_jax.sharding import Layout
 
 TENSORS = "generator.safetensors"
@@ -150,16 +150,22 @@ def _has(values: dict[str, Any], name: str) -> bool:
 
 
 def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
-    """The recorded folder of the `cloud` or `edge`. Raises WeightsError if it is not there."""
+    """The recorded folder of the `cloud` or `edge`, or one of its name among the kept models.
+
+    Its weights are not compared here (`check_identity`). Raises WeightsError if there is none.
+    """
     entry, folder = values[role], generator_folder(Path(folder).expanduser())
     near = folder / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
-    for path in (near, far):
+    name = next((path.name for path in (near, far) if path is not None), None)
+    kept = None if name is None else kept_models() / name
+    for path in (near, far, kept):
         if path is not None and path.is_dir():
             return Path(os.path.normpath(path))
     raise WeightsError(
-        f"{folder}: the {role} model is not at its recorded place ({near or 'none recorded'}). "
-        f"Pass its folder with --{role} (Python: {role}=)."
+        f"{folder}: the {role} model is not at its recorded place ({near or 'none recorded'})"
+        + ("" if kept is None else f", and {MODELS} has no {name} (looked for {kept})")
+        + f". Pass its folder with --{role} (Python: {role}=)."
     )
 
 

@@ -11,8 +11,3 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 CLOUD, EDGE, GENERATOR = FOLDER / "cloud", FOLDER / "edge", FOLDER / "generator"
 NAME = "nano"
-
-
-def generator_folder(path: Path) -> Path:
-    """`path`, or the bundled generator if `path` is `nano` and there is no such folder."""
-    return GENERATOR if str(path) == NAME and not path.exists() else path

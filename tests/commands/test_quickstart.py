@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lorage_jax as lg
-from lorage_jax import nano
+from lorage_jax import nano, smollm2
+from lorage_jax.bundled import kept_models
 from lorage_jax.cli import main
 from lorage_jax.commands import quickstart
 from lorage_jax.commands.experiment import load_experiment
@@ -115,7 +116,7 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
         lambda actions, repeats: {way: [action() and 48.0] for way, action in actions.items()},
     )
     generator = lg.load_generator("nano", dtype="float32")
-    found = quickstart._ask(out, questions, generator, KNOWN)
+    found = quickstart._ask(out, questions, generator, nano.EDGE, KNOWN)
     assert found["exact_match"] == dict.fromkeys(found["exact_match"], 1.0)
     assert found["seconds_per_request"] == dict.fromkeys(TIMED, 48.0 / len(questions))
 
@@ -214,12 +215,38 @@ def test_training_anew(tmp_path, monkeypatch):
     assert lg.load_generator("nano").fingerprint != card.generator
 
 
+@pytest.mark.slow
+def test_a_real_model(tmp_path, capsys):
+    """A wording that training did not have; then the user's own prompt and questions."""
+    if not (kept_models() / smollm2.MODEL).is_dir():
+        pytest.skip(f"{smollm2.MODEL} is not here; LORAGE_MODELS names the folder of the models")
+    plural = "I write one thing, you write many: the plural and nothing else."
+    report = run(tmp_path / "known", "--real", "--prompt", plural)
+    assert report["task"] == "plural" and report["parity"]["max_abs_logit_diff"] < 2e-4
+    match = report["exact_match"]
+    assert match["lora_gen"] > 0.8 > 0.2 > max(match["bare"], match["shuffled"])
+    asked = ("horse", "box")
+    own = ("--prompt", "Give me the plural.", "--ask", *asked)
+    report = run(tmp_path / "own", "--real", *own)
+    assert [answer["user"] for answer in report["answers"]] == list(asked)
+    assert [answer["lora_gen"] for answer in report["answers"]] == ["horses", "boxes"]
+    assert "answers are not scored" in capsys.readouterr().out
+
+
+def test_a_real_model_that_is_not_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LORAGE_MODELS", str(tmp_path))
+    assert main(["quickstart", "--real", "--out", str(tmp_path / "out")]) == 1
+    assert f"LORAGE_MODELS has no {smollm2.MODEL}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        (("--real", "--train", "--overwrite"), "--train trains the bundled pair"),
         ((), "--overwrite"),
         (("--prompt", " "), "--prompt is empty"),
-        (("--family", "tools", "--train", "--overwrite"), "--train trains on word tasks alone"),
+        (("--family", "tools", "--train", "--overwrite"), "--train trains the bundled pair on"),
         (("--prompt", "kind " * 3000, "--overwrite"), "Shorten the prompt"),
     ],
 )
