@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.generator.card import Card
@@ -275,6 +275,24 @@ def make_generator(
         statistics=statistics,
         edge_source=Path(edge_dir),
     )
+
+
+def make_encoder(folder: Path) -> Path:
+    """A sentence encoder of width 16 for texts of at most 16 tokens, with random weights."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "say", "it", "twice", "shout", "the", "words"]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(end, vocab[end]) for end in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(folder)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=len(words), intermediate_size=32, **sizes)
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
 
 
 def random_card(generator: Generator, seed: int = 0) -> Card:

@@ -13,7 +13,7 @@ from typing import Any
 
 import flax.struct
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, bucket_sizes
 from lorage_jax.config import DataConfig
@@ -60,7 +60,9 @@ class Batch(flax.struct.PyTreeNode):
         prompts: the cloud's rows, padded on the left; empty for methods that read no prompts.
         queries: the edge's rows, padded on the right; chunk i belongs to prompt chunk i.
         sources: the number of each prompt's source, [p, 1] per chunk, for methods that ask.
+        vectors: a vector for each prompt, per chunk, for methods that ask.
         group_ids: origin of the rows, which `describe` of the data set looks up; host only.
+        texts: the system prompts, in the order of the chunks; host only.
         truncated: number of texts that were cut; host only.
     """
 
@@ -69,6 +71,8 @@ class Batch(flax.struct.PyTreeNode):
     group_ids: Int[np.ndarray, "P"] | None = None
     truncated: int | None = None
     sources: tuple[Int[Array, "*A p 1"], ...] = ()
+    vectors: tuple[Float[Array, "*A p w"], ...] = ()
+    texts: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[Rows, ...]:
@@ -90,12 +94,13 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A `Group` as token ids; `truncated` texts were cut."""
+    """A `Group` as token ids; `truncated` texts were cut. `system` is the whole prompt."""
 
     prompt: list[int]
     queries: list[Conversation]
     index: int
     truncated: int
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class Encoder:
                 f"characters. It begins {group.system[:60]!r}."
             )
         cut += shortened + sum(cut for _, cut in fitted)
-        return TokenGroup(prompt, queries, group.index, cut)
+        return TokenGroup(prompt, queries, group.index, cut, group.system)
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """Collates P groups into numpy arrays: chunks of prompts [p, S] and queries [p x Q, T].
@@ -182,7 +187,7 @@ class Encoder:
         chunks = self._chunks(groups)
         prompts = tuple(self._prompts(chunk) for chunk in chunks)
         queries = tuple(self._queries(chunk) for chunk in chunks)
-        return Batch(prompts, queries, *_origin([group for chunk in chunks for group in chunk]))
+        return _collated(prompts, queries, [group for chunk in chunks for group in chunk])
 
     def _packed(self, groups: Sequence[TokenGroup], rows: int) -> Batch:
         config, each = self.config, self.config.prompts_per_row
@@ -204,7 +209,7 @@ class Encoder:
             masks = [value for i in members for value in chats[i].loss_mask]
             loss[row, : len(masks)] = masks
         queries |= {"loss_mask": loss, "owner": np.array(owners, np.int32)[order]}
-        return Batch((host_rows(**prompts),), (host_rows(**queries),), *_origin(groups))
+        return _collated((host_rows(**prompts),), (host_rows(**queries),), groups)
 
     def _chunks(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
         """Chunks groups by prompt length, so that a long prompt pads only its own chunk."""
@@ -248,10 +253,17 @@ def host_rows(**arrays: Any) -> Rows:
     return Rows(**arrays)
 
 
-def _origin(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, int]:
-    """`group_ids` and `truncated` of a batch."""
-    ids = np.array([group.index for group in groups], np.int64)
-    return ids, sum(group.truncated for group in groups)
+def _collated(
+    prompts: tuple[Rows, ...], queries: tuple[Rows, ...], groups: Sequence[TokenGroup]
+) -> Batch:
+    """A batch of the host, with the origin of its groups."""
+    return Batch(
+        prompts,
+        queries,
+        group_ids=np.array([group.index for group in groups], np.int64),
+        truncated=sum(group.truncated for group in groups),
+        texts=tuple(group.system for group in groups),
+    )
 
 
 def padded_length(length: int, smallest: int, largest: int) -> int:

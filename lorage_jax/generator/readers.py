@@ -1,11 +1,12 @@
 """Small readers of system prompts in the place of the cloud: no language model at all.
 
-Both work on the token embeddings of the edge, float32 and divided by the table's root mean square,
-and give one vector per prompt:
+They give one vector per prompt. Two work on the token embeddings of the edge, float32 and divided
+by the table's root mean square:
 
 - `bag`: the mean over the prompt's tokens, blind to their order; nothing is trained.
 - `encoder`: a trained encoder of some layers with attention in both directions, then the mean and a
   norm.
+- `sentence`: a frozen sentence encoder (`sentences.py`); a trained linear layer and norm follow.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.leaves import Leaf
 
-Reader = Literal["bag", "encoder"]
+Reader = Literal["bag", "encoder", "sentence"]
 ENCODER_LAYERS = 2
 EPS, THETA = 1e-5, 10_000.0
 
@@ -53,6 +54,22 @@ def encoder_leaves(encoder: Encoder) -> dict[str, Any]:
     }
     layers = {name: leaf.stack(encoder.layers) for name, leaf in one.items()}
     return {"layers": layers, "final_norm": Leaf((d,), ("embed",), "ones")}
+
+
+def projection_leaves(vector: int, width: int) -> dict[str, Leaf]:
+    """The parameters behind a sentence encoder with vectors of `vector` numbers."""
+    return {
+        "weight": Leaf((vector, width), ("hidden", "embed")),
+        "bias": Leaf((width,), ("embed",), "zeros"),
+        "norm": Leaf((width,), ("embed",), "ones"),
+        "norm_bias": Leaf((width,), ("embed",), "zeros"),
+    }
+
+
+def projected(params: dict[str, Array], vectors: Float[Array, "P w"]) -> Float[Array, "P D"]:
+    """The vectors of a sentence encoder in the edge's width, normalised."""
+    x = ops.project(vectors[:, None], params["weight"])[:, 0] + params["bias"]
+    return ops.layer_norm(x, params["norm"], params["norm_bias"], EPS)
 
 
 def bag(

@@ -9,6 +9,7 @@ half of the experts: I * Q with I = 1 + delta or 1 - delta.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.data.batches import Batch
+from lorage_jax.data.pipeline import Batches
 from lorage_jax.fields import check_types, require
 from lorage_jax.files.manifest import Kind
 from lorage_jax.generator.pool import expert_leaves
@@ -100,15 +103,19 @@ class LoraMoe(RoutedMethod):
         return settings.balance * sum(terms, jnp.zeros(()))
 
     @classmethod
-    def reads_sources(cls, config: ExperimentConfig) -> bool:
+    def completed(
+        cls, config: ExperimentConfig, batches: Batches
+    ) -> Callable[[Batch], Batch] | None:
+        """With the numbers of sources, if rows of some are to prefer the first half of experts."""
         settings = settings_of(cls, config)
-        wanted = settings.balance > 0 and settings.delta > 0
+        if settings.balance == 0 or settings.delta == 0:
+            return None
         require(
-            not wanted or config.data.packed_rows is None,
+            config.data.packed_rows is None,
             "delta needs rows of one source each, but packed_rows puts several texts into a row. "
             "Leave one of them out.",
         )
-        return wanted
+        return batches.with_sources
 
 
 def localised_balance(

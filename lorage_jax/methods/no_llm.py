@@ -9,7 +9,7 @@ switches of `config.generator`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,15 +22,25 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ExperimentConfig, GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Batch
+from lorage_jax.data.pipeline import Batches
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.fields import check_types, from_dict, to_dict
+from lorage_jax.fields import check_types, expand_home, from_dict, require, to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.losses import expert_usage, squared_cv
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
-from lorage_jax.generator.readers import Encoder, Reader, bag, encoded, encoder_leaves
+from lorage_jax.generator.readers import (
+    Encoder,
+    Reader,
+    bag,
+    encoded,
+    encoder_leaves,
+    projected,
+    projection_leaves,
+)
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.generator.sentences import SentenceEncoder, load_encoder, vector_width
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
 from lorage_jax.methods.parts import (
     parts_kind,
@@ -58,12 +68,19 @@ LAYER_STD = 0.02  # of the layers' vectors at the start
 
 @dataclass(frozen=True)
 class NoLlmSettings:
-    """Settings of a generator without a language model: `bag` or `encoder` reads the prompts."""
+    """Settings of a generator without a language model (`generator.readers` says who may read)."""
 
     reader: Reader = "bag"
+    folder: str = ""  # of the frozen encoder, with the reader `sentence`
 
     def __post_init__(self):
         check_types(self)
+        expand_home(self, "folder")
+        require(
+            (self.reader == "sentence") == bool(self.folder),
+            f"reader is {self.reader} and folder is {self.folder!r}; the reader sentence needs the "
+            "folder of a sentence encoder, the others need none.",
+        )
 
 
 @register
@@ -83,6 +100,7 @@ class NoLlm(Method, Trainable):
     parts: dict[str, Any]  # `trained` and `statistics`
     pool: Pool
     template: TemplateKind
+    encoder: SentenceEncoder | None = None
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> NoLlm:
@@ -94,38 +112,53 @@ class NoLlm(Method, Trainable):
         except (ConfigError, KeyError) as error:
             raise WeightsError(f"{source}/lorage.json is damaged: {error}") from None
         leaves = {
-            "trained": _leaves(config, settings.reader, edge.config),
+            "trained": _leaves(config, settings, edge.config),
             "statistics": statistics_leaves(config, edge.config.layers),
         }
         parts = read_parts(source, leaves)
         pool = make_pool(parts["trained"]["pool"], config, values["fingerprint"])
-        kind = TemplateKind.of(values)
-        return cls(speaking(edge, values), config, settings.reader, parts, pool, kind)
+        kind, encoder = TemplateKind.of(values), None
+        if settings.reader == "sentence":
+            encoder = load_encoder(settings.folder)
+            if encoder.fingerprint != values.get("encoder"):
+                raise WeightsError(
+                    f"{source} was trained with another sentence encoder than the one that is in "
+                    f"{settings.folder} now. Put the old one there."
+                )
+        return cls(speaking(edge, values), config, settings.reader, parts, pool, kind, encoder)
 
     @classmethod
     def prompt_reader(cls) -> str | None:
         return "edge"
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """A card per distinct prompt. Raises DataError for an empty prompt."""
+        """A card per distinct prompt. Raises DataError for an empty prompt.
+
+        With a sentence encoder, the fact `reader_truncated` says if it read only a part.
+        """
         distinct = list(dict.fromkeys(prompts))
         rows = prompt_ids(self.edge, self.template, distinct, 0)
         table = program_params(self.edge.params)["embed"]
-        cards = {}
+        made = {}
         for begin in range(0, len(rows), BATCH_ROWS):
+            texts = distinct[begin : begin + BATCH_ROWS]
             batch = rows[begin : begin + BATCH_ROWS]
             tokens, mask = left_pad(batch, bucket(max(map(len, batch))))
+            vectors = None if self.encoder is None else self.encoder(texts)
             kind = (self.config, self.reader, self.edge.config)
-            gates = np.asarray(_compiled(*kind, table, self.parts, tokens, mask), np.float32)
-            for prompt, own in zip(distinct[begin:], gates, strict=False):
-                cards[prompt] = Card(
-                    own,
-                    self.pool.generator,
-                    self.edge.fingerprint,
-                    self.template.to_dict(),
-                    self.pool,
-                )
-        return [Conditioning(card=cards[prompt]) for prompt in prompts]
+            gates = _compiled(*kind, table, self.parts, tokens, mask, vectors)
+            for prompt, own in zip(texts, np.asarray(gates, np.float32), strict=False):
+                made[prompt] = Conditioning(card=self._card(own), facts=self._facts(prompt))
+        return [made[prompt] for prompt in prompts]
+
+    def _card(self, gates: np.ndarray) -> Card:
+        about = self.template.to_dict()
+        return Card(gates, self.pool.generator, self.edge.fingerprint, about, self.pool)
+
+    def _facts(self, prompt: str) -> dict[str, Any]:
+        if self.encoder is None:
+            return {}
+        return {"reader_truncated": self.encoder.tokens(prompt) > self.encoder.pooling.longest}
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         """Merges a single card for all rows; several stay unmerged, one per row.
@@ -145,19 +178,21 @@ class NoLlm(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         switches, edge = config.generator, models["edge"]
-        reader = settings_of(cls, config).reader
+        settings = settings_of(cls, config)
+        reader = settings.reader
         if config.data.packed_rows is not None:
             raise ConfigError("no_llm reads one prompt per row; leave packed_rows out.")
-        leaves = _leaves(switches, reader, edge)
+        leaves = _leaves(switches, settings, edge)
         dropout = switches.dropout
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
 
         def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
             gate_key, dropout_key = jax.random.split(key)
             table = frozen["edge"]["embed"]
+            vectors = micro.vectors or [None] * len(micro.prompts)
             states = [
-                states_of(reader, edge, table, trained, rows.tokens, rows.mask)
-                for rows in micro.prompts
+                states_of(reader, edge, table, trained, rows.tokens, rows.mask, own)
+                for rows, own in zip(micro.prompts, vectors, strict=True)
             ]
             gates, statistics = route(
                 switches,
@@ -183,13 +218,32 @@ class NoLlm(Method, Trainable):
         return Training(leaves, loss, statistics=statistics, new=new)
 
     @classmethod
+    def completed(
+        cls, config: ExperimentConfig, batches: Batches
+    ) -> Callable[[Batch], Batch] | None:
+        """With the vectors of the sentence encoder, if it is the reader."""
+        settings = settings_of(cls, config)
+        if settings.reader != "sentence":
+            return None
+        encoder = load_encoder(settings.folder)
+
+        def with_vectors(batch: Batch) -> Batch:
+            chunks = np.split(encoder(batch.texts), len(batch.prompts))
+            return batch.replace(vectors=tuple(chunks))
+
+        return with_vectors
+
+    @classmethod
     def finish(
         cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
     ) -> Trained:
         parts = {"trained": trained, "statistics": statistics}
         generator = to_dict(config.generator)
         settings = settings_of(cls, config)
-        return trained_parts(KIND, config, settings, models, parts, generator=generator)
+        more: dict[str, Any] = {"generator": generator}
+        if settings.reader == "sentence":
+            more["encoder"] = load_encoder(settings.folder).fingerprint
+        return trained_parts(KIND, config, settings, models, parts, **more)
 
 
 def states_of(
@@ -199,29 +253,39 @@ def states_of(
     trained: dict[str, Any],
     tokens: Int[Array, "P S"],
     mask: Bool[Array, "P S"],
+    vectors: Float[Array, "P w"] | None = None,
 ) -> Float[Array, "P L D"]:
-    """The router's inputs, in the place of meta tokens' states: prompt's plus layer's vector."""
-    if reader == "bag":
+    """The router's inputs, in the place of meta tokens' states: prompt's plus layer's vector.
+
+    `vectors` are those of a sentence encoder, which reads the prompts itself.
+    """
+    if reader == "sentence":
+        if vectors is None:
+            raise ConfigError("a sentence encoder reads on the host; only a run has its vectors.")
+        one = projected(trained["projection"], vectors)
+    elif reader == "bag":
         one = bag(table, tokens, mask)
     else:
         one = encoded(Encoder.beside(edge), trained["encoder"], table, tokens, mask)
     return one[:, None] + trained["layers"]
 
 
-def _leaves(config: GeneratorConfig, reader: Reader, edge: ModelConfig) -> dict[str, Any]:
+def _leaves(config: GeneratorConfig, settings: NoLlmSettings, edge: ModelConfig) -> dict[str, Any]:
     leaves: dict[str, Any] = {
         "layers": Leaf((edge.layers, edge.width), ("layers", "embed"), "unit"),
         "router": router_leaves(config, edge.width, edge.layers),
         "pool": pool_leaves(config, edge),
     }
-    if reader == "encoder":
+    if settings.reader == "encoder":
         leaves["encoder"] = encoder_leaves(Encoder.beside(edge))
+    if settings.reader == "sentence":
+        leaves["projection"] = projection_leaves(vector_width(settings.folder), edge.width)
     return leaves
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(config, reader, edge, table, parts, tokens, mask):
+def _compiled(config, reader, edge, table, parts, tokens, mask, vectors):
     """Gates [P, L, E] of left-padded prompts."""
-    states = states_of(reader, edge, table, parts["trained"], tokens, mask)
+    states = states_of(reader, edge, table, parts["trained"], tokens, mask, vectors)
     router, statistics = parts["trained"]["router"], parts["statistics"]
     return route(config, router, statistics, states, train=False, key=None)[0]

@@ -84,7 +84,7 @@ class RoutedMethod(Method, Trainable):
         """The term of the loss that balances the experts, with its weight.
 
         `sums` and `tokens` are over the real slots of each row, and 0 for rows that only fill up a
-        batch; `sources` are the numbers of the rows' sources, if `reads_sources`.
+        batch; `sources` are the numbers of the rows' sources, if the batch has them.
         """
 
     @classmethod

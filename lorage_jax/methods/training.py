@@ -205,11 +205,11 @@ def _placing(
     layout: Layout,
 ) -> Callable[[Batch], Batch]:
     """Puts batches on the devices, without their prompts if no model reads them."""
-    sources = method.reads_sources(config)
+    completed = method.completed(config, batches)
 
     def place(batch: Batch) -> Batch:
         batch = batch if prompts else batch.replace(prompts=())
-        batch = batches.with_sources(batch) if sources else batch
+        batch = batch if completed is None else completed(batch)
         return device_batch(batch, config.optimizer.accumulate, micro_sharding(layout))
 
     return place

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
+from lorage_jax.data.pipeline import Batches
 from lorage_jax.errors import ConfigError
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import initialise, model_leaves
@@ -103,9 +104,14 @@ class Trainable(Protocol):
         return False
 
     @classmethod
-    def reads_sources(cls, config: ExperimentConfig) -> bool:
-        """True if the loss needs the number of each prompt's source, `Batch.sources`."""
-        return False
+    def completed(
+        cls, config: ExperimentConfig, batches: Batches
+    ) -> Callable[[Batch], Batch] | None:
+        """Adds to a batch of the host what else the loss needs, `sources` or `vectors`.
+
+        None if it needs nothing else.
+        """
+        return None
 
     @classmethod
     def begin(

@@ -162,7 +162,8 @@ def device_batch(batch: Batch, accumulate: int, sharding: NamedSharding) -> Batc
     def split(x: np.ndarray) -> Array:
         return spread(x.reshape(accumulate, -1, x.shape[-1]), sharding)
 
-    return jax.tree.map(split, Batch(batch.prompts, batch.queries, sources=batch.sources))
+    parts = Batch(batch.prompts, batch.queries, sources=batch.sources, vectors=batch.vectors)
+    return jax.tree.map(split, parts)
 
 
 def longest_batch(

@@ -39,10 +39,11 @@ def test_shapes_and_types(cloud, edge):
         ("queries[0].loss_mask", (6, t), bool),
         ("group_ids", (2,), np.int64),
     ]
-    arrays = jax.tree_util.tree_leaves_with_path(batch.replace(truncated=None))
+    arrays = jax.tree_util.tree_leaves_with_path(batch.replace(truncated=None, texts=()))
     found = [(jax.tree_util.keystr(path)[1:], x.shape, x.dtype) for path, x in arrays]
     assert found == [(name, shape, np.dtype(dtype)) for name, shape, dtype in expected]
     assert batch.group_ids.tolist() == [7, 11] and batch.truncated == 0
+    assert len(batch.texts) == 2
 
 
 def test_prompts_are_padded_on_the_left(cloud, edge):
