@@ -28,6 +28,16 @@ def test_samples_are_solved_requests_that_are_not_asked(family):
             assert len(dict(pairs)) == 3
 
 
+def test_what_is_asked_is_not_shown():
+    sample = draw_world(1, 2, 1)[0]
+    asked = sample.groups[0][1]
+    drawn = iter([(asked.user, asked.target), ("new", "right"), ("new", "right"), ("last", "too")])
+    prompt = world_prompts.Prompt(asked.system, "", "words", lambda rng: next(drawn))
+    (text,) = texts_with_samples(sample, [prompt], 2).values()
+    shown = "User: new\nAssistant: right\n\nUser: last\nAssistant: too"
+    assert text == f"{asked.system}\n\n{shown}"
+
+
 def test_a_method_reads_them_in_the_place_of_its_prompts():
     method = WithSamples(InContext(), {"a": "a and more"})
     assert method.prepare(["a"])[0].context == "a and more"
