@@ -169,7 +169,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Writes the data of the three suites.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the raw data")
     parser.add_argument("--out", type=Path, default=Path("runs/real/data"))
     options = parser.parse_args()

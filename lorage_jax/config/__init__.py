@@ -5,7 +5,7 @@
 `CompareConfig` a comparison by `lorage compare`.
 """
 
-from lorage_jax.config.compare import CompareConfig, WorldQuestions
+from lorage_jax.config.compare import CompareConfig, TaskQuestions, WorldQuestions
 from lorage_jax.config.data import DataConfig, HeldOut, PromptForms, Source
 from lorage_jax.config.generator import GeneratorConfig
 from lorage_jax.config.model import PROJECTIONS, SIZES, ModelConfig, RopeScaling
@@ -28,5 +28,6 @@ __all__ = [
     "PromptForms",
     "RopeScaling",
     "Source",
+    "TaskQuestions",
     "WorldQuestions",
 ]

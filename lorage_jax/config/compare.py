@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorage_jax.config.data import HeldOut
 from lorage_jax.config.training import ExperimentConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, expand_home, require
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,36 @@ class WorldQuestions:
 
 
 @dataclass(frozen=True)
+class TaskQuestions:
+    """Questions of a file of tasks, {name, definition, instances} each, by what was held out.
+
+    Attributes:
+        path: the file, or a folder of files.
+        held_out: what training was not shown, as in the `Source` of the training data.
+        splits: as of a `Source` of tasks: `instances`, `paraphrases`, `tasks`.
+        prompts: the most tasks per split, each in one of its wordings.
+        queries: questions per task; a task with fewer is left out.
+        longest_answer: characters; instances with a longer answer are not asked.
+        seed: draws tasks, wordings and questions.
+    """
+
+    path: str
+    held_out: HeldOut = field(default_factory=HeldOut)
+    splits: tuple[str, ...] = ("instances", "paraphrases", "tasks")
+    prompts: int = 32
+    queries: int = 8
+    longest_answer: int = 40
+    seed: int = 2026
+
+    def __post_init__(self):
+        check_types(self)
+        expand_home(self, "path")
+        require(len(self.splits) > 0, "splits is empty; name at least one.")
+        for name in ("prompts", "queries", "longest_answer"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """A comparison of methods.
 
@@ -37,13 +68,15 @@ class CompareConfig:
             the comparison, with a run per method and seed in it.
         methods: per row of the table, in its order: the fields of `base` that the method changes,
             such as `settings`. A row is called like its method; one of another name has a field
-            `method`. `samples` is a number of solved samples that are appended to every prompt.
-        questions: what all methods are asked.
+            `method`. `samples` is a number of solved samples that are appended to every prompt,
+            `trained` the result of a finished run, such as a generator's folder: the row is then
+            not trained again, whatever the seeds.
+        questions: what all methods are asked, about the built-in world or a file of tasks.
     """
 
     base: ExperimentConfig
     methods: Mapping[str, Mapping[str, Any]]
-    questions: WorldQuestions = field(default_factory=WorldQuestions)
+    questions: WorldQuestions | TaskQuestions = field(default_factory=WorldQuestions)
 
     def __post_init__(self):
         require(bool(self.methods), "methods is empty; expected at least one.")
@@ -62,6 +95,11 @@ class CompareConfig:
         """The number of solved samples that a row appends to every prompt."""
         return self.methods.get(name, {}).get("samples", 0)
 
+    def trained(self, name: str) -> Path | None:
+        """The finished result that a row uses, or None if it is trained here."""
+        folder = self.methods.get(name, {}).get("trained")
+        return None if folder is None else Path(folder).expanduser()
+
     def run(self, name: str, seed: int) -> ExperimentConfig:
         """The run of one row and seed. Raises ConfigError for a row that is not in here."""
         if name not in self.methods:
@@ -69,6 +107,6 @@ class CompareConfig:
                 f"the comparison has no method {name!r}; expected {', '.join(self.methods)}."
             )
         out = str(Path(self.base.out) / f"{name}-{seed}")
-        changed = {k: value for k, value in self.methods[name].items() if k != "samples"}
+        changed = {k: v for k, v in self.methods[name].items() if k not in ("samples", "trained")}
         own = {"method": self.method(name), "seed": seed, "out": out}
         return dataclasses.replace(self.base, **{**changed, **own})

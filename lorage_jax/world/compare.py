@@ -1,4 +1,4 @@
-"""Methods side by side on the built-in world: trained alike, asked the same questions.
+"""Methods side by side on the built-in world or written tasks: trained alike, asked the same.
 
 A method is trained once per seed, as `CompareConfig.run` says; one without trained parts is asked
 once. Beside the methods stand the controls of `lora_gen` and the bare edge. A finished part is kept
@@ -18,15 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorage_jax.config import CompareConfig, ExperimentConfig, MeshConfig
-from lorage_jax.data.records import Record
+from lorage_jax.bundled import generator_folder
+from lorage_jax.config import CompareConfig, ExperimentConfig, MeshConfig, TaskQuestions
+from lorage_jax.data.records import Record, file_digest
 from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.data.templates import few_shot_prompt
+from lorage_jax.data.written_tasks import task_files
 from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.evaluate.answers import Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import mean_stderr, paired_gap
 from lorage_jax.fields import to_dict
+from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
@@ -42,9 +46,10 @@ from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
 from lorage_jax.world.shots import WithSamples, texts_with_samples
+from lorage_jax.world.task_samples import TaskSample, draw_tasks, first_prompts
 
 OURS, BARE = "lora_gen", "bare"
-UNSEEN = ("composition", "tools")  # splits of tasks that are not in training
+UNSEEN = ("composition", "tools", "tasks")  # splits of tasks that are not in training
 FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
 BATCH_TOKENS = 8192
 Say = Callable[[str], Any]
@@ -52,13 +57,14 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One row's method, trained with one seed; `experiment` is None if it has nothing to train."""
+    """One row's method, trained with one seed; `experiment` is None if it is not trained here."""
 
     row: str
     method: str
     seed: int
     experiment: ExperimentConfig | None
     samples: int = 0  # solved samples behind every prompt
+    trained: Path | None = None  # the result of a finished run
 
     @property
     def name(self) -> str:
@@ -73,7 +79,9 @@ def parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
     found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
     for row in dict.fromkeys(rows):
         method, samples = config.method(row), config.samples(row)
-        if Trainable in get_method(method).__mro__:
+        if (trained := config.trained(row)) is not None:
+            found.append(Part(row, method, 0, None, samples, trained))
+        elif Trainable in get_method(method).__mro__:
             runs = [(seed, config.run(row, seed)) for seed in range(seeds)]
             found += [Part(row, method, *run, samples) for run in runs]
         else:
@@ -85,7 +93,7 @@ def check_untrained(config: CompareConfig, parts: Sequence[Part]) -> None:
     """Loads the methods that are not trained; ConfigError for one that needs a folder."""
     edge = load_model(config.base.edge, config.base.dtype)
     for part in parts:
-        if part.experiment is None:
+        if part.experiment is None and part.trained is None:
             get_method(part.method).load(edge)
 
 
@@ -123,28 +131,37 @@ def measured(
 def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSample]:
     """The questions to every method; `limit` keeps the first prompts of each split."""
     asked = config.questions
-    drawn = draw_world(asked.prompts, asked.queries, asked.seed, families=asked.families)
-    if limit is None:
-        return drawn
-    return [
-        dataclasses.replace(one, groups=one.groups[:limit], tasks=one.tasks[:limit])
-        for one in drawn
-    ]
+    if isinstance(asked, TaskQuestions):
+        drawn: list[WorldSample] = [*draw_tasks(asked)]
+    else:
+        drawn = draw_world(asked.prompts, asked.queries, asked.seed, families=asked.families)
+    return drawn if limit is None else [first_prompts(one, limit) for one in drawn]
 
 
 def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
     """The method of a part, trained first unless a finished run is there."""
-    source = None
+    source = part.trained
     if part.experiment is not None:
         source = train(part.experiment, resume=True).folder
     method = get_method(part.method).load(edge, source)
     if not part.samples:
         return method
-    texts, asked = {}, config.questions
+    texts = {}
     for one in questions(config):
-        drawn = world_prompts.draw_prompts(one.split, asked.prompts, asked.seed, one.family)
-        texts |= texts_with_samples(one, drawn, part.samples)
+        texts |= _with_samples(config, one, part.samples)
     return WithSamples(method, texts)
+
+
+def _with_samples(config: CompareConfig, sample: WorldSample, count: int) -> dict[str, str]:
+    """Each prompt of a sample with `count` solved samples behind it."""
+    asked = config.questions
+    if isinstance(sample, TaskSample):
+        return {
+            prompt: few_shot_prompt(prompt, pairs[:count])
+            for prompt, pairs in sample.solved.items()
+        }
+    drawn = world_prompts.draw_prompts(sample.split, asked.prompts, asked.seed, sample.family)
+    return texts_with_samples(sample, drawn, count)
 
 
 def costs(
@@ -170,8 +187,12 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
         "questions": to_dict(config.questions) | {"limit": limit},
         "world": world_prompts.VERSION,
     }
+    if isinstance(config.questions, TaskQuestions):
+        found["questions"] |= {"path": [file_digest(f) for f in task_files(config.questions.path)]}
     if part.samples:
         found["samples"] = part.samples
+    if part.trained is not None:
+        found["trained"] = file_digest(generator_folder(part.trained) / MANIFEST)
     if part.experiment is not None:
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
@@ -190,7 +211,7 @@ def _figures(
     say(f"Asking {part.name} ...")
     found = [asked(Arm(part.row, method), edge, sample) for sample in samples]
     result: dict[str, Any] = {
-        "trained_parameters": _trained_parameters(part, edge),
+        "trained_parameters": _trained_parameters(part, method, edge),
         "merged": _is_merged(method, edge, samples[0]),
         "unseen_tasks": follows_prompts(method, samples),
         "frozen": list(getattr(get_method(part.method), "frozen", ())),
@@ -248,9 +269,11 @@ def _answer(
     return way(f"{unit.name} {arm.name}", placement, texts)
 
 
-def _trained_parameters(part: Part, edge: Model) -> int:
+def _trained_parameters(part: Part, loaded: Method, edge: Model) -> int:
     """The number of values that training changes."""
-    run = part.experiment
+    run, inner = part.experiment, loaded.method if isinstance(loaded, WithSamples) else loaded
+    if part.trained is not None and isinstance(inner, LoraGen):
+        return sum(x.size for x in jax.tree.leaves(inner.generator.trained))
     if run is None:
         return 0
     method: Any = get_method(part.method)

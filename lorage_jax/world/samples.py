@@ -39,6 +39,10 @@ class WorldSample:
         """The records of all groups, in order."""
         return [record for group in self.groups for record in group]
 
+    def is_right(self, record: Record, text: str) -> bool:
+        """True if the answer is right to the letter, white space around it apart."""
+        return text.strip() == record.target.strip()
+
     def by_group(self, values: Sequence[Any]) -> list[list[Any]]:
         """One value per record, as one list per group."""
         rest = iter(values)

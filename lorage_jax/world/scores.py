@@ -55,7 +55,7 @@ class ArmScore:
     records, and so is its standard error.
 
     Attributes:
-        exact_match: share of answers that are right to the letter, white space around them apart.
+        exact_match: share of answers that are right (`WorldSample.is_right`).
         stderr: its standard error over prompts; None for a single prompt.
         prompts, records: their numbers.
         by_prompt: exact match of each prompt.
@@ -252,7 +252,7 @@ def measure(
     if len(texts) != len(sample.records):
         raise DataError(f"{len(texts)} answers came for {len(sample.records)} records.")
     right = [
-        float(text.strip() == record.target.strip())
+        float(sample.is_right(record, text))
         for text, record in zip(texts, sample.records, strict=True)
     ]
     by_prompt = [float(np.mean(part)) for part in sample.by_group(right)]

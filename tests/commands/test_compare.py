@@ -1,11 +1,13 @@
 """`lorage compare`: what is trained once, what the table says, and what is refused."""
 
 import json
+from random import Random
 
 import pytest
 
 from lorage_jax.report.comparison import to_markdown
 from lorage_jax.world import compare
+from lorage_jax.world import prompts as world_prompts
 from tests.commands.world import lorage
 
 EXPERIMENT = """
@@ -24,6 +26,53 @@ def config():
     return CompareConfig(base, {"in_context": {}, "lora_gen": {}, "lora": {}},
                          WorldQuestions(prompts=6, queries=1, families=("words",)))
 """
+
+
+WRITTEN = """
+from pathlib import Path
+from lorage_jax import nano
+from lorage_jax.config import *
+
+def config():
+    base = ExperimentConfig(cloud=str(nano.CLOUD), edge=str(nano.EDGE), out="unused",
+                            data=DataConfig(sources=(Source("nothing"),)), steps=1, dtype="float32",
+                            optimizer=OptimizerConfig(warmup_steps=0))
+    rows = {"in_context_2": {"method": "in_context", "samples": 2},
+            "lora_gen": {"trained": "nano"}}
+    asked = TaskQuestions(str(Path(__file__).parent / "tasks.jsonl"),
+                          held_out=HeldOut(tasks=0, paraphrases=0, instances=0.5),
+                          splits=("instances",), queries=3)
+    return CompareConfig(base, rows, asked)
+"""
+
+
+def tasks():
+    """Tasks that the nano pair knows, as a file has them."""
+    found = []
+    for prompt in world_prompts.draw_prompts("train", 3, seed=5, family="words"):
+        rng = Random(prompt.system)
+        drawn = dict(prompt.draw(rng) for _ in range(40))
+        rows = [{"input": user, "output": ["unlikely", target]} for user, target in drawn.items()]
+        found.append({"name": prompt.task, "definition": prompt.system, "instances": rows})
+    return found
+
+
+def test_a_trained_generator_is_asked_about_written_tasks(tmp_path):
+    """Accepted answers count; samples of the file stand behind the prompts of a row."""
+    (tmp_path / "exp.py").write_text(WRITTEN)
+    lines = "".join(json.dumps(task) + "\n" for task in tasks())
+    (tmp_path / "tasks.jsonl").write_text(lines)
+    command = ["compare", tmp_path / "exp.py", "--out", tmp_path / "runs"]
+    assert lorage(*command, "--json", tmp_path / "result.json") == 0
+    methods = json.loads((tmp_path / "result.json").read_text())["methods"]
+    assert list(methods) == ["bare", "in_context_2", "lora_gen"]
+    scores = {name: one["splits"]["written/instances"] for name, one in methods.items()}
+    assert scores["lora_gen"]["exact_match"] > 0.6 > 0.2 > scores["bare"]["exact_match"]
+    assert scores["bare"]["prompts"] == 3
+    assert methods["lora_gen"]["trained_parameters"] > 100_000 and methods["lora_gen"]["merged"]
+    assert methods["in_context_2"]["edge_tokens"] > methods["bare"]["edge_tokens"] + 10
+    (tmp_path / "tasks.jsonl").write_text(lines.replace("unlikely", "likely"))
+    assert lorage(*command, "--json", tmp_path / "other.json") == 1, "measured on other questions"
 
 
 @pytest.fixture(scope="module")

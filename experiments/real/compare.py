@@ -1,0 +1,36 @@
+"""The bundled generator beside the edge with its prompt in context, on tasks of four collections.
+
+    python experiments/real/prepare.py --data DATA
+    lorage compare experiments/real/compare.py --json experiments/results/real/compare.json
+
+Hardware: two CPU cores. Wall time: 40 minutes. `instances` are seen tasks in seen wordings with
+inputs that were not in training, `paraphrases` the same in wordings that were not, `tasks` are
+kinds of tasks that were not. Finished parts are kept in runs/real/compare.
+"""
+
+import dataclasses
+
+import generator as recipe
+
+from lorage_jax.config import CompareConfig, TaskQuestions
+
+
+def config() -> CompareConfig:
+    base = recipe.config("gpu")
+    return CompareConfig(
+        base=dataclasses.replace(base, out="runs/real/compare", dtype="float32"),
+        methods={
+            "bare": {},
+            "in_context": {},
+            "in_context_5": {"method": "in_context", "samples": 5},
+            "lora_gen": {"trained": "smollm2"},
+            "lora_gen_5": {"method": "lora_gen", "trained": "smollm2", "samples": 5},
+        },
+        questions=TaskQuestions(
+            str(recipe.DATA / "instructions.jsonl"),
+            held_out=recipe.HELD_OUT,
+            prompts=24,
+            queries=8,
+            longest_answer=24,
+        ),
+    )
