@@ -3,8 +3,9 @@
     lorage compare experiments/nano/compare.py --seeds 3
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
 
-Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed. Runs and figures
-are kept in runs/nano/compare, and what is there is not made again.
+Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed, and half an hour
+for MixLoRA, which computes all its FFNs. Runs and figures are kept in runs/nano/compare, and what
+is there is not made again.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three

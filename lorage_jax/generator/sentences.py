@@ -93,6 +93,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No progress bar of transformers: the weights are there in a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_encoder(folder: str | Path) -> SentenceEncoder:
     """Loads a sentence encoder in float32.
 
@@ -108,9 +122,10 @@ def load_encoder(folder: str | Path) -> SentenceEncoder:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        model = AutoModel.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+        with _without_bar():
+            model = AutoModel.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} cannot be read as a sentence encoder: {error}") from None
