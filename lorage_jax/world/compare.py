@@ -346,14 +346,14 @@ def _method(
     seeds: Sequence[Mapping[str, Any]],
     ours: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
-    method, first = get_method(config.method(name)), seeds[0]
+    method, first, samples = get_method(config.method(name)), seeds[0], config.samples(name)
     tokens = {
         kind: float(np.mean([split[kind] for one in seeds for split in one["splits"].values()]))
         for kind in ("edge_tokens", "context_tokens")
     }
     return {
-        "what": method.what,
-        "samples": config.samples(name),
+        "what": method.what + (f"; {samples} solved samples behind every prompt" * bool(samples)),
+        "samples": samples,
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
         "unseen_tasks": first["unseen_tasks"],
