@@ -70,7 +70,7 @@ def config(stage: str = "cpu") -> ExperimentConfig:
         base,
         data=dataclasses.replace(base.data, prompts_per_batch=128, packed_rows=32, min_bucket=640),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=60),
-        steps=1000,
+        steps=900,
     )
 
 

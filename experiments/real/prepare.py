@@ -7,6 +7,8 @@ by fixed seeds; a minute on one CPU core. Written are
 
     instructions.jsonl       tasks {name, group, definition, instances}: Super-NaturalInstructions,
                              instruction induction, function vectors, classification
+    seen.jsonl, unseen.jsonl    of these, what is asked: tasks with answers of a few words, every
+                             third of the seen ones, and all that training holds out
     t0.jsonl                 the shorter tasks of T0: prompted inputs, no definitions
     alpaca.jsonl             {system, user, target}: Alpaca's short rows with an input
     commonsense/TASK.jsonl   training rows of the five seen tasks of the paper
@@ -29,8 +31,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from generator import HELD_OUT
 from tool_records import tool_files
 from wordings import WORDINGS
+
+from lorage_jax.data.written_tasks import is_held_out
 
 COLLECTIONS = {
     "superni": "superni",
@@ -40,6 +45,7 @@ COLLECTIONS = {
 }
 # Characters of an input and of an output, and instances per task.
 INPUT, OUTPUT, MOST, FEWEST = 320, 160, 500, 25
+ANSWER = 24  # characters of a median answer that is scored
 T0_INPUT, T0_OUTPUT, T0_MOST = 400, 100, 100
 ALPACA_INPUT, ALPACA_OUTPUT = 400, 240
 COMMONSENSE = ("arc_challenge", "arc_easy", "openbookqa", "boolq", "social_iqa")
@@ -73,7 +79,10 @@ GROUPS = (
 
 def main(data: Path, out: Path) -> None:
     """Writes all files into the folder `out`."""
-    write(out / "instructions.jsonl", list(instructions(data / "many_tasks")))
+    tasks = list(instructions(data / "many_tasks"))
+    write(out / "instructions.jsonl", tasks)
+    for name, part in asked(tasks).items():
+        write(out / f"{name}.jsonl", part)
     write(out / "t0.jsonl", list(t0(data / "many_tasks" / "t0.jsonl.gz")))
     write(out / "alpaca.jsonl", list(alpaca(data / "alpaca" / "alpaca.jsonl.gz")))
     for name in COMMONSENSE:
@@ -98,6 +107,22 @@ def instructions(folder: Path) -> Iterator[dict[str, Any]]:
                     "definition": definitions,
                     "instances": instances,
                 }
+
+
+def asked(tasks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The tasks to score, `seen` and `unseen`: those whose median answer is short."""
+    brief = [task for task in tasks if median_answer(task) <= ANSWER]
+    unseen = [
+        task for task in brief if is_held_out("task", task["group"], HELD_OUT.tasks, HELD_OUT.seed)
+    ]
+    return {"seen": [task for task in brief if task not in unseen][::3], "unseen": unseen}
+
+
+def median_answer(task: dict[str, Any]) -> int:
+    """Characters of the median first answer."""
+    outputs = [one["output"] for one in task["instances"]]
+    lengths = sorted(len(str(o[0] if isinstance(o, list) else o)) for o in outputs)
+    return lengths[len(lengths) // 2]
 
 
 def t0(path: Path) -> Iterator[dict[str, Any]]:
