@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorage_jax.infer.chat import chat as chat
     from lorage_jax.infer.forward import forward as forward
     from lorage_jax.infer.generate import generate as generate
+    from lorage_jax.llamacpp.export import export_gguf as export_gguf
     from lorage_jax.methods.training import train as train
     from lorage_jax.models.model import Model as Model
 
@@ -34,6 +35,7 @@ _HOMES = {
     "load_model": "hf.load",
     "export_merged": "hf.export",
     "export_adapter": "generator.adapter",
+    "export_gguf": "llamacpp.export",
     "load_adapter": "generator.peft",
     "Generator": "generator.generator",
     "specialize": "generator.generator",

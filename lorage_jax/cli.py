@@ -42,6 +42,7 @@ RUNNERS: dict[type, str] = {
     options.Train: "train",
     options.Compile: "compile",
     options.Specialize: "specialize",
+    options.Export: "export",
     options.Compare: "compare",
     options.Generate: "generate",
     options.Eval: "eval",
@@ -65,6 +66,7 @@ Command = Annotated[
     | options.Train
     | options.Compile
     | options.Specialize
+    | options.Export
     | options.Compare
     | options.Generate
     | options.Eval

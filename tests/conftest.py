@@ -35,7 +35,8 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("LORAGE_TEST_DEVICES
 # Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
 # and evaluate/{agent,gpt4tools}, which check what users pass with messages of their own.
 CHECKED = (
-    *("ops", "flash", "sharding", "distributed", "models", "hf", "generator", "aot", "train"),
+    *("ops", "flash", "sharding", "distributed", "models", "hf", "llamacpp", "generator"),
+    *("aot", "train"),
     *("data.batches", "data.packing", "data.documents", "bench"),
     *("evaluate.arms", "evaluate.answers", "evaluate.commonsense", "evaluate.controls"),
     *("evaluate.local_tasks", "evaluate.paired", "evaluate.protocol", "evaluate.results"),

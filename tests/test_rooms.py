@@ -17,7 +17,8 @@ ROOMS = (
     *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "provenance", "progress"),
     *("nano", "smollm2", "bundled"),
     *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data", "hf"),
-    *("generator", "infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
+    *("llamacpp", "generator"),
+    *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
     *("commands", "cli", PACKAGE),
 )
 FILE_LINES = 400

@@ -14,6 +14,7 @@ import tyro
 
 Positional = tyro.conf.Positional
 Dtype = Literal["float32", "bfloat16", "float16"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 AutoDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     tyro.conf.arg(help="Dtype of the weights; auto is bfloat16 on TPU and GPU, float32 on a CPU."),
@@ -192,6 +193,29 @@ class Specialize:
     """Name of the base in the adapter's config; by default the Hub's, or the folder's own."""
     json: Json = None
     overwrite: Overwrite = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model, specialised or not, as a GGUF file for llama.cpp.
+
+    The file holds the weights, the tokenizer and the chat template of the trained turns. One tensor
+    at a time is in memory.
+
+    Example: lorage export special/merged --gguf special.gguf --type q8_0
+    """
+
+    model: Positional[Path]
+    """Hugging Face folder."""
+    gguf: Path
+    """File to write."""
+    type: GgufType = "f16"
+    """How matrices are stored; fewer bits are smaller and less exact."""
+    pre: str | None = None
+    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    json: Json = None
+    overwrite: bool = False
+    """Replace the file if it exists."""
 
 
 @dataclass(frozen=True)

@@ -114,17 +114,24 @@ def check_file(path: str | Path, overwrite: bool) -> None:
 
 def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
     """Writes one file (str as UTF-8), completely or not at all. Raises OutputError."""
+    with new_file(path, overwrite) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def new_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a temporary sibling of `path` to write; renames it to `path` at the end.
+
+    On any exception only the temporary file is removed. Raises OutputError.
+    """
     path = _absolute(path)
     check_file(path, overwrite)
-    data = data.encode() if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:50]}.partial-{secrets.token_hex(4)}"
     with _clear_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            _sync(temporary)
             check_file(path, overwrite)
             temporary.replace(path)
         except BaseException:

@@ -114,7 +114,7 @@ def _stored_names(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, str]
     Names may lack `model.` (saved by AutoModel), have a prefix in front, or wrappers' parts inside.
     Empty unless one prefix explains them.
     """
-    wanted = [name for name, _ in _expected(config)]
+    wanted = list(tables.tensor_shapes(config))
     plain: dict[str, str] = {}
     for name in checkpoint.names():
         clean = ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -143,17 +143,6 @@ def _stored_names(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, str]
     return found
 
 
-def _expected(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the model."""
-    found: dict[str, tuple[int, ...]] = {}
-    for _, leaf, row in tables.rows(config):
-        stacked = leaf.axes[0] == "layers"
-        shape = tables.tensor_shape(leaf.shape[1:] if stacked else leaf.shape, row)
-        for layer in range(leaf.shape[0]) if stacked else (0,):
-            found[row.name.format(layer=layer)] = shape  # fused: again and again the same
-    return list(found.items())
-
-
 def _head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     """The config, untied if the file's head differs from its embeddings, as in transformers."""
     embed = tables.row(config, ("embed",)).name
@@ -169,7 +158,7 @@ def _head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
 
 def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
     """Raises WeightsError unless the tensors are exactly the model's, in name and shape."""
-    expected, missing, problems = dict(_expected(config)), [], []
+    expected, missing, problems = tables.tensor_shapes(config), [], []
     for name, want in expected.items():
         if name not in checkpoint:
             missing.append(f"{name} is missing; expected shape {want}")

@@ -92,6 +92,17 @@ def tensors(
             yield row.name.format(layer=layer), functools.partial(make, parts, row, layer)
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the file."""
+    found: dict[str, tuple[int, ...]] = {}
+    for _, leaf, row in rows(config):
+        stacked = leaf.axes[0] == "layers"
+        shape = tensor_shape(leaf.shape[1:] if stacked else leaf.shape, row)
+        for layer in range(leaf.shape[0]) if stacked else (0,):
+            found[row.name.format(layer=layer)] = shape  # fused: again and again the same
+    return found
+
+
 def adapted(
     config: ModelConfig, targets: Sequence[str] | None = None
 ) -> dict[str, tuple[str, ...]]:

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 import lorage_jax as lg
+from lorage_jax import nano
 from lorage_jax.generator import deploy as deploying
 from tests.commands.world import (
     PROMPT,
@@ -193,6 +195,17 @@ def test_generate_with_an_adapter(world, tmp_path):
     assert answer("edge", *halves) == merged
 
 
+def test_export_writes_a_gguf_file(tmp_path, refuse):
+    out, result = tmp_path / "x.gguf", tmp_path / "x.json"
+    args = ("export", nano.EDGE, "--gguf", out)
+    assert lorage(*args, "--type", "q8_0", "--json", result) == 0
+    figures = json.loads(result.read_text())
+    assert figures["bytes"] == out.stat().st_size < 0.7 * (nano.EDGE / WEIGHTS).stat().st_size
+    assert gguf.GGUFReader(out).get_field("general.file_type").contents() == 7
+    refuse(*args, says="exists. Choose another name, or pass --overwrite")
+    refuse("export", tmp_path / "none", "--gguf", tmp_path / "y.gguf", says="is not a folder")
+
+
 def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, tmp_path, refuse):
     shutil.copytree(world.special, tmp_path / "out")
     refuse(*specialize(), says="exists and is not empty")
@@ -268,7 +281,11 @@ def test_an_ascii_terminal_and_a_closed_pipe(world):
 
 
 @pytest.mark.parametrize(
-    "command", ["quickstart", "train", "pretrain", "specialize", "generate", "inspect", "report"]
+    "command",
+    [
+        *("quickstart", "train", "pretrain", "specialize", "export", "generate", "inspect"),
+        "report",
+    ],
 )
 def test_help_has_an_example(command, capfd):
     with pytest.raises(SystemExit) as end:

@@ -168,7 +168,7 @@ class ChatTemplate(Template):
         ids = both[len(known) :] if both[: len(known)] == known else self._encoder(tail)
         return ids if control is not None else [*ids, *self.ends]
 
-    def jinja(self) -> str:
+    def jinja(self, space: bool = True) -> str:
         """The model's own template, in a frame that takes out what training did not have."""
         base = self.source.removesuffix("\n")
         parts = []
@@ -176,7 +176,7 @@ class ChatTemplate(Template):
             parts.append(_JOIN)
         plain = self._default is None
         lacks_bos = bool(self.bos) and not self._writes_bos
-        first = self.written_bos(self.text(question(USER))) if lacks_bos else ""
+        first = self.written_bos(self.text(question(USER)), space) if lacks_bos else ""
         bos = f"{_literal(first)} ~ " if first else ""
         if not plain or bos:
             system = SYSTEM if self._default else ""

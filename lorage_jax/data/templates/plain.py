@@ -126,8 +126,8 @@ class PlainTemplate(Template):
     def answer(self, target: str, messages: Sequence[Message] = ()) -> list[int]:
         return encode_target(self.tokenizer, target)
 
-    def jinja(self) -> str:
-        first = self.written_bos("User: a") if self.bos else ""
+    def jinja(self, space: bool = True) -> str:
+        first = self.written_bos("User: a", space) if self.bos else ""
         begin = f"{{{{- '{first}' -}}}}\n" if first else ""
         return begin + _JINJA.replace("$EOS", " + eos_token" if self.ends else "")
 

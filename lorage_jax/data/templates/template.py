@@ -76,8 +76,12 @@ class Template(ABC):
         """
 
     @abstractmethod
-    def jinja(self) -> str:
-        """A chat template for transformers whose rendering has the ids of `ids`, bos included."""
+    def jinja(self, space: bool = True) -> str:
+        """A chat template whose rendering has the ids of `ids`, bos included.
+
+        `space`: False for readers that put the tokenizer's space behind a written bos, too, as
+        llama.cpp does and transformers does not.
+        """
 
     @functools.cached_property
     def bos(self) -> list[int]:
@@ -91,20 +95,20 @@ class Template(ABC):
         """True if the turns may hold today's date."""
         return False
 
-    def written_bos(self, text: str) -> str:
+    def written_bos(self, text: str, space: bool) -> str:
         """How the bos is written in front of a rendered text so that it has the ids of training.
 
         Some tokenizers put a space in front of a text, but not behind a bos that is written out.
         No space is written where the ids are right without: other readers of the same tokenizer
-        would take it for one more token.
+        would take it for one more token. `space`: False writes none in any case.
         """
         bos = self.tokenizer.bos_token
         right = [*self.bos, *self.tokenizer.encode(text, add_special_tokens=False)]
         bare, spaced = (
-            self.tokenizer.encode(f"{bos}{space}{text}", add_special_tokens=False)
-            for space in ("", " ")
+            self.tokenizer.encode(f"{bos}{between}{text}", add_special_tokens=False)
+            for between in ("", " ")
         )
-        return f"{bos} " if spaced == right != bare else bos
+        return f"{bos} " if space and spaced == right != bare else bos
 
     @property
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Files for llama.cpp (GGUF): models with their tokenizers, and adapters."""

@@ -1,0 +1,192 @@
+"""Writes a model as one GGUF file, from memory or from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorage_jax import ops
+from lorage_jax.config import ModelConfig
+from lorage_jax.data.templates import Template, check_tokenizer
+from lorage_jax.errors import ConfigError
+from lorage_jax.files.manifest import MERGED, stored
+from lorage_jax.files.outputs import check_file
+from lorage_jax.hf import tables
+from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.load import folder_template
+from lorage_jax.llamacpp.architectures import Architecture, add_model_keys, get_architecture
+from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, library, write_gguf
+from lorage_jax.llamacpp.tokenizer import add_tokenizer_keys, read_vocabulary
+from lorage_jax.models.model import Model
+
+ROPE = "rope_freqs.weight"
+TABLES = ("token_embd.weight", "output.weight")  # they keep 8 bits where others have fewer
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file is made of.
+
+    Attributes:
+        name: the model's name, for people.
+        read: returns the tensor with a name of Hugging Face.
+        template: the turns that it reads and writes.
+        jinja: the text of its chat template, if it has one.
+    """
+
+    name: str
+    config: ModelConfig
+    read: Callable[[str], np.ndarray]
+    tokenizer: Any
+    template: Template
+    jinja: str | None
+
+
+def export_gguf(
+    model: Model | str | Path,
+    path: str | Path,
+    type: str = "f16",
+    pre: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model with its tokenizer and the chat template of its turns as a GGUF file.
+
+    Args:
+        model: a loaded model, or a Hugging Face folder, of which one tensor at a time is read.
+        path: the file to write.
+        type: how matrices are stored, a key of TYPES. Vectors are always f32; rows that the type's
+            blocks of 32 values do not fit are f16; below 8 bits, the embeddings and the head are
+            q8_0.
+        pre: llama.cpp's name of the way in which the tokenizer splits texts, if it is not known.
+        overwrite: replace the file if it exists.
+
+    Raises ConfigError for a model that llama.cpp does not compute, WeightsError for a tokenizer
+    that it does not have, and OutputError.
+    """
+    check_type(type)
+    check_file(path, overwrite)
+    gguf = library()
+    source = _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
+    config = source.config
+    row = get_architecture(config)
+    vocabulary = read_vocabulary(source.tokenizer, config.vocab_size, pre)
+
+    def add_keys(writer: Any) -> None:
+        writer.add_type("model")
+        writer.add_name(source.name)
+        writer.add_file_type(gguf.LlamaFileType[TYPES[type]])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        add_model_keys(writer, config, row)
+        add_tokenizer_keys(writer, vocabulary)
+        _add_turns(writer, source)
+
+    write_gguf(path, row.name, add_keys, list(_entries(source, row, type)), overwrite)
+
+
+def _of_model(model: Model) -> Source:
+    check_tokenizer(model.tokenizer, model.source or "this model")
+
+    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
+        value: Any = model.params
+        for name in path:
+            value = value[name]
+        return np.asarray(value if layer is None else value[layer])
+
+    makers = dict(tables.tensors(model.config, get))
+    trained = model.card is not None or model.answers
+    jinja = model.template.jinja(space=False) if trained else _own_jinja(model.tokenizer)
+    name = "model" if model.source is None else model.source.absolute().name
+    return Source(
+        name, model.config, lambda tensor: makers[tensor](), model.tokenizer, model.template, jinja
+    )
+
+
+def _of_folder(folder: Path) -> Source:
+    config, checkpoint, tokenizer, _ = open_folder(folder, with_tokenizer=True)
+    check_tokenizer(tokenizer, folder)
+    template = folder_template(folder, tokenizer)
+    assert template is not None  # there is a tokenizer
+    trained = stored(folder).get("format") == MERGED
+    jinja = template.jinja(space=False) if trained else _own_jinja(tokenizer)
+    return Source(folder.absolute().name, config, checkpoint.read, tokenizer, template, jinja)
+
+
+def _own_jinja(tokenizer: Any) -> str | None:
+    """The tokenizer's own chat template."""
+    found = tokenizer.chat_template
+    return found.get("default") if isinstance(found, dict) else found
+
+
+def _add_turns(writer: Any, source: Source) -> None:
+    """Adds the ids of begin and end of a text, and the chat template."""
+    tokenizer, template = source.tokenizer, source.template
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_add_bos_token(bool(template.bos))
+    writer.add_add_eos_token(False)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends = list(dict.fromkeys([*own, *source.config.eos_ids, *template.ends]))
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(adders):
+        raise ConfigError(f"{len(ends)} tokens end a text of this model; llama.cpp takes three.")
+    for add, token in zip(adders, ends, strict=False):
+        add(token)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    if source.jinja:
+        writer.add_chat_template(source.jinja)
+
+
+def _entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:
+    """All tensors in the order of the layers."""
+    names = tensor_names(source.config, row)
+    for name, shape in tables.tensor_shapes(source.config).items():
+        own = names(name)
+        kind = fitting_type(type, shape)
+        if own in TABLES and kind.startswith(("q4", "q5")):
+            kind = fitting_type("q8_0", shape)
+
+        def make(name: str = name) -> np.ndarray:
+            return _converted(source.config, row, name, source.read(name))
+
+        yield Entry(own, shape, kind, make)
+    if source.config.rope_scaling is not None and source.config.rope_scaling.kind == "llama3":
+        yield Entry(ROPE, (source.config.rotary_dim // 2,), "f32", lambda: _divisors(source.config))
+
+
+def tensor_names(config: ModelConfig, row: Architecture) -> Callable[[str], str]:
+    """A function from names of Hugging Face to llama.cpp's. It raises ConfigError without one."""
+    gguf = library()
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[row.name], config.layers)
+
+    def get(name: str) -> str:
+        if (found := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
+            raise ConfigError(f"the gguf package has no name for {name} of a {row.name}.")
+        return found
+
+    return get
+
+
+def _converted(config: ModelConfig, row: Architecture, name: str, values: np.ndarray) -> np.ndarray:
+    """A tensor of Hugging Face as llama.cpp computes with it, in float32."""
+    values = np.asarray(values, np.float32)
+    module = name.rsplit(".", 2)[-2]
+    if row.permuted and module in ("q_proj", "k_proj"):
+        heads = config.heads if module == "q_proj" else config.kv_heads
+        halves = values.reshape(heads, 2, config.head_dim // 2, *values.shape[1:])
+        return halves.swapaxes(1, 2).reshape(values.shape)
+    if config.norm_offset and module.endswith("norm"):
+        return values + np.float32(config.norm_offset)
+    return values
+
+
+def _divisors(config: ModelConfig) -> np.ndarray:
+    """What divides each rope frequency, [H/2]."""
+    plain = ops.rope_frequencies(config.rotary_dim, config.rope_theta, None)
+    scaled = ops.rope_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
+    return np.asarray(plain / scaled, np.float32)

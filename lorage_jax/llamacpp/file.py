@@ -1,0 +1,113 @@
+"""Writes a GGUF file with one tensor in memory at a time, through the `gguf` package."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.outputs import new_file
+
+# Types of weights -> the same in llama.cpp's enumeration of file types.
+TYPES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q5_1": "MOSTLY_Q5_1",
+    "q5_0": "MOSTLY_Q5_0",
+    "q4_1": "MOSTLY_Q4_1",
+    "q4_0": "MOSTLY_Q4_0",
+}
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: its name, shape, type (a key of TYPES), and how to make its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    make: Callable[[], np.ndarray]
+
+
+def library() -> Any:
+    """The `gguf` package. Raises ConfigError if it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise ConfigError(
+            "GGUF files need the gguf package. Install it: pip install 'lorage_jax[gguf]'."
+        ) from None
+    return gguf
+
+
+def check_type(type: str) -> str:
+    """Returns `type`. Raises ConfigError unless it is a key of TYPES."""
+    if type not in TYPES:
+        raise ConfigError(f"the type of weights is {type!r}; expected one of {', '.join(TYPES)}.")
+    return type
+
+
+def fitting_type(type: str, shape: tuple[int, ...]) -> str:
+    """The type in which a tensor is stored: f32 for vectors, f16 for rows that blocks do not fit.
+
+    `type`: the type that was asked for.
+    """
+    if len(shape) < 2:
+        return "f32"
+    gguf = library()
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type.upper()]]
+    return "f16" if shape[-1] % block else type
+
+
+def write_gguf(
+    path: str | Path,
+    architecture: str,
+    add_keys: Callable[[Any], None],
+    entries: Sequence[Entry],
+    overwrite: bool = False,
+) -> None:
+    """Writes one file, completely or not at all.
+
+    `add_keys` gets the package's GGUFWriter. Raises OutputError, and WeightsError for a value that
+    is too large for float16.
+    """
+    gguf = library()
+    kinds = [gguf.GGMLQuantizationType[entry.type.upper()] for entry in entries]
+    with new_file(path, overwrite) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        add_keys(writer)
+        for entry, kind in zip(entries, kinds, strict=True):
+            shape = gguf.quant_shape_to_byte_shape(entry.shape, kind)
+            size = int(np.prod(shape, dtype=np.int64))
+            writer.add_tensor_info(entry.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for entry, kind in zip(entries, kinds, strict=True):
+                writer.write_tensor_data(_stored(entry, kind))
+            writer.flush()
+        except OSError as error:
+            if error.errno is None:  # numpy could not write all bytes, and does not say why
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+        finally:
+            writer.close()
+
+
+def _stored(entry: Entry, kind: Any) -> np.ndarray:
+    """The bytes of a tensor."""
+    values = np.ascontiguousarray(entry.make(), np.float32)
+    if values.shape != entry.shape:
+        raise WeightsError(f"{entry.name}: expected shape {entry.shape}, got {values.shape}.")
+    with np.errstate(over="ignore"):
+        stored = library().quants.quantize(values, kind)
+    if entry.type == "f16" and np.any(np.isinf(stored) & np.isfinite(values)):
+        raise WeightsError(f"{entry.name}: a value does not fit float16. Choose bf16 or f32.")
+    return stored.view(np.uint8)
