@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorage_jax.generator.card import load_card as load_card
     from lorage_jax.generator.generator import Generator as Generator
     from lorage_jax.generator.generator import specialize as specialize
+    from lorage_jax.generator.lora_gguf import export_lora_gguf as export_lora_gguf
     from lorage_jax.generator.merge import merge as merge
     from lorage_jax.generator.peft import load_adapter as load_adapter
     from lorage_jax.generator.store import load_generator as load_generator
@@ -36,6 +37,7 @@ _HOMES = {
     "export_merged": "hf.export",
     "export_adapter": "generator.adapter",
     "export_gguf": "llamacpp.export",
+    "export_lora_gguf": "generator.lora_gguf",
     "load_adapter": "generator.peft",
     "Generator": "generator.generator",
     "specialize": "generator.generator",

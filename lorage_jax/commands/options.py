@@ -180,7 +180,8 @@ class Specialize:
     edge: Edge = None
     cloud: Cloud = None
     save: str = "card,adapter,merged"
-    """Outputs to write: any of card, adapter, merged, separated by commas."""
+    """Outputs to write: any of card, adapter, merged, and for llama.cpp gguf and lora-gguf,
+    separated by commas."""
     dtype: Dtype | None = None
     """Dtype of the merged weights; the edge's own by default."""
     rounding: Literal["auto", "nearest", "stochastic"] = "auto"
@@ -191,6 +192,8 @@ class Specialize:
     """Fail if the cast loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
     """Name of the base in the adapter's config; by default the Hub's, or the folder's own."""
+    gguf_type: GgufType = "f16"
+    """How the matrices of the merged GGUF file are stored."""
     json: Json = None
     overwrite: Overwrite = False
 
@@ -213,6 +216,8 @@ class Export:
     """How matrices are stored; fewer bits are smaller and less exact."""
     pre: str | None = None
     """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    turns: Path | None = None
+    """For a base that adapters are applied to: a card, whose turns the file gets."""
     json: Json = None
     overwrite: bool = False
     """Replace the file if it exists."""

@@ -76,4 +76,5 @@ def _outputs(options: Specialize) -> Outputs:
         seed=options.seed,
         strict=options.strict,
         base_name=options.base_name,
+        gguf_type=options.gguf_type,
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
 
+from lorage_jax.config import ModelConfig
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import save
@@ -51,19 +52,11 @@ def export_adapter(
     """
     card.check(edge, pool)
     check_target(out_dir, overwrite)
-    rank = assembled_rank(pool, card.gates)
-    # PEFT multiplies by lora_alpha / r: the factors are written without the scale.
-    factors = assemble(pool.replace(scale=1.0), jnp.asarray(card.gates), rank)
+    rank, matrices = card_matrices(pool, card, edge.config)
     tensors = {}
-    for module, leaves in tables.adapted(edge.config).items():
-        a, b = zip(*(factors[leaf] for leaf in leaves), strict=True)
-        name = PREFIX + module_name(module, edge.source)
-        for layer in range(edge.config.layers):
-            stem = name.format(layer=layer)
-            down = [np.asarray(one[layer]).T for one in a]
-            up = [np.asarray(one[layer]).T for one in b]
-            tensors[f"{stem}.lora_A.weight"] = np.concatenate(down)
-            tensors[f"{stem}.lora_B.weight"] = np.asarray(block_diag(*up))
+    for module, (a, b) in matrices.items():
+        stem = PREFIX + module_name(module, edge.source)
+        tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         save(folder / TENSORS, tensors, {"format": "pt"})
         if (template := trained_template(edge, card)) is not None:
@@ -82,6 +75,25 @@ def export_adapter(
             "card": card.to_dict(),
         }
         write_manifest(folder, values)
+
+
+def card_matrices(
+    pool: Pool, card: Card, edge: ModelConfig
+) -> tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The rank R, and A [R, in] and B [out, R] of every module that a card changes, by its name.
+
+    The update is `pool.scale * B @ A`. A module that fuses N projections has N * R.
+    """
+    rank = assembled_rank(pool, card.gates)
+    factors = assemble(pool.replace(scale=1.0), jnp.asarray(card.gates), rank)
+    found = {}
+    for module, leaves in tables.adapted(edge).items():
+        a, b = zip(*(factors[leaf] for leaf in leaves), strict=True)
+        for layer in range(edge.layers):
+            down = np.concatenate([np.asarray(one[layer]).T for one in a])
+            up = np.asarray(block_diag(*(np.asarray(one[layer]).T for one in b)))
+            found[module.format(layer=layer)] = (down, up)
+    return rank, found
 
 
 def portable_name(folder: Path) -> str:

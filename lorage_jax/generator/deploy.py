@@ -17,6 +17,7 @@ from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.lora_gguf import export_lora_gguf
 from lorage_jax.generator.merge import MergeReport, merge_with_report
 from lorage_jax.generator.parity import (
     cast,
@@ -29,9 +30,11 @@ from lorage_jax.generator.parity import (
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model, stored_dtype
+from lorage_jax.llamacpp.export import check_exportable, export_gguf
 from lorage_jax.models.model import Model
 
-OUTPUTS = ("card", "adapter", "merged")
+USUAL = ("card", "adapter", "merged")
+OUTPUTS = (*USUAL, "gguf", "lora-gguf")
 REPORT = "report.json"
 PROBE_TOKENS = 64  # length of the text on which logits are compared
 LOST = 0.1  # share of the card's effect that a cast may lose without a warning
@@ -84,21 +87,23 @@ class Outputs:
     """The files of a deployment, and how its merged weights are stored.
 
     Attributes:
-        save: any of `card`, `adapter`, `merged`; report.json is always written.
+        save: any of OUTPUTS; report.json is always written.
         dtype: float32, bfloat16 or float16 for all weights; by default they keep their dtypes.
         rounding, seed: of the merged weights, see `merge`.
         strict: make it an error if the cast loses more than LOST of the card's effect.
         base_name: name of the base model in the adapter's config; see `portable_name`.
+        gguf_type: how the matrices of the merged GGUF file are stored; see `export_gguf`.
 
     Raises ConfigError unless `save` names at least one output, and no unknown one.
     """
 
-    save: tuple[str, ...] = OUTPUTS
+    save: tuple[str, ...] = USUAL
     dtype: str | None = None
     rounding: str = "auto"
     seed: int = 0
     strict: bool = False
     base_name: str | None = None
+    gguf_type: str = "f16"
 
     def __post_init__(self) -> None:
         if not self.save or set(self.save) - set(OUTPUTS):
@@ -127,13 +132,13 @@ def deploy(
     edge = load_model(edge_folder, stored if stored == target else "float32")
     card.check(edge, generator.pool)
     edge = generator.speaking(edge)
+    if {"gguf", "lora-gguf"} & set(outputs.save):
+        check_exportable(edge)  # before the long work
     probe = _probe(edge, prompt)
     base = probe_logits(edge, probe)
     logits = {"unmerged": probe_logits(edge, probe, card, generator.pool)}
-    if "card" in outputs.save:
-        card.save(out / "card.json")
+    _write_unmerged(generator, card, edge, out, outputs)
     if "adapter" in outputs.save:
-        export_adapter(generator.pool, card, edge, out / "adapter", base_name=outputs.base_name)
         adapted = load_adapter(out / "adapter", cast(edge, "float32"))
         logits["adapter"] = probe_logits(adapted, probe)
     merge_began = time.time()
@@ -151,6 +156,8 @@ def deploy(
             _check_loss(merge, target)
         export_merged(special, out / "merged", base=edge_folder, dtype=outputs.dtype)
         logits |= reloaded_logits(out / "merged", probe)
+    if "gguf" in outputs.save:
+        export_gguf(whole, out / "merged.gguf", outputs.gguf_type)
     report = DeployReport(
         parity=differences(logits),
         parity_limit=check_limits(logits, exact=target == "float32"),
@@ -162,6 +169,18 @@ def deploy(
         saved=outputs.save,
     )
     return _written(report, out)
+
+
+def _write_unmerged(
+    generator: Generator, card: Card, edge: Model, out: Path, outputs: Outputs
+) -> None:
+    """Writes the outputs that are used beside the base."""
+    if "card" in outputs.save:
+        card.save(out / "card.json")
+    if "adapter" in outputs.save:
+        export_adapter(generator.pool, card, edge, out / "adapter", base_name=outputs.base_name)
+    if "lora-gguf" in outputs.save:
+        export_lora_gguf(generator.pool, card, edge, out / "lora.gguf")
 
 
 def _written(report: DeployReport, out: Path) -> DeployReport:

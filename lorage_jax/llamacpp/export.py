@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Source:
         name: the model's name, for people.
         read: returns the tensor with a name of Hugging Face.
         template: the turns that it reads and writes.
-        jinja: the text of its chat template, if it has one.
+        jinja: the text of its chat template.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Source:
     read: Callable[[str], np.ndarray]
     tokenizer: Any
     template: Template
-    jinja: str | None
+    jinja: str
 
 
 def export_gguf(
@@ -52,6 +52,7 @@ def export_gguf(
     type: str = "f16",
     pre: str | None = None,
     overwrite: bool = False,
+    template: Template | None = None,
 ) -> None:
     """Writes a model with its tokenizer and the chat template of its turns as a GGUF file.
 
@@ -63,6 +64,9 @@ def export_gguf(
             q8_0.
         pre: llama.cpp's name of the way in which the tokenizer splits texts, if it is not known.
         overwrite: replace the file if it exists.
+        template: the turns; by default those that it was specialised in, else its own chat
+            template, else plain ones. A base for adapters needs those of their cards
+            (`Card.turns`).
 
     Raises ConfigError for a model that llama.cpp does not compute, WeightsError for a tokenizer
     that it does not have, and OutputError.
@@ -71,6 +75,8 @@ def export_gguf(
     check_file(path, overwrite)
     gguf = library()
     source = _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
+    if template is not None:
+        source = replace(source, template=template, jinja=template.jinja(space=False))
     config = source.config
     row = get_architecture(config)
     vocabulary = read_vocabulary(source.tokenizer, config.vocab_size, pre)
@@ -87,6 +93,14 @@ def export_gguf(
     write_gguf(path, row.name, add_keys, list(_entries(source, row, type)), overwrite)
 
 
+def check_exportable(model: Model) -> None:
+    """Raises ConfigError or WeightsError where `export_gguf` would refuse the model's kind."""
+    library()
+    get_architecture(model.config)
+    check_tokenizer(model.tokenizer, model.source or "this model")
+    read_vocabulary(model.tokenizer, model.config.vocab_size)
+
+
 def _of_model(model: Model) -> Source:
     check_tokenizer(model.tokenizer, model.source or "this model")
 
@@ -98,7 +112,7 @@ def _of_model(model: Model) -> Source:
 
     makers = dict(tables.tensors(model.config, get))
     trained = model.card is not None or model.answers
-    jinja = model.template.jinja(space=False) if trained else _own_jinja(model.tokenizer)
+    jinja = _jinja(model.template, trained)
     name = "model" if model.source is None else model.source.absolute().name
     return Source(
         name, model.config, lambda tensor: makers[tensor](), model.tokenizer, model.template, jinja
@@ -111,14 +125,16 @@ def _of_folder(folder: Path) -> Source:
     template = folder_template(folder, tokenizer)
     assert template is not None  # there is a tokenizer
     trained = stored(folder).get("format") == MERGED
-    jinja = template.jinja(space=False) if trained else _own_jinja(tokenizer)
+    jinja = _jinja(template, trained)
     return Source(folder.absolute().name, config, checkpoint.read, tokenizer, template, jinja)
 
 
-def _own_jinja(tokenizer: Any) -> str | None:
-    """The tokenizer's own chat template."""
-    found = tokenizer.chat_template
-    return found.get("default") if isinstance(found, dict) else found
+def _jinja(template: Template, trained: bool) -> str:
+    """The chat template of the trained turns, else the tokenizer's own, else of plain turns."""
+    own = template.tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    return template.jinja(space=False) if trained or not own else own
 
 
 def _add_turns(writer: Any, source: Source) -> None:
@@ -137,8 +153,7 @@ def _add_turns(writer: Any, source: Source) -> None:
         add(token)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    if source.jinja:
-        writer.add_chat_template(source.jinja)
+    writer.add_chat_template(source.jinja)
 
 
 def _entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:

@@ -150,7 +150,7 @@ def _byte_level(values: dict[str, Any], pre: str | None) -> str:
         raise WeightsError(
             "it is not known under which name llama.cpp splits texts as this tokenizer does "
             f"(steps: {', '.join(part['type'] for part in steps)}). Give the name, if you know it: "
-            "--pre NAME (Python: pre=)."
+            "lorage export --pre NAME (Python: pre=)."
         )
     return name
 

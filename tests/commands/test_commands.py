@@ -108,6 +108,24 @@ def test_specialize_from_standard_input_in_a_process_of_its_own(world, specializ
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
+def test_specialize_for_llama_cpp(tmp_path, capfd):
+    (tmp_path / "prompt.txt").write_text("Reverse the words.")
+    args = ("specialize", "--generator", "nano", "--prompt", tmp_path / "prompt.txt")
+    out = tmp_path / "out"
+    assert lorage(*args, "--out", out, "--save", "gguf,lora-gguf", "--gguf-type", "q8_0") == 0
+    kinds = {}
+    for name in ("merged.gguf", "lora.gguf"):
+        reader = gguf.GGUFReader(out / name)
+        fields = ("general.type", "general.architecture")
+        kinds[name] = tuple(reader.fields[field].contents() for field in fields)
+    assert kinds == {"merged.gguf": ("model", "qwen2"), "lora.gguf": ("adapter", "qwen2")}
+    assert gguf.GGUFReader(out / "merged.gguf").fields["general.file_type"].contents() == 7
+    card = json.loads(reader.fields["lorage.card"].contents())
+    assert card["generator"] == lg.load_generator(nano.GENERATOR).fingerprint
+    assert {path.name for path in out.iterdir()} == {*kinds, "report.json", "lorage.json"}
+    assert lorage(*args, "--out", out, "--save", "gguf", "--overwrite") == 0  # all of it is ours
+
+
 @pytest.mark.parametrize("save", ["card", "adapter", " card , adapter "])
 def test_specialize_saves_what_is_asked_for(specialize, tmp_path, save):
     assert lorage(*specialize(save=save)) == 0
@@ -204,6 +222,25 @@ def test_export_writes_a_gguf_file(tmp_path, refuse):
     assert gguf.GGUFReader(out).get_field("general.file_type").contents() == 7
     refuse(*args, says="exists. Choose another name, or pass --overwrite")
     refuse("export", tmp_path / "none", "--gguf", tmp_path / "y.gguf", says="is not a folder")
+
+
+def test_export_of_a_base_with_the_turns_of_a_card(world, specialize, tmp_path, refuse):
+    """A base with a chat template of its own, for a generator that was trained in plain turns."""
+    edge = tmp_path / "edge"
+    shutil.copytree(nano.EDGE, edge)
+    (edge / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+
+    def template(*more):
+        out = tmp_path / f"{len(more)}.gguf"
+        assert lorage("export", edge, "--gguf", out, *more) == 0
+        return gguf.GGUFReader(out).fields["tokenizer.chat_template"].contents()
+
+    assert template() == "{{ messages[0]['content'] }}"
+    card = lg.specialize(lg.load_generator(nano.GENERATOR), "Reverse the words.")
+    card.save(tmp_path / "card.json")
+    assert template("--turns", tmp_path / "card.json") == lg.load_model(nano.EDGE).template.jinja()
+    args = ("export", nano.EDGE, "--gguf", tmp_path / "x.gguf", "--turns")
+    refuse(*args, world.special / "card.json", says="turns|token")
 
 
 def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, tmp_path, refuse):

@@ -21,6 +21,7 @@ class LlamaServer:
         params.n_gpu_layers, params.port, params.warmup = 0, 0, False
         params.n_ctx, params.n_parallel = context, 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # others spin
+        params.cache_ram_mib = 0  # it forgets with which adapter a prompt was read
         # By default, half of the precision goes into speed.
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         disabled = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

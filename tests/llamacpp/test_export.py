@@ -1,13 +1,12 @@
 """GGUF files, read by the real llama.cpp."""
 
-import json
 import random
 import unicodedata
 
 import gguf
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 import lorage_jax as lg
 from lorage_jax import nano
@@ -19,12 +18,12 @@ from lorage_jax.llamacpp.architectures import ARCHITECTURES
 from lorage_jax.llamacpp.export import export_gguf
 from lorage_jax.llamacpp.file import TYPES
 from lorage_jax.llamacpp.tokenizer import read_vocabulary
+from tests.llamacpp.models import THIRDS, splitting, tiny_folder
 from tests.llamacpp.server import LlamaServer, log_softmax
-from tests.tiny import VARIANTS, VOCAB, WINDOW, byte_tokenizer, make_tiny, torch_logits
+from tests.tiny import VARIANTS, VOCAB, WINDOW, make_tiny, torch_logits
 
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 FIVE_OF_SIX = ["sliding_attention"] * 5 + ["full_attention"]
-THIRDS = {"num_attention_heads": 3, "num_key_value_heads": 1}  # of 16 channels: the whole width
 # Families and switches that llama.cpp computes: fields on top of those in VARIANTS, and the length
 # of the text, where llama.cpp has no windows.
 COMPUTED = {
@@ -56,26 +55,6 @@ COMPUTED = {
     "smollm3": ({"num_hidden_layers": 4, "no_rope_layer_interval": 4}, 40),
 }
 TOLERANCE = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 3e-2)  # its GELU has 16 bits
-
-
-def splitting(pre_tokenizer, **model):
-    """The byte tokenizer of the tiny models with three merges and this way to split texts."""
-    made = byte_tokenizer()
-    values = json.loads(made.backend_tokenizer.to_str())
-    merges = [["1", "2"], ["h", "e"], ["he", "y"]]
-    vocab = values["model"]["vocab"]
-    vocab |= {"".join(pair): len(vocab) + i for i, pair in enumerate(merges)}
-    values["model"] |= {"vocab": vocab, "merges": merges, **model}
-    made._tokenizer = Tokenizer.from_str(json.dumps(values))
-    made._tokenizer.pre_tokenizer = pre_tokenizer
-    return made
-
-
-def tiny_folder(folder, family, **fields):
-    """A tiny model whose tokenizer merges; returns the torch model."""
-    model = make_tiny(family, folder, tokenizer=False, **fields)
-    splitting(pre_tokenizers.ByteLevel(add_prefix_space=False)).save_pretrained(str(folder))
-    return model
 
 
 @pytest.mark.parametrize("variant", COMPUTED)
