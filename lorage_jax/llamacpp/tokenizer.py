@@ -1,8 +1,8 @@
 """A tokenizer as llama.cpp reads it, recognised by its structure and not by its name.
 
 llama.cpp does not normalise texts to NFC, as the tokenizers of Qwen do, and some tokenizers put no
-space in front of a text that begins with one, where it puts a second; all other texts have the same
-tokens.
+space in front of a text that begins with one, where it puts a second. Tokens with names like `</s>`
+end a text there, whatever they are. All other texts have the same tokens.
 """
 
 from __future__ import annotations

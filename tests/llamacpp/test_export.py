@@ -99,6 +99,8 @@ def check_tokens(tokenizer, folder):
         ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert server.tokens(text) == ids, text
     turns = model.template
+    begun = server.post("/tokenize", content="It is 12.", add_special=True)["tokens"]
+    assert begun == turns.tokens("It is 12.")
     for system in ("Be brief.", None):
         messages = question("What is 12?", system)
         prompt = server.post("/apply-template", messages=messages)["prompt"]
@@ -159,6 +161,13 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path, family, fields, sa
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         export_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("window", "context"), [(WINDOW, WINDOW), (None, 256)])
+def test_a_window_that_llama_cpp_lacks_limits_the_context(tmp_path, window, context):
+    tiny_folder(tmp_path / "model", "mistral", sliding_window=window)
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    assert stored(tmp_path / "model.gguf")[1]["llama.context_length"] == context
 
 
 def stored(path):
