@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorage_jax.infer.forward import forward as forward
     from lorage_jax.infer.generate import generate as generate
     from lorage_jax.llamacpp.export import export_gguf as export_gguf
+    from lorage_jax.llamacpp.onto import export_onto_gguf as export_onto_gguf
     from lorage_jax.methods.training import train as train
     from lorage_jax.models.model import Model as Model
 
@@ -38,6 +39,7 @@ _HOMES = {
     "export_adapter": "generator.adapter",
     "export_gguf": "llamacpp.export",
     "export_lora_gguf": "generator.lora_gguf",
+    "export_onto_gguf": "llamacpp.onto",
     "load_adapter": "generator.peft",
     "Generator": "generator.generator",
     "specialize": "generator.generator",

@@ -7,31 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorage_jax.data.templates import Template
+from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import load_card
 from lorage_jax.hf.folder import open_folder
 from lorage_jax.llamacpp.export import export_gguf
+from lorage_jax.llamacpp.onto import export_onto_gguf
 from lorage_jax.models.model import Model
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Export
 
+DEFAULT = "f16"
+
 
 def run(options: Export) -> dict[str, Any]:
     """Writes the file and returns its size in bytes, with the time in seconds."""
     began = time.time()
-    export_gguf(
-        options.model,
-        options.gguf,
-        options.type,
-        options.pre,
-        options.overwrite,
-        None if options.turns is None else _turns(options.turns, options.model),
-    )
+    turns = None if options.turns is None else _turns(options.turns, options.model)
+    kind = options.type or DEFAULT
+    if options.base is None:
+        export_gguf(options.model, options.gguf, kind, options.pre, options.overwrite, turns)
+    elif turns is not None or options.pre is not None:
+        raise ConfigError("--base cannot be combined with --turns or --pre: it brings a tokenizer.")
+    else:
+        kind = options.type or "as in the base"
+        export_onto_gguf(options.model, options.base, options.gguf, options.type, options.overwrite)
     size, seconds = options.gguf.stat().st_size, time.time() - began
-    print(f"Written: {options.gguf} ({options.type}, {size / 1e6:.1f} MB) in {seconds:.1f} s")
+    print(f"Written: {options.gguf} ({kind}, {size / 1e6:.1f} MB) in {seconds:.1f} s")
     return {
         "gguf": str(options.gguf),
-        "type": options.type,
+        "type": kind,
         "bytes": size,
         "seconds": seconds,
     }

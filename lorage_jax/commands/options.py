@@ -212,8 +212,10 @@ class Export:
     """Hugging Face folder."""
     gguf: Path
     """File to write."""
-    type: GgufType = "f16"
-    """How matrices are stored; fewer bits are smaller and less exact."""
+    type: GgufType | None = None
+    """How matrices are stored: f16 by default, or as in --base; fewer bits are less exact."""
+    base: Path | None = None
+    """GGUF file of the model's base, from which all but the FFN's matrices is copied."""
     pre: str | None = None
     """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
     turns: Path | None = None

@@ -74,7 +74,7 @@ def export_gguf(
     check_type(type)
     check_file(path, overwrite)
     gguf = library()
-    source = _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
+    source = read_source(model)
     if template is not None:
         source = replace(source, template=template, jinja=template.jinja(space=False))
     config = source.config
@@ -90,7 +90,14 @@ def export_gguf(
         add_tokenizer_keys(writer, vocabulary)
         _add_turns(writer, source)
 
-    write_gguf(path, row.name, add_keys, list(_entries(source, row, type)), overwrite)
+    write_gguf(path, row.name, add_keys, list(entries(source, row, type)), overwrite)
+
+
+def read_source(model: Model | str | Path) -> Source:
+    """What a file of a loaded model, or of a Hugging Face folder, is made of."""
+    if isinstance(model, Model):
+        return _of_model(model)
+    return _of_folder(Path(model).expanduser())
 
 
 def check_exportable(model: Model) -> None:
@@ -156,7 +163,7 @@ def _add_turns(writer: Any, source: Source) -> None:
     writer.add_chat_template(source.jinja)
 
 
-def _entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:
+def entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:
     """All tensors in the order of the layers."""
     names = tensor_names(source.config, row)
     for name, shape in tables.tensor_shapes(source.config).items():

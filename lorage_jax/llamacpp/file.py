@@ -27,12 +27,18 @@ TYPES = {
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: its name, shape, type (a key of TYPES), and how to make its values."""
+    """One tensor of a file.
+
+    Attributes:
+        type: how it is stored: a key of TYPES, or any of the format's if `stored`.
+        make: returns its values, or its bytes if `stored`.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     make: Callable[[], np.ndarray]
+    stored: bool = False
 
 
 def library() -> Any:
@@ -103,6 +109,8 @@ def write_gguf(
 
 def _stored(entry: Entry, kind: Any) -> np.ndarray:
     """The bytes of a tensor."""
+    if entry.stored:
+        return np.ascontiguousarray(entry.make()).view(np.uint8)
     values = np.ascontiguousarray(entry.make(), np.float32)
     if values.shape != entry.shape:
         raise WeightsError(f"{entry.name}: expected shape {entry.shape}, got {values.shape}.")

@@ -221,6 +221,14 @@ def test_export_writes_a_gguf_file(tmp_path, refuse):
     assert figures["bytes"] == out.stat().st_size < 0.7 * (nano.EDGE / WEIGHTS).stat().st_size
     assert gguf.GGUFReader(out).get_field("general.file_type").contents() == 7
     refuse(*args, says="exists. Choose another name, or pass --overwrite")
+    onto = ("export", nano.EDGE, "--gguf", tmp_path / "onto.gguf", "--base", out)
+    assert lorage(*onto, "--type", "f32") == 0
+    kinds = {
+        tensor.name: tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(tmp_path / "onto.gguf").tensors
+    }
+    assert kinds["blk.0.ffn_up.weight"] == "F32" and kinds["blk.0.attn_q.weight"] == "Q8_0"
+    refuse(*onto, "--overwrite", "--pre", "gpt-2", says="--base cannot be combined")
     refuse("export", tmp_path / "none", "--gguf", tmp_path / "y.gguf", says="is not a folder")
 
 
