@@ -1,6 +1,7 @@
 """GGUF files, read by the real llama.cpp."""
 
 import random
+import sys
 import unicodedata
 
 import gguf
@@ -245,6 +246,12 @@ def test_files_are_replaced_only_when_told(tmp_path):
     assert path.read_text() == "mine"
     export_gguf(nano.EDGE, path, overwrite=True)
     assert stored(path)[1]["general.architecture"] == "qwen2"
+
+
+def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lorage_jax\[gguf\]'"):
+        export_gguf(nano.EDGE, tmp_path / "x.gguf")
 
 
 def test_a_full_disk_is_named(tiny_disk):
