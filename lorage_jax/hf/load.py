@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from lorage_jax.hf.folder import open_folder
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
+
+_log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -108,7 +111,9 @@ def _read_one(checkpoint, row, name, shape, index) -> np.ndarray:
 def folder_template(folder: Path, tokenizer: Any) -> Template | None:
     """The turns of a folder's model: those it was trained in, its chat template, or plain ones.
 
-    None without a tokenizer. Raises WeightsError for turns that this version does not know.
+    None without a tokenizer. A chat template that cannot render a question is left alone, with a
+    warning: text and token ids need none. Raises WeightsError for trained turns that this version
+    does not know.
     """
     if tokenizer is None:
         return None
@@ -116,8 +121,11 @@ def folder_template(folder: Path, tokenizer: Any) -> Template | None:
     try:
         if values.get("format") == MERGED and not values.get(OWN_TURNS):
             return TemplateKind.of(values).on(tokenizer)
-        if has_chat_template(tokenizer):
-            return ChatTemplate(tokenizer, untrained=True)
     except DataError as error:
         raise WeightsError(f"{folder}: {error}") from None
+    if has_chat_template(tokenizer):
+        try:
+            return ChatTemplate(tokenizer, untrained=True)
+        except DataError as error:
+            _log.warning("%s: %s. Chats go on in plain turns (User:, Assistant:).", folder, error)
     return TemplateKind().on(tokenizer)
