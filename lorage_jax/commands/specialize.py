@@ -37,10 +37,7 @@ def run(options: Specialize) -> dict[str, Any]:
         report = deploy(generator, text, temporary, folder, outputs)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
     print(describe(report, options.out))
-    if (
-        "merged" in outputs.save
-        and (words := loss_in_words(report.merge, report.dtype)) is not None
-    ):
+    if outputs.merges and (words := loss_in_words(report.merge, report.dtype)) is not None:
         print(f"lorage: {words}", file=sys.stderr)
     return report.to_json()
 

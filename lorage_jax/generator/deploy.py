@@ -105,6 +105,11 @@ class Outputs:
     base_name: str | None = None
     gguf_type: str = "f16"
 
+    @property
+    def merges(self) -> bool:
+        """True if merged weights are written, in either format."""
+        return bool({"merged", "gguf"} & set(self.save))
+
     def __post_init__(self) -> None:
         if not self.save or set(self.save) - set(OUTPUTS):
             raise ConfigError(
@@ -151,9 +156,9 @@ def deploy(
     whole = special if outputs.dtype is None else cast(special, target)
     logits["merged"] = probe_logits(whole, probe)
     merge = _with_divergences(merge, logits, base)
+    if outputs.strict and outputs.merges:
+        _check_loss(merge, target)
     if "merged" in outputs.save:
-        if outputs.strict:
-            _check_loss(merge, target)
         export_merged(special, out / "merged", base=edge_folder, dtype=outputs.dtype)
         logits |= reloaded_logits(out / "merged", probe)
     if "gguf" in outputs.save:

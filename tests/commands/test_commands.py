@@ -108,7 +108,7 @@ def test_specialize_from_standard_input_in_a_process_of_its_own(world, specializ
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-def test_specialize_for_llama_cpp(tmp_path, capfd):
+def test_specialize_for_llama_cpp(tmp_path, capfd, monkeypatch):
     (tmp_path / "prompt.txt").write_text("Reverse the words.")
     args = ("specialize", "--generator", "nano", "--prompt", tmp_path / "prompt.txt")
     out = tmp_path / "out"
@@ -124,6 +124,10 @@ def test_specialize_for_llama_cpp(tmp_path, capfd):
     assert card["generator"] == lg.load_generator(nano.GENERATOR).fingerprint
     assert {path.name for path in out.iterdir()} == {*kinds, "report.json", "lorage.json"}
     assert lorage(*args, "--out", out, "--save", "gguf", "--overwrite") == 0  # all of it is ours
+    monkeypatch.setattr(deploying, "LOST", 1e-9)
+    assert lorage(*args, "--out", tmp_path / "strict", "--save", "gguf", "--strict") == 1
+    assert "the cast to bfloat16 loses" in capfd.readouterr().err
+    assert not (tmp_path / "strict").exists()
 
 
 @pytest.mark.parametrize("save", ["card", "adapter", " card , adapter "])
