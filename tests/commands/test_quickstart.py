@@ -175,7 +175,7 @@ def test_the_control_is_another_task():
         assert all(other.answer(user) != target for user, target in questions)
 
 
-def test_a_prompt_of_tools(tmp_path, capsys, monkeypatch):
+def test_a_prompt_of_tools(tmp_path, capsys):
     """Its calls follow the prompt's dialect only; the control's follow another."""
     report = run(tmp_path / "tools", "--family", "tools", "--seed", "2")
     task, shown = world_prompts.find(report["prompt"]), capsys.readouterr().out
@@ -189,7 +189,6 @@ def test_a_prompt_of_tools(tmp_path, capsys, monkeypatch):
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
     assert f"best guess without the prompt{'9.3':>28}" in shown
-    monkeypatch.setattr(quickstart, "QUESTIONS", FEW)
     again = run(tmp_path / "again", "--prompt", report["prompt"])
     assert again["task"] == report["task"] and again["exact_match"]["lora_gen"] > 0.6
 
