@@ -29,7 +29,7 @@ TABLES = ("token_embd.weight", "output.weight")  # they keep 8 bits where others
 
 @dataclass(frozen=True)
 class Source:
-    """What a file is made of.
+    """The parts of a file.
 
     Attributes:
         name: the model's name, for people.
@@ -94,7 +94,7 @@ def export_gguf(
 
 
 def read_source(model: Model | str | Path) -> Source:
-    """What a file of a loaded model, or of a Hugging Face folder, is made of."""
+    """The parts of the file of a loaded model, or of a Hugging Face folder."""
     if isinstance(model, Model):
         return _of_model(model)
     return _of_folder(Path(model).expanduser())
@@ -208,7 +208,7 @@ def _converted(config: ModelConfig, row: Architecture, name: str, values: np.nda
 
 
 def _divisors(config: ModelConfig) -> np.ndarray:
-    """What divides each rope frequency, [H/2]."""
+    """The divisor of each rope frequency, [H/2]."""
     plain = ops.rope_frequencies(config.rotary_dim, config.rope_theta, None)
     scaled = ops.rope_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
     return np.asarray(plain / scaled, np.float32)

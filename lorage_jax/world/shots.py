@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lorage_jax.data.records import Record
 from lorage_jax.data.templates import few_shot_prompt
-from lorage_jax.errors import DataError
+from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.methods.method import Conditioning, Method, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
@@ -37,7 +37,7 @@ class WithSamples(Method):
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> Any:
-        raise NotImplementedError("wrap a method that is loaded")
+        raise ConfigError(f"{cls.name} wraps another method; it is not loaded by itself.")
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         return self.method.prepare([self.texts[prompt] for prompt in prompts])
