@@ -38,6 +38,8 @@ from lorage_jax.methods.parts import (
     read_manifest,
     read_parts,
     read_settings,
+    recorded_turns,
+    speaking,
     trained_parts,
 )
 from lorage_jax.methods.reading import prompt_ids
@@ -105,8 +107,8 @@ class Direct(Method, Trainable):
             raise WeightsError(f"{source}/lorage.json is damaged: {error}") from None
         leaves = _leaves(config, settings, cloud.config, edge.config)
         parts = read_parts(source, leaves)
-        kind = TemplateKind.of(values)
-        return cls(cloud, edge, config, parts, kind, values["fingerprint"])
+        kind, spoken = TemplateKind.of(values), speaking(edge, values)
+        return cls(cloud, spoken, config, parts, kind, values["fingerprint"])
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Computes a LoRA per distinct prompt: a card whose pool is its only expert."""
@@ -133,7 +135,8 @@ class Direct(Method, Trainable):
         name = request_key("direct", self.identity, np.asarray(ids, np.int32).tobytes())
         pool = Pool(experts, "factors", self.config.scale, "per_layer", name)
         gates = np.ones((self.edge.config.layers, 1), np.float32)
-        return Card(gates, name, self.edge.fingerprint, self.template.to_dict(), pool)
+        about, chat_template = recorded_turns(self.edge)
+        return Card(gates, name, self.edge.fingerprint, about, pool, chat_template=chat_template)
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         """Merges a single LoRA for all rows; several stay unmerged, as the experts of one pool.
@@ -147,8 +150,7 @@ class Direct(Method, Trainable):
             assert cards[0].pool is not None
             return Placement(merge(edge, beside(cards[0].pool, edge), cards[0]))
         pool, own = side_by_side(cards)
-        turns = None if edge.tokenizer is None else self.template.on(edge.tokenizer)
-        return Placement(edge.replace(template=turns), own, beside(pool, edge))
+        return Placement(edge.replace(template=self.edge.template), own, beside(pool, edge))
 
     @classmethod
     def training(

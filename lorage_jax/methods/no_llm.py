@@ -47,6 +47,8 @@ from lorage_jax.methods.parts import (
     read_manifest,
     read_parts,
     read_settings,
+    recorded_kind,
+    recorded_turns,
     speaking,
     trained_parts,
 )
@@ -117,7 +119,7 @@ class NoLlm(Method, Trainable):
         }
         parts = read_parts(source, leaves)
         pool = make_pool(parts["trained"]["pool"], config, values["fingerprint"])
-        kind, encoder = TemplateKind.of(values), None
+        kind, encoder = recorded_kind(values), None
         if settings.reader == "sentence":
             encoder = load_encoder(settings.folder)
             if encoder.fingerprint != values.get("encoder"):
@@ -152,8 +154,15 @@ class NoLlm(Method, Trainable):
         return [made[prompt] for prompt in prompts]
 
     def _card(self, gates: np.ndarray) -> Card:
-        about = self.template.to_dict()
-        return Card(gates, self.pool.generator, self.edge.fingerprint, about, self.pool)
+        about, chat_template = recorded_turns(self.edge)
+        return Card(
+            gates,
+            self.pool.generator,
+            self.edge.fingerprint,
+            about,
+            self.pool,
+            chat_template=chat_template,
+        )
 
     def _facts(self, prompt: str) -> dict[str, Any]:
         if self.encoder is None:

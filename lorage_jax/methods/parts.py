@@ -61,10 +61,9 @@ def trained_parts(
     """
     arrays = {name: np.asarray(array) for name, array in flatten(parts).items()}
     edge, identity = models["edge"], fingerprint_arrays(arrays)
-    template = TemplateKind() if edge.template is None else edge.template.kind
-    turns = {} if edge.template is None else {"turns": edge.template.digest()}
-    if isinstance(edge.template, ChatTemplate):
-        turns["chat_template"] = edge.template.source
+    turns, chat_template = recorded_turns(edge)
+    if chat_template is not None:
+        turns["chat_template"] = chat_template
 
     def write(folder: Path) -> None:
         with new_folder(folder, overwrite=True) as temporary:
@@ -74,7 +73,6 @@ def trained_parts(
                 "format": kind.format,
                 "fingerprint": identity,
                 "settings": to_dict(settings),
-                **template.to_dict(),
                 "edge": edge.fingerprint,
                 "edge_arithmetic": arithmetic(edge.config),
                 **turns,
@@ -130,6 +128,22 @@ def read_parts(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
     return build(leaves, "")
 
 
+def recorded_kind(values: Mapping[str, Any]) -> TemplateKind:
+    """The edge's turns in a manifest, with the text of the chat template at training."""
+    return dataclasses.replace(TemplateKind.of(values), source=values.get("chat_template"))
+
+
+def recorded_turns(edge: Model) -> tuple[dict[str, Any], str | None]:
+    """The facts that tell the edge's turns, and the text of its chat template, if it has one.
+
+    They are fields of a manifest, and `about` and `chat_template` of a card.
+    """
+    if edge.template is None:
+        return TemplateKind().to_dict(), None
+    facts = {**edge.template.kind.to_dict(), "turns": edge.template.digest()}
+    return facts, edge.template.source if isinstance(edge.template, ChatTemplate) else None
+
+
 def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
     """The edge in the turns of the training that wrote a manifest.
 
@@ -137,7 +151,7 @@ def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
     """
     if edge.tokenizer is None:
         return edge
-    kind = dataclasses.replace(TemplateKind.of(values), source=values.get("chat_template"))
+    kind = recorded_kind(values)
     template = kind.on(edge.tokenizer)
     notice_change(kind.source, edge.tokenizer, edge.source)
     check_turns(values.get("turns"), template.digest(), edge)

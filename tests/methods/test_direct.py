@@ -1,11 +1,14 @@
 """Direct generation: both heads against numpy, a fresh head, merged and unmerged, trained."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lorage_jax.config import GeneratorConfig
+from lorage_jax.data.templates import TemplateKind, question
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.evaluate.controls import MeanGates
 from lorage_jax.generator.direct import EPS, factors, head_leaves
@@ -15,6 +18,7 @@ from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.direct import Direct, DirectSettings
 from lorage_jax.methods.training import train
 from lorage_jax.models.leaves import initialise
+from tests.data.test_chat_templates import CHATML, GEMMA, with_template
 from tests.methods.runs import experiment
 from tests.tiny import padded_batch
 
@@ -94,6 +98,19 @@ def test_a_fresh_head_makes_a_fresh_lora_of_every_prompt(head, edge):
     )
 
 
+def answers_in_the_turns_of_training(method, edge):
+    """Placed on an edge whose chat template has changed since."""
+    chat = with_template(CHATML)
+    trained = edge.replace(tokenizer=chat, template=TemplateKind("chat").on(chat))
+    changed = edge.replace(tokenizer=with_template(GEMMA), template=None)
+    method = dataclasses.replace(method, edge=trained)
+    right = trained.template.ids(question("hi"))
+    assert TemplateKind("chat").on(changed.tokenizer).ids(question("hi")) != right
+    rows = method.prepare(PROMPTS)
+    for some in (rows[:1], rows):
+        assert method.place(changed, some).model.template.ids(question("hi")) == right
+
+
 @pytest.mark.parametrize("head", ["layers", pytest.param("ranks", marks=pytest.mark.slow)])
 def test_it_trains_loads_and_merges(head, edge, pair, tmp_path):
     settings = DirectSettings(head=head, hidden=8, penalty=1e-3)
@@ -119,6 +136,7 @@ def test_it_trains_loads_and_merges(head, edge, pair, tmp_path):
         found = np.asarray(forward(merged.model, tokens, mask))[i][mask[i]]
         np.testing.assert_allclose(found, unmerged[i][mask[i]], atol=2e-4 * np.abs(found).max())
         assert np.abs(found - bare[i][mask[i]]).max() > 0.1
+    answers_in_the_turns_of_training(method, edge)
     with pytest.raises(ConfigError, match="there are no mean gates"):
         MeanGates(method).prepare(PROMPTS)
     with pytest.raises(ConfigError, match="a row has no LoRA"):
