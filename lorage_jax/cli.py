@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from lorage_jax import compilation, libtpu
-from lorage_jax.commands import options
+from lorage_jax.commands import conversions, options
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
@@ -42,7 +42,8 @@ RUNNERS: dict[type, str] = {
     options.Train: "train",
     options.Compile: "compile",
     options.Specialize: "specialize",
-    options.Export: "export",
+    conversions.Export: "export",
+    conversions.Import: "import_gguf",
     options.Compare: "compare",
     options.Generate: "generate",
     options.Eval: "eval",
@@ -66,7 +67,8 @@ Command = Annotated[
     | options.Train
     | options.Compile
     | options.Specialize
-    | options.Export
+    | conversions.Export
+    | conversions.Import
     | options.Compare
     | options.Generate
     | options.Eval

@@ -16,8 +16,8 @@ PACKAGE = "lorage_jax"
 ROOMS = (
     *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "provenance", "progress"),
     *("nano", "smollm2", "bundled"),
-    *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data", "hf"),
-    *("llamacpp", "generator"),
+    *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data"),
+    *("gguf", "hf", "llamacpp", "generator"),
     *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
     *("commands", "cli", PACKAGE),
 )

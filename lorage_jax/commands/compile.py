@@ -89,11 +89,11 @@ def model_shape(role: str, name: str, layers: int | None) -> ModelConfig:
     `role` is cloud or edge, for the message. A deeper model is cut to `layers` layers. Raises
     ConfigError if the shape is not known.
     """
-    from lorage_jax.hf.config import model_config
     from lorage_jax.hf.presets import KNOWN, known_shape
+    from lorage_jax.hf.source import is_model, read_model_config
     from lorage_jax.models.presets import with_layers
 
-    config = model_config(Path(name)) if Path(name).is_dir() else known_shape(name)
+    config = read_model_config(Path(name)) if is_model(Path(name)) else known_shape(name)
     if config is None:
         raise ConfigError(
             f"the {role} {name!r} is not a folder, and no shape is known by that name "

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.data.templates import Template
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import load_card
-from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.source import open_model
 from lorage_jax.llamacpp.export import export_gguf
 from lorage_jax.llamacpp.onto import export_onto_gguf
 from lorage_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from lorage_jax.commands.options import Export
+    from lorage_jax.commands.conversions import Export
 
 DEFAULT = "f16"
 
@@ -44,5 +44,5 @@ def run(options: Export) -> dict[str, Any]:
 
 def _turns(card: Path, folder: Path) -> Template:
     """The turns in which the folder's model answers under a card."""
-    opened = open_folder(folder, with_tokenizer=True)
+    opened = open_model(folder, with_tokenizer=True)
     return load_card(card).turns(Model(opened.config, {}, opened.tokenizer, folder))

@@ -1,4 +1,6 @@
-"""Options of every subcommand but `bench`: one dataclass per command, its fields the flags.
+"""Options of the subcommands: one dataclass per command, its fields the flags.
+
+Those of `bench`, and of `export` and `import`, are in files of their own.
 
 This is data only. `cli.py` maps each class to the module that runs it, so that `--help` and usage
 errors import neither jax nor a runner.
@@ -36,11 +38,11 @@ Experiment = Annotated[
 ]
 Edge = Annotated[
     Path | None,
-    tyro.conf.arg(help="Folder of the edge model, if it has moved since the generator was saved."),
+    tyro.conf.arg(help="Edge model (folder or GGUF), if not where the generator recorded it."),
 ]
 Cloud = Annotated[
     Path | None,
-    tyro.conf.arg(help="Folder of the cloud model, if it has moved since the generator was saved."),
+    tyro.conf.arg(help="Cloud model (folder or GGUF), if not where the generator recorded it."),
 ]
 
 Adapters = Annotated[
@@ -199,33 +201,6 @@ class Specialize:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write a model, specialised or not, as a GGUF file for llama.cpp.
-
-    The file holds the weights, the tokenizer and the chat template of the trained turns. One tensor
-    at a time is in memory.
-
-    Example: lorage export special/merged --gguf special.gguf --type q8_0
-    """
-
-    model: Positional[Path]
-    """Hugging Face folder."""
-    gguf: Path
-    """File to write."""
-    type: GgufType | None = None
-    """How matrices are stored: f16 by default, or as in --base; fewer bits are less exact."""
-    base: Path | None = None
-    """GGUF file of the model's base, from which all but the FFN's matrices is copied."""
-    pre: str | None = None
-    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
-    turns: Path | None = None
-    """For a base that adapters are applied to: a card, whose turns the file gets."""
-    json: Json = None
-    overwrite: bool = False
-    """Replace the file if it exists."""
-
-
-@dataclass(frozen=True)
 class Compare:
     """Train several methods in one experiment, ask them the same questions, and make one table.
 
@@ -257,7 +232,7 @@ class Generate:
     """
 
     model: Path
-    """Hugging Face folder; a merged model answers, any other continues the text."""
+    """Hugging Face folder or GGUF file; a model with turns answers, others continue the text."""
     input: str
     """User input or text to continue; - reads standard input."""
     adapter: Adapters = ()
@@ -297,7 +272,7 @@ class Inspect:
     prompt: str | None = None
     """With --tasks: text file with a system prompt, to list its neighbours; - reads stdin."""
     cloud: Path | None = None
-    """With --tasks: folder of the cloud model, if it has moved since the generator was saved."""
+    """With --tasks: the cloud model, if it has moved since the generator was saved."""
     png: Path | None = None
     """Picture to write: a card's gates, or with --tasks the experts by operation and format."""
     json: Json = None
@@ -321,7 +296,7 @@ class Eval:
     """Names separated by commas: gpt4tools, any task of lm-eval, and files with a task per row,
     {name, definition, instances} (.jsonl, .jsonl.gz, or a folder of these, with a slash)."""
     model: Path | None = None
-    """Hugging Face folder, scored as it is (few-shot samples in its context)."""
+    """Hugging Face folder or GGUF file, scored as it is (few-shot samples in its context)."""
     adapter: Adapters = ()
     generator: Path | None = None
     """Folder that `lorage train` wrote, or nano; it specialises the edge for every task."""

@@ -3,7 +3,8 @@
 A fingerprint is a sha256 over (tensor name, dtype, shape, sha256 of the bytes), sorted by name. The
 dtype matters; the tensors' order, their spread over files and `__metadata__` do not. It covers only
 weights, not the fields of config.json that also shape the arithmetic (rope, norms). A tied head
-that is written a second time counts as one more tensor.
+that is written a second time counts as one more tensor. A GGUF file has the types, names and bytes
+of its own, so its fingerprint differs from that of the folder that it was made of.
 """
 
 from __future__ import annotations
@@ -19,25 +20,39 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import WeightsError
+from lorage_jax.files.gguf import GgufFile, is_gguf, open_gguf_file
 from lorage_jax.files.header import NAMES
 from lorage_jax.files.safetensors import Checkpoint
+
+# Said where a model has another fingerprint than expected.
+TWO_MODELS = "A GGUF file and the Hugging Face folder that it was made of are two models."
 
 # (path, mtime_ns, size, inode) of every file -> fingerprint. A changed file is a new key.
 _known: dict[tuple[tuple[str, int, int, int], ...], str] = {}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """The fingerprint of a Hugging Face folder's weights: `sha256:` and 64 hex digits.
+    """The fingerprint of a folder's or GGUF file's weights: `sha256:` and 64 hex digits.
 
     Reads every byte once per process, at about 1 GB/s per core. Raises WeightsError like
-    `Checkpoint.open`.
+    `Checkpoint.open` and `open_gguf_file`.
     """
+    if is_gguf(folder):
+        file = open_gguf_file(folder)
+        kinds = {name: tensor.type for name, tensor in file.tensors.items()}
+        return _of_files([file.path], kinds, file)
     checkpoint = Checkpoint.open(folder)
-    key = tuple(_identity(file) for file in checkpoint.files())
+    kinds = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    return _of_files(checkpoint.files(), kinds, checkpoint)
+
+
+def _of_files(files: list[Path], kinds: dict[str, str], opened: Checkpoint | GgufFile) -> str:
+    """The fingerprint of the tensors of opened files; `kinds`: how each is stored."""
+    key = tuple(_identity(file) for file in files)
     if key not in _known:
         _known[key] = _combine(
-            (name, tensor.dtype, tensor.shape, lambda name=name: checkpoint.raw(name))
-            for name, tensor in checkpoint.tensors.items()
+            (name, kind, opened.tensors[name].shape, lambda name=name: opened.raw(name))
+            for name, kind in kinds.items()
         )
     return _known[key]
 

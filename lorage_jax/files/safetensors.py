@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import safetensors
@@ -30,6 +30,19 @@ CHUNK = 16 * MIB  # bytes copied or cast at a time
 UNPICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 Index = tuple[slice | int | EllipsisType, ...] | EllipsisType | slice | int
+
+
+class Tensors(Protocol):
+    """The tensors of a model by name, of which parts are read: a `Checkpoint` or what acts as one.
+
+    `dtype` is that of what is read, as safetensors spells it, e.g. `BF16`.
+    """
+
+    def __contains__(self, name: str) -> bool: ...
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...
+    def read(self, name: str, index: Index = ...) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -239,6 +252,11 @@ def _new_header(header: Header, targets: dict[str, str], names: Mapping[str, str
         entry = {"dtype": targets[name], "shape": list(tensor.shape)}
         content[names.get(name, name)] = entry | {"data_offsets": [offset, stop]}
         offset = stop
+    return _spelled(content)
+
+
+def _spelled(content: dict[str, Any]) -> bytes:
+    """The bytes of a header."""
     raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # so that the data start aligned
     return len(raw).to_bytes(8, "little") + raw
@@ -258,6 +276,35 @@ def _write(out: Any, name: str, values: np.ndarray, dtype: np.dtype) -> None:
                 raise WeightsError(f"{name}: a value does not fit {dtype}. Choose a wider dtype.")
             part = cast
         out.write(part.view(np.uint8).data)
+
+
+def write_streamed(path: Path, tensors: Sequence[Streamed]) -> None:
+    """Writes a file with one tensor in memory at a time, inside a `new_folder`.
+
+    Raises WeightsError for a value that a dtype does not hold.
+    """
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for one in tensors:
+        stop = offset + math.prod(one.shape) * DTYPES[one.dtype].itemsize
+        entry = {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": [offset, stop]}
+        content[one.name], offset = entry, stop
+    with path.open("xb") as out:
+        out.write(_spelled(content))
+        for one in tensors:
+            values = np.asarray(one.make())
+            if values.shape != one.shape:
+                raise WeightsError(f"{one.name}: expected shape {one.shape}, got {values.shape}.")
+            _write(out, one.name, values, DTYPES[one.dtype])
+
+
+class Streamed(NamedTuple):
+    """A tensor to write: `dtype` as files spell it, `make` returns its values."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
 
 
 def save(

@@ -16,6 +16,8 @@ import numpy as np
 
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
+from lorage_jax.files.fingerprint import TWO_MODELS
+from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
 from lorage_jax.hf.arithmetic import different_arithmetic
@@ -29,6 +31,7 @@ CARD = Kind(
     "a card file, or a folder that lorage_jax exported",
     {"generator": str, "edge": str, "layers": int, "experts": int, "gates": list, "about": dict},
 )
+GGUF_KEY = "lorage.card"  # of the card in a LoRA GGUF file
 MOST_EXPERTS = 1 << 16  # a damaged card must not fill the memory
 COLLAPSED = 0.9  # a layer whose router gives one expert more than this share has collapsed
 
@@ -127,7 +130,7 @@ class Card:
             raise WeightsError(
                 f"this card is for the edge model {_short(self.edge)}, not for "
                 f"{_short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
-                "specialise with a generator of this edge."
+                f"specialise with a generator of this edge. {TWO_MODELS}"
             )
         check_arithmetic(self.edge_arithmetic, edge, "this card")
         want = (edge.config.layers, pool.count)
@@ -164,7 +167,7 @@ def _short(fingerprint: str) -> str:
 
 
 def load_card(path: str | Path) -> Card:
-    """Reads a card file, or the card inside a folder that lorage_jax exported.
+    """Reads a card file, or the card inside a folder or LoRA GGUF file that lorage_jax exported.
 
     Raises WeightsError if there is none, or if it is damaged.
     """
@@ -177,7 +180,7 @@ def load_card(path: str | Path) -> Card:
             )
         path = found[0]
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(_text(path))
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; expected a card file.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -185,6 +188,16 @@ def load_card(path: str | Path) -> Card:
     if isinstance(values, dict) and "card" in values:
         values = values["card"]
     return card_from_dict(values, str(path))
+
+
+def _text(path: Path) -> str:
+    """The JSON of a card file, or of the card in a LoRA GGUF file."""
+    if not path.is_file() or not is_gguf(path):
+        return path.read_text("utf-8")
+    found = open_gguf_file(path).keys.get(GGUF_KEY)
+    if not isinstance(found, str):
+        raise WeightsError(f"{path} holds no card; expected a LoRA GGUF file of lorage_jax.")
+    return found
 
 
 def card_from_dict(values: Any, where: str) -> Card:

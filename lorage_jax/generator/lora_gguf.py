@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorage_jax.files.gguf import library
 from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.adapter import card_matrices
-from lorage_jax.generator.card import Card
-from lorage_jax.llamacpp.architectures import get_architecture
-from lorage_jax.llamacpp.export import tensor_names
-from lorage_jax.llamacpp.file import Entry, check_type, fitting_type, library, write_gguf
+from lorage_jax.generator.card import GGUF_KEY, Card
+from lorage_jax.gguf.architectures import get_architecture
+from lorage_jax.gguf.tensors import tensor_names
+from lorage_jax.llamacpp.file import Entry, check_type, fitting_type, write_gguf
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -53,7 +54,7 @@ def export_lora_gguf(
         writer.add_string(keys.TYPE, "lora")
         writer.add_float32(keys.LORA_ALPHA, pool.scale * rank)
         writer.add_string(keys.LORA_TASK_NAME, name)
-        writer.add_string("lorage.card", json.dumps(card.to_dict()))
+        writer.add_string(GGUF_KEY, json.dumps(card.to_dict()))
         writer.add_string("lorage.edge", edge.fingerprint)
         writer.add_string("lorage.generator", pool.generator)
 

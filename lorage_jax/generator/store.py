@@ -21,7 +21,7 @@ from lorage_jax.data.templates import TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import Checkpoint, read_tensors, save
@@ -29,9 +29,9 @@ from lorage_jax.generator.generator import Generator, flatten, trained_leaves
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
-from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import from_values, to_values
 from lorage_jax.hf.load import load_model
+from lorage_jax.hf.source import is_model, read_model_config
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
@@ -160,7 +160,7 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     name = next((path.name for path in (near, far) if path is not None), None)
     kept = None if name is None else kept_models() / name
     for path in (near, far, kept):
-        if path is not None and path.is_dir():
+        if path is not None and is_model(path):
             return Path(os.path.normpath(path))
     raise WeightsError(
         f"{folder}: the {role} model is not at its recorded place ({near or 'none recorded'})"
@@ -172,7 +172,7 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
 def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> None:
     """Raises WeightsError unless `source` has the arithmetic and weights of the cloud or edge."""
     if isinstance(values[role].get("config"), dict):
-        found = source.config if isinstance(source, Model) else model_config(source)
+        found = source.config if isinstance(source, Model) else read_model_config(source)
         _check_arithmetic(values[role]["config"], found, source, role)
     expected = values[role]["fingerprint"]
     found = source.fingerprint if isinstance(source, Model) else fingerprint(source)
@@ -180,7 +180,7 @@ def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> N
         where = source.source if isinstance(source, Model) else source
         raise WeightsError(
             f"{where} is not the {role} this generator was trained with (weights "
-            f"{found[:19]}..., expected {expected[:19]}...)."
+            f"{found[:19]}..., expected {expected[:19]}...). {TWO_MODELS}"
         )
 
 

@@ -20,14 +20,17 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import read_config
 from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.import_gguf import write_folder
 from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
+from lorage_jax.hf.source import open_model
 from lorage_jax.models.model import Model
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,10 +70,11 @@ def export_merged(
 
     These are the FFN's, and those that a PEFT adapter changed.
 
-    `base`: the folder the model was loaded from; by default, its path at load time. `dtype`: cast
-    all float tensors to one of DTYPES; by default they keep their dtypes. The card goes into
-    `lorage.json`. Standard error says so if float32 weights lose much of their update in the files'
-    dtype. Raises WeightsError for another base, and OutputError.
+    `base`: the folder or GGUF file the model was loaded from; by default, its path at load time.
+    `dtype`: cast all float tensors to one of DTYPES; by default they keep their dtypes, and
+    quantised ones become float32. The card goes into `lorage.json`. Standard error says so if
+    float32 weights lose much of their update in the files' dtype. Raises WeightsError for another
+    base, and OutputError.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
@@ -78,6 +82,9 @@ def export_merged(
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite)
+    if is_gguf(base):
+        _export_over_gguf(model, base, Path(out_dir), dtype, overwrite)
+        return
     opened = open_folder(base)
     identity = _check_base(model, base, opened.config)
     checkpoint = Checkpoint.open(base)
@@ -100,6 +107,26 @@ def export_merged(
             target = folder / source.relative_to(base)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
+        if model.card is not None or model.answers:
+            write_template(model.template, folder)
+        write_manifest(folder, _manifest(model, identity, found, dtype))
+    if (words := kept.words()) is not None:
+        print(f"lorage: {words}", file=sys.stderr)
+
+
+def _export_over_gguf(
+    model: Model, base: Path, out_dir: Path, dtype: str | None, overwrite: bool
+) -> None:
+    """`export_merged` of a model whose base is a GGUF file."""
+    opened = open_model(base, with_tokenizer=True)
+    identity = _check_base(model, base, opened.config)
+    replace, tensors = _replacements(model), opened.checkpoint
+    found = sorted({tensors.dtype(name) for name in replace})
+    kept = UpdateKept(tensors)
+    if dtype is None:
+        replace = {name: kept.watched(name, make) for name, make in replace.items()}
+    with new_folder(out_dir, overwrite=overwrite) as folder:
+        write_folder(opened, folder, dtype, replace)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))

@@ -16,7 +16,7 @@ import numpy as np
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError, bullets
-from lorage_jax.files.safetensors import FLOATS, Checkpoint
+from lorage_jax.files.safetensors import FLOATS, Checkpoint, Tensors
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
 from lorage_jax.hf.leftovers import describe_leftover, describe_missing, is_unused
@@ -32,7 +32,7 @@ ADAPTER = "adapter_config.json"
 
 
 class Folder(NamedTuple):
-    """An opened folder.
+    """An opened folder, or a file that holds the same.
 
     Attributes:
         config: tied_head is False if the file's head differs from its embeddings.
@@ -42,7 +42,7 @@ class Folder(NamedTuple):
     """
 
     config: ModelConfig
-    checkpoint: Checkpoint
+    checkpoint: Tensors
     tokenizer: Any
     stored: dict[str, str]
 
@@ -53,7 +53,9 @@ def open_folder(folder: Path, with_tokenizer: bool = False) -> Folder:
     Raises WeightsError that lists every problem.
     """
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is not a folder. Expected a Hugging Face model folder.")
+        raise WeightsError(
+            f"{folder} is not a folder. Expected a Hugging Face model folder, or a GGUF file."
+        )
     _refuse_adapter(folder)
     refuse_quantised_config(folder, read_config(folder))  # without one, nothing else matters
     refuse_quantised_tensors(folder)
@@ -72,7 +74,7 @@ def open_folder(folder: Path, with_tokenizer: bool = False) -> Folder:
         tensors={own.get(name, name): tensor for name, tensor in checkpoint.tensors.items()},
     )
     config = _head(config, checkpoint)
-    _check(config, checkpoint, folder)
+    check_tensors(config, checkpoint, folder)
     return Folder(config, checkpoint, tokenizer, stored)
 
 
@@ -156,8 +158,11 @@ def _head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     return dataclasses.replace(config, tied_head=False)
 
 
-def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
-    """Raises WeightsError unless the tensors are exactly the model's, in name and shape."""
+def check_tensors(config: ModelConfig, checkpoint: Tensors, where: Path) -> None:
+    """Raises WeightsError unless the tensors are exactly the model's, in name and shape.
+
+    `where`: the folder, or the file that holds config and tensors.
+    """
     expected, missing, problems = tables.tensor_shapes(config), [], []
     for name, want in expected.items():
         if name not in checkpoint:
@@ -179,8 +184,9 @@ def _check(config: ModelConfig, checkpoint: Checkpoint, folder: Path) -> None:
         hints = (
             [looks] if looks else [hint for hint in map(describe_leftover(config), extra) if hint]
         )
+        folder = where.is_dir()
         raise WeightsError(
-            f"{folder}: the weights do not fit config.json "
+            f"{where}: the weights do not fit {'config.json' if folder else 'its keys'} "
             f"({len(problems)} problem{'s' * (len(problems) > 1)}):\n{bullets(problems)}"
-            + "".join(f"\n{hint}" for hint in dict.fromkeys(hints))
+            + "".join(f"\n{hint}" for hint in dict.fromkeys(hints) if folder)
         )

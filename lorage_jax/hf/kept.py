@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.safetensors import FLOATS, Checkpoint
+from lorage_jax.files.safetensors import FLOATS, Tensors
 
 SAMPLED = 16  # one row in so many is looked at
 LEAST = 0.9  # share of the update that must survive without a word
@@ -20,7 +20,7 @@ class UpdateKept:
     `1 - |applied - dW|^2 / |dW|^2`, as in `MergeReport.update_kept`, of a sample of rows.
     """
 
-    def __init__(self, base: Checkpoint):
+    def __init__(self, base: Tensors):
         self.base = base
         self.lost = self.intended = 0.0
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
-from lorage_jax.files.safetensors import Checkpoint
+from lorage_jax.files.safetensors import Tensors
 
 HEAD = "lm_head.weight"
 FREQUENCIES = "rotary_emb.inv_freq"
@@ -69,7 +69,7 @@ LOOKS = (
 )
 
 
-def is_unused(config: ModelConfig, checkpoint: Checkpoint, name: str) -> bool:
+def is_unused(config: ModelConfig, checkpoint: Tensors, name: str) -> bool:
     """True if a tensor beside the model's changes nothing: as transformers does not use it.
 
     A stored buffer of rope frequencies counts only if it holds those that config.json asks for.
@@ -85,7 +85,7 @@ def is_unused(config: ModelConfig, checkpoint: Checkpoint, name: str) -> bool:
 
 
 def describe_missing(
-    config: ModelConfig, checkpoint: Checkpoint, missing: int, expected: int
+    config: ModelConfig, checkpoint: Tensors, missing: int, expected: int
 ) -> str | None:
     """Diagnoses a folder that lacks some of the model's tensors; None if nothing is known."""
     if missing == 1 and HEAD not in checkpoint and not config.tied_head:

@@ -1,4 +1,4 @@
-"""Loads a Hugging Face folder as a `Model`: safetensors byte ranges to stacked, sharded arrays."""
+"""Loads a folder or a GGUF file as a `Model`: byte ranges of tensors to stacked, sharded arrays."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored
-from lorage_jax.files.safetensors import Checkpoint
+from lorage_jax.files.safetensors import Tensors
 from lorage_jax.hf import tables
 from lorage_jax.hf.dtype import check_dtype, choose_dtype
-from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.source import open_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -31,21 +31,22 @@ def load_model(
     dtype: str = "auto",
     layout: Layout | None = None,
 ) -> Model:
-    """Loads config, weights and tokenizer of a Hugging Face folder.
+    """Loads config, weights and tokenizer of a Hugging Face folder or a GGUF file.
 
     Args:
-        folder: a folder with config.json, safetensors and tokenizer files; `~` is the home folder.
-            Without tokenizer files, the model takes token ids only.
+        folder: a folder with config.json, safetensors and tokenizer files, or a GGUF file, whose
+            weights are dequantised; `~` is the home folder. Without a tokenizer, the model takes
+            token ids only.
         dtype: "float32", "bfloat16" or "float16"; weights are cast to it. "auto" is bfloat16 on TPU
             and GPU, and float32 on a CPU, see `dtype.py`.
         layout: how the weights are sharded over devices; each reads only its own part. Default:
             the first device holds all.
 
-    Raises WeightsError that lists every problem with the folder.
+    Raises WeightsError that lists every problem with the folder or file.
     """
     folder = Path(folder).expanduser()
     check_dtype(dtype)  # before the files are read
-    config, checkpoint, tokenizer, _ = open_folder(folder, with_tokenizer=True)
+    config, checkpoint, tokenizer, _ = open_model(folder, with_tokenizer=True)
     device = jax.local_devices()[0] if layout is None else layout.mesh.devices.flat[0]
     dtype = choose_dtype(dtype, config, device.platform)
 
@@ -68,14 +69,14 @@ def load_model(
 
 
 def stored_dtype(folder: str | Path) -> str:
-    """The dtype that loads a folder without loss, taken from its largest tensor."""
-    checkpoint = Checkpoint.open(folder)
+    """The dtype that loads a folder or file without loss, taken from its largest tensor."""
+    checkpoint = open_model(Path(folder)).checkpoint
     largest = max(checkpoint.names(), key=lambda name: math.prod(checkpoint.shape(name)))
     return {"BF16": "bfloat16", "F16": "float16"}.get(checkpoint.dtype(largest), "float32")
 
 
 def read_leaf(
-    checkpoint: Checkpoint, leaf: Leaf, row: tables.Row, index: tuple[slice, ...], dtype: str
+    checkpoint: Tensors, leaf: Leaf, row: tables.Row, index: tuple[slice, ...], dtype: str
 ) -> np.ndarray:
     """Reads part `index` of one leaf from the file's byte ranges, cast to `dtype`."""
     if leaf.axes[0] != "layers":

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lorage_jax.config import ModelConfig
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.manifest import MODEL, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import INDEX, SINGLE, save
 from lorage_jax.hf import tables
-from lorage_jax.hf.config import to_hf_config
+from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.models.model import Model
 
 SHARD_BYTES = 5 << 30  # maximum size of one file
@@ -76,3 +81,33 @@ def _save_weights(model: Model, folder: Path, shard_bytes: int) -> None:
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def check_describable(model: ModelConfig) -> None:
+    """Raises ConfigError unless the model's config.json will describe it.
+
+    A family may have no windows or biases, for example.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps(to_hf_config(model, "float32"))
+        (Path(folder) / "config.json").write_text(text, "utf-8")
+        try:
+            read = model_config(Path(folder))
+        except WeightsError as error:
+            reason = str(error).replace(folder, "its")
+            raise ConfigError(f"the model cannot be saved as a {model.family}: {reason}") from None
+    if lost := config_differences(model, read):
+        raise ConfigError(
+            f"a saved {model.family} would not be this model: {'; '.join(lost)}. "
+            "Change these, or the family."
+        )
+
+
+def config_differences(one: ModelConfig, other: ModelConfig) -> list[str]:
+    """Describes the fields in which two models differ by more than rounding."""
+    return [
+        f"{field.name} {value!r}, there {there!r}"
+        for field in dataclasses.fields(one)
+        if (value := getattr(one, field.name)) != (there := getattr(other, field.name))
+        and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))
+    ]

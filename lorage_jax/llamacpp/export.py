@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Template, check_tokenizer
 from lorage_jax.errors import ConfigError
+from lorage_jax.files.gguf import library
 from lorage_jax.files.manifest import MERGED, stored
 from lorage_jax.files.outputs import check_file
+from lorage_jax.gguf.architectures import Architecture, add_model_keys, get_architecture
+from lorage_jax.gguf.tensors import ROPE, rope_divisors, tensor_names, to_llamacpp
+from lorage_jax.gguf.tokenizer import add_tokenizer_keys, read_vocabulary
 from lorage_jax.hf import tables
-from lorage_jax.hf.folder import open_folder
 from lorage_jax.hf.load import folder_template
-from lorage_jax.llamacpp.architectures import Architecture, add_model_keys, get_architecture
-from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, library, write_gguf
-from lorage_jax.llamacpp.tokenizer import add_tokenizer_keys, read_vocabulary
+from lorage_jax.hf.source import open_model
+from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, write_gguf
 from lorage_jax.models.model import Model
 
-ROPE = "rope_freqs.weight"
 TABLES = ("token_embd.weight", "output.weight")  # they keep 8 bits where others have fewer
 
 
@@ -127,7 +127,7 @@ def _of_model(model: Model) -> Source:
 
 
 def _of_folder(folder: Path) -> Source:
-    config, checkpoint, tokenizer, _ = open_folder(folder, with_tokenizer=True)
+    config, checkpoint, tokenizer, _ = open_model(folder, with_tokenizer=True)
     check_tokenizer(tokenizer, folder)
     template = folder_template(folder, tokenizer)
     assert template is not None  # there is a tokenizer
@@ -173,42 +173,10 @@ def entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:
             kind = fitting_type("q8_0", shape)
 
         def make(name: str = name) -> np.ndarray:
-            return _converted(source.config, row, name, source.read(name))
+            return to_llamacpp(source.config, row, name, source.read(name))
 
         yield Entry(own, shape, kind, make)
-    if source.config.rope_scaling is not None and source.config.rope_scaling.kind == "llama3":
-        yield Entry(ROPE, (source.config.rotary_dim // 2,), "f32", lambda: _divisors(source.config))
-
-
-def tensor_names(config: ModelConfig, row: Architecture) -> Callable[[str], str]:
-    """A function from names of Hugging Face to llama.cpp's. It raises ConfigError without one."""
-    gguf = library()
-    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[row.name], config.layers)
-
-    def get(name: str) -> str:
-        if (found := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
-            raise ConfigError(f"the gguf package has no name for {name} of a {row.name}.")
-        return found
-
-    return get
-
-
-def _converted(config: ModelConfig, row: Architecture, name: str, values: np.ndarray) -> np.ndarray:
-    """A tensor of Hugging Face as llama.cpp computes with it, in float32."""
-    values = np.asarray(values, np.float32)
-    module = name.rsplit(".", 2)[-2]
-    if row.permuted and module in ("q_proj", "k_proj"):
-        heads = config.heads if module == "q_proj" else config.kv_heads
-        halves = values.reshape(heads, 2, config.head_dim // 2, *values.shape[1:])
-        return halves.swapaxes(1, 2).reshape(values.shape)
-    if config.norm_offset and module.endswith("norm"):
-        return values + np.float32(config.norm_offset)
-    return values
-
-
-def _divisors(config: ModelConfig) -> np.ndarray:
-    """The divisor of each rope frequency, [H/2]."""
-    plain = ops.rope_frequencies(config.rotary_dim, config.rope_theta, None)
-    scaled = ops.rope_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
-    return np.asarray(plain / scaled, np.float32)
+    scaling, size = source.config.rope_scaling, source.config.rotary_dim
+    if scaling is not None and scaling.kind == "llama3":
+        divisors = rope_divisors(size, source.config.rope_theta, scaling)
+        yield Entry(ROPE, (size // 2,), "f32", lambda: divisors)

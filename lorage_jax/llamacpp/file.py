@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.gguf import library
 from lorage_jax.files.outputs import new_file
 
 # Types of weights -> the same in llama.cpp's enumeration of file types.
@@ -39,17 +40,6 @@ class Entry(NamedTuple):
     type: str
     make: Callable[[], np.ndarray]
     stored: bool = False
-
-
-def library() -> Any:
-    """The `gguf` package. Raises ConfigError if it is not installed."""
-    try:
-        import gguf
-    except ImportError:
-        raise ConfigError(
-            "GGUF files need the gguf package. Install it: pip install 'lorage_jax[gguf]'."
-        ) from None
-    return gguf
 
 
 def check_type(type: str) -> str:

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import WeightsError, bullets
+from lorage_jax.files.gguf import GgufFile, library, open_gguf_file
 from lorage_jax.files.outputs import check_file
+from lorage_jax.gguf.architectures import get_architecture
+from lorage_jax.gguf.tensors import tensor_names
 from lorage_jax.hf import tables
-from lorage_jax.llamacpp.architectures import get_architecture
-from lorage_jax.llamacpp.export import entries, read_source, tensor_names
-from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, library, write_gguf
+from lorage_jax.llamacpp.export import entries, read_source
+from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, write_gguf
 from lorage_jax.models.model import Model
 
 TEMPLATE, ADD_BOS = "tokenizer.chat_template", "tokenizer.ggml.add_bos_token"
-# Written by the package itself: the reader's names for the header, and the writer's first key.
-OWN = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture")
+ARCHITECTURE = "general.architecture"  # the package's writer adds it by itself
 
 
 def export_onto_gguf(
@@ -48,7 +49,7 @@ def export_onto_gguf(
     check_file(path, overwrite)
     source = read_source(model)
     config, row = source.config, get_architecture(source.config)
-    reader = _open(Path(base).expanduser())
+    file = open_gguf_file(base)
     names = tensor_names(config, row)
     own = {entry.name: entry for entry in entries(source, row, "f32")}
     changed = {
@@ -56,62 +57,48 @@ def export_onto_gguf(
         for module in tables.adapted(config)
         for layer in range(config.layers)
     }
-    _check(reader, row.name, own, changed, base)
+    _check(file, row.name, own, changed)
 
     def add_keys(writer: Any) -> None:
-        for key, field in reader.fields.items():
+        kinds = library().GGUFValueType
+        for key, value in file.keys.items():
             if key == "general.alignment":
-                writer.add_custom_alignment(field.contents())
-            elif key not in (*OWN, TEMPLATE, ADD_BOS) and field.contents() != []:
-                inner = field.types[-1] if len(field.types) > 1 else None
-                writer.add_key_value(key, field.contents(), field.types[0], inner)
+                writer.add_custom_alignment(value)
+            elif key not in (ARCHITECTURE, TEMPLATE, ADD_BOS) and value != []:
+                kind, inner = file.types[key]
+                writer.add_key_value(
+                    key, value, kinds(kind), None if inner is None else kinds(inner)
+                )
         writer.add_chat_template(source.jinja)
         writer.add_add_bos_token(bool(source.template.bos))
 
     def tensors() -> Iterator[Entry]:
-        for tensor in reader.tensors:
-            kind, shape = tensor.tensor_type.name.lower(), _shape(tensor)
-            if tensor.name in changed:
+        for name, tensor in file.tensors.items():
+            kind, shape = tensor.type.lower(), tensor.shape
+            if name in changed:
                 kind = type or (kind if kind in TYPES else "q8_0")
-                yield Entry(tensor.name, shape, fitting_type(kind, shape), own[tensor.name].make)
+                yield Entry(name, shape, fitting_type(kind, shape), own[name].make)
             else:
-                yield Entry(tensor.name, shape, kind, lambda data=tensor.data: data, stored=True)
+                yield Entry(name, shape, kind, lambda name=name: file.raw(name), stored=True)
 
     write_gguf(path, row.name, add_keys, list(tensors()), overwrite)
 
 
-def _open(base: Path) -> Any:
-    try:
-        return library().GGUFReader(base)
-    except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{base} is not a GGUF file that can be read ({reason}).") from None
-
-
-def _shape(tensor: Any) -> tuple[int, ...]:
-    """The shape in numpy's order."""
-    return tuple(int(size) for size in reversed(tensor.shape))
-
-
-def _check(
-    reader: Any, architecture: str, own: dict[str, Entry], changed: set[str], base: str | Path
-) -> None:
+def _check(file: GgufFile, architecture: str, own: dict[str, Entry], changed: set[str]) -> None:
     """Raises WeightsError unless the file is of the model's base, as far as its vectors tell."""
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    field = reader.fields.get("general.architecture")
-    theirs = None if field is None else field.contents()
+    found, theirs = file.tensors, file.keys.get(ARCHITECTURE)
     problems = [f"it is a {theirs}, expected a {architecture}"] if theirs != architecture else []
     problems += [f"{name} is missing" for name in sorted(changed - set(found))]
     for name in sorted(set(found) & set(own)):
-        tensor, expected = found[name], own[name]
-        if _shape(tensor) != expected.shape:
-            problems.append(f"{name} has shape {_shape(tensor)}; expected {expected.shape}")
-        elif len(expected.shape) == 1 and not np.allclose(
-            library().dequantize(tensor.data, tensor.tensor_type),
+        shape, expected = found[name].shape, own[name]
+        if shape != expected.shape:
+            problems.append(f"{name} has shape {shape}; expected {expected.shape}")
+        elif len(shape) == 1 and not np.allclose(
+            np.asarray(file.rows(name, 0, shape[0]), np.float32),
             np.asarray(expected.make(), np.float32),
             rtol=1e-2,
             atol=1e-2,
         ):
             problems.append(f"{name} has other values")
     if problems:
-        raise WeightsError(f"{base} is not a file of this model's base:\n{bullets(problems)}")
+        raise WeightsError(f"{file.path} is not a file of this model's base:\n{bullets(problems)}")

@@ -10,9 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +26,16 @@ from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.data.documents import DocumentRows, Documents
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.tokenizer import add_own_bos, train_tokenizer
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MODEL, stored
 from lorage_jax.generator.losses import token_nll
-from lorage_jax.hf.config import model_config, to_hf_config
 from lorage_jax.hf.family import get_family, to_values
 from lorage_jax.hf.load import load_model
-from lorage_jax.hf.save import save_model
+from lorage_jax.hf.save import check_describable, config_differences, save_model
+from lorage_jax.hf.source import is_model
 from lorage_jax.models.decoder import Branches, Decoder, Output
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
@@ -150,9 +147,9 @@ def _beginning(
             eos_ids=(tokenizer.eos_token_id,),
             pad_id=tokenizer.pad_token_id,
         )
-        _check_family(model)
+        check_describable(model)
         return model, tokenizer, None
-    if not Path(config.init).is_dir():
+    if not is_model(Path(config.init)):
         raise ConfigError(
             f"init is {config.init}, which is not a folder. Run the experiment that makes it "
             "first, or name the folder that it was written to."
@@ -160,7 +157,7 @@ def _beginning(
     begun = load_model(config.init, "float32", layout)
     ids = {name: getattr(begun.config, name) for name in ("bos_id", "eos_ids", "pad_id")}
     asked = dataclasses.replace(model, vocab_size=begun.config.vocab_size, **ids)
-    if other := _differences(asked, begun.config):
+    if other := config_differences(asked, begun.config):
         raise ConfigError(
             f"init is {config.init}, whose model is another: {'; '.join(other)}. "
             "Give `model` its shape, or begin from another folder."
@@ -221,36 +218,6 @@ def _new_state(
         return jax.jit(build, out_shardings=places)(params)
     drawn = jax.jit(lambda key: build(initialise(leaves, key)), out_shardings=places)
     return drawn(jax.random.key(seed))
-
-
-def _check_family(model: ModelConfig) -> None:
-    """Raises ConfigError unless the model's config.json will describe it.
-
-    A family may have no windows or biases, for example.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps(to_hf_config(model, "float32"))
-        (Path(folder) / "config.json").write_text(text, "utf-8")
-        try:
-            read = model_config(Path(folder))
-        except WeightsError as error:
-            reason = str(error).replace(folder, "its")
-            raise ConfigError(f"the model cannot be saved as a {model.family}: {reason}") from None
-    if lost := _differences(model, read):
-        raise ConfigError(
-            f"a saved {model.family} would not be this model: {'; '.join(lost)}. "
-            "Change these, or the family."
-        )
-
-
-def _differences(one: ModelConfig, other: ModelConfig) -> list[str]:
-    """Describes the fields in which two models differ by more than rounding."""
-    return [
-        f"{field.name} {value!r}, there {there!r}"
-        for field in dataclasses.fields(one)
-        if (value := getattr(one, field.name)) != (there := getattr(other, field.name))
-        and not (isinstance(value, float) and math.isclose(value, there or 0.0, rel_tol=1e-6))
-    ]
 
 
 def _digest(tokenizer: Any) -> str:

@@ -54,6 +54,15 @@ def test_a_request_with_a_card_is_the_merged_model(served):
         base = found
 
 
+def test_the_card_is_read_from_the_file(served):
+    _, _, cards, files, _ = served
+    assert lg.load_card(files[1]).to_dict() == cards[1].to_dict()
+    with pytest.raises(WeightsError, match="holds no card"):
+        lg.load_card(files[1].with_name("edge.gguf"))
+    with pytest.raises(WeightsError, match="is a LoRA adapter for llama"):
+        lg.load_model(files[1])
+
+
 def test_a_request_with_a_card_answers_as_the_merged_model(served):
     edge, generator, cards, _, server = served
     for number, card in enumerate(cards):

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import xllamacpp
 
+from lorage_jax.hf.gguf import gguf_tokenizer
+from tests.llamacpp.models import texts
+
 
 class LlamaServer:
     """A server with one model; adapters are loaded but not applied unless a request names them."""
@@ -71,3 +74,13 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities of logits, in float64."""
     shifted = logits.astype(np.float64) - logits.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def check_read_tokens(server: LlamaServer, path: Path, count: int = 150) -> None:
+    """The tokenizer that is read from the server's file splits texts as the server does."""
+    tokenizer = gguf_tokenizer(path)
+    for text in texts(count, composed=False):
+        ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ids == server.tokens(text), text
+    begun = server.post("/tokenize", content="It is 12.", add_special=True)["tokens"]
+    assert tokenizer("It is 12.")["input_ids"] == begun

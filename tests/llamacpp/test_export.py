@@ -1,8 +1,6 @@
 """GGUF files, read by the real llama.cpp."""
 
-import random
 import sys
-import unicodedata
 
 import gguf
 import numpy as np
@@ -13,48 +11,16 @@ import lorage_jax as lg
 from lorage_jax import nano
 from lorage_jax.data.templates import question
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.gguf import tokenizer as vocabularies
+from lorage_jax.gguf.architectures import ARCHITECTURES
+from lorage_jax.gguf.tokenizer import read_vocabulary
 from lorage_jax.hf.tokenizer import load_tokenizer
-from lorage_jax.llamacpp import tokenizer as vocabularies
-from lorage_jax.llamacpp.architectures import ARCHITECTURES
 from lorage_jax.llamacpp.export import export_gguf
 from lorage_jax.llamacpp.file import TYPES
-from lorage_jax.llamacpp.tokenizer import read_vocabulary
-from tests.llamacpp.models import THIRDS, splitting, tiny_folder
-from tests.llamacpp.server import LlamaServer, log_softmax
+from tests.llamacpp.models import COMPUTED, split_as, splitting, texts, tiny_folder
+from tests.llamacpp.server import LlamaServer, check_read_tokens, log_softmax
 from tests.tiny import VARIANTS, VOCAB, WINDOW, make_tiny, torch_logits
 
-ALTERNATING = ["sliding_attention", "full_attention"] * 2
-FIVE_OF_SIX = ["sliding_attention"] * 5 + ["full_attention"]
-# Families and switches that llama.cpp computes: fields on top of those in VARIANTS, and the length
-# of the text, where llama.cpp has no windows.
-COMPUTED = {
-    "llama": ({}, 40),
-    "llama-tied-rope3": ({}, 40),
-    "llama-linear": ({}, 40),
-    "llama-bias": ({}, 40),
-    "mistral": ({}, WINDOW - 1),
-    "mistral-full": ({}, 40),
-    "qwen2": (THIRDS, WINDOW - 1),
-    "qwen2-tied": (THIRDS, 40),
-    "qwen3": ({}, WINDOW - 1),
-    "gemma": ({}, 40),
-    "gemma2": (
-        {"num_hidden_layers": 4, "layer_types": ALTERNATING, "query_pre_attn_scalar": 16},
-        40,
-    ),
-    "gemma3_text": (
-        {
-            "num_hidden_layers": 6,
-            "layer_types": FIVE_OF_SIX,
-            "query_pre_attn_scalar": 16,
-            "final_logit_softcapping": None,
-        },
-        40,
-    ),
-    "phi3": (THIRDS, WINDOW - 1),
-    "phi3-partial": (THIRDS, 40),
-    "smollm3": ({"num_hidden_layers": 4, "no_rope_layer_interval": 4}, 40),
-}
 TOLERANCE = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 3e-2)  # its GELU has 16 bits
 
 
@@ -75,16 +41,6 @@ def test_every_family_of_the_table_is_compared():
     assert {VARIANTS[name][0] for name in COMPUTED} == set(ARCHITECTURES)
 
 
-ALPHABET = [*"abcdefgz  .,!?'\n\t019", "the", "ing", "ll", "é", "ß", "中", "🙂", "</s>", "12"]
-
-
-def texts(count=150):
-    """Random texts; llama.cpp does not normalise, so they are in NFC."""
-    draw = random.Random(0)
-    made = ("".join(draw.choices(ALPHABET, k=draw.randint(1, 30))) for _ in range(count))
-    return [unicodedata.normalize("NFC", text) for text in made]
-
-
 def check_tokens(tokenizer, folder):
     """The real llama.cpp splits texts as `tokenizer`, saved to a new folder with a tiny model."""
     make_tiny("llama", folder, tokenizer=False, vocab_size=len(tokenizer), num_hidden_layers=1)
@@ -99,6 +55,7 @@ def check_tokens(tokenizer, folder):
     for text in check:
         ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert server.tokens(text) == ids, text
+    check_read_tokens(server, folder / "model.gguf")
     turns = model.template
     begun = server.post("/tokenize", content="It is 12.", add_special=True)["tokens"]
     assert begun == turns.tokens("It is 12.")
@@ -121,16 +78,9 @@ def test_tokens_of_sentencepiece(tmp_path, shared, name):
 
 @pytest.mark.parametrize("number", range(len(vocabularies.SPLITS)))
 def test_tokens_of_every_known_split(tmp_path, number):
-    (steps, whole), name = list(vocabularies.SPLITS.items())[number]
-    parts = []
-    for step in steps:
-        if step == "Digits":
-            parts.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step != "ByteLevel":
-            parts.append(pre_tokenizers.Split(Regex(step), "isolated"))
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=steps[-1] == "ByteLevel")
-    tokenizer = splitting(pre_tokenizers.Sequence([*parts, plain]), ignore_merges=whole)
-    assert read_vocabulary(tokenizer, 300).pre == name
+    split, names = list(vocabularies.SPLITS.items())[number]
+    tokenizer = split_as(split)
+    assert read_vocabulary(tokenizer, 300).pre == names[0]
     check_tokens(tokenizer, tmp_path / "model")
 
 

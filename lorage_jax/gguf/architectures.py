@@ -75,8 +75,7 @@ def _problems(config: ModelConfig, row: Architecture) -> list[str]:
     biases = {"qkv": config.qkv_bias, "out": config.out_bias, "ffn": config.ffn_bias}
     unwanted = sorted(name for name, there in biases.items() if there and name not in row.biases)
     layers, scaling = range(config.layers), config.rope_scaling
-    channels = config.width / config.heads if config.layers == row.wide_at else config.head_dim
-    scale = channels**-0.5
+    scale = query_scale(row, config.layers, config.width / config.heads, config.head_dim)
     problems = [f"biases of {', '.join(unwanted)}"] if unwanted else []
     if config.activation != row.activation:
         problems.append(f"activation {config.activation}; it takes {row.activation}")
@@ -107,6 +106,11 @@ def _problems(config: ModelConfig, row: Architecture) -> list[str]:
     if row.name.startswith("gemma") and not config.tied_head:
         problems.append("a head that differs from the embeddings")
     return problems
+
+
+def query_scale(row: Architecture, layers: int, width: float, head_dim: int) -> float:
+    """The factor on queries; `width`: channels of the whole model for each head."""
+    return (width if layers == row.wide_at else head_dim) ** -0.5
 
 
 def context_length(config: ModelConfig, row: Architecture) -> int:

@@ -22,12 +22,13 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # How byte-level tokenizers split texts, and if they look up whole pieces before they merge -> the
-# name of the same in llama.cpp.
-SPLITS: dict[tuple[tuple[Any, ...], bool], str] = {
-    (("ByteLevel",), False): "gpt-2",
-    (("Digits", "ByteLevel"), False): "smollm",
-    ((_WORDS + r"\p{N}" + _REST,), False): "qwen2",
-    ((_WORDS + r"\p{N}{1,3}" + _REST,), True): "llama-bpe",
+# names of the same in llama.cpp, of which the first is written.
+SPLITS: dict[tuple[tuple[Any, ...], bool], tuple[str, ...]] = {
+    (("ByteLevel",), False): ("gpt-2", "phi-2", "olmo", "mpt"),
+    (("Digits", "ByteLevel"), False): ("smollm", "starcoder", "refact", "command-r", "exaone"),
+    ((_WORDS + r"\p{N}" + _REST,), False): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"),
+    ((_WORDS + r"\p{N}{1,3}" + _REST,), True): ("llama-bpe", "llama3", "llama-v3", "falcon3"),
+    ((_WORDS + r"\p{N}{1,3}" + _REST,), False): ("smaug-bpe", "dbrx"),
 }
 
 
@@ -145,14 +146,14 @@ def _byte_level(values: dict[str, Any], pre: str | None) -> str:
     if pre is not None:
         return pre
     found = tuple(filter(None, map(_splits, steps)))
-    name = SPLITS.get((found, bool(values["model"]["ignore_merges"])))
-    if name is None:
+    names = SPLITS.get((found, bool(values["model"]["ignore_merges"])))
+    if names is None:
         raise WeightsError(
             "it is not known under which name llama.cpp splits texts as this tokenizer does "
             f"(steps: {', '.join(part['type'] for part in steps)}). Give the name, if you know it: "
             "lorage export --pre NAME (Python: pre=)."
         )
-    return name
+    return names[0]
 
 
 def _splits(part: dict[str, Any]) -> str | None:

@@ -1,0 +1,56 @@
+"""Options of the commands that convert model files: `export` and `import`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorage_jax.commands.options import Dtype, GgufType, Json, Overwrite, Positional
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model, specialised or not, as a GGUF file for llama.cpp.
+
+    The file holds the weights, the tokenizer and the chat template of the trained turns. One tensor
+    at a time is in memory.
+
+    Example: lorage export special/merged --gguf special.gguf --type q8_0
+    """
+
+    model: Positional[Path]
+    """Hugging Face folder, or GGUF file."""
+    gguf: Path
+    """File to write."""
+    type: GgufType | None = None
+    """How matrices are stored: f16 by default, or as in --base; fewer bits are less exact."""
+    base: Path | None = None
+    """GGUF file of the model's base, from which all but the FFN's matrices is copied."""
+    pre: str | None = None
+    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    turns: Path | None = None
+    """For a base that adapters are applied to: a card, whose turns the file gets."""
+    json: Json = None
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Write a GGUF file as a Hugging Face folder, its weights dequantised.
+
+    Commands take GGUF files themselves, too. One tensor at a time is in memory.
+
+    Example: lorage import edge.gguf --out edge --dtype bfloat16
+    """
+
+    gguf: Positional[Path]
+    """File of a model for llama.cpp."""
+    out: Path
+    """New folder for the model."""
+    dtype: Dtype | None = None
+    """Dtype of all weights; by default as in the file, and float32 for quantised ones."""
+    pre: str | None = None
+    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    json: Json = None
+    overwrite: Overwrite = False

@@ -1,0 +1,31 @@
+"""The types of GGUF files, against the gguf package."""
+
+import gguf
+import numpy as np
+import pytest
+
+from lorage_jax.files import gguf as files
+from lorage_jax.files.gguf import open_gguf_file
+
+KINDS = [kind for kind in gguf.GGMLQuantizationType if kind in gguf.quants._type_traits]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_type_of_the_package_is_dequantised_in_blocks(tmp_path, monkeypatch, kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    draw = np.random.default_rng(0)
+    raw = draw.integers(0, 256, (40, 2 * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("x", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(files, "BLOCK", 4 * 2 * block * 7)  # seven rows
+    with np.errstate(all="ignore"):
+        expected = gguf.dequantize(raw, kind)
+        found = open_gguf_file(tmp_path / "x.gguf")
+        assert found.tensors["x"].shape == (40, 2 * block)
+        np.testing.assert_array_equal(np.asarray(found.rows("x", 0, 40), np.float32), expected)
+        part = np.asarray(found.rows("x", 5, 21), np.float32)
+    np.testing.assert_array_equal(part, expected[5:21])
