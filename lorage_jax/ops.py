@@ -170,14 +170,17 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 
 
 def attention_mask(
-    valid: Bool[Array, "B S"], query_slots: Int[Array, "T"], window: int | None
+    valid: Bool[Array, "B S"], query_slots: Int[Array, "*rows T"], window: int | None
 ) -> Bool[Array, "B T S"]:
-    """True where slot t may attend to slot s: a real token, not later, and within the window."""
-    slots = jnp.arange(valid.shape[1])
-    seen = slots[None, :] <= query_slots[:, None]
+    """True where slot t may attend to slot s: a real token, not later, and within the window.
+
+    The asking slots are the same in every row, or [B, T].
+    """
+    slots, asking = jnp.arange(valid.shape[1]), query_slots[..., None]
+    seen = slots <= asking
     if window is not None:
-        seen &= slots[None, :] > query_slots[:, None] - window
-    return valid[:, None, :] & seen[None]
+        seen &= slots > asking - window
+    return valid[:, None, :] & seen
 
 
 def branch_mask(

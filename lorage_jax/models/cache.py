@@ -28,17 +28,20 @@ class Past(flax.struct.PyTreeNode):
 
 
 class Cache(flax.struct.PyTreeNode):
-    """Keys and values of earlier slots; the first `length` of the S slots are filled in every row.
+    """Keys and values of earlier slots; the first `length` of the S slots are filled.
 
-    Rows are left-padded, so that one slot index serves the whole batch. `valid` marks real tokens.
-    `positions` of the slots are kept where they do not simply count the real tokens: behind a
-    `Past`. Windows then count positions, as there may be padding in between.
+    `length` is one number for all rows, which are left-padded, or one per row. Rows with lengths
+    of their own are right-padded: a row's next tokens take the place of its padding, so rows may
+    start and end at any time.
+
+    `valid` marks real tokens. `positions` of the slots are kept where they do not simply count the
+    real tokens: behind a `Past`. Windows then count positions, as there may be padding in between.
     """
 
     k: Float[Array, "L B S K H"]
     v: Float[Array, "L B S K H"]
     valid: Bool[Array, "B S"]
-    length: Int[Array, ""]
+    length: Int[Array, "*rows"]
     positions: Int[Array, "B S"] | None = None
 
     @property
@@ -51,6 +54,12 @@ class Cache(flax.struct.PyTreeNode):
 
     def append(self, mask: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Cache:
         """The cache with T more slots marked as filled; their keys and values are still missing."""
+        if self.length.ndim:
+            assert self.positions is None, "rows with lengths of their own have nothing in front"
+            return self.replace(
+                valid=self.valid.at[self.places(mask.shape[1])].set(mask, mode="drop"),
+                length=self.length + jnp.sum(mask, axis=1, dtype=jnp.int32),
+            )
         at = (0, self.length)
         kept = self.positions
         if kept is not None:
@@ -60,6 +69,41 @@ class Cache(flax.struct.PyTreeNode):
             length=self.length + mask.shape[1],
             positions=kept,
         )
+
+    def next_slots(self, count: int) -> Int[Array, "*rows T"]:
+        """The slots of the next `count` tokens: [T], or [B, T] if rows have their own lengths."""
+        return self.length[..., None] + jnp.arange(count)
+
+    def places(self, count: int) -> tuple[Array, Array]:
+        """Indices of `next_slots` in arrays [B, S], for rows with lengths of their own."""
+        return jnp.arange(self.length.shape[0])[:, None], self.next_slots(count)
+
+    def write(
+        self,
+        layer: Int[Array, ""],
+        start: Int[Array, "*rows"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+    ) -> Cache:
+        """The cache with a layer's keys and values of T tokens, which begin at the slots `start`.
+
+        Beyond the last slot nothing is written.
+        """
+        if start.ndim:
+            rows, slots = self.replace(length=start).places(k.shape[1])
+
+            def put(x: Array, new: Array) -> Array:
+                return x.at[layer, rows, slots].set(
+                    new.astype(x.dtype), mode="drop", unique_indices=True
+                )
+
+        else:
+
+            def put(x: Array, new: Array) -> Array:
+                at = (layer, 0, start, 0, 0)
+                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), at)
+
+        return self.replace(k=put(self.k, k), v=put(self.v, v))
 
 
 def new_cache(

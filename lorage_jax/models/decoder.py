@@ -276,7 +276,8 @@ class Decoder(nn.Module):
         front are a prefix.
         """
         config, length = self.config, x.shape[1]
-        start = 0 if cache is None else cache.length
+        start = None if cache is None else cache.length
+        slots = jnp.arange(length) if cache is None else cache.next_slots(length)
         before = 0 if cache is None else cache.next_positions
         positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
         if branches is not None:
@@ -285,7 +286,6 @@ class Decoder(nn.Module):
         valid = mask if cache is None else cache.valid
         cos, sin = self._rotation(positions)
         window_cos, window_sin = self._window_rotation(positions)
-        slots = start + jnp.arange(length)
 
         def seen(window: int | None) -> Bool[Array, "B T S"]:
             if cache is not None and cache.positions is not None:
@@ -307,7 +307,7 @@ class Decoder(nn.Module):
             segments=_segments(valid, branches),
             mask=seen(None),
             window_mask=seen(config.window) if any(config.sliding) else None,
-            slot=None if cache is None else jnp.asarray(start, jnp.int32),
+            slot=start,
             experts=pool.experts if isinstance(pool, Pool) and pool.scope == "shared" else None,
         )
         return context, cache, positions

@@ -30,7 +30,7 @@ class Context(flax.struct.PyTreeNode):
     window_sin: Float[Array, "B T half"] | None
     mask: Bool[Array, "B T S"]
     window_mask: Bool[Array, "B T S"] | None
-    slot: Int[Array, ""] | None  # first slot of the new keys in the cache
+    slot: Int[Array, "*rows"] | None  # first slot of the new keys in the cache
     experts: dict[str, Any] | None  # the pool's arrays, if all layers share them
 
 
@@ -102,11 +102,7 @@ class Layer(nn.Module):
         if cos is not None:
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
         if cache is not None:
-            at = (inputs.index, 0, context.slot, 0, 0)
-            cache = cache.replace(
-                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
-            )
+            cache = cache.write(inputs.index, context.slot, k, v)
             k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, inputs.index, keepdims=False)
         y = self._attend(q, k, v, context, inputs.sliding)
