@@ -62,7 +62,7 @@ def chat(
     one = isinstance(messages, str) or is_messages(messages)
     chats = [messages] if one else list(messages)
     rows = [chat_ids(template, each) for each in chats]
-    leads = [_Lead(template.lead) for _ in rows]
+    leads = [Lead(template.lead) for _ in rows]
 
     def show(row: int, piece: str) -> None:
         if stream is not None and (rest := leads[row](piece)):
@@ -117,7 +117,7 @@ def answer_tokens(model: Model, rows: Sequence[Sequence[int]], wanted: int | Non
     return max(1, min(DEFAULT_TOKENS, room))  # `generate` raises where there is no room
 
 
-class _Lead:
+class Lead:
     """Takes the template's lead off a text that arrives in pieces."""
 
     def __init__(self, lead: str):

@@ -237,7 +237,7 @@ def compiled_start(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
         step=jnp.zeros((), jnp.int32),
-        seen=_seen(said, real, logits) if "penalty" in controls else None,
+        seen=seen_tokens(said, real, logits) if "penalty" in controls else None,
     )
     progress = _append(progress, logits, controls)
     return _decode(config, params, cache, progress, controls, pool, gates, limit)
@@ -311,7 +311,7 @@ def _append(progress: Progress, logits: Float[Array, "B V"], controls: dict[str,
     )
 
 
-def _seen(
+def seen_tokens(
     tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], logits: Float[Array, "B V"]
 ) -> Bool[Array, "B V"]:
     """Marks the tokens of each row's prompt."""

@@ -1,6 +1,7 @@
 """Chooses the next token from float32 logits: greedy, temperature, top-k and top-p (nucleus).
 
-Every parameter is an operand rather than a static argument, so changing one does not recompile.
+Every parameter is an operand rather than a static argument, so changing one does not recompile. It
+is a scalar, or an array with one value per row.
 """
 
 from __future__ import annotations
@@ -86,21 +87,34 @@ def row_keys(
     return at(jnp.arange(rows, dtype=jnp.uint32))
 
 
+def request_keys(seeds: UInt32[Array, "B"], steps: Int[Array, "B"]) -> Key[Array, "B"]:
+    """Returns one key per row, whose seeds and token numbers are its own.
+
+    A row draws as the only row of a batch with its seed would, wherever it stands.
+    """
+    return jax.vmap(lambda seed, step: row_keys(seed, 1, step)[0])(seeds, steps)
+
+
 def choose(
     logits: Float[Array, "B V"],
     keys: Key[Array, "B"],
     *,
-    temperature: Float[Array, ""],
-    top_k: Int[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, "*rows"],
+    top_k: Int[Array, "*rows"],
+    top_p: Float[Array, "*rows"],
 ) -> Int[Array, "B"]:
     """Chooses the next token of every row, int32.
 
     Draws with the Gumbel-max trick, with noise per row and vocabulary entry, so a filter that
-    excludes nothing does not change the draw. Greedy and unfiltered sampling skip the sort.
+    excludes nothing does not change the draw. A batch that is greedy, or unfiltered, skips the
+    sort.
     """
     logits = logits.astype(jnp.float32)
     size = logits.shape[-1]
+    temperature, top_k, top_p = (
+        jnp.reshape(jnp.asarray(x), (-1, 1)) for x in (temperature, top_k, top_p)
+    )
+    cold = temperature <= 0
 
     def scores():
         scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -111,9 +125,12 @@ def choose(
     def greedy():
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
+    def drawn(tokens):
+        return jnp.where(cold[:, 0], greedy(), tokens.astype(jnp.int32))
+
     def unfiltered():
         scaled, noise = scores()
-        return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+        return drawn(jnp.argmax(scaled + noise, axis=-1))
 
     def filtered():
         scaled, noise = scores()
@@ -121,10 +138,10 @@ def choose(
         ranked = jnp.take_along_axis(scaled, order, axis=-1)
         ranked = jnp.where(kept(ranked, top_k, top_p), ranked, -jnp.inf)
         best = jnp.argmax(ranked + jnp.take_along_axis(noise, order, axis=-1), axis=-1)
-        return jnp.take_along_axis(order, best[:, None], axis=-1)[:, 0].astype(jnp.int32)
+        return drawn(jnp.take_along_axis(order, best[:, None], axis=-1)[:, 0])
 
     everything = ((top_k <= 0) | (top_k >= size)) & (top_p >= 1)
-    branch = jnp.where(temperature <= 0, 0, jnp.where(everything, 1, 2))
+    branch = jnp.where(jnp.all(cold), 0, jnp.where(jnp.all(everything | cold), 1, 2))
     return jax.lax.switch(branch, [greedy, unfiltered, filtered])
 
 
@@ -140,12 +157,12 @@ def penalised(
 
 
 def kept(
-    ranked: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]
+    ranked: Float[Array, "B V"], top_k: Int[Array, "*rows"], top_p: Float[Array, "*rows"]
 ) -> Bool[Array, "B V"]:
     """Masks the descending scores that pass both filters; the first one always does.
 
     A token is in the nucleus if the more probable tokens that top-k kept do not already add up to
-    `top_p`.
+    `top_p`. Both are scalars or columns [B, 1].
     """
     keep = (jnp.arange(ranked.shape[-1]) < top_k) | (top_k <= 0)
     share = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
