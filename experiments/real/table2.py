@@ -5,8 +5,8 @@
 
 Hardware: two CPU cores. Wall time: about half an hour. The edge is SmolLM2-135M-Instruct,
 specialised by the bundled generator, which was trained on five of the tasks (`prepare.py`). All
-rows but `bare` have five samples (HellaSwag none); those of LoRA-Gen and of its controls are read by
-the cloud, once a task. Records are in $LORAGE_DATA/commonsense. A finished evaluation is kept in
+rows but `bare` have five samples (HellaSwag none); those of LoRA-Gen and of its controls are read
+by the cloud, once a task. Records are in $LORAGE_DATA/commonsense. A finished evaluation is kept in
 runs/real/tables.
 """
 
@@ -71,9 +71,9 @@ def _markdown(table: dict[str, Any], limit: int) -> str:
     lines = [
         f"# Table 2: {table['model']['edge']} on the paper's eight tasks",
         "",
-        f"Accuracy in percent, the first {limit} records of each task, 5 samples (HellaSwag 0); AVE "
-        "with its standard error over the records, HAR the harmonic mean. HellaSwag, WinoGrande and "
-        "PIQA were not in the training. *Edge tokens* is the mean of what the edge reads per "
+        f"Accuracy in percent, the first {limit} records of each task, 5 samples (HellaSwag 0); "
+        "AVE with its standard error over the records, HAR the harmonic mean. HellaSwag, "
+        "WinoGrande and PIQA were not in the training. *Edge tokens*: what the edge reads per "
         "request (one answer).",
         "",
     ]
