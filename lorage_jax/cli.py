@@ -46,6 +46,7 @@ RUNNERS: dict[type, str] = {
     conversions.Import: "import_gguf",
     options.Compare: "compare",
     options.Generate: "generate",
+    options.Serve: "serve",
     options.Eval: "eval",
     options.Inspect: "inspect",
     options.Report: "report",
@@ -71,6 +72,7 @@ Command = Annotated[
     | conversions.Import
     | options.Compare
     | options.Generate
+    | options.Serve
     | options.Eval
     | options.Inspect
     | options.Report

@@ -18,7 +18,7 @@ ROOMS = (
     *("nano", "smollm2", "bundled"),
     *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data"),
     *("gguf", "hf", "llamacpp", "generator"),
-    *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot"),
+    *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot", "serve"),
     *("commands", "cli", PACKAGE),
 )
 FILE_LINES = 400

@@ -257,6 +257,47 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Serve a generator's edge with many cards at once, behind OpenAI's API; for one machine.
+
+    A request's model is edge, edge:CARD, or edge:auto, for which the request's system message
+    becomes the card. POST /v1/cards makes cards; a page to try it is at /. SIGTERM or Ctrl-C stops
+    it after the running requests. Needs the extra: pip install "lorage_jax[serve]".
+
+    Example: lorage serve --generator nano --port 8000
+    """
+
+    generator: Path
+    """Folder that `lorage train` wrote, or nano or smollm2 for a bundled generator."""
+    edge: Edge = None
+    cloud: Cloud = None
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all, then with --api-key."""
+    port: int = 8000
+    """Port to listen on; 0 takes any free one."""
+    port_file: Path | None = None
+    """File to write the port to, once the server listens."""
+    api_key: str | None = None
+    """Key that clients must send; also from the variable LORAGE_API_KEY, which ps does not show."""
+    cards: Path = Path("cards")
+    """Folder in which cards are kept."""
+    slots: int = 16
+    """Requests that run at the same time."""
+    queue: int = 256
+    """Requests that may wait; others get status 429."""
+    context: int | None = None
+    """Most tokens of a request's prompt and answer; by default the model's context, at most
+    2048."""
+    max_body: int = 1 << 20
+    """Most bytes of a request."""
+    warm: int = 64
+    """Compile the programs for requests of up to this many tokens before listening; others are
+    compiled when they come, which takes seconds."""
+    dtype: AutoDtype = "auto"
+    json: Json = None
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Show a card's gates by layer and expert as text and picture, or the facts of a generator.
 

@@ -1,0 +1,127 @@
+"""`lorage serve`: one small model and many cards behind OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorage_jax.distributed import alone
+from lorage_jax.errors import ConfigError
+from lorage_jax.files.outputs import check_file, write_file
+from lorage_jax.generator.store import (
+    check_identity,
+    load_generator,
+    read_values,
+    recorded_path,
+)
+from lorage_jax.hf.load import load_model
+
+if TYPE_CHECKING:
+    from lorage_jax.commands.options import Serve
+
+KEY = "LORAGE_API_KEY"
+GRACE_SECONDS = 30  # in which requests may finish after SIGTERM
+
+
+def run(options: Serve) -> dict[str, Any]:
+    """Serves until SIGTERM or Ctrl-C, then lets the running requests finish."""
+    alone("lorage serve")
+    _check_extra()
+    from lorage_jax.serve.app import Server
+    from lorage_jax.serve.service import Limits, Service
+
+    began = time.time()
+    if options.port_file is not None:
+        check_file(options.port_file, overwrite=True)
+    limits = Limits(options.slots, options.queue, options.context, options.max_body)
+    with _listening(options.host, options.port) as listener:
+        values = read_values(options.generator)
+        folder = options.edge or recorded_path(values, "edge", options.generator)
+        check_identity(folder, values, "edge")
+        generator = load_generator(options.generator, options.cloud)
+        edge = load_model(folder, options.dtype)
+        service = Service(generator, edge, options.cards, limits)
+        print(f"Preparing {folder.name} ...", file=sys.stderr)
+        service.start(options.warm)
+        server = Server(service, options.api_key or os.environ.get(KEY) or None)
+        try:
+            _serve(server.app(), listener, options.port_file)
+        finally:
+            service.stop()
+    counts = service.scheduler.counts
+    print(f"Stopped after {counts.prompts} prompts.", file=sys.stderr)
+    return {
+        "seconds": time.time() - began,
+        "prompts": counts.prompts,
+        "prompt_tokens": counts.prompt_tokens,
+        "answer_tokens": counts.answer_tokens,
+        "cards_made": service.maker.made,
+    }
+
+
+def _check_extra() -> None:
+    """Raises ConfigError unless the packages of the extra are installed."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f'lorage serve needs {error.name}: pip install "lorage_jax[serve]", or in a checkout '
+            'pip install -e ".[serve]".'
+        ) from None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that a port in use is noticed before anything is loaded."""
+    if not 0 <= port < 65536:
+        raise ConfigError(f"--port is {port}; expected 0 (any free one) to 65535.")
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --host or "
+            "--port (0: any free one)."
+        ) from None
+    return listener
+
+
+def _serve(app: Any, listener: socket.socket, port_file: Path | None) -> None:
+    """Runs the HTTP server until a signal."""
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if port_file is not None:
+                write_file(port_file, f"{port}\n", overwrite=True)
+            print(f"Serving on http://{where}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
+
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+    )
+    try:
+        Announcing(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after a graceful stop
+        return

@@ -1,0 +1,250 @@
+"""The cards of a server: made online, kept in a folder, found again after a restart.
+
+The folder is what counts: a card that another server or `lorage specialize` puts there is found on
+its first use, and one that is deleted there is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from pathlib import Path
+
+from lorage_jax.buckets import bucket
+from lorage_jax.errors import DataError, LorageError, OutputError, WeightsError
+from lorage_jax.generator.card import Card, load_card
+from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
+from lorage_jax.models.model import Model
+from lorage_jax.serve.errors import Busy, NotFound, RequestError, Stopping
+
+_log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+EDGE, AUTO = "edge", "auto"
+MOST_AUTOMATIC = 4096  # cards of system messages that are remembered: some kilobytes each
+AT_ONCE = (1, 4)  # prompts of one cloud pass
+MOST_WAITING = 64
+
+
+def prompt_name(system: str) -> str:
+    """The name of a card that was given none: a hash of its system prompt."""
+    return "c-" + hashlib.sha256(system.encode()).hexdigest()[:16]
+
+
+class CardShelf:
+    """The cards in a folder that go with one generator and its edge.
+
+    Args:
+        folder: where `NAME.json` are; it need not exist yet.
+        generator: whose cards they are.
+        edge: the edge they are for.
+    """
+
+    def __init__(self, folder: Path, generator: Generator, edge: Model):
+        self.folder, self.generator, self.edge = folder, generator, edge
+        self._known: dict[str, tuple[int, Card]] = {}
+        self._refused: set[Path] = set()
+
+    def get(self, name: str) -> Card:
+        """The card of a name. Raises NotFound if there is none, RequestError if it does not fit."""
+        path = self.folder / f"{name}.json"
+        try:
+            if not NAME.fullmatch(name):
+                raise FileNotFoundError
+            stamp = path.stat().st_mtime_ns
+        except OSError:
+            self._known.pop(name, None)
+            raise NotFound(
+                f"the model {EDGE}:{name[:80]} does not exist: there is no card {name[:80]!r}. "
+                "POST /v1/cards makes one; GET /v1/models lists them.",
+                param="model",
+                code="model_not_found",
+            ) from None
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            try:
+                card = self._checked(load_card(path))
+            except WeightsError as error:
+                raise RequestError(str(error), param="model", code="card_unusable") from None
+            self._known[name] = known = (stamp, card)
+        return known[1]
+
+    def put(self, name: str, card: Card) -> Card:
+        """Writes a card under a new name; the same gates again change nothing.
+
+        Raises RequestError if the name has another card, or one that cannot be written.
+        """
+        self._checked(card)
+        about = {"created": int(time.time()), **card.about}
+        card = dataclasses.replace(card, about=about)
+        path = self._path(name)
+        for _ in range(2):
+            if path.exists():
+                old = self.get(name)
+                if (old.gates == card.gates).all():
+                    return old
+                raise RequestError(
+                    f"there is another card {name!r}; delete it first, or choose another name.",
+                    param="name",
+                    code="card_exists",
+                    status=409,
+                )
+            try:
+                card.save(path)
+                return card
+            except OutputError as error:
+                if not path.exists():  # else another server was faster
+                    raise RequestError(str(error), code="card_not_written", status=507) from None
+        raise RequestError(f"the card {name!r} changes too often.", param="name", status=409)
+
+    def delete(self, name: str) -> None:
+        """Deletes a card. Raises NotFound."""
+        self.get(name)
+        self._path(name).unlink(missing_ok=True)
+        self._known.pop(name, None)
+
+    def all(self) -> dict[str, Card]:
+        """Every card by name; files that are none of this generator and edge are left out."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
+            if not NAME.fullmatch(path.stem):
+                continue
+            try:
+                found[path.stem] = self.get(path.stem)
+            except LorageError as error:
+                if path not in self._refused:
+                    self._refused.add(path)
+                    _log.warning("%s is left out: %s", path, error)
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{check_name(name)}.json"
+
+    def _checked(self, card: Card) -> Card:
+        """The card. Raises WeightsError unless it is for this edge, generator and turns."""
+        card.check(self.edge, self.generator.pool)
+        turns = {card.about.get("turns"), self.generator.turns.get("edge"), None}
+        if card.template.to_dict() != self.generator.template.to_dict() or len(turns) > 2:
+            raise WeightsError("this card was trained in other turns than the generator's.")
+        return card
+
+
+def check_name(name: str) -> str:
+    """Returns a card's name. Raises RequestError for one that could not be a file or a model."""
+    if not NAME.fullmatch(name) or name in (AUTO, EDGE) or name.endswith("."):
+        raise RequestError(
+            f"the card's name is {name[:80]!r}; expected 1 to 64 letters, digits, '.', '_' or '-', "
+            f"beginning with a letter or digit, and neither {AUTO!r} nor {EDGE!r}.",
+            param="name",
+        )
+    return name
+
+
+class CardMaker:
+    """Makes cards of system prompts on a thread of its own; those that wait share a cloud pass."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        self.made, self.seconds = 0, 0.0
+        self._waiting: deque[tuple[str, Future[Card]]] = deque()
+        self._known: OrderedDict[str, Future[Card]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="lorage-cards", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Ends the thread; prompts that wait get an error."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        """True while cards can be made."""
+        return self._thread.ident is None or self._thread.is_alive()
+
+    def warm(self, tokens: int) -> None:
+        """Compiles the cloud's programs for prompts up to so many tokens."""
+        sizes: set[int] = set()
+        for words in range(1, tokens + 1):
+            text = "a " * words
+            if (length := len(prompt_tokens(self.generator, text))) > tokens:
+                return
+            if (size := bucket(length)) not in sizes:
+                sizes.add(size)
+                specialize(self.generator, [text])
+
+    def card(self, system: str) -> Future[Card]:
+        """The card of a system prompt: remembered, being made, or queued.
+
+        Raises DataError for a prompt that is empty or too long for the cloud, Busy if too many
+        wait, and Stopping.
+        """
+        key = prompt_name(system)
+        with self._changed:
+            if (found := self._known.get(key)) is not None:
+                self._known.move_to_end(key)
+                return found
+        prompt_tokens(self.generator, system)  # raises
+        with self._changed:
+            if self._stopping:
+                raise Stopping("the server is stopping.")
+            if (found := self._known.get(key)) is not None:
+                return found
+            if len(self._waiting) >= MOST_WAITING:
+                raise Busy(f"{len(self._waiting)} system prompts are waiting. Try again later.")
+            future: Future[Card] = Future()
+            future.set_running_or_notify_cancel()  # a client that goes does not stop the pass
+            self._known[key] = future
+            while len(self._known) > MOST_AUTOMATIC:
+                self._known.popitem(last=False)
+            self._waiting.append((system, future))
+            self._changed.notify()
+            return future
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._stopping):
+                    self._changed.wait()
+                count = min(len(self._waiting), AT_ONCE[-1])
+                batch = [self._waiting.popleft() for _ in range(count)]
+                if self._stopping:
+                    batch += self._waiting
+                    self._waiting.clear()
+                    for _, future in batch:
+                        future.set_exception(Stopping("the server is stopping."))
+                    return
+            self._make(batch)
+
+    def _make(self, batch: list[tuple[str, Future[Card]]]) -> None:
+        began = time.monotonic()
+        prompts = [system for system, _ in batch]
+        size = next(n for n in AT_ONCE if n >= len(prompts))
+        try:
+            cards = specialize(self.generator, prompts + prompts[-1:] * (size - len(prompts)))
+        except Exception as error:
+            if not isinstance(error, DataError):
+                _log.exception("Making cards failed.")
+            with self._changed:
+                for system, _ in batch:
+                    self._known.pop(prompt_name(system), None)
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        self.made += len(batch)
+        self.seconds += time.monotonic() - began
+        for (_, future), card in zip(batch, cards, strict=False):
+            future.set_result(card)

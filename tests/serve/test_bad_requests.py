@@ -1,0 +1,150 @@
+"""What is wrong with a request gets one message in OpenAI's form, and the server goes on."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.serve.server import running
+
+CHAT = {"model": "edge", "messages": [{"role": "user", "content": "moon"}], "max_tokens": 2}
+TEXT = {"model": "edge", "prompt": "moon", "max_tokens": 2}
+
+
+def send(url, body=None, method=None, key=None):
+    """(status, JSON) of a request; bytes are sent as they are."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | ({"Authorization": key} if key else {})
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as found:
+            return found.status, json.loads(found.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "words"),
+    [
+        ("chat/completions", b"{", 400, None, "not JSON"),
+        ("chat/completions", b"", 400, None, "not JSON"),
+        ("chat/completions", b"\xff\xfe", 400, None, "not JSON"),
+        ("chat/completions", b"[" * 100_000, 400, None, "not JSON"),
+        ("chat/completions", [1], 400, None, "expected a JSON object"),
+        ("chat/completions", CHAT | {"model": None}, 400, "model", "missing"),
+        ("chat/completions", CHAT | {"model": 3}, 400, "model", "expected a text"),
+        ("chat/completions", CHAT | {"model": "edge:none"}, 404, "model", "edge:none"),
+        ("chat/completions", CHAT | {"model": "../x"}, 404, "model", "../x"),
+        ("chat/completions", CHAT | {"messages": []}, 400, "messages", "empty"),
+        ("chat/completions", CHAT | {"messages": "hi"}, 400, "messages", "a list"),
+        ("chat/completions", CHAT | {"messages": ["hi"]}, 400, "messages", "messages[0]"),
+        ("chat/completions", CHAT | {"messages": [{"role": "tool", "content": "x"}]}, 400,
+         "messages", "role"),
+        ("chat/completions", CHAT | {"messages": [{"role": "user", "content": None}]}, 400,
+         "messages", "content"),
+        ("chat/completions", CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400,
+         "messages", "Unicode"),
+        ("chat/completions", CHAT | {"messages": [{"role": "user", "content":
+         [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages", "type text"),
+        ("chat/completions", CHAT | {"n": 2}, 400, "n", "not supported"),
+        ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, 400, "tools",
+         "not supported"),
+        ("chat/completions", CHAT | {"response_format": {"type": "json_object"}}, 400,
+         "response_format", "not supported"),
+        ("chat/completions", CHAT | {"presence_penalty": 0.5}, 400, "presence_penalty",
+         "not supported"),
+        ("chat/completions", CHAT | {"max_tokens": 0}, 400, "max_tokens", "expected 1"),
+        ("chat/completions", CHAT | {"max_tokens": "9"}, 400, "max_tokens", "whole number"),
+        ("chat/completions", CHAT | {"max_tokens": True}, 400, "max_tokens", "whole number"),
+        ("chat/completions", CHAT | {"max_tokens": 100_000}, 400, "max_tokens", "context"),
+        ("chat/completions", CHAT | {"temperature": -1}, 400, "temperature", "temperature"),
+        ("chat/completions", CHAT | {"temperature": "hot"}, 400, "temperature", "a number"),
+        ("chat/completions", CHAT | {"top_p": 0}, 400, "top_p", "top_p"),
+        ("chat/completions", CHAT | {"stop": [""]}, 400, "stop", "none empty"),
+        ("chat/completions", CHAT | {"stop": list("abcde")}, 400, "stop", "at most 4"),
+        ("chat/completions", CHAT | {"stream": "yes"}, 400, "stream", "true or false"),
+        ("chat/completions", CHAT | {"top_logprobs": 3}, 400, "top_logprobs", "logprobs"),
+        ("chat/completions", CHAT | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs",
+         "0 to 20"),
+        ("completions", TEXT | {"prompt": ""}, 400, "prompt", "not empty"),
+        ("completions", TEXT | {"prompt": [[]]}, 400, "prompt", "not empty"),
+        ("completions", TEXT | {"prompt": {}}, 400, "prompt", "token ids"),
+        ("completions", TEXT | {"prompt": [5, 10**9]}, 400, "prompt", "vocabulary"),
+        ("completions", TEXT | {"prompt": [-1]}, 400, "prompt", "vocabulary"),
+        ("completions", TEXT | {"prompt": ["a"] * 65}, 400, "prompt", "at most 64"),
+        ("completions", TEXT | {"prompt": "a " * 5000}, 400, "max_tokens", "context"),
+        ("completions", TEXT | {"model": "edge:auto"}, 400, None, "needs a chat"),
+        ("completions", TEXT | {"echo": True}, 400, "echo", "not supported"),
+        ("cards", {}, 400, "system", "missing"),
+        ("cards", {"system": "  "}, 400, "system", "empty"),
+        ("cards", {"system": 5}, 400, "system", "a text"),
+        ("cards", {"system": "word " * 5000}, 400, "system", "Shorten"),
+        ("cards", {"system": "x", "name": "../../etc/passwd"}, 400, "name", "letters"),
+        ("cards", {"system": "x", "name": "auto"}, 400, "name", "auto"),
+        ("cards", {"system": "x", "name": "a" * 65}, 400, "name", "1 to 64"),
+        ("cards", {"card": {"format": "lorage-card/1"}}, 400, "card", "card"),
+    ],
+)  # fmt: skip
+def test_one_message(api, path, body, status, param, words):
+    found, answer = send(f"{api.url}/v1/{path}", body)
+    assert found == status, answer
+    assert set(answer) == {"error"} and set(answer["error"]) == {"message", "type", "param", "code"}
+    assert words in answer["error"]["message"] and answer["error"]["param"] == param
+    assert len(answer["error"]["message"]) < 400
+    assert "Traceback" not in answer["error"]["message"]
+
+
+def test_the_server_is_alive_after_all_of_it(api):
+    status, answer = send(f"{api.url}/v1/chat/completions", CHAT | {"frobnicate": 1, "user": "me"})
+    assert status == 200 and answer["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_unknown_models_have_openai_s_code(api):
+    answer = send(f"{api.url}/v1/chat/completions", CHAT | {"model": "gpt-4"})[1]
+    assert answer["error"]["code"] == "model_not_found" and "gpt-4" in answer["error"]["message"]
+
+
+def test_unknown_paths_and_methods(api):
+    assert send(f"{api.url}/v1/nothing")[0] == 404
+    status, answer = send(f"{api.url}/v1/chat/completions")
+    assert status == 405 and "error" in answer
+    assert send(f"{api.url}/v1/cards/nobody")[0] == 404
+    assert send(f"{api.url}/v1/cards/nobody", method="DELETE")[0] == 404
+
+
+def test_bodies_over_the_limit_are_not_read(nano_service):
+    service = nano_service(body=2000)
+    with running(service) as url:
+        status, answer = send(f"{url}/v1/chat/completions", b" " * 2001)
+        assert (status, answer["error"]["code"]) == (413, "body_too_large")
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as raw:
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            for _ in range(5):
+                raw.sendall(b"200\r\n" + b" " * 512 + b"\r\n")
+            assert b" 413 " in raw.recv(1000)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as raw:
+            raw.sendall(b"nonsense\r\n\r\n")
+            assert b" 400 " in raw.recv(1000)
+        assert send(f"{url}/v1/chat/completions", CHAT)[0] == 200
+
+
+def test_a_full_queue_is_429(nano_service):
+    service = nano_service(slots=1, queue=2)
+    with running(service) as url:
+        status, answer = send(f"{url}/v1/completions", TEXT | {"prompt": ["a", "b", "c"]})
+        assert status == 429 and answer["error"]["code"] == "queue_full"
+        assert send(f"{url}/v1/completions", TEXT | {"prompt": ["a", "b"]})[0] == 200
+
+
+def test_an_api_key_is_asked_for(nano_service):
+    with running(nano_service(), key="secret") as url:
+        status, answer = send(f"{url}/v1/chat/completions", CHAT)
+        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        assert send(f"{url}/v1/models", key="Bearer wrong")[0] == 401
+        assert send(f"{url}/v1/chat/completions", CHAT, key="Bearer secret")[0] == 200
+        assert send(f"{url}/health")[0] == 200

@@ -1,0 +1,136 @@
+"""Cards online: made, kept, found again, deleted, sent to devices."""
+
+import dataclasses
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from lorage_jax.generator.card import card_from_dict, load_card
+from lorage_jax.generator.generator import specialize
+from lorage_jax.infer.chat import chat
+from tests.serve.server import PROMPTS, WORDS, running
+from tests.serve.test_bad_requests import send
+
+pytest.importorskip("starlette")
+
+
+def download(url):
+    import urllib.request
+
+    with urllib.request.urlopen(url, timeout=120) as found:
+        return found.read(), found.headers
+
+
+def test_a_card_is_that_of_specialize_and_is_kept(api, nano_pair):
+    status, made = send(f"{api.url}/v1/cards", {"system": PROMPTS["bars"], "name": "kept"})
+    assert status == 201
+    assert {k: made[k] for k in ("id", "object", "model")} == {
+        "id": "kept", "object": "card", "model": "edge:kept"}  # fmt: skip
+    wanted = specialize(nano_pair[0], PROMPTS["bars"])
+    found = card_from_dict(made["card"], "the answer")
+    np.testing.assert_allclose(found.gates, wanted.gates, atol=1e-6)
+    assert found.edge == wanted.edge and found.generator == wanted.generator
+    on_disk = load_card(api.service.shelf.folder / "kept.json")
+    np.testing.assert_array_equal(on_disk.gates, found.gates)
+    assert send(f"{api.url}/v1/cards/kept")[1]["card"] == made["card"]
+    assert "kept" in [one["id"] for one in send(f"{api.url}/v1/cards")[1]["data"]]
+
+
+def test_a_name_is_given_once(api):
+    first = send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"], "name": "once"})
+    again = send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"], "name": "once"})
+    assert first[0] == again[0] == 201 and first[1] == again[1]
+    status, answer = send(f"{api.url}/v1/cards", {"system": PROMPTS["bars"], "name": "once"})
+    assert (status, answer["error"]["code"]) == (409, "card_exists")
+    assert send(f"{api.url}/v1/cards/once")[1] == first[1]
+
+
+def test_without_a_name_a_card_is_called_by_its_prompt(api):
+    one, two = (send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"]})[1] for _ in range(2))
+    other = send(f"{api.url}/v1/cards", {"system": PROMPTS["reverse"]})[1]
+    assert one["id"] == two["id"] != other["id"]
+
+
+def test_a_deleted_card_is_gone(api):
+    send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"], "name": "short-lived"})
+    assert send(f"{api.url}/v1/cards/short-lived", method="DELETE")[1]["deleted"] is True
+    assert send(f"{api.url}/v1/cards/short-lived")[0] == 404
+    body = {"model": "edge:short-lived", "messages": [{"role": "user", "content": "moon"}]}
+    assert send(f"{api.url}/v1/chat/completions", body)[0] == 404
+
+
+def test_cards_are_found_after_a_restart_and_when_another_server_makes_them(
+    nano_service, merged, tmp_path
+):
+    folder = tmp_path / "cards"
+    with running(nano_service(folder)) as url:
+        send(f"{url}/v1/cards", {"system": PROMPTS["bars"], "name": "bars"})
+    service, other = nano_service(folder), nano_service(folder)
+    with running(service) as url, running(other) as second:
+        body = {"model": "bars", "messages": [{"role": "user", "content": WORDS[0]}]}
+        for _ in range(2):
+            answer = send(f"{url}/v1/chat/completions", body)[1]
+            assert answer["choices"][0]["message"]["content"] == chat(merged["bars"], WORDS[0])
+        send(f"{second}/v1/cards", {"system": PROMPTS["upper"], "name": "late"})
+        answer = send(f"{url}/v1/chat/completions", body | {"model": "edge:late"})[1]
+        assert answer["choices"][0]["message"]["content"] == chat(merged["upper"], WORDS[0])
+        send(f"{second}/v1/cards/bars", method="DELETE")
+        assert send(f"{url}/v1/chat/completions", body)[0] == 404
+
+
+def test_damaged_and_foreign_cards_are_named_and_left_out(nano_service, nano_pair, tmp_path):
+    card = specialize(nano_pair[0], PROMPTS["upper"])
+    dataclasses.replace(card, edge="sha256:another").save(tmp_path / "foreign.json")
+    card.save(tmp_path / "good.json")
+    (tmp_path / "cut.json").write_text(json.dumps(card.to_dict())[:200])
+    with running(nano_service(tmp_path)) as url:
+        found = [one["id"] for one in send(f"{url}/v1/cards")[1]["data"]]
+        assert found == ["good"]
+        for name, words in (("foreign", "for the edge"), ("cut", "not a card")):
+            body = {"model": name, "messages": [{"role": "user", "content": "moon"}]}
+            status, answer = send(f"{url}/v1/chat/completions", body)
+            assert status == 400 and words in answer["error"]["message"]
+        sent = {"card": dataclasses.replace(card, edge="sha256:another").to_dict()}
+        status, answer = send(f"{url}/v1/cards", sent)
+        assert status == 400 and "for the edge" in answer["error"]["message"]
+        status, answer = send(f"{url}/v1/cards", {"card": card.to_dict(), "name": "sent"})
+        assert status == 201 and answer["card"]["gates"] == card.to_dict()["gates"]
+
+
+def test_a_card_for_a_device(api, nano_pair, tmp_path):
+    """The downloaded PEFT folder and LoRA GGUF are those of the library."""
+    from lorage_jax.generator.adapter import export_adapter
+    from lorage_jax.generator.lora_gguf import export_lora_gguf
+
+    send(f"{api.url}/v1/cards", {"system": PROMPTS["bars"], "name": "device"})
+    generator, edge = nano_pair
+    card = api.service.shelf.get("device")
+    packed, headers = download(f"{api.url}/v1/cards/device?format=peft")
+    assert 'filename="device.zip"' in headers["Content-Disposition"]
+    with zipfile.ZipFile(io.BytesIO(packed)) as file:
+        file.extractall(tmp_path / "got")
+    export_adapter(generator.pool, card, edge, tmp_path / "own")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
+        got = tmp_path / "got" / "device" / name
+        assert got.read_bytes() == (tmp_path / "own" / name).read_bytes(), name
+    pytest.importorskip("gguf")
+    data, _ = download(f"{api.url}/v1/cards/device?format=gguf")
+    export_lora_gguf(generator.pool, card, edge, tmp_path / "device.gguf")
+    assert data == (tmp_path / "device.gguf").read_bytes()
+    status, answer = send(f"{api.url}/v1/cards/device?format=onnx")
+    assert status == 400 and answer["error"]["param"] == "format"
+
+
+def test_many_prompts_at_once_share_cloud_passes(api, nano_pair):
+    from concurrent.futures import ThreadPoolExecutor
+
+    systems = [f"Write all the words in upper case. Say it {n} times." for n in range(9)]
+    with ThreadPoolExecutor(9) as pool:
+        made = list(pool.map(lambda s: send(f"{api.url}/v1/cards", {"system": s})[1], systems))
+    assert len({one["id"] for one in made}) == 9
+    for system, one in zip(systems, made, strict=True):
+        wanted = specialize(nano_pair[0], system)
+        np.testing.assert_allclose(card_from_dict(one["card"], "it").gates, wanted.gates, atol=1e-5)

@@ -1,0 +1,92 @@
+"""`lorage serve` as a process: it listens, keeps its cards, and stops gracefully."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.serve.server import PROMPTS
+from tests.serve.test_bad_requests import send
+
+pytest.importorskip("starlette")
+ARGUMENTS = [*"serve --generator nano --port 0 --warm 0 --port-file port --cards cards".split()]
+
+
+def start(folder, *more):
+    """The process, and its URL once it listens."""
+    (folder / "port").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorage_jax.cli", *ARGUMENTS, *more],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "port").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, f"http://127.0.0.1:{int((folder / 'port').read_text())}"
+
+
+def test_sigterm_lets_a_running_answer_finish_and_sigkill_loses_no_card(tmp_path):
+    process, url = start(tmp_path)
+    made = send(f"{url}/v1/cards", {"system": PROMPTS["bars"], "name": "bars"})
+    assert made[0] == 201
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stderr.close()
+    process, url = start(tmp_path, "--json", "result.json")
+    assert send(f"{url}/v1/cards/bars")[1] == made[1]
+    found = []
+    body = {"model": "bars", "messages": [{"role": "user", "content": "city king frog star"}]}
+    asked = threading.Thread(
+        target=lambda: found.append(send(f"{url}/v1/chat/completions", body)), daemon=True
+    )
+    asked.start()
+    while send(f"{url}/health")[1]["running"] == 0 and not found:  # compiling, or decoding
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    asked.join(60)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, errors
+    status, answer = found[0]
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"] == "| STAR | CITY | KING | FROG |"
+    assert "Traceback" not in errors and "Serving on http://127.0.0.1:" in errors
+    assert json.loads((tmp_path / "result.json").read_text())["prompts"] == 1
+
+
+def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeypatch):
+    import socket
+
+    from lorage_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for options, words in (
+            (["--port", str(port)], "cannot listen"),
+            (["--port", "70000"], "0 (any free one) to 65535"),
+            (["--port", "0", "--slots", "0"], "slots is 0"),
+            (["--port", "0", "--context", "100000000"], "context is"),
+            (["--port", "0", "--port-file", str(tmp_path)], "not a plain file"),
+        ):
+            assert main(["serve", "--generator", "nano", "--warm", "0", *options]) == 1
+            assert words in capsys.readouterr().err
+
+
+def test_the_missing_extra_is_named(monkeypatch, capsys):
+    from lorage_jax.cli import main
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "--generator", "nano", "--port", "0"]) == 1
+    assert "lorage_jax[serve]" in capsys.readouterr().err
