@@ -28,11 +28,12 @@ def test_in_turn_warms_every_action_and_alternates():
 
 
 def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
-    """With a clock of 1 s per prompt token and 10 s per new one, the report must find both."""
+    """With a clock of 1 s per token read and 10 s per new one, the report must find both."""
     asked = []
 
-    def generate_tokens(model, rows, *, max_new_tokens):
-        asked.append((model.config.eos_ids, len(rows), len(rows[0]), max_new_tokens))
+    def generate_tokens(model, rows, *, max_new_tokens, prefixes=None):
+        read = len(rows[0]) - (prefixes[0].shared(rows[0]) if prefixes else 0)
+        asked.append((model.config.eos_ids, len(rows), read, max_new_tokens))
 
     def in_turn(actions, repeats):
         for action in actions.values():
@@ -43,7 +44,7 @@ def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
     monkeypatch.setattr(latency, "generate_tokens", generate_tokens)
     monkeypatch.setattr(latency, "in_turn", in_turn)
     result = latency.bench_latency(config, **COUNTS, repeats=3, dtype="float32")
-    assert asked == [((), 1, length, new) for length in (50, 20) for new in (1, 5)]
+    assert asked == [((), 1, length, new) for length in (50, 20, 20) for new in (1, 5)]
     assert (result["padded_with_prompt"], result["padded_specialized"]) == (56, 20)
     assert result["prefill_ms_with_prompt"] == 60_000
     assert result["prefill_ms_specialized"] == 30_000
@@ -53,12 +54,13 @@ def test_what_is_timed_and_how_it_is_put_together(config, monkeypatch):
     assert result["ratio_prefill"] == 2
     assert result["ratio_decode_per_token"] == 1
     assert result["ratio_request"] == pytest.approx(100 / 70)
+    assert result["tokens_prompt_cached"] == 20 and result["ratio_request_cached"] == 1
 
 
 def test_latency_runs(config):
     result = latency.bench_latency(config, **COUNTS, repeats=2, dtype="bfloat16")
     assert result["layers"] == 3
-    assert result["prefill_ms_with_prompt"] > 0 and result["prefill_ms_specialized"] > 0
+    assert all(result[f"prefill_ms_{way}"] > 0 for way in latency.WAYS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -125,6 +125,8 @@ class Flops(EdgeShape):
 class Latency(EdgeShape):
     """Time a request with and without the prompt: prefill, decoding, and the whole request.
 
+    The prompt is read anew, or its keys are kept from before and copied to the request.
+
     Example: lorage bench latency --shape tinyllama --dtype float32 --repeats 5
     """
 
