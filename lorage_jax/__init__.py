@@ -1,12 +1,17 @@
 """LoRA-Gen in JAX: a system prompt in, a specialised small language model out.
 
-The public face. Names are imported when first used, so that `import lorage_jax` is quick.
+The public face. Names are imported when first used, so that `import lorage_jax` is quick. Where
+libtpu is installed without a TPU, it is kept from looking for one and from complaining.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from lorage_jax.libtpu import keep_quiet as _keep_quiet
 
 if TYPE_CHECKING:
     from lorage_jax.errors import LorageError as LorageError
@@ -54,13 +59,38 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)
 
+_keep_quiet()
+
+
+class _Room(ModuleType):
+    """A room that has the name of a public function, `train`; it can be called as the function."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(_home(name), name)(*args, **options)
+
+
+class _Face(ModuleType):
+    """This module. Importing a room makes it an attribute here, in the place of the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
+
+
+def _home(name: str) -> ModuleType:
+    return importlib.import_module(f"lorage_jax.{_HOMES[name]}")
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lorage_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"lorage_jax.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    value = getattr(_home(name), name)
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:
