@@ -31,6 +31,19 @@ PAD = re.compile(r"\[PAD(\d+)\]")
 # model by its name.
 PHI3 = re.compile("phi-?3", re.IGNORECASE)
 KEEPING = ("<unk>", "<s>", "<|endoftext|>")
+# Names that llama.cpp takes for control tokens (ends of texts, parts of a text to fill), whatever
+# the file says. Plain text that spells one is no such token.
+CONTROLS = frozenset(
+    "</s> <eos> [EOS] <EOT> _<EOT> [EOT] <end_of_turn> <end_of_utterance> <turn|> [e~[ "
+    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> "
+    "<|endoftext|> <|end_of_text|> <|tool_response> <\uff5cend▁of▁sentence\uff5c> "
+    "<|fim_prefix|> <fim-prefix> <fim_prefix> <PRE> ▁<PRE> <|code_prefix|> <|prefix|> "
+    "<|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> ▁<SUF> <|code_suffix|> <|suffix|> "
+    "<|fim_middle|> <fim-middle> <fim_middle> <MID> ▁<MID> <|code_middle|> <|middle|> "
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> "
+    "<reponame> <|file_sep|> <\uff5cfim▁begin\uff5c> "
+    "<\uff5cfim▁hole\uff5c> <\uff5cfim▁end\uff5c>".split()
+)
 
 
 def make_tokenizer(keys: Mapping[str, Any], where: Any, pre: str | None = None) -> Any:
@@ -80,14 +93,17 @@ def make_tokenizer(keys: Mapping[str, Any], where: Any, pre: str | None = None) 
 
 
 def _tokens(keys: Mapping[str, Any], where: Any) -> tuple[list[str], list[int]]:
-    """Token and kind of every id."""
+    """Token and kind of every id, as llama.cpp takes them."""
     tokens = keys.get(f"{PREFIX}tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise WeightsError(f"{where}: it has a tokenizer without tokens.")
     kinds = keys.get(f"{PREFIX}token_type") or [int(Kind.NORMAL)] * len(tokens)
     if len(kinds) != len(tokens):
         raise WeightsError(f"{where}: {len(tokens)} tokens have {len(kinds)} types.")
-    return tokens, kinds
+    control = int(Kind.CONTROL)
+    return tokens, [
+        control if token in CONTROLS else kind for token, kind in zip(tokens, kinds, strict=True)
+    ]
 
 
 def _is_padding(token: str, number: int) -> bool:

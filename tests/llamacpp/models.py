@@ -52,6 +52,7 @@ def splitting(pre_tokenizer, **model):
     merges = [["1", "2"], ["h", "e"], ["he", "y"]]
     vocab = values["model"]["vocab"]
     vocab |= {"".join(pair): len(vocab) + i for i, pair in enumerate(merges)}
+    vocab["ing"] = len(vocab)  # no merge gives it: it is found only where whole pieces are
     values["model"] |= {"vocab": vocab, "merges": merges, **model}
     made._tokenizer = Tokenizer.from_str(json.dumps(values))
     made._tokenizer.pre_tokenizer = pre_tokenizer

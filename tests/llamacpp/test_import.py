@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import lorage_jax as lg
 from lorage_jax.errors import WeightsError
 from lorage_jax.files.gguf import open_gguf_file
-from lorage_jax.gguf.vocabulary import NAMES
+from lorage_jax.gguf.vocabulary import CONTROLS, NAMES
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.gguf import gguf_tokenizer
 from lorage_jax.hf.import_gguf import import_gguf
@@ -212,9 +212,25 @@ def test_tokens_of_every_known_name(tmp_path, name):
     check_read_tokens(LlamaServer(tmp_path / "model.gguf"), tmp_path / "model.gguf", 1000)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CONTROLS - {"</s>"}))
+def test_names_that_llama_cpp_takes_for_control_tokens(tmp_path, name):
+    """An added token that is not special stays whole in a text; these do not."""
+    tokenizer = split_as(NAMES["gpt-2"])
+    tokenizer.add_tokens([name, "<plain>"])
+    size = len(tokenizer)
+    make_tiny("llama", tmp_path / "model", tokenizer=False, vocab_size=size, num_hidden_layers=1)
+    tokenizer.save_pretrained(str(tmp_path / "model"))
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
+    server, read = LlamaServer(tmp_path / "model.gguf"), gguf_tokenizer(tmp_path / "model.gguf")
+    for text, count in ((name, 2), ("<plain>", 1)):
+        ids = read.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ids == server.tokens(text) and (len(ids) == 1) == (count == 1)
+
+
 def test_special_tokens_of_phi3_take_the_space_behind_them(tmp_path):
     folder = tmp_path / "phi-3-tiny"  # llama.cpp knows the model by its name
-    tiny_folder(folder, "llama")
+    tiny_folder(folder, "llama", vocab_size=280)
     tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<unk>", "<|endoftext|>"]})
     tokenizer.save_pretrained(folder)
