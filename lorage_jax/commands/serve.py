@@ -46,7 +46,7 @@ def run(options: Serve) -> dict[str, Any]:
         generator = load_generator(options.generator, options.cloud)
         edge = load_model(folder, options.dtype)
         service = Service(generator, edge, options.cards, limits)
-        print(f"Preparing {folder.name} ...", file=sys.stderr)
+        print("Compiling programs ...", file=sys.stderr, flush=True)
         service.start(options.warm)
         server = Server(service, options.api_key or os.environ.get(KEY) or None)
         try:

@@ -75,7 +75,7 @@ def test_the_report_is_what_was_measured(made):
         lengths = [len(encode(tokenizer, text, bos=True)) for text in texts]
         assert tokens[way] == pytest.approx(np.mean(lengths))
     assert tokens["lora_gen"] < tokens["in_context"]
-    assert set(report["seconds_per_request"]) == TIMED
+    assert set(report["seconds_per_request"]) == {*TIMED, "in_context_cached"}
 
 
 def test_the_prompt_is_what_does_it(made):
@@ -92,7 +92,10 @@ def test_the_prompt_is_what_does_it(made):
 
 
 def test_who_is_asked_what_and_timed(made, monkeypatch):
-    """Four arms; the first three are timed on the same requests, without an eos."""
+    """Four arms; the first three are timed on the same requests, without an eos.
+
+    So are those with the prompt in context behind its kept keys.
+    """
     out, report = made
     questions = [(answer["user"], answer["expected"]) for answer in report["answers"]]
     calls, texts = [], [f" {target}\n" for _, target in questions]
@@ -108,7 +111,14 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
         known = dict(questions)
         return [encode(model.tokenizer, f" {known[user]}", bos=False) for user in users]
 
+    cached = []
+
+    def continue_cached(model, rows, max_new_tokens, prefixes):
+        cached.append((model, rows, max_new_tokens, prefixes))
+        return texts
+
     monkeypatch.setattr(quickstart, "generate", answer)
+    monkeypatch.setattr(quickstart, "generate_tokens", continue_cached)
     monkeypatch.setattr(answers, "generate_tokens", write)
     monkeypatch.setattr(
         quickstart,
@@ -118,7 +128,9 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
     generator = lg.load_generator("nano", dtype="float32")
     found = quickstart._ask(out, questions, generator, nano.EDGE, KNOWN)
     assert found["exact_match"] == dict.fromkeys(found["exact_match"], 1.0)
-    assert found["seconds_per_request"] == dict.fromkeys(TIMED, 48.0 / len(questions))
+    assert found["seconds_per_request"] == dict.fromkeys(
+        (*TIMED, "in_context_cached"), 48.0 / len(questions)
+    )
 
     edge = lg.load_model(nano.EDGE, dtype="float32")
     special, other = (
@@ -129,6 +141,11 @@ def test_who_is_asked_what_and_timed(made, monkeypatch):
     told = [edge_prompt_with_system(report["prompt"], user) for user, _ in questions]
     expected = [(edge, bare), (edge, told), (special, bare), (other, bare)]
     longest = max(len(encode_target(edge.tokenizer, target)) for _, target in questions)
+    ((model, rows, new, prefixes),) = cached
+    assert rows == [encode(edge.tokenizer, text, bos=True) for text in told]
+    assert new == longest and model.config.eos_ids == ()
+    shared = {prefix.shared(row) for prefix, row in zip(prefixes, rows, strict=True)}
+    assert len(shared) == 1 and min(map(len, rows)) > shared.pop() > len(rows[0]) / 2
     for number, (model, asked, new) in enumerate(calls):
         wanted, shown = expected[number % 4]
         timed = number >= 4
