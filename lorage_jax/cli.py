@@ -49,6 +49,7 @@ RUNNERS: dict[type, str] = {
     options.Serve: "serve",
     options.Eval: "eval",
     options.Inspect: "inspect",
+    conversions.Push: "push",
     options.Report: "report",
     bench.Merge: "bench.merge",
     bench.Prefill: "bench.prefill",
@@ -75,6 +76,7 @@ Command = Annotated[
     | options.Serve
     | options.Eval
     | options.Inspect
+    | conversions.Push
     | options.Report
     | bench.Bench,
     tyro.conf.OmitSubcommandPrefixes,

@@ -1,4 +1,4 @@
-"""Options of the commands that convert model files: `export` and `import`."""
+"""Options of the commands that convert or share model files: `export`, `import` and `push`."""
 
 from __future__ import annotations
 
@@ -54,3 +54,22 @@ class Import:
     """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
     json: Json = None
     overwrite: Overwrite = False
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a generator, or an exported model or adapter, to the Hugging Face Hub.
+
+    Its README.md becomes the model card; add to it what you know, such as scores. Log in first
+    (hf auth login). A pushed generator loads by its name, OWNER/NAME.
+
+    Example: lorage push runs/a/generator OWNER/NAME --private
+    """
+
+    folder: Positional[Path]
+    """Folder that lorage_jax wrote."""
+    repository: Positional[str]
+    """Its place on the Hub, OWNER/NAME; made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    json: Json = None

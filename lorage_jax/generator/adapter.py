@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,14 @@ from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.hf import tables
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.export import write_template
+from lorage_jax.hf.hub_card import (
+    METHOD,
+    SCORES,
+    describe_card,
+    licence_text,
+    portable_name,
+    write_hub_card,
+)
 from lorage_jax.hf.multimodal import module_name
 from lorage_jax.hf.peft import CONFIG, TENSORS
 from lorage_jax.hf.peft_weights import PREFIX
@@ -30,7 +37,6 @@ from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 FORMAT = "lorage-adapter/1"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def export_adapter(
@@ -64,6 +70,7 @@ def export_adapter(
             write_template(template, folder)
         config = json.dumps(peft_config(pool, edge, rank, base_name), indent=2) + "\n"
         (folder / CONFIG).write_text(config, "utf-8")
+        _write_hub_card(folder, card, edge, base_name)
         values = {
             "format": FORMAT,
             "generator": pool.generator,
@@ -75,6 +82,33 @@ def export_adapter(
             "card": card.to_dict(),
         }
         write_manifest(folder, values)
+
+
+USE = """Ask in the turns of this folder's chat template, without a system message, which is in the
+adapter.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{adapter}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")
+```
+
+In lorage_jax: `lg.load_adapter("{adapter}", lg.load_model("{base}"))`."""
+
+
+def _write_hub_card(folder: Path, card: Card, edge: Model, base_name: str | None) -> None:
+    base = base_name or ("the edge" if edge.source is None else portable_name(edge.source))
+    parts = {
+        "": f"A LoRA for `{base}`, computed from a system prompt by {METHOD}; nothing was trained.",
+        "Use": USE.format(base=base, adapter="THIS_FOLDER"),
+        "Made from": describe_card(card),
+        "Scores": SCORES,
+        "Licence": licence_text({"base": edge.source}),
+    }
+    title = f"{base}, specialised by a system prompt"
+    write_hub_card(folder, title, parts, bases=[edge.source], library="peft", relation="adapter")
 
 
 def card_matrices(
@@ -94,25 +128,6 @@ def card_matrices(
             up = np.asarray(block_diag(*(np.asarray(one[layer]).T for one in b)))
             found[module.format(layer=layer)] = (down, up)
     return rank, found
-
-
-def portable_name(folder: Path) -> str:
-    """A name of a model folder that means the same on other machines.
-
-    The Hub's name if the folder knows it: from `_name_or_path` in config.json, or from its place in
-    a cache of the Hub (`models--org--name`). Otherwise the folder's own name, without its path.
-    """
-    folder = folder.absolute()
-    try:
-        known = json.loads((folder / "config.json").read_text("utf-8")).get("_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        known = None
-    if isinstance(known, str) and HUB_NAME.fullmatch(known) and not Path(known).exists():
-        return known
-    for part in reversed(folder.parts):
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/", 1)
-    return folder.name
 
 
 def peft_config(pool: Pool, edge: Model, rank: int, base_name: str | None) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import numpy as np
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.safetensors import save
-from lorage_jax.generator.adapter import lora_config, portable_name
+from lorage_jax.generator.adapter import lora_config
 from lorage_jax.generator.loras import Form, Updates, layer_updates
 from lorage_jax.hf import tables
+from lorage_jax.hf.hub_card import portable_name
 from lorage_jax.hf.multimodal import module_name
 from lorage_jax.hf.peft import CONFIG, TENSORS
 from lorage_jax.hf.peft_weights import PREFIX, Update

@@ -7,6 +7,7 @@ itself and absolute, and their fingerprints, which loading checks.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError,
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
+from lorage_jax.files.hub import HUB_NAME, fetch, is_hub_name
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import Checkpoint, read_tensors, save
@@ -30,6 +32,13 @@ from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.hf.family import from_values, to_values
+from lorage_jax.hf.hub_card import (
+    METHOD,
+    SCORES,
+    licence_text,
+    portable_name,
+    write_hub_card,
+)
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.source import is_model, read_model_config
 from lorage_jax.models.experts import Pool
@@ -59,8 +68,22 @@ GENERATOR = Kind(
 OPTIONAL: dict[str, type] = {
     f"{role}.{name}": str
     for role in ("cloud", "edge")
-    for name in ("relative", "path", "chat_template", "turns")
+    for name in ("relative", "path", "hub", "chat_template", "turns")
 }
+
+
+USE = """```bash
+lorage specialize --generator THIS_FOLDER --prompt prompt.txt --out special
+lorage generate --model special/merged --input "..."
+```
+
+```python
+import lorage_jax as lg
+
+generator = lg.load_generator("THIS_FOLDER")   # or OWNER/NAME on the Hub
+card = lg.specialize(generator, "You are ...")
+special = lg.merge(lg.load_model("EDGE"), generator.pool, card)
+```"""
 
 
 def save_generator(
@@ -102,7 +125,33 @@ def save_generator(
             },
             "about": generator.about,
         }
+        _write_hub_card(temporary, generator)
         write_manifest(temporary, values)
+
+
+def _write_hub_card(folder: Path, generator: Generator) -> None:
+    """README.md in the Hub's format: what the generator is for, and how it is called."""
+    sources = {"cloud": generator.cloud.source, "edge": generator.edge_source}
+    cloud, edge = ("unknown" if s is None else portable_name(s) for s in sources.values())
+    config = generator.config
+    about = {**generator.about, "template": generator.template.name}
+    facts = {
+        "cloud, which reads system prompts": f"`{cloud}`",
+        "edge, which is specialised": f"`{edge}`, {generator.edge.layers} layers",
+        "experts": f"{config.experts} of rank {config.rank} per layer; {config.top_k} are kept",
+        **{name: json.dumps(value) for name, value in about.items()},
+    }
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    parts = {
+        "": f"It turns a system prompt into a specialised `{edge}` ({METHOD}). It works with "
+        "exactly the two models below.",
+        "Use": USE,
+        "Training": f"| | |\n|---|---|\n{rows}",
+        "Scores": SCORES,
+        "Licence": licence_text(sources) + "\nThe data of the training have licences of their own.",
+    }
+    title = f"A generator for {edge}"
+    write_hub_card(folder, title, parts, bases=list(sources.values()), library="lorage_jax")
 
 
 def _turns(generator: Generator, role: str) -> dict[str, str]:
@@ -118,13 +167,21 @@ def _paths(source: Path | None, target: Path) -> dict[str, str]:
         return {}
     absolute, home = Path(source).resolve(), target.resolve()
     paths = {"relative": os.path.relpath(absolute, home)}
+    if HUB_NAME.fullmatch(name := portable_name(absolute)):
+        paths["hub"] = name
     # Beside the generator, the relative path is enough: the parent may be moved as a whole.
     return paths if absolute.parent == home.parent else {**paths, "path": str(absolute)}
 
 
+def _folder(folder: str | Path) -> Path:
+    """The folder of a generator: a path, a bundled one's name, or a repository of the Hub."""
+    path = generator_folder(Path(folder).expanduser())
+    return fetch(path.as_posix()) if is_hub_name(path) else path
+
+
 def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder. Raises WeightsError."""
-    folder = generator_folder(Path(folder).expanduser())
+    folder = _folder(folder)
     values = GENERATOR.read(folder)
     recorded = {name: kind for name, kind in OPTIONAL.items() if _has(values, name)}
     check_fields(folder, values, recorded)
@@ -154,7 +211,7 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
 
     Its weights are not compared here (`check_identity`). Raises WeightsError if there is none.
     """
-    entry, folder = values[role], generator_folder(Path(folder).expanduser())
+    entry, folder = values[role], _folder(folder)
     near = folder / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
     name = next((path.name for path in (near, far) if path is not None), None)
@@ -162,10 +219,16 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     for path in (near, far, kept):
         if path is not None and is_model(path):
             return Path(os.path.normpath(path))
+    said = ""
+    if "hub" in entry:
+        try:
+            return fetch(entry["hub"])
+        except WeightsError as error:
+            said = f" Also, {error}"
     raise WeightsError(
         f"{folder}: the {role} model is not at its recorded place ({near or 'none recorded'})"
         + ("" if kept is None else f", and {MODELS} has no {name} (looked for {kept})")
-        + f". Pass its folder with --{role} (Python: {role}=)."
+        + f". Pass its folder with --{role} (Python: {role}=).{said}"
     )
 
 
@@ -210,14 +273,14 @@ def load_generator(
     """Loads a generator with its cloud model.
 
     Args:
-        folder: the generator's folder, or "nano" for the bundled one.
+        folder: the generator's folder, a bundled one's name ("nano"), or OWNER/NAME on the Hub.
         cloud: the cloud model, or its folder if it is no longer where the generator recorded it.
         dtype: dtype of the cloud's weights. Default: as in training.
         layout: how the cloud is sharded over devices, as in `load_model`.
 
     Raises WeightsError that lists every tensor that does not fit, or that names a changed cloud.
     """
-    folder = generator_folder(Path(folder).expanduser())
+    folder = _folder(folder)
     values = read_values(folder)
     template = _template(folder, values)
     try:
@@ -268,7 +331,7 @@ def load_pool(folder: str | Path) -> Pool:
 
     The cloud is not read. Raises WeightsError for a folder that is damaged.
     """
-    folder = generator_folder(Path(folder).expanduser())
+    folder = _folder(folder)
     values = read_values(folder)
     try:
         config = from_dict(GeneratorConfig, values["generator"])

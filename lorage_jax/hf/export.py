@@ -27,6 +27,14 @@ from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewr
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import read_config
 from lorage_jax.hf.folder import open_folder
+from lorage_jax.hf.hub_card import (
+    METHOD,
+    SCORES,
+    describe_card,
+    licence_text,
+    portable_name,
+    write_hub_card,
+)
 from lorage_jax.hf.import_gguf import write_folder
 from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
@@ -35,7 +43,7 @@ from lorage_jax.models.model import Model
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
-# in other formats and the model card, which describes the base model, are not copied.
+# in other formats and the README, which describes the base model, are not copied.
 COPIED = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -109,6 +117,7 @@ def export_merged(
             shutil.copyfile(source, target)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
+        _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))
     if (words := kept.words()) is not None:
         print(f"lorage: {words}", file=sys.stderr)
@@ -129,9 +138,41 @@ def _export_over_gguf(
         write_folder(opened, folder, dtype, replace)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
+        _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))
     if (words := kept.words()) is not None:
         print(f"lorage: {words}", file=sys.stderr)
+
+
+USE = """Ask in the turns of this folder's chat template, without a system message, which is in the
+weights.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+```
+
+In lorage_jax: `lg.chat(lg.load_model("THIS_FOLDER"), "...")`."""
+
+
+def _write_hub_card(model: Model, base: Path, folder: Path) -> None:
+    name = portable_name(base)
+    if model.card is None:
+        made = "adapters merged into its weights" if model.loras else "its own weights"
+        parts = {"": f"`{name}` with {made}, written by lorage_jax."}
+    else:
+        parts = {
+            "": f"`{name}`, specialised for a system prompt by {METHOD}: only the FFN's matrices "
+            "differ from the base. Nothing was trained for the prompt.",
+            "Use": USE,
+            "Made from": describe_card(model.card),
+            "Scores": SCORES,
+        }
+    parts["Licence"] = licence_text({"base": base})
+    title = f"{name}, specialised by a system prompt" if model.card is not None else name
+    write_hub_card(folder, title, parts, bases=[base], library="transformers", relation="finetune")
 
 
 def _manifest(model: Model, identity: str, stored: list[str], dtype: str | None) -> dict[str, Any]:

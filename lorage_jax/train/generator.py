@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.config import ExperimentConfig, ModelConfig, Source
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.templates import ChatTemplate, TemplateKind, is_changed
 from lorage_jax.errors import ConfigError, bullets
@@ -119,11 +120,17 @@ def finished_generator(
             "steps": config.steps,
             "seed": config.seed,
             "dtype": config.dtype,
+            "data": [_named(source) for source in config.data.sources],
             **_held_out(config),
         },
     )
     write = functools.partial(save_generator, generator, overwrite=True)
     return Trained(generator.fingerprint, write)
+
+
+def _named(source: Source) -> str:
+    """The name of a source of data, without its place on this machine."""
+    return " ".join(filter(None, (Path(source.path).name, source.name)))
 
 
 def _held_out(config: ExperimentConfig) -> dict[str, Any]:

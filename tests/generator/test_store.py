@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError, DataError, OutputError, WeightsError
 from lorage_jax.generator.generator import flatten, specialize
-from lorage_jax.generator.store import load_generator, read_values, save_generator
+from lorage_jax.generator.store import load_generator, read_values, recorded_path, save_generator
 from tests.tiny import make_generator, make_tiny
 
 PROMPT = "You are a pirate."
@@ -54,7 +54,11 @@ def test_round_trip(saved):
     again = specialize(back, PROMPT)
     assert again.gates.tobytes() == card.gates.tobytes()
     assert (again.generator, again.edge) == (card.generator, card.edge)
-    assert {p.name for p in (home / "gen").iterdir()} == {"generator.safetensors", "lorage.json"}
+    assert {p.name for p in (home / "gen").iterdir()} == {
+        "README.md",
+        "generator.safetensors",
+        "lorage.json",
+    }
 
 
 def test_round_trip_in_bfloat16(saved, tmp_path):
@@ -239,3 +243,21 @@ def test_prompts(saved):
         specialize(gen, " \n")
     with pytest.raises(DataError, match="at most 253"):
         specialize(gen, "long " * 100)
+
+
+def test_a_generator_from_the_hub(saved, monkeypatch):
+    """OWNER/NAME is fetched, and so is a cloud whose name on the Hub was recorded."""
+    home, gen, _ = saved
+    asked = []
+
+    def snapshot(name, allow_patterns):
+        asked.append(name)
+        assert "*.safetensors" in allow_patterns and not {"*.py", "*.bin", "*"} & {*allow_patterns}
+        return str(home / {"me/gen": "gen", "org/cloud": "cloud"}[name])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert load_generator("me/gen").fingerprint == gen.fingerprint
+    values = json.loads((home / "gen" / "lorage.json").read_text())
+    values["cloud"] = {"hub": "org/cloud", "relative": "../nowhere"}
+    assert recorded_path(values, "cloud", home / "gen") == home / "cloud"
+    assert asked == ["me/gen", "org/cloud"]

@@ -90,7 +90,7 @@ def test_only_the_ffn_changes(world, tmp_path):
         "chat_template.jinja",
         "additional_chat_templates/rag.jinja",
     }
-    assert names(out) == shards | expected | {"lorage.json"}
+    assert names(out) == shards | expected | {"README.md", "lorage.json"}
     for name in expected - {"chat_template.jinja"} | {"model.safetensors.index.json"}:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert (out / "chat_template.jinja").read_text() == merged.template.jinja()

@@ -1,0 +1,108 @@
+"""Folders on the Hugging Face Hub: fetched by name, and pushed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.files.manifest import MANIFEST, stored
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# No code and no pickles.
+FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")
+LOCAL = ("path", "relative")  # places on this machine, which a manifest records for each model
+
+
+def is_hub_name(path: Path) -> bool:
+    """True for `owner/name` if there is no such folder here."""
+    return HUB_NAME.fullmatch(path.as_posix()) is not None and not path.exists()
+
+
+def fetch(name: str) -> Path:
+    """The folder of the repository `owner/name`, from the Hub or from its cache.
+
+    Raises WeightsError if it is in neither.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FETCHED)))
+    except Exception as error:
+        raise WeightsError(
+            f"there is no folder {name} here, and the Hub did not give a repository of that name: "
+            f"{_reason(error)}."
+        ) from None
+
+
+def push(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Uploads a folder that lorage_jax wrote; returns the address of the commit.
+
+    The manifest is uploaded without the places of models on this machine. Raises OutputError for
+    another folder, a name without an owner, and with the Hub's reason if it refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    values = stored(folder)
+    if not isinstance(values.get("files"), list) or "format" not in values:
+        raise OutputError(
+            f"{folder} is not a folder that lorage_jax wrote. Expected a generator, or an exported "
+            f"model or adapter: a folder with a {MANIFEST}."
+        )
+    if HUB_NAME.fullmatch(repository) is None:
+        raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
+    home = folder.resolve()
+    names = [name for name in values["files"] if (home / name).resolve().is_relative_to(home)]
+    content = json.dumps(portable(values), indent=2).encode() + b"\n"
+    operations = [
+        CommitOperationAdd(
+            path_in_repo=name,
+            path_or_fileobj=content if name == MANIFEST else str(folder / name),
+        )
+        for name in sorted(names)
+    ]
+    try:
+        api = HfApi(library_name="lorage_jax")
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(
+            repository, operations, commit_message=f"lorage push: {values['format']}"
+        )
+    except Exception as error:
+        raise OutputError(f"{repository} was not pushed: {_reason(error)}.") from None
+    return str(commit.commit_url)
+
+
+def portable(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without places on this machine; a model's folder keeps its name."""
+    kept = dict(values)
+    for role in ("cloud", "edge"):
+        if isinstance(entry := values.get(role), dict) and set(entry) & set(LOCAL):
+            place = Path(str(entry.get("relative") or entry.get("path")))
+            kept[role] = {name: value for name, value in entry.items() if name not in LOCAL}
+            kept[role]["relative"] = f"../{place.name}"
+    return kept
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(error, OfflineModeIsEnabled) or "offline" in str(error).lower():
+        return "HF_HUB_OFFLINE is set, so nothing is asked. Unset it"
+    if isinstance(error, LocalTokenNotFoundError) or "401" in str(error):
+        return "you are not logged in, or there is no such repository. Run `hf auth login`"
+    if isinstance(error, GatedRepoError):
+        return "access to it must be asked for on its page"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository, or you may not see it"
+    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, HfHubHTTPError):
+        return first
+    return f"it cannot be reached ({first})"

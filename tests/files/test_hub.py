@@ -1,0 +1,94 @@
+"""Folders on the Hub, against a client in the place of the Hub's: nothing leaves the machine."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.files.hub import fetch, is_hub_name, portable, push
+from lorage_jax.files.manifest import write_manifest
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What a client was asked to do: repositories made, files committed."""
+    asked = SimpleNamespace(made=[], files={}, error=None)
+
+    class Client:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, name, private, exist_ok):
+            if asked.error:
+                raise asked.error
+            asked.made.append((name, private, exist_ok))
+
+        def create_commit(self, name, operations, commit_message):
+            for one in operations:
+                source = one.path_or_fileobj
+                content = source if isinstance(source, bytes) else Path(source).read_bytes()
+                asked.files[one.path_in_repo] = content
+            return SimpleNamespace(commit_url=f"https://hub/{name}/commit/1")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    return asked
+
+
+@pytest.fixture
+def folder(tmp_path):
+    home = tmp_path / "gen"
+    home.mkdir()
+    (home / "README.md").write_text("# a generator")
+    place = {"relative": "../models/tiny", "path": "/home/me/models/tiny", "fingerprint": "f"}
+    write_manifest(home, {"format": "lorage-generator/1", "cloud": place, "edge": place})
+    (home / "notes.txt").write_text("not ours")
+    (tmp_path / "secret").write_text("a manifest must not reach out of its folder")
+    values = json.loads((home / "lorage.json").read_text())
+    values["files"].append("../secret")
+    (home / "lorage.json").write_text(json.dumps(values))
+    return home
+
+
+def test_push_sends_our_files_without_places_on_this_machine(hub, folder):
+    assert push(folder, "me/gen", private=True) == "https://hub/me/gen/commit/1"
+    assert hub.made == [("me/gen", True, True)]
+    assert set(hub.files) == {"README.md", "lorage.json"}
+    sent = json.loads(hub.files["lorage.json"])
+    assert sent["cloud"] == {"fingerprint": "f", "relative": "../tiny"} == sent["edge"]
+    assert "/home/me" in (folder / "lorage.json").read_text()  # the folder itself is unchanged
+
+
+def test_what_cannot_be_pushed(hub, folder, tmp_path):
+    with pytest.raises(OutputError, match="expected OWNER/NAME"):
+        push(folder, "gen")
+    with pytest.raises(OutputError, match="not a folder that lorage_jax wrote"):
+        push(tmp_path, "me/gen")
+    hub.error = huggingface_hub.errors.LocalTokenNotFoundError("Token is required")
+    with pytest.raises(OutputError, match="hf auth login"):
+        push(folder, "me/gen")
+    assert not hub.files
+
+
+def test_offline_is_one_clear_message(folder):
+    """As in all tests, HF_HUB_OFFLINE is set, so the real client refuses."""
+    with pytest.raises(OutputError, match="HF_HUB_OFFLINE is set"):
+        push(folder, "me/gen")
+    with pytest.raises(WeightsError, match=r"no folder me/gen here.*HF_HUB_OFFLINE is set"):
+        fetch("me/gen")
+
+
+def test_names_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name(Path("me/gen"))
+    for other in ("gen", "/me/gen", "a/b/c", "../gen", "./gen", "~/gen"):
+        assert not is_hub_name(Path(other)), other
+    (tmp_path / "me" / "gen").mkdir(parents=True)
+    assert not is_hub_name(Path("me/gen"))
+
+
+def test_manifests_of_other_kinds_stay_as_they_are():
+    values = {"format": "lorage-merged/1", "base": {"fingerprint": "f"}, "files": ["a"]}
+    assert portable(values) == values
