@@ -44,8 +44,8 @@ from lorage_jax.serve.job import MOST_ENDS, Job, Piece, Reason, TokenScore
 
 _log = logging.getLogger(__name__)
 
-READ_AT_ONCE = 4  # prompts that are read together
-SMALLEST_PROMPT, SMALLEST_ROOM = 32, 128  # tokens
+READ_AT_ONCE = 16  # prompts that are read together
+SMALLEST_ROOM = 128  # tokens
 AT_ONCE = (1, 2, 4, 8)  # tokens per chunk: as many as fit into this time
 CHUNK_SECONDS = 0.1
 PATIENCE = 8  # chunks with too many rows before the state becomes smaller
@@ -143,8 +143,7 @@ class Scheduler:
         if tokens < 1:
             return
         lengths = sorted({prompt_size(n) for n in range(1, tokens + 1)})
-        counts = {*self._row_sizes, min(READ_AT_ONCE, self.slots)}
-        for length, count in itertools.product(lengths, sorted(counts)):
+        for length, count in itertools.product(lengths, self._row_sizes):
             if length == lengths[0] or count <= READ_AT_ONCE:
                 self._waiting.extend(Job([0] * (length - 2), 2, _ignore) for _ in range(count))
                 while self._waiting or self._running:
@@ -241,7 +240,7 @@ class Scheduler:
             raise
 
     def _prefill(self, batch: list[Job]) -> Prefilled:
-        count = 1 if len(batch) == 1 else READ_AT_ONCE
+        count = next(n for n in self._row_sizes if n >= len(batch))
         tokens = np.zeros((count, prompt_size(len(batch[0].ids))), np.int32)
         lengths = np.ones(count, np.int32)
         for i, job in enumerate(batch):
@@ -356,7 +355,7 @@ def _ignore(piece: Piece) -> None:
 
 def prompt_size(length: int) -> int:
     """Padded length of a prompt, in tokens."""
-    return bucket(length, SMALLEST_PROMPT, per_octave=1)
+    return bucket(length)
 
 
 def room_size(tokens: int) -> int:
