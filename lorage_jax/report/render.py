@@ -55,6 +55,18 @@ figure img { max-width: 100%; height: auto; }
 figcaption { font-size: 0.9rem; }
 pre { font-size: 0.78rem; white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6;
   padding: 0.5rem; }
+@media screen and (max-width: 40rem) {
+  td.text + td.text { min-width: 6.5rem; }
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; }
+  body { color: #ddd; background: #14171a; }
+  thead th, tbody { border-color: #ccc; }
+  tr.ours, pre { background: #252a30; }
+  td small, p.note { color: #aaa; }
+  p.warning { border-color: #ddd; }
+  figure img { background: #fff; }
+}
 @media print {
   body { max-width: none; margin: 0; font-size: 10pt; }
   table { font-size: 7.5pt; }
