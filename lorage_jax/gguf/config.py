@@ -104,6 +104,9 @@ def decimal(value: float) -> float:
 
 def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
     width, layers = keys.number("embedding_length"), keys.number("block_count")
+    if layers > len(file.tensors):
+        keys.problems.append(f"{layers} layers for {len(file.tensors)} tensors")
+        layers = 1
     heads = keys.number("attention.head_count")
     head_dim = keys.number("attention.key_length", width // heads)
     if (value_dim := keys.number("attention.value_length", head_dim)) != head_dim:

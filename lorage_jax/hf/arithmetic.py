@@ -6,6 +6,7 @@ too, and is refused where config.json says something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,5 +44,12 @@ def different_arithmetic(recorded: Mapping[str, Any], found: ModelConfig) -> lis
     return [
         f"{name} is {values.get(name)!r}; in training it was {recorded.get(name, 'the default')!r}"
         for name in sorted({*recorded, *own})
-        if recorded.get(name) != own.get(name)
+        if not _same(recorded.get(name), own.get(name))
     ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """True for equal values. Files may hold the float32 next to a decimal."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other

@@ -35,7 +35,7 @@ from lorage_jax.hf.hub_card import (
     portable_name,
     write_hub_card,
 )
-from lorage_jax.hf.import_gguf import write_folder
+from lorage_jax.hf.import_gguf import main_dtype, write_folder
 from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.hf.source import open_model
@@ -130,16 +130,16 @@ def _export_over_gguf(
     opened = open_model(base, with_tokenizer=True)
     identity = _check_base(model, base, opened.config)
     replace, tensors = _replacements(model), opened.checkpoint
-    found = sorted({tensors.dtype(name) for name in replace})
-    kept = UpdateKept(tensors)
+    found, kept = main_dtype(tensors), UpdateKept(tensors)
     if dtype is None:
-        replace = {name: kept.watched(name, make) for name, make in replace.items()}
+        watched = [name for name in replace if tensors.dtype(name) == found]
+        replace |= {name: kept.watched(name, replace[name]) for name in watched}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         write_folder(opened, folder, dtype, replace)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
         _write_hub_card(model, base, folder)
-        write_manifest(folder, _manifest(model, identity, found, dtype))
+        write_manifest(folder, _manifest(model, identity, [found], dtype))
     if (words := kept.words()) is not None:
         print(f"lorage: {words}", file=sys.stderr)
 

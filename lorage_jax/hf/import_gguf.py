@@ -14,7 +14,7 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MODEL, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
-from lorage_jax.files.safetensors import FLOATS, SINGLE, Streamed, write_streamed
+from lorage_jax.files.safetensors import FLOATS, SINGLE, Streamed, Tensors, write_streamed
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.hf.folder import Folder
 from lorage_jax.hf.gguf import gguf_tokenizer
@@ -67,31 +67,33 @@ def write_folder(
 ) -> None:
     """Writes config, weights and tokenizer of an opened GGUF file into a new folder.
 
-    `replace`: functions that make other values of some tensors, by name. Raises ConfigError for a
+    `replace`: functions that make other values of some tensors, by name; without `dtype`, these
+    are stored in that of the largest tensor, so that one that is 16 bits wide among quantised ones
+    does not round an update. Raises ConfigError for a
     model that no config.json describes, and WeightsError for a tokenizer that transformers would
     replace by another.
     """
     config, tensors, replace = opened.config, opened.checkpoint, replace or {}
     check_describable(config)
-    largest = max(tensors.names(), key=lambda name: math.prod(tensors.shape(name)))
+    main = main_dtype(tensors)
     spelled = {there: name for name, there in FLOATS.items()}
-    values = to_hf_config(config, dtype or spelled[tensors.dtype(largest)])
+    values = to_hf_config(config, dtype or spelled[main])
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     if opened.tokenizer is not None:
         save_tokenizer(opened.tokenizer, folder)
         _check_tokenizer(opened.tokenizer, folder, config.family)
-    write_streamed(
-        folder / SINGLE,
-        [
-            Streamed(
-                name,
-                tensors.dtype(name) if dtype is None else FLOATS[dtype],
-                tensors.shape(name),
-                replace.get(name, lambda name=name: tensors.read(name)),
-            )
-            for name in tensors.names()
-        ],
-    )
+    streamed = []
+    for name in tensors.names():
+        own = main if name in replace else tensors.dtype(name)
+        make = replace.get(name, lambda name=name: tensors.read(name))
+        kind = own if dtype is None else FLOATS[dtype]
+        streamed.append(Streamed(name, kind, tensors.shape(name), make))
+    write_streamed(folder / SINGLE, streamed)
+
+
+def main_dtype(tensors: Tensors) -> str:
+    """The dtype of the largest tensor, as safetensors spells it."""
+    return tensors.dtype(max(tensors.names(), key=lambda name: math.prod(tensors.shape(name))))
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path, family: str) -> None:

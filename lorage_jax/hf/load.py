@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored
 from lorage_jax.files.safetensors import Tensors
 from lorage_jax.hf import tables
 from lorage_jax.hf.dtype import check_dtype, choose_dtype
+from lorage_jax.hf.import_gguf import main_dtype
 from lorage_jax.hf.source import open_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
@@ -70,9 +70,8 @@ def load_model(
 
 def stored_dtype(folder: str | Path) -> str:
     """The dtype that loads a folder or file without loss, taken from its largest tensor."""
-    checkpoint = open_model(Path(folder)).checkpoint
-    largest = max(checkpoint.names(), key=lambda name: math.prod(checkpoint.shape(name)))
-    return {"BF16": "bfloat16", "F16": "float16"}.get(checkpoint.dtype(largest), "float32")
+    main = main_dtype(open_model(Path(folder)).checkpoint)
+    return {"BF16": "bfloat16", "F16": "float16"}.get(main, "float32")
 
 
 def read_leaf(

@@ -16,7 +16,7 @@ from lorage_jax.hf.gguf import gguf_tokenizer
 from lorage_jax.hf.import_gguf import import_gguf
 from lorage_jax.hf.source import read_model_config
 from lorage_jax.llamacpp.export import export_gguf
-from tests.llamacpp.models import rewrite
+from tests.llamacpp.models import rewrite, tiny_folder
 from tests.tiny import make_generator
 
 PROMPT = "Reverse the words. Put a comma between words."
@@ -88,6 +88,22 @@ def test_a_generator_of_files(edge, tmp_path):
     other = make_generator(nano.FOLDER / "cloud", nano.EDGE)
     with pytest.raises(WeightsError, match="this card is for the edge model"):
         lg.specialize(other, "Be brief.").check(model, other.pool)
+
+
+def test_a_merged_folder_over_a_quantised_file_keeps_the_update(tmp_path, capsys):
+    """One projection is f16 in the file, as blocks do not fit its rows: its update is kept, too."""
+    tiny_folder(tmp_path / "edge", "llama", hidden_size=64, intermediate_size=80)
+    export_gguf(tmp_path / "edge", tmp_path / "edge.gguf", "q8_0")
+    made = make_generator(nano.FOLDER / "cloud", tmp_path / "edge.gguf", strength=1e-4)
+    model = lg.load_model(tmp_path / "edge.gguf")
+    special = lg.merge(model, made.pool, lg.specialize(made, "Be brief."))
+    lg.export_merged(special, tmp_path / "merged")
+    assert "rounding" not in capsys.readouterr().err
+    found = lg.load_model(tmp_path / "merged")
+    for name in ("gate", "down"):
+        expected = np.asarray(special.params["layers"][name])
+        np.testing.assert_array_equal(np.asarray(found.params["layers"][name]), expected)
+        assert not np.array_equal(expected, np.asarray(model.params["layers"][name]))
 
 
 def test_import_from_the_command_line(edge, tmp_path, capsys):

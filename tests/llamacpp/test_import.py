@@ -128,6 +128,7 @@ ADAPTER = {"general.type": "adapter", "adapter.type": "lora"}
         ({"llama.attention.value_length": 8}, "values have 8 channels, keys 16"),
         ({"llama.block_count": None}, "llama.block_count is None; expected a number above 0"),
         ({"llama.block_count": 4}, "(?s)do not fit its keys.*layers.3.* is missing"),
+        ({"llama.block_count": 1 << 28}, "268435456 layers for 30 tensors"),
         ({"llama.block_count": 2}, r"blk.2.* is not part of a llama"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale is not supported"),
         (ADAPTER, "is a LoRA adapter for llama.cpp, not a model: llama-server -m BASE.gguf --lora"),
