@@ -4,7 +4,7 @@ python experiments/serve/throughput.py --generator nano --json experiments/resul
 
 64 requests over 16 cards, with prompts and questions of the built-in tasks, arrive at once. In one
 run, in turn:
-- `served`: over HTTP, by `lorage serve`'s server in this process;
+- `served`: over HTTP, by `lorage serve`'s server in this process, the clients in another;
 - `merged_in_order`: one by one as they came, merging the card of each;
 - `merged_by_card`: card by card, merged once, the card's requests as one batch.
 Beside them: a step of decoding with a card per row against the base alone at batch 16, and the time
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,24 +30,30 @@ import jax
 import numpy as np
 import uvicorn
 
-from lorage_jax import compilation
+from lorage_jax import compilation, nano
 from lorage_jax.bench.timing import in_turn, largest_spread
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.data.templates import NEWEST
+from lorage_jax.fields import from_dict
 from lorage_jax.files.outputs import write_file
-from lorage_jax.generator.generator import Generator, specialize
+from lorage_jax.generator.generator import Generator, new_trained, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator, read_values, recorded_path
+from lorage_jax.hf.family import from_values
 from lorage_jax.hf.load import load_model
+from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.infer.chat import chat
 from lorage_jax.infer.slots import CHUNK, Requests, decode, insert, new_slots, prefill
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
+from lorage_jax.models.presets import random_model
 from lorage_jax.provenance import provenance
 from lorage_jax.serve.app import Server
 from lorage_jax.serve.service import Limits, Service
 from lorage_jax.world import everyday, prompts
 
 CARDS, QUESTIONS, BATCH = 16, 4, 16
-MOST = 48  # tokens of an answer
+MOST = 24  # tokens of an answer
 
 
 def tasks(generator: str, seed: int) -> list[tuple[str, list[str]]]:
@@ -88,21 +95,26 @@ class Running:
         self.service.stop()
 
 
-def ask_all(url: str, asked: list[dict[str, Any]]) -> list[str]:
-    """The answers to requests that are sent at once."""
+class Clients:
+    """Clients in a process of their own, as their work is not the server's."""
 
-    async def run() -> list[str]:
-        limits = httpx.Limits(max_connections=len(asked))
-        async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+    def __enter__(self) -> "Clients":
+        script = Path(__file__).with_name("client.py")
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True
+        )
+        return self
 
-            async def one(body: dict[str, Any]) -> str:
-                answer = await client.post(f"{url}/v1/chat/completions", json=body)
-                answer.raise_for_status()
-                return answer.json()["choices"][0]["message"]["content"]
+    def __exit__(self, *_: Any) -> None:
+        self.process.communicate()
 
-            return await asyncio.gather(*map(one, asked))
-
-    return asyncio.run(run())
+    def ask(self, url: str, bodies: list[dict[str, Any]]) -> list[str]:
+        """The answers to requests that are sent at once."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"url": url, "bodies": bodies}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())["answers"]
 
 
 def requests_per_second(
@@ -123,9 +135,10 @@ def requests_per_second(
         for card, user in asked
     ]
     answers: dict[str, list[str]] = {}
+    clients = Clients()
 
     def served() -> None:
-        answers["served"] = ask_all(url, bodies)
+        answers["served"] = clients.ask(url, bodies)
 
     def in_order() -> None:
         found, last, model = [], None, edge
@@ -220,16 +233,42 @@ def card_seconds(url: str, generator: str, count: int = 7) -> dict[str, Any]:
     return {"median": statistics.median(took), "longest": max(took), "cards": len(took)}
 
 
+def random_pair() -> tuple[Generator, Model]:
+    """A generator and its edge of the bundled SmolLM2 generator's shapes, with random weights.
+
+    For machines without the model: time does not depend on values. Texts are read by nano's
+    tokenizer, and answers have MOST tokens.
+    """
+    values = read_values(Path("smollm2"))
+    config = from_dict(GeneratorConfig, values["generator"])
+    tokenizer = load_tokenizer(nano.EDGE)
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    cloud, edge = (
+        random_model(from_values(values[role]["config"]), dtype).replace(
+            tokenizer=tokenizer, template=NEWEST.on(tokenizer), identity=role
+        )
+        for role in ("cloud", "edge")
+    )
+    embed = cloud.params["embed"]
+    trained, statistics = new_trained(config, cloud.config, edge.config, embed, jax.random.key(0))
+    generator = Generator(config, cloud, edge.config, edge.fingerprint, trained, statistics)
+    return generator, edge
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Throughput of lorage serve")
     parser.add_argument("--generator", default="nano", choices=["nano", "smollm2"])
+    parser.add_argument("--random", action="store_true", help="SmolLM2's shapes, random weights")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     compilation.keep_programs()
-    generator = load_generator(options.generator)
-    values = read_values(Path(options.generator))
-    edge = load_model(recorded_path(values, "edge", Path(options.generator)))
+    if options.random:
+        generator, edge = random_pair()
+    else:
+        generator = load_generator(options.generator)
+        values = read_values(Path(options.generator))
+        edge = load_model(recorded_path(values, "edge", Path(options.generator)))
     edge = generator.speaking(edge)
     drawn = tasks(options.generator, seed=0)
     cards = specialize(generator, [system for system, _ in drawn])
@@ -243,7 +282,7 @@ def main() -> None:
             whole = requests_per_second(generator, edge, url, asked, cards, options.repeats)
             made = card_seconds(url, options.generator)
     result = {
-        "generator": options.generator,
+        "generator": "random, of smollm2's shapes" if options.random else options.generator,
         "throughput": whole,
         "decoding": step_milliseconds(generator, edge, cards, 4 * options.repeats),
         "card_seconds": made,

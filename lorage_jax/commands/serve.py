@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorage_jax.commands.options import Serve
 
 KEY = "LORAGE_API_KEY"
+SWITCH_SECONDS = 5e-4  # between the scheduler's thread and that of the connections
 GRACE_SECONDS = 30  # in which requests may finish after SIGTERM
 
 
@@ -112,6 +113,7 @@ def _serve(app: Any, listener: socket.socket, port_file: Path | None) -> None:
                 write_file(port_file, f"{port}\n", overwrite=True)
             print(f"Serving on http://{where}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app,

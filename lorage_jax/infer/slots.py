@@ -216,17 +216,22 @@ def decode(
     slots: Slots,
     limit: Int[Array, ""],
     penalty: Float[Array, ""] | None = None,
+    freed: Int[Array, ""] | None = None,
 ) -> tuple[Slots, Choice, Int[Array, "B"]]:
     """Generates up to `limit` (at most CHUNK) tokens in every row that is not free.
 
-    The state is donated. Returns the new one, the tokens [B, CHUNK], and how many of them each row
-    has; the last one is an end token where the row ended.
+    It stops before that once `freed` rows have ended, as others may wait for them. The state is
+    donated. Returns the new one, the tokens [B, CHUNK], and how many of them each row has; the last
+    one is an end token where the row ended.
     """
     begun = slots.step
 
     def wanted(carry):
-        slots, _, done = carry
-        return (done < limit) & jnp.any(slots.left > 0)
+        state, _, done = carry
+        going = (done < limit) & jnp.any(state.left > 0)
+        if freed is None:
+            return going
+        return going & (jnp.sum((slots.left > 0) & (state.left == 0)) < freed)
 
     def turn(carry):
         slots, chosen, done = carry

@@ -47,7 +47,8 @@ _log = logging.getLogger(__name__)
 READ_AT_ONCE = 16  # prompts that are read together
 SMALLEST_ROOM = 128  # tokens
 AT_ONCE = (1, 2, 4, 8)  # tokens per chunk: as many as fit into this time
-CHUNK_SECONDS = 0.1
+CHUNK_SECONDS = 0.03
+FREED = 4  # of the rows, one in so many must have ended before requests that wait are read
 PATIENCE = 8  # chunks with too many rows before the state becomes smaller
 
 
@@ -311,6 +312,7 @@ class Scheduler:
         assert self._state is not None
         began, limit = time.monotonic(), self._chunk()
         scored = any(job.scored for job in self._running.values())
+        freed = max(1, self.slots // FREED) if self._waiting else self.slots + 1
         self._state, chosen, counts = decode(
             self.model.config,
             scored,
@@ -319,6 +321,7 @@ class Scheduler:
             self._state,
             np.int32(limit),
             self._penalty,
+            np.int32(freed),
         )
         chosen, counts = jax.device_get((chosen, counts))
         self.counts.chunks += 1

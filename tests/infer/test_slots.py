@@ -158,6 +158,18 @@ def test_an_end_token_frees_its_row_alone(qwen2):
     assert engine.outputs[2] == alone(engine, 2)
 
 
+def test_a_chunk_ends_when_enough_rows_are_free(qwen2):
+    engine = Engine(*qwen2)
+    for number, row in ((0, 0), (1, 1), (3, 2)):  # of 30, 3 and 9 tokens
+        engine.start(number, row)
+    given = (engine.model.config, False, engine.model.params, engine.pool)
+    for freed, wanted in ((1, [2, 2, 2]), (1, [6, 0, 6])):
+        engine.state, _, counts = decode(
+            *given, engine.state, np.int32(CHUNK), None, np.int32(freed)
+        )
+        assert counts.tolist() == wanted
+
+
 def test_a_released_row_is_free_and_the_others_go_on_in_another_size(qwen2):
     engine = Engine(*qwen2)
     for number, row in ((0, 0), (5, 1), (2, 2)):
