@@ -31,8 +31,8 @@ PAD = re.compile(r"\[PAD(\d+)\]")
 # model by its name.
 PHI3 = re.compile("phi-?3", re.IGNORECASE)
 KEEPING = ("<unk>", "<s>", "<|endoftext|>")
-# Names that llama.cpp takes for control tokens (ends of texts, parts of a text to fill), whatever
-# the file says. Plain text that spells one is no such token.
+# Names that llama.cpp takes for control tokens (ends of texts, parts of a text to fill), where the
+# file has them as added tokens of another kind. Plain text that spells one is no such token.
 CONTROLS = frozenset(
     "</s> <eos> [EOS] <EOT> _<EOT> [EOT] <end_of_turn> <end_of_utterance> <turn|> [e~[ "
     "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> "
@@ -100,9 +100,9 @@ def _tokens(keys: Mapping[str, Any], where: Any) -> tuple[list[str], list[int]]:
     kinds = keys.get(f"{PREFIX}token_type") or [int(Kind.NORMAL)] * len(tokens)
     if len(kinds) != len(tokens):
         raise WeightsError(f"{where}: {len(tokens)} tokens have {len(kinds)} types.")
-    control = int(Kind.CONTROL)
     return tokens, [
-        control if token in CONTROLS else kind for token, kind in zip(tokens, kinds, strict=True)
+        int(Kind.CONTROL) if kind == Kind.USER_DEFINED and token in CONTROLS else kind
+        for token, kind in zip(tokens, kinds, strict=True)
     ]
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import lorage_jax as lg
 from lorage_jax import cli, nano
+from lorage_jax.config import MeshConfig
 from lorage_jax.errors import WeightsError
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.generator.store import save_generator
@@ -16,6 +18,7 @@ from lorage_jax.hf.gguf import gguf_tokenizer
 from lorage_jax.hf.import_gguf import import_gguf
 from lorage_jax.hf.source import read_model_config
 from lorage_jax.llamacpp.export import export_gguf
+from lorage_jax.sharding import Layout, make_mesh
 from tests.llamacpp.models import rewrite, tiny_folder
 from tests.tiny import make_generator
 
@@ -38,6 +41,16 @@ def test_a_model_of_a_file_is_that_of_its_folder(edge):
     assert lg.chat(model, "city king frog star") == lg.chat(folder, "city king frog star")
     assert model.fingerprint == fingerprint(edge) != folder.fingerprint
     assert str(lg.load_model(edge, "bfloat16").dtype) == "bfloat16"
+
+
+def test_a_sharded_file_has_the_same_weights(tmp_path):
+    """Each device reads its own part, of permuted heads and of quantised blocks, too."""
+    tiny_folder(tmp_path / "edge", "llama", hidden_size=64, intermediate_size=96)
+    export_gguf(tmp_path / "edge", tmp_path / "edge.gguf", "q8_0")
+    whole = lg.load_model(tmp_path / "edge.gguf")
+    parts = lg.load_model(tmp_path / "edge.gguf", layout=Layout(make_mesh(MeshConfig(2, 2, 2))))
+    assert len(parts.params["layers"]["q"].sharding.device_set) == 8
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
 
 
 def test_a_specialised_file_answers_in_its_turns(edge, tmp_path, capsys):
