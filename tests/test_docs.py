@@ -73,3 +73,19 @@ def test_the_readme_is_short_and_its_badges_and_figures_are_true():
         cells = [re.sub(r"\*", "", cell).strip() for cell in row.split("|")]
         found = [line for line in measured.splitlines() if cells[0] in line and "|" in line]
         assert found and all(cell in found[0] for cell in cells[1:]), row
+
+
+def test_the_bundled_generators_say_what_the_results_say():
+    """Every row of scores in their model cards is a row of the results."""
+    sources = {
+        "nano": (ROOT / "docs/results.md").read_text("utf-8"),
+        "smollm2": (ROOT / "experiments/results/real/instructions.md").read_text("utf-8"),
+    }
+    for name, results in sources.items():
+        text = (ROOT / "lorage_jax" / name / "generator" / "README.md").read_text("utf-8")
+        rows = [line for line in text.splitlines() if re.match(r"\| \w.*\d", line)]
+        assert len(rows) >= 5
+        for row in rows[1 if name == "smollm2" else 0 :]:
+            first, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+            found = [line.replace("*", "") for line in results.splitlines() if first in line]
+            assert any(all(cell in line for cell in cells) for line in found), row

@@ -105,4 +105,4 @@ def _reason(error: Exception) -> str:
     first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     if isinstance(error, HfHubHTTPError):
         return first
-    return f"it cannot be reached ({first})"
+    return f"the Hub cannot be reached ({first})"

@@ -40,5 +40,5 @@ def test_a_generator_is_pushed(monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", Client)
     assert cli.main(["push", str(nano.GENERATOR), "me/gen", "--private"]) == 0
     assert sent["repository"] == ("me/gen", True)
-    assert sent["files"] == {"generator.safetensors", "lorage.json"}
+    assert sent["files"] == {"README.md", "generator.safetensors", "lorage.json"}
     assert "https://hub/me/gen/commit/1" in capsys.readouterr().out
