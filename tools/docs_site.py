@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)((?:#[^)\s]*)?)\)")
 LOADED = re.compile(
     r"<(?:link[^>]+stylesheet|script|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]*"
 )
-WIDTH = 100  # columns of the help texts
+WIDTH = 80  # columns of the help texts
 
 
 def on_files(files: Files, config: Any) -> Files:
