@@ -161,7 +161,8 @@ def requests_per_second(
     actions: dict[str, Callable[[], None]] = {
         "served": served, "merged_in_order": in_order, "merged_by_card": by_card
     }  # fmt: skip
-    times = in_turn(actions, repeats)
+    with clients:
+        times = in_turn(actions, repeats)
     took = {name: statistics.median(each) for name, each in times.items()}
     same = np.mean(
         [a == b for a, b in zip(answers["served"], answers["merged_in_order"], strict=True)]
