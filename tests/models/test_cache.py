@@ -1,5 +1,6 @@
 """The cache with a length per row."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,13 +20,18 @@ def test_rows_go_on_where_each_of_them_ends(family, tiny):
     parts = [(7, 3), (0, 5), (4, 4), (8, 0)]  # tokens of each row, by call
     cache = new_cache(model.config, 2, 24, jnp.float32).replace(length=jnp.zeros(2, jnp.int32))
     found, begun = [[], []], [0, 0]
+
+    @jax.jit
+    def read(params, tokens, mask, cache):
+        return Decoder(model.config).apply({"params": params}, tokens, mask, cache=cache)
+
     for counts in parts:
         tokens, mask = np.zeros((2, 8), np.int32), np.zeros((2, 8), bool)
         for i, count in enumerate(counts):
             tokens[i, :count] = rows[i][begun[i] : begun[i] + count]
             mask[i, :count] = True
             begun[i] += count
-        output = Decoder(model.config).apply({"params": model.params}, tokens, mask, cache=cache)
+        output = read(model.params, tokens, mask, cache)
         cache = output.cache
         assert cache.length.tolist() == begun
         for i, count in enumerate(counts):
