@@ -77,6 +77,10 @@ def test_cards_are_found_after_a_restart_and_when_another_server_makes_them(
         send(f"{second}/v1/cards", {"system": PROMPTS["upper"], "name": "late"})
         answer = send(f"{url}/v1/chat/completions", body | {"model": "edge:late"})[1]
         assert answer["choices"][0]["message"]["content"] == chat(merged["upper"], WORDS[0])
+        send(f"{second}/v1/cards/late", method="DELETE")
+        send(f"{second}/v1/cards", {"system": PROMPTS["reverse"], "name": "late"})
+        answer = send(f"{url}/v1/chat/completions", body | {"model": "edge:late"})[1]
+        assert answer["choices"][0]["message"]["content"] == chat(merged["reverse"], WORDS[0])
         send(f"{second}/v1/cards/bars", method="DELETE")
         assert send(f"{url}/v1/chat/completions", body)[0] == 404
 

@@ -9,6 +9,7 @@ import pytest
 from lorage_jax.generator.generator import specialize
 from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.sample import Sampling
+from tests.infer.rows import with_eos
 from tests.serve.server import PROMPTS, WORDS
 
 pytest.importorskip("starlette")
@@ -75,6 +76,16 @@ def test_requests_over_cards_and_the_base_equal_merged_weights(scheduler, nano_p
     counts = scheduler.counts
     assert counts.prompts == 24 and counts.failed == 0
     assert counts.chunks < sum(len(one[-1].tokens) for one in asked) / 2  # they shared steps
+
+
+def test_the_last_of_several_goes_on_in_a_smaller_state(scheduler, nano_pair, merged):
+    edge, prompts = nano_pair[1], [nano_pair[1].template.prompt(words) for words in WORDS[:4]]
+    clients = [Client(ids, most) for ids, most in zip(prompts, (3, 3, 3, 120), strict=True)]
+    scheduler.submit(*(one.job for one in clients))
+    assert clients[-1].ended.wait(60)
+    assert scheduler._state is None or scheduler._state.rows == 1
+    wanted = generate_tokens(with_eos(edge), [prompts[-1]], max_new_tokens=120)[0]
+    assert clients[-1].tokens == wanted
 
 
 def test_a_cancelled_request_frees_its_row(scheduler, nano_pair, cards):
