@@ -91,7 +91,7 @@ def few_maps():
 # compile little; nothing is trained and no other process is started, but for a few short ones.
 FAST = (
     *("data", "files", "formats/test_models.py", "formats/test_results.py", "hf", "report"),
-    *("test_distributed.py", "test_libtpu.py", "test_ops.py", "test_provenance.py"),
+    *("test_distributed.py", "test_docs.py", "test_libtpu.py", "test_ops.py", "test_provenance.py"),
     *("test_rooms.py", "test_sharding.py", "generator/test_card.py"),
     *("train/test_arithmetic.py", "evaluate/test_gpt4tools.py", "evaluate/test_paired.py"),
     *("evaluate/test_results.py", "infer/test_text.py", "aot/test_hlo.py"),

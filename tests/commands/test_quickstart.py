@@ -206,8 +206,15 @@ def test_a_prompt_of_tools(tmp_path, capsys):
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
     assert f"best guess without the prompt{'9.3':>28}" in shown
-    again = run(tmp_path / "again", "--prompt", report["prompt"])
-    assert again["task"] == report["task"] and again["exact_match"]["lora_gen"] > 0.6
+
+
+@pytest.mark.slow
+def test_a_known_prompt_of_tools(tmp_path):
+    """A user's own prompt that is a list of tools is asked all of their questions."""
+    drawn = world_prompts.draw_groups("paraphrase", 1, 1, 2, "tools")[0][0]
+    report = run(tmp_path / "own", "--prompt", drawn.system)
+    assert report["task"] == world_prompts.find(drawn.system).task
+    assert report["exact_match"]["lora_gen"] > 0.6
 
 
 def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
@@ -220,6 +227,7 @@ def test_a_prompt_too_long_for_the_edge_alone(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "TRAIN_STEPS", 3)
     monkeypatch.setattr(quickstart, "QUESTIONS", FEW)

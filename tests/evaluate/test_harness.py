@@ -140,6 +140,7 @@ def test_generation_stops_where_the_hf_model_stops(tiny):
     assert stop not in found[0] and len(found[0]) < len(free)
 
 
+@pytest.mark.slow
 def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
     """`python -m lorage_jax.evaluate.harness` with a user's own task file, asked in chats."""
     import subprocess
