@@ -4,7 +4,7 @@
     python experiments/speed/table.py prefill_1 train        # these rows only; others are kept
     python experiments/speed/table.py --dtypes bfloat16 --repeats 3 --out /tmp/speed
 
-Hardware: two CPU cores that do nothing else. Wall time: about 12 minutes. The model is
+Hardware: two CPU cores that do nothing else. Wall time: about an hour. The model is
 SmolLM2-135M-Instruct in $LORAGE_MODELS (by default models/); --model names another. Records for
 scoring are ARC-Easy's in $LORAGE_DATA (by default ../shared/data).
 
