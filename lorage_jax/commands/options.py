@@ -228,7 +228,7 @@ class Compare:
 class Generate:
     """Continue a text, or answer with a specialised model, streaming to the terminal.
 
-    Example: lorage generate --model special/merged --input "bird table stone"
+    Example: lorage generate --model special/merged --input "lion leaf gold corn"
     """
 
     model: Path
