@@ -66,6 +66,7 @@ def check(result):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_one_layer_on_one_host(tmp_path):
     result, shown = compiled(tmp_path, "--topology", "v5e:2x4", "--layers", 1)
     check(result)

@@ -13,6 +13,7 @@ SIZES = {"vocab_size": 97, "width": 32, "heads": 4, "kv_heads": 2, "ffn_width": 
 CONFIG = family_decoder("llama", layers=2, **SIZES)
 
 
+@pytest.mark.slow
 def test_training_steps_are_of_the_same_rows(monkeypatch):
     """For every Q: as many rows for the edge, fewer prompts for the cloud, all in real steps."""
     seen, build = [], train.build_step

@@ -88,6 +88,7 @@ def test_specialize_reports_and_its_outputs_load(world):
     np.testing.assert_array_equal(lg.load_card(world.special / "card.json").gates, card.gates)
 
 
+@pytest.mark.slow
 def test_specialize_from_standard_input_in_a_process_of_its_own(world, specialize, tmp_path):
     for name in ("cloud", "edge"):
         shutil.copytree(world.root / name, tmp_path / "moved" / name)

@@ -192,6 +192,7 @@ def test_the_control_is_another_task():
         assert all(other.answer(user) != target for user, target in questions)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_tools(tmp_path, capsys):
     """Its calls follow the prompt's dialect only; the control's follow another."""
     report = run(tmp_path / "tools", "--family", "tools", "--seed", "2")

@@ -73,7 +73,10 @@ def local(tmp_path_factory):
     return TaskData(str(write_tasks(tmp_path_factory.mktemp("tasks"), records=10)))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "gemma2"))],
+)
 def test_all_tasks_agree_with_the_hf_model(tiny, local, family):
     """With every task's own layout, few-shot samples, partial evaluation and generation."""
     metrics = compare(tiny(family)[0], local, list(TASKS), shots=1)

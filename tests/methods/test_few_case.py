@@ -25,7 +25,10 @@ from tests.tiny import make_generator, random_card
 TOKENS = np.arange(5, 25)[None]
 
 
-@pytest.mark.parametrize(("combine", "trained"), [("products", "factors"), ("factors", "gates")])
+@pytest.mark.parametrize(
+    ("combine", "trained"),
+    [pytest.param("products", "factors", marks=pytest.mark.slow), ("factors", "gates")],
+)
 def test_a_card_is_trained_further(pair, tmp_path, data_file, combine, trained):
     """Without a step that moves, it is the card; its experts are never changed."""
     switches = GeneratorConfig(combine=combine, top_k=2, rank=4, alpha=8.0, cloud_rank=4)

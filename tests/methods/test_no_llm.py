@@ -75,7 +75,7 @@ def test_the_encoder_sees_both_directions():
         np.testing.assert_allclose(row, wanted, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("reader", ["bag", "encoder"])
+@pytest.mark.parametrize("reader", [pytest.param("bag", marks=pytest.mark.slow), "encoder"])
 def test_it_trains_and_its_cards_answer(reader, pair, tmp_path):
     """The bag gives two orders of the same words one card; the encoder tells them apart."""
     generator = GeneratorConfig(experts=4, top_k=2, rank=2, dropout=0.1)

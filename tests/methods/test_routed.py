@@ -243,7 +243,11 @@ def test_trained_parameters_are_as_many_as_the_formulas_say():
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("loramoe", dataclasses.replace(MOE, balance=0.1, delta=0.1, dropout=0.1)),
+        pytest.param(
+            "loramoe",
+            dataclasses.replace(MOE, balance=0.1, delta=0.1, dropout=0.1),
+            marks=pytest.mark.slow,
+        ),
         ("mixlora", dataclasses.replace(MIX, prompt="none", dropout=0.1)),
     ],
 )

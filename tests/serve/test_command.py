@@ -35,6 +35,7 @@ def start(folder, *more):
     return process, f"http://127.0.0.1:{int((folder / 'port').read_text())}"
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_answer_finish_and_sigkill_loses_no_card(tmp_path):
     process, url = start(tmp_path)
     made = send(f"{url}/v1/cards", {"system": PROMPTS["bars"], "name": "bars"})

@@ -40,7 +40,14 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    "variant", ["granite", "olmo2", "opt", "phi3", "mistral", "qwen3", "gemma3_text", "smollm3"]
+    "variant",
+    [
+        *("opt", "phi3", "gemma3_text"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("granite", "olmo2", "mistral", "qwen3", "smollm3")
+        ),
+    ],
 )
 def test_a_step_as_edge_and_as_cloud(tiny, variant):
     folder, _ = tiny(variant)

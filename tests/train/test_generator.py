@@ -88,7 +88,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Watch, "record", stop)
 
 
-@pytest.mark.parametrize("routing", ["topk", "gumbel"])
+@pytest.mark.parametrize("routing", ["topk", pytest.param("gumbel", marks=pytest.mark.slow)])
 def test_resume_is_bit_exact(experiment, monkeypatch, tmp_path, routing):
     """6 steps = 4 steps + kill + 2 steps, with dropout, noise and data shuffled every 5 steps."""
     settings = {"save_every": 2, "generator": {"routing": routing}}
@@ -154,7 +154,9 @@ def test_chunks_of_prompts_are_the_same_step(experiment, tmp_path, split, micro)
     np.testing.assert_allclose(found[1], found[split], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("combine", "rows"), [("factors", 2), ("products", 4)])
+@pytest.mark.parametrize(
+    ("combine", "rows"), [("factors", 2), pytest.param("products", 4, marks=pytest.mark.slow)]
+)
 def test_packed_rows_are_the_same_step(experiment, tmp_path, combine, rows):
     """Packed prompts do not see each other, nor do queries, which get their prompts' gates."""
     found = []
@@ -205,6 +207,7 @@ def test_every_switch_trains_and_loads(experiment, switches):
     assert np.abs(unmerged - lg.forward(edge, tokens)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_and_bfloat16_little(experiment, tmp_path):
     losses = {}
     for remat, dtype in (("none", "float32"), ("full", "float32"), ("full", "bfloat16")):
@@ -313,6 +316,7 @@ def test_lengths_must_fit_the_models(experiment):
         train(experiment(data={"max_query_tokens": 257}), progress=False)
 
 
+@pytest.mark.slow
 def test_curves_are_written(experiment):
     result = train(experiment(steps=4, log_every=2), progress=False)
     found = read_logs(result.folder.parent / "logs")

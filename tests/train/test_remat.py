@@ -68,6 +68,7 @@ def test_a_step_is_not_built_before(experiment, layout):
         build_step(Lora, experiment(remat="auto"), {}, layout)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_it(experiment, monkeypatch):
     config = experiment(method="lora", remat="auto", steps=3, save_every=2)
     monkeypatch.setattr(remat, "device_memory", lambda layout: 1 << 40)
