@@ -1,1 +1,1 @@
-"""What GGUF files and llama.cpp call things and how they compute, for reading and for writing."""
+"""The names and the arithmetic of GGUF files and llama.cpp, for reading and for writing."""

@@ -170,7 +170,7 @@ def _caps(row: Architecture, keys: _Keys) -> dict[str, Any]:
 
 
 def _windows(row: Architecture, keys: _Keys, layers: int) -> dict[str, Any]:
-    """Which layers slide, and which rotate. llama.cpp has no windows in other architectures."""
+    """The layers that slide and those that rotate (llama.cpp has no windows elsewhere)."""
     window = keys.get("attention.sliding_window", WINDOW if row.name == "gemma2" else None)
     found: dict[str, Any] = {"window": None, "sliding": (False,) * layers}
     if row.full_every is not None and window:

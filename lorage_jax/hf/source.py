@@ -1,4 +1,4 @@
-"""Where a path becomes a model: a Hugging Face folder, or a GGUF file."""
+"""From a path to a model: a Hugging Face folder, or a GGUF file."""
 
 from __future__ import annotations
 

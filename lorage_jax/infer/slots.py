@@ -32,7 +32,7 @@ NO_TOKEN = -1  # fills up a row's end tokens
 
 
 class Requests(flax.struct.PyTreeNode):
-    """What P rows are to generate.
+    """The tasks of P rows: gates, lengths, ends and sampling.
 
     Attributes:
         gates: weights of the pool's experts; zeros are the base. None without a pool.

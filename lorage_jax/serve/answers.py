@@ -17,7 +17,7 @@ from lorage_jax.serve.scheduler import Scheduler
 
 @dataclass
 class Delta:
-    """What was added to an answer."""
+    """An addition to an answer."""
 
     text: str
     tokens: list[int]

@@ -26,7 +26,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a request got since the last piece; the last piece has a reason or an error."""
+    """The new tokens of a request since its last piece; the final one has a reason or an error."""
 
     tokens: list[int]
     scores: list[TokenScore] | None = None

@@ -39,7 +39,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What requests for chats and for continuations have in common.
+    """The settings that requests for chats and for continuations share.
 
     Attributes:
         model: `edge`, `edge:CARD`, `CARD` or `edge:auto`.

@@ -54,7 +54,7 @@ PATIENCE = 8  # chunks with too many rows before the state becomes smaller
 
 @dataclass
 class Counts:
-    """What the scheduler has done, for `/metrics`."""
+    """Counts of the scheduler's work, for `/metrics`."""
 
     prompts: int = 0
     prompt_tokens: int = 0

@@ -1,4 +1,4 @@
-"""What is served: one edge, its generator, the cards, and how a request becomes jobs."""
+"""A service: one edge, its generator and its cards; it turns requests into jobs."""
 
 from __future__ import annotations
 
