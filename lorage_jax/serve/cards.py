@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import logging
 import re
-import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
@@ -21,7 +20,8 @@ from lorage_jax.errors import DataError, LorageError, OutputError, WeightsError
 from lorage_jax.generator.card import Card, load_card
 from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
 from lorage_jax.models.model import Model
-from lorage_jax.serve.errors import Busy, NotFound, RequestError, Stopping
+from lorage_jax.serve.errors import Busy, NotFound, RequestError
+from lorage_jax.serve.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -146,34 +146,15 @@ def check_name(name: str) -> str:
     return name
 
 
-class CardMaker:
+class CardMaker(Worker):
     """Makes cards of system prompts on a thread of its own; those that wait share a cloud pass."""
 
     def __init__(self, generator: Generator):
+        super().__init__("lorage-cards")
         self.generator = generator
         self.made, self.seconds = 0, 0.0
         self._waiting: deque[tuple[str, Future[Card]]] = deque()
         self._known: OrderedDict[str, Future[Card]] = OrderedDict()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="lorage-cards", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def stop(self, seconds: float = 10.0) -> None:
-        """Ends the thread; prompts that wait get an error."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
-
-    @property
-    def alive(self) -> bool:
-        """True while cards can be made."""
-        return self._thread.ident is None or self._thread.is_alive()
 
     def warm(self, tokens: int) -> None:
         """Compiles the cloud's programs for prompts up to so many tokens."""
@@ -199,8 +180,7 @@ class CardMaker:
                 return found
         prompt_tokens(self.generator, system)  # raises
         with self._changed:
-            if self._stopping:
-                raise Stopping("the server is stopping.")
+            self._check_open()
             if (found := self._known.get(key)) is not None:
                 return found
             if len(self._waiting) >= MOST_WAITING:
@@ -214,20 +194,20 @@ class CardMaker:
             self._changed.notify()
             return future
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._stopping):
-                    self._changed.wait()
-                count = min(len(self._waiting), AT_ONCE[-1])
-                batch = [self._waiting.popleft() for _ in range(count)]
-                if self._stopping:
-                    batch += self._waiting
-                    self._waiting.clear()
-                    for _, future in batch:
-                        future.set_exception(Stopping("the server is stopping."))
-                    return
-            self._make(batch)
+    def _due(self) -> bool:
+        return bool(self._waiting)
+
+    def _turn(self) -> None:
+        with self._changed:
+            count = min(len(self._waiting), AT_ONCE[-1])
+            batch = [self._waiting.popleft() for _ in range(count)]
+        self._make(batch)
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            batch = list(self._waiting)
+            self._waiting.clear()
+        self._give_up(batch, error)
 
     def _make(self, batch: list[tuple[str, Future[Card]]]) -> None:
         began = time.monotonic()
@@ -238,13 +218,17 @@ class CardMaker:
         except Exception as error:
             if not isinstance(error, DataError):
                 _log.exception("Making cards failed.")
-            with self._changed:
-                for system, _ in batch:
-                    self._known.pop(prompt_name(system), None)
-            for _, future in batch:
-                future.set_exception(error)
+            self._give_up(batch, error)
             return
         self.made += len(batch)
         self.seconds += time.monotonic() - began
         for (_, future), card in zip(batch, cards, strict=False):
             future.set_result(card)
+
+    def _give_up(self, batch: list[tuple[str, Future[Card]]], error: Exception) -> None:
+        """Gives those who wait for these prompts an error; the next one who asks tries again."""
+        with self._changed:
+            for system, _ in batch:
+                self._known.pop(prompt_name(system), None)
+        for _, future in batch:
+            future.set_exception(error)

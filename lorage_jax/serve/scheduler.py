@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -39,8 +38,9 @@ from lorage_jax.infer.slots import (
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
-from lorage_jax.serve.errors import Busy, Stopping
+from lorage_jax.serve.errors import Busy
 from lorage_jax.serve.job import MOST_ENDS, Job, Piece, Reason, TokenScore
+from lorage_jax.serve.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Counts:
     seconds: float = 0.0  # on the device
 
 
-class Scheduler:
+class Scheduler(Worker):
     """Runs jobs on one model, each with the gates of its own card.
 
     Args:
@@ -76,6 +76,7 @@ class Scheduler:
     """
 
     def __init__(self, model: Model, pool: Pool | None, slots: int = 16, queue: int = 256):
+        super().__init__("lorage-scheduler")
         self.model, self.pool, self.slots, self.most_waiting = model, pool, slots, queue
         self.counts = Counts()
         self._params = program_params(model.params)
@@ -86,13 +87,6 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         self._state: Slots | None = None
         self._oversized, self._step_seconds = 0, 0.0
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="lorage-scheduler", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
 
     def submit(self, *jobs: Job) -> None:
         """Queues jobs: all of them or, with an error, none.
@@ -100,8 +94,7 @@ class Scheduler:
         Raises Busy if that many cannot wait, and Stopping after `stop`.
         """
         with self._changed:
-            if self._stopping or not self.alive:
-                raise Stopping("the server is stopping.")
+            self._check_open()
             if len(self._waiting) + len(jobs) > self.most_waiting:
                 raise Busy(
                     f"{len(self._waiting)} requests are waiting, and at most {self.most_waiting} "
@@ -115,19 +108,6 @@ class Scheduler:
         with self._changed:
             job.cancelled = True
             self._changed.notify()
-
-    def stop(self, seconds: float = 10.0) -> None:
-        """Ends the thread; jobs that have not finished get an error."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
-
-    @property
-    def alive(self) -> bool:
-        """True while jobs can be served."""
-        return self._thread.ident is None or self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -152,19 +132,8 @@ class Scheduler:
                 self._state = None
         self.counts, self._step_seconds = Counts(), 0.0
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._running or self._stopping):
-                    self._state = None  # an idle server holds no cache
-                    self._changed.wait()
-                if self._stopping:
-                    break
-            try:
-                self._turn()
-            except Exception as error:
-                self._fail(error)
-        self._fail(Stopping("the server is stopping."))
+    def _due(self) -> bool:
+        return bool(self._waiting or self._running)
 
     def _turn(self) -> None:
         """Frees rows, reads waiting prompts, and generates one chunk."""
@@ -175,6 +144,8 @@ class Scheduler:
         if self._running:
             self._fit(0)
             self._decode()
+        if not self._due():
+            self._state = None  # an idle server holds no cache
         self.counts.seconds += time.monotonic() - began
 
     def _fail(self, error: Exception) -> None:
