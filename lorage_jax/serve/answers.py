@@ -11,7 +11,7 @@ from typing import Any
 
 from lorage_jax.infer.chat import Lead
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
-from lorage_jax.serve.job import Job, Piece, Reason, TokenScore
+from lorage_jax.serve.job import Job, Piece, Reason, TokenScore, joined
 from lorage_jax.serve.scheduler import Scheduler
 
 
@@ -35,6 +35,7 @@ class Answer:
         tokenizer: of the model.
         stops: texts before which the answer stops.
         lead: the text between cue and answer, which is left out.
+        first_at: when its first token was there, by `time.monotonic`.
     """
 
     job: Job
@@ -45,6 +46,7 @@ class Answer:
     scores: list[TokenScore] = field(default_factory=list)
     text: str = ""
     reason: Reason | None = None
+    first_at: float | None = None
 
     def __post_init__(self):
         self._lead, self._sent = Lead(self.lead), 0
@@ -71,7 +73,7 @@ class Answer:
         return continuation(self.tokenizer, self.job.ids, self.tokens[:count])
 
     def _stopped(self) -> bool:
-        return self._growing.texts[0] != self._whole(len(self.tokens))
+        return bool(self.stops.texts) and self._growing.texts[0] != self._whole(len(self.tokens))
 
     def _drop_unread(self) -> None:
         """Leaves out tokens behind the one that completed the stop text."""
@@ -84,22 +86,34 @@ class Answer:
         del self.scores[len(self.tokens) :]
 
 
-async def deltas(scheduler: Scheduler, answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Any]]:
+async def deltas(
+    scheduler: Scheduler, answers: Sequence[Answer], whole: bool = False
+) -> AsyncIterator[tuple[int, Delta]]:
     """Runs answers on the device and yields (number, Delta) until all have ended.
 
-    Whatever ends this generator frees the rows of the rest. Raises the error of a failed job.
+    With `whole`, an answer without stop texts comes as one delta. Whatever ends this generator
+    frees the rows of the rest. Raises the error of a failed job.
     """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
-    def deliver_to(number: int):
+    def deliver_to(number: int, answer: Answer):
+        once, held = whole and not answer.stops.texts, []
+
         def deliver(piece: Piece) -> None:
+            if answer.first_at is None:
+                answer.first_at = time.monotonic()
+            if once:
+                held.append(piece)
+                if not piece.last:
+                    return
+                piece = joined(held)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(queue.put_nowait, (number, piece))
 
         return deliver
 
     for number, answer in enumerate(answers):
-        answer.job.deliver = deliver_to(number)
+        answer.job.deliver = deliver_to(number, answer)
     scheduler.submit(*(answer.job for answer in answers))
     try:
         while any(answer.reason is None for answer in answers):

@@ -25,7 +25,13 @@ from lorage_jax.serve.answers import Answer, Form, deltas
 from lorage_jax.serve.cards import AUTO, EDGE
 from lorage_jax.serve.errors import Failed, NotFound, RequestError
 from lorage_jax.serve.metrics import TYPE, Metrics
-from lorage_jax.serve.requests import Fields, read_messages, read_prompts, read_settings
+from lorage_jax.serve.requests import (
+    Fields,
+    Settings,
+    read_messages,
+    read_prompts,
+    read_settings,
+)
 from lorage_jax.serve.service import Service
 
 _log = logging.getLogger(__name__)
@@ -103,15 +109,12 @@ class Server:
         if length.isdecimal() and int(length) > most:
             raise too_large
         body = bytearray()
-
-        async def read() -> None:
-            async for part in request.stream():
-                body.extend(part)
-                if len(body) > most:
-                    raise too_large
-
         try:
-            await asyncio.wait_for(read(), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    body.extend(part)
+                    if len(body) > most:
+                        raise too_large
         except TimeoutError:
             raise RequestError("the body did not arrive in time.", status=408) from None
         return Fields(bytes(body))
@@ -120,37 +123,35 @@ class Server:
         """POST /v1/chat/completions."""
         fields = await self._fields(request)
         settings, messages = read_settings(fields, chat=True), read_messages(fields)
-        answers = await _unless_gone(request, self.service.chat(settings, messages))
-        tokenizer = self.service.edge.tokenizer
-        form = Form(settings.model, True, settings.alternatives, tokenizer)
-        return await self._respond(request, answers, form, settings.stream, settings.usage)
+        making = partial(self.service.chat, settings, messages)
+        return await _unless_gone(request, self._respond(making, settings, chat=True))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         fields = await self._fields(request)
         settings, prompts = read_settings(fields, chat=False), read_prompts(fields)
-        answers = self.service.continuations(settings, prompts)
-        tokenizer = self.service.edge.tokenizer
-        form = Form(settings.model, False, settings.alternatives, tokenizer)
-        return await self._respond(request, answers, form, settings.stream, settings.usage)
+        making = partial(self.service.continuations, settings, prompts)
+        return await _unless_gone(request, self._respond(making, settings, chat=False))
 
     async def _respond(
-        self, request: Request, answers: list[Answer], form: Form, stream: bool, usage: bool
+        self, making: Callable[[], Awaitable[list[Answer]]], settings: Settings, chat: bool
     ) -> Response:
-        began, running = time.monotonic(), deltas(self.service.scheduler, answers)
-        # The first piece comes before the status: a full queue is an error, not a stream.
-        first = await _unless_gone(request, anext(running))
-        self.metrics.first_token(time.monotonic() - began)
-        if stream:
-            events = _events(running, first, answers, form, usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers=UNCACHED)
-
-        async def finish() -> None:
+        """The response of the answers that `making` gives: whole, or a stream that has begun."""
+        began, answers = time.monotonic(), await making()
+        form = Form(settings.model, chat, settings.alternatives, self.service.edge.tokenizer)
+        running = deltas(self.service.scheduler, answers, whole=not settings.stream)
+        if settings.stream:
+            # The first piece comes before the status: a full queue is an error, not a stream.
+            first = await anext(running)
+            events = _events(running, first, answers, form, settings.usage)
+            response = StreamingResponse(events, media_type="text/event-stream", headers=UNCACHED)
+        else:
             async for _ in running:
                 pass
-
-        await _unless_gone(request, finish())
-        return JSONResponse(form.whole(answers))
+            response = JSONResponse(form.whole(answers))
+        first_at = min(one.first_at for one in answers if one.first_at is not None)
+        self.metrics.first_token(first_at - began)
+        return response
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: the base, `edge:auto`, and every card."""

@@ -39,6 +39,13 @@ class Piece:
         return self.reason is not None or self.error is not None
 
 
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """One piece instead of several that follow each other."""
+    tokens = [token for piece in pieces for token in piece.tokens]
+    scores = [score for piece in pieces for score in piece.scores or []]
+    return Piece(tokens, scores, pieces[-1].reason, pieces[-1].error)
+
+
 @dataclass(eq=False)
 class Job:
     """One request to the device.

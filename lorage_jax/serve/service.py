@@ -105,7 +105,7 @@ class Service:
             ids = template.ids(messages)
         return self._answers(settings, [ids], gates, template.ends, template.lead)
 
-    def continuations(self, settings: Settings, prompts: Sequence[Any]) -> list[Answer]:
+    async def continuations(self, settings: Settings, prompts: Sequence[Any]) -> list[Answer]:
         """The continuations of texts or token ids, not yet begun. Raises RequestError."""
         gates = self._gates(settings.model)
         size, tokenizer, rows = self.edge.config.vocab_size, self.edge.tokenizer, []
