@@ -9,7 +9,7 @@ from lorage_jax.report.controls import controls
 from lorage_jax.report.figures import figures
 from lorage_jax.report.gates import gates
 from lorage_jax.report.inputs import Evaluation, Inputs, Result
-from lorage_jax.report.latency import milliseconds, trade_off
+from lorage_jax.report.latency import milliseconds, times, trade_off
 from lorage_jax.report.page import (
     DASH,
     Block,
@@ -33,15 +33,15 @@ def build(inputs: Inputs) -> Page:
     """A page of all sections for which the inputs have data."""
     sections: list[Section | None] = [_words(inputs), _what_was_run(inputs)]
     if inputs.evaluations:
-        times = milliseconds(inputs)
+        prefills = milliseconds(inputs)
         sections += [
-            accuracy(inputs, times),
+            accuracy(inputs, prefills),
             controls(inputs),
             tokens(inputs),
             tool_use(inputs),
-            trade_off(inputs, times),
+            trade_off(inputs, prefills),
         ]
-    sections += [arithmetic(inputs), gates(inputs), figures(inputs), _again(inputs)]
+    sections += [times(inputs), arithmetic(inputs), gates(inputs), figures(inputs), _again(inputs)]
     return Page("LoRA-Gen: report", tuple(section for section in sections if section))
 
 

@@ -1,18 +1,27 @@
-"""Accuracy against latency: the paper's Fig. 1 with our points."""
+"""Times of requests, and accuracy against latency: the paper's Fig. 1 with our points."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from lorage_jax.evaluate.results import ArmResult
 from lorage_jax.hf.presets import SHAPES
 from lorage_jax.models.presets import parameter_count, with_layers
 from lorage_jax.report.inputs import Inputs, Result
-from lorage_jax.report.page import Picture, Section, number
+from lorage_jax.report.page import DASH, Picture, Row, Section, Table, decimal, group, number, row
 from lorage_jax.report.paper import BASE, OURS, SOURCE, TABLE_2
 from lorage_jax.report.pictures import Point, accuracy_against_latency
 from lorage_jax.report.render import plain
 from lorage_jax.report.scores import arm_name, subject
 
 WITH_PROMPT = ("model", "in_context", "few_shot")  # arms whose every request carries the prompt
+CACHED = "in_context_cached"
+# The ways of `lorage bench latency`, and their rows.
+WAYS = {
+    "with_prompt": "prompt in the context, read anew",
+    "prompt_cached": "prompt in the context, its keys kept",
+    "specialized": "specialized, no prompt",
+}
 # Arms in the picture, and the paper's method that gives each its marker.
 DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "lora_gen": OURS}
 
@@ -30,17 +39,19 @@ def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
             if size is None or one.result.model.get("parameters") != size:
                 continue
             for name, arm in one.result.arms.items():
-                way = "with_prompt" if _reads_prompt(name, arm) else "specialized"
+                way = _way(name, arm)
                 time = number(latency.values.get(f"prefill_ms_{way}"))
                 if time is not None and time > 0:
                     found[one.name, name] = time
     return found
 
 
-def _reads_prompt(name: str, arm: ArmResult) -> bool:
-    """True if the edge reads a prompt; lm-eval's few-shot prompt with 0 samples is not one."""
+def _way(name: str, arm: ArmResult) -> str:
+    """An arm's way of `bench latency`; lm-eval's few-shot prompt with 0 samples is no prompt."""
+    if name == CACHED:
+        return "prompt_cached"
     bare = name != "in_context" and all(score.shots == 0 for score in arm.tasks.values())
-    return name in WITH_PROMPT and not bare
+    return "with_prompt" if name in WITH_PROMPT and not bare else "specialized"
 
 
 def _parameters(latency: Result) -> int | None:
@@ -80,4 +91,45 @@ def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
     alt = "Scatter of average accuracy against latency; the figures are those of Table 2"
     return Section(
         "Accuracy against latency (Fig. 1)", (Picture("accuracy-latency", png, caption, alt),)
+    )
+
+
+def times(inputs: Inputs) -> Section | None:
+    """The time of a request with the prompt read anew, with its keys kept, and without it."""
+    rows: list[Row] = []
+    for one in inputs.bench("latency"):
+        values = one.values
+        about = (values.get(key) for key in ("shape", "depth", "dtype"))
+        rows.append(group(f"{', '.join(str(each) for each in about if each)} ({one.name})"))
+        rows += [_time_row(values, way) for way in WAYS]
+    if not rows:
+        return None
+    columns = (
+        "",
+        "tokens read",
+        "first token, ms",
+        "each further token, ms",
+        "request, ms",
+        "against specialized",
+    )
+    notes = (
+        "The edge reads the prompt with every request, or once: then a request starts behind a "
+        "copy of the prompt's keys and values, which every step still reads. The specialized edge "
+        "has neither. The cloud's reading of the prompt, once, is not included.",
+        f"One request at a time, medians. {DASH}: not measured.",
+    )
+    caption = "Time of a request with and without the system prompt"
+    return Section("Time of a request", (Table(caption, columns, tuple(rows), notes),))
+
+
+def _time_row(values: dict[str, Any], way: str) -> Row:
+    own, other = (number(values.get(f"request_ms_{each}")) for each in (way, "specialized"))
+    ratio = own / other if own is not None and other else None
+    parts = ("prefill", "decode_per_token", "request")
+    return row(
+        WAYS[way],
+        decimal(values.get(f"tokens_{way}"), ".0f"),
+        *(decimal(values.get(f"{part}_ms_{way}")) for part in parts),
+        decimal(ratio, ".2f", "x"),
+        kind="ours" if way == "specialized" else "plain",
     )

@@ -31,6 +31,7 @@ ARMS = {
     "lora_gen": "specialized (LoRA-Gen)",
     "model": "model as it is",
     "in_context": "prompt in the context",
+    "in_context_cached": "prompt in the context, its keys kept",
     "few_shot": "lm-eval's few-shot samples in the context",
     "bare": "no adapter, no prompt",
     "lora": "one LoRA for all tasks",

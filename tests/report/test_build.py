@@ -203,6 +203,37 @@ def test_table_13_and_all_figures_of_a_bench(pages):
     assert "old.json: the command was not recorded" in markdown
 
 
+KEPT = "prompt in the context, its keys kept"
+
+
+def test_times_of_requests_with_the_prompt_read_anew_kept_and_without_it(pages):
+    ways = {"with_prompt": (300, 812.34), "prompt_cached": (100, 450.5), "specialized": (100, 300)}
+    latency = {"bench": "latency", "shape": "tinyllama", "depth": "all 22 layers", "layers": 22}
+    for number, (way, (tokens, request)) in enumerate(ways.items()):
+        latency |= {
+            f"tokens_{way}": tokens,
+            f"prefill_ms_{way}": request / 2,
+            f"decode_per_token_ms_{way}": 11.0 + number,
+            f"request_ms_{way}": request,
+        }
+    values = evaluation()
+    values["arms"]["in_context_cached"] = values["arms"]["in_context"]
+    html, markdown = pages(scores=values, latency=latency)
+    for tables in (Html(html).tables, markdown_tables(markdown)):
+        rows = table(tables, "Time of a request")
+        found = {label: list(cells.values())[1:] for label, cells in rows.items()}
+        anew, kept = found["prompt in the context, read anew"], found[KEPT]
+        assert anew == ["300", "406.2", "11.0", "812.3", "2.71x"]
+        assert kept == ["100", "225.2", "12.0", "450.5", "1.50x"]
+        assert found["specialized, no prompt"] == ["100", "150.0", "13.0", "300.0", "1.00x"]
+        rows = table(tables, "Table 2")
+        assert rows[KEPT]["ms"] == "225.2"
+    old = {name: value for name, value in latency.items() if "cached" not in name}
+    rows = table(Html(pages(latency=old)[0]).tables, "Time of a request")
+    assert list(rows[KEPT].values())[1:] == [DASH] * 5
+    assert "Time of a request" not in pages(flops=flops())[0]
+
+
 def test_a_latency_counts_only_for_a_model_as_large(pages):
     assert evaluation()["model"]["parameters"] == parameter_count(SHAPES["tinyllama"])
     times = {"prefill_ms_with_prompt": 812.34, "prefill_ms_specialized": 301.12}
