@@ -49,6 +49,7 @@ def send(url, body=None, method=None, key=None):
         ("chat/completions", CHAT | {"messages": [{"role": "user", "content":
          [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages", "type text"),
         ("chat/completions", CHAT | {"n": 2}, 400, "n", "not supported"),
+        ("chat/completions", CHAT | {"n": True}, 400, "n", "not supported"),
         ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, 400, "tools",
          "not supported"),
         ("chat/completions", CHAT | {"response_format": {"type": "json_object"}}, 400,
@@ -96,6 +97,31 @@ def test_one_message(api, path, body, status, param, words):
     assert "Traceback" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat/completions", {"stop": list("abcd")}),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 20}),
+        ("completions", {"logprobs": 20}),
+        ("completions", {"prompt": ["a"] * 64, "max_tokens": 1}),
+        ("chat/completions", {"n": 1, "tools": [], "presence_penalty": 0.0, "tool_choice": "auto"}),
+    ],
+)
+def test_the_largest_and_the_neutral_values_are_taken(api, path, more):
+    body = (CHAT if path.startswith("chat") else TEXT) | more
+    status, answer = send(f"{api.url}/v1/{path}", body)
+    assert status == 200, answer
+    assert len(answer["choices"]) == (64 if "prompt" in more else 1)
+
+
+def test_a_request_may_fill_the_context(nano_service, nano_pair):
+    room = 32 - len(nano_pair[1].template.prompt("moon"))
+    with running(nano_service(context=32)) as url:
+        assert send(f"{url}/v1/chat/completions", CHAT | {"max_tokens": room})[0] == 200
+        status, answer = send(f"{url}/v1/chat/completions", CHAT | {"max_tokens": room + 1})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
 def test_the_server_is_alive_after_all_of_it(api):
     status, answer = send(f"{api.url}/v1/chat/completions", CHAT | {"frobnicate": 1, "user": "me"})
     assert status == 200 and answer["choices"][0]["message"]["role"] == "assistant"
@@ -130,7 +156,8 @@ def test_bodies_over_the_limit_are_not_read(nano_service):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as raw:
             raw.sendall(b"nonsense\r\n\r\n")
             assert b" 400 " in raw.recv(1000)
-        assert send(f"{url}/v1/chat/completions", CHAT)[0] == 200
+        whole = json.dumps(CHAT).encode().ljust(2000)
+        assert send(f"{url}/v1/chat/completions", whole)[0] == 200
 
 
 def test_a_full_queue_is_429(nano_service):

@@ -14,20 +14,20 @@ from tests.serve.server import PROMPTS
 from tests.serve.test_bad_requests import send
 
 pytest.importorskip("starlette")
-ARGUMENTS = [*"serve --generator nano --port 0 --warm 0 --port-file port --cards cards".split()]
 
 
-def start(folder, *more):
+def start(folder, *more, generator="nano", warm=0):
     """The process, and its URL once it listens."""
     (folder / "port").unlink(missing_ok=True)
+    words = ["--generator", generator, "--warm", str(warm), "--port", "0", "--port-file", "port"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lorage_jax.cli", *ARGUMENTS, *more],
+        [sys.executable, "-m", "lorage_jax.cli", "serve", *words, "--cards", "cards", *more],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + (120 if warm == 0 else 900)
     while not (folder / "port").exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline

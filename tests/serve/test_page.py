@@ -1,5 +1,6 @@
 """The page at `/`, in a real browser without a window."""
 
+import json
 import shutil
 
 import pytest
@@ -71,12 +72,35 @@ def test_text_is_never_markup(page):
     assert page.locator("img").count() == 0
 
 
+def test_answers_and_errors_are_never_markup(page):
+    """A model may write anything, and a message may repeat what was sent."""
+    specialise(page, PROMPTS["upper"])
+    image = "<img src=x onerror=alert(1)>"
+    chunk = json.dumps({"choices": [{"delta": {"content": image}}]})
+    body = f"data: {chunk}\n\ndata: [DONE]\n\n"
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    page.fill("#input", "moon")
+    page.click("#send")
+    page.wait_for_selector("#special .edge[data-done]")
+    assert page.inner_text("#special .edge") == image
+    error = json.dumps({"error": {"message": image}})
+    page.route("**/v1/cards", lambda route: route.fulfill(status=400, body=error))
+    page.click("#make")
+    page.wait_for_selector("#error:not(:empty)")
+    assert page.inner_text("#error") == image
+    assert page.locator("img").count() == 0
+
+
 def test_an_error_is_shown(page):
     page.fill("#system", "word " * 5000)
     with page.expect_response("**/v1/cards"):
         page.click("#make")
-    page.wait_for_function("document.getElementById('error').textContent.includes('Shorten')")
-    page.wait_for_function("!document.getElementById('make').disabled")
+    page.wait_for_selector("#error:not(:empty)")
+    assert "Shorten" in page.inner_text("#error")
+    page.wait_for_selector("#make:enabled")
 
 
 PHONE = {"width": 360, "height": 740}
