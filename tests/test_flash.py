@@ -8,7 +8,8 @@ import pytest
 from lorage_jax import flash, ops
 from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder
 from lorage_jax.sharding import Layout, make_mesh
 from tests.tiny import padded_batch
 

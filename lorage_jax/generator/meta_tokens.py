@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.data.batches import Rows
-from lorage_jax.models.decoder import Branches, Decoder, Output
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.sharding import Layout
 
@@ -60,12 +61,15 @@ class CloudReader:
         cloud: the cloud's configuration.
         remat: `full` computes activations again in the backward pass.
         layout: sharding constraints; None leaves placement to XLA.
+        trains: True if gradients of the states are taken. Without adapters, the prompt's keys and
+            values are then constants, and only the meta tokens have a backward pass.
     """
 
     config: GeneratorConfig
     cloud: ModelConfig
     remat: str = "none"
     layout: Layout | None = None
+    trains: bool = False
 
     def read(
         self,
@@ -74,7 +78,7 @@ class CloudReader:
         prompts: Prompts,
         key: jax.Array | None = None,
     ) -> Float[Array, "P L C"]:
-        """Hidden states at the meta positions of every prompt, float32; one cloud pass per chunk.
+        """Hidden states at the meta positions of every prompt, float32; each chunk is read once.
 
         They are taken after the cloud's final norm, or at the output of layer
         `config.hidden_layer`.
@@ -103,14 +107,23 @@ class CloudReader:
         dropout = config.dropout if key is not None else 0.0
         decoder = Decoder(self.cloud, remat=self.remat, dropout=dropout, layout=self.layout)
         count, layer = per_row * meta.shape[0], config.hidden_layer
+        tokens, mask, past = rows.tokens, rows.mask, None
+        branches = _with_meta(rows, per_row, meta.shape[0])
+        if self.trains and not adapters:
+            own, branches = _split(branches, tokens.shape[1])
+            prompt: Output = decoder.apply(
+                {"params": params}, tokens, mask, branches=own, head=False, keys=True
+            )
+            tokens, mask, past = tokens[:, :0], mask[:, :0], prompt.past
         output: Output = decoder.apply(
             {"params": params},
-            rows.tokens,
-            rows.mask,
+            tokens,
+            mask,
             adapters=adapters or None,
             adapter_scale=config.cloud_alpha / config.cloud_rank if adapters else 0.0,
             suffix=jnp.tile(meta, (per_row, 1)),
-            branches=_with_meta(rows, per_row, meta.shape[0]),
+            past=past,
+            branches=branches,
             head=False,
             collect=0 if layer is None else count,
             rngs={} if key is None else {"dropout": key},
@@ -136,4 +149,14 @@ def _with_meta(rows: Rows, per_row: int, layers: int) -> Branches | None:
         None,
         jnp.concatenate([rows.positions, positions.reshape(count, -1)], axis=1),
         jnp.concatenate([rows.text, text], axis=1),
+    )
+
+
+def _split(whole: Branches | None, slots: int) -> tuple[Branches | None, Branches | None]:
+    """The layouts of the first `slots` slots and of those behind."""
+    if whole is None or whole.text is None:
+        return None, None
+    return (
+        Branches(None, whole.positions[:, :slots], whole.text[:, :slots]),
+        Branches(None, whole.positions[:, slots:], whole.text[:, slots:]),
     )

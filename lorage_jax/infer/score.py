@@ -30,7 +30,8 @@ from lorage_jax.infer.place import mesh_of, placed
 from lorage_jax.infer.prefixes import Prefix, past_of
 from lorage_jax.models.bits import activation_dtype, program_params
 from lorage_jax.models.cache import Past, new_cache
-from lorage_jax.models.decoder import Branches, Decoder, head_logits
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder, head_logits
 from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.batches import Batch, Rows
+from lorage_jax.data.batches import Batch
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, require
@@ -93,6 +93,7 @@ class Compressor(Method, Trainable):
     mergeable: ClassVar[bool] = False
     frozen: ClassVar[tuple[str, ...]] = ("edge",)
     settings: ClassVar[type | None] = CompressorSettings
+    keys: ClassVar[bool] = False  # True if `lead` needs the keys and values of the prompts
 
     edge: Model  # with the LoRA merged
     updates: Lora | None
@@ -119,7 +120,7 @@ class Compressor(Method, Trainable):
 
     @classmethod
     @abstractmethod
-    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
+    def lead(cls, output: Output, count: int) -> dict[str, Any]:
         """The front of questions in training: `prefix` or `past` of `chunk_nll`."""
 
     @classmethod
@@ -195,24 +196,17 @@ class Compressor(Method, Trainable):
                     prompts.mask,
                     suffix=trained["summary"],
                     head=False,
+                    keys=cls.keys,
                     rngs={} if keys[0] is None else {"dropout": keys[0]},
-                    **cls.first_pass(edge, prompts, settings.vectors, params),
                     **given,
                 )
-                front = cls.lead(output, prompts, settings.vectors)
+                front = cls.lead(output, settings.vectors)
                 each = queries.tokens.shape[0] // prompts.tokens.shape[0]
                 front = _repeated(front, each)
                 total += chunk_nll(decoder, params, head, queries, keys[1], **front, **given)[0]
             return Loss(total)
 
         return loss
-
-    @classmethod
-    def first_pass(
-        cls, edge: ModelConfig, prompts: Rows, count: int, params: Any
-    ) -> dict[str, Any]:
-        """Further arguments of the pass over the prompts."""
-        return {}
 
     @classmethod
     def finish(
@@ -233,7 +227,7 @@ class AutoCompressor(Compressor):
     kind: ClassVar[Kind] = parts_kind("autocompressor", "an AutoCompressor")
 
     @classmethod
-    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
+    def lead(cls, output: Output, count: int) -> dict[str, Any]:
         return {"prefix": output.hidden[:, -count:]}
 
     @classmethod

@@ -165,7 +165,7 @@ class Direct(Method, Trainable):
         leaves = _leaves(config.generator, settings, cloud, edge)
         dropout = config.generator.dropout
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
-        reader = CloudReader(config.generator, cloud, config.remat, layout)
+        reader = CloudReader(config.generator, cloud, config.remat, layout, trains=True)
 
         def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
             cloud_key, edge_key = (None, None) if dropout == 0 else jax.random.split(key)

@@ -11,19 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from lorage_jax.config import ModelConfig
-from lorage_jax.data.batches import Rows
 from lorage_jax.files.manifest import Kind
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.methods.autocompressor import Compressor
 from lorage_jax.methods.method import register
 from lorage_jax.methods.parts import parts_kind
-from lorage_jax.models.bits import activation_dtype
-from lorage_jax.models.cache import Past, new_cache
+from lorage_jax.models.cache import Past
 from lorage_jax.models.decoder import Output
 from lorage_jax.models.model import Model
 
@@ -37,21 +33,14 @@ class Gist(Compressor):
     what: ClassVar[str] = "the prompt as keys and values of gist tokens"
     result: ClassVar[str] = "gist"
     kind: ClassVar[Kind] = parts_kind("gist", "gist tokens")
+    keys: ClassVar[bool] = True
 
     @classmethod
-    def first_pass(
-        cls, edge: ModelConfig, prompts: Rows, count: int, params: Any
-    ) -> dict[str, Any]:
-        rows, slots = prompts.tokens.shape
-        return {"cache": new_cache(edge, rows, slots + count, activation_dtype(params))}
-
-    @classmethod
-    def lead(cls, output: Output, prompts: Rows, count: int) -> dict[str, Any]:
-        assert output.cache is not None
-        lengths = jnp.sum(prompts.mask, axis=1, keepdims=True, dtype=jnp.int32)
-        positions = lengths + jnp.arange(count)
-        k, v = output.cache.k[:, :, -count:], output.cache.v[:, :, -count:]
-        return {"past": Past(k, v, jnp.ones(positions.shape, bool), positions)}
+    def lead(cls, output: Output, count: int) -> dict[str, Any]:
+        whole = output.past
+        assert whole is not None
+        k, v = whole.k[:, :, -count:], whole.v[:, :, -count:]
+        return {"past": Past(k, v, whole.valid[:, -count:], whole.positions[:, -count:])}
 
     @classmethod
     def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:

@@ -19,12 +19,19 @@ class Past(flax.struct.PyTreeNode):
         k, v: as in the cache: rotated, where the model rotates.
         valid: True at slots that the row has.
         positions: the position of each slot; a row's tokens go on after its last one.
+        text: number of each slot's text within its row; None if every row holds one text.
     """
 
     k: Float[Array, "L B M K H"]
     v: Float[Array, "L B M K H"]
     valid: Bool[Array, "B M"]
     positions: Int[Array, "B M"]
+    text: Int[Array, "B M"] | None = None
+
+    @property
+    def next_positions(self) -> Int[Array, "B 1"]:
+        """The position of each row's next token."""
+        return _next_positions(self.valid, self.positions)
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -49,8 +56,7 @@ class Cache(flax.struct.PyTreeNode):
         """The position of each row's next token."""
         if self.positions is None:
             return jnp.sum(self.valid, axis=1, keepdims=True, dtype=jnp.int32)
-        last = jnp.where(self.valid, self.positions, -1)
-        return jnp.max(last, axis=1, keepdims=True, initial=-1) + 1
+        return _next_positions(self.valid, self.positions)
 
     def append(self, mask: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Cache:
         """The cache with T more slots marked as filled; their keys and values are still missing."""
@@ -104,6 +110,11 @@ class Cache(flax.struct.PyTreeNode):
                 return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), at)
 
         return self.replace(k=put(self.k, k), v=put(self.v, v))
+
+
+def _next_positions(valid: Bool[Array, "B S"], positions: Int[Array, "B S"]) -> Int[Array, "B 1"]:
+    last = jnp.where(valid, positions, -1)
+    return jnp.max(last, axis=1, keepdims=True, initial=-1) + 1
 
 
 def new_cache(

@@ -18,36 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.bits import TABLE, restored
-from lorage_jax.models.cache import Cache
+from lorage_jax.models.cache import Cache, Past
+from lorage_jax.models.context import Branches, Context, make_context
 from lorage_jax.models.experts import Experts, Pool, Routed
-from lorage_jax.models.layer import Context, Layer, LayerInputs, norm_of
+from lorage_jax.models.layer import Layer, LayerInputs, LayerOutputs, norm_of
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.sharding import Layout
-
-
-class Branches(flax.struct.PyTreeNode):
-    """Layout of rows that hold several texts, or a text followed by several continuations of it.
-
-    A continuation attends to its text and to itself, and its positions go on from the text's.
-
-    Attributes:
-        index: 0 in a text, k in its k-th continuation; None if there are no continuations.
-        positions: position of each slot within its own text and continuation.
-        text: number of each slot's text within its row; None if every row holds one text.
-
-    Example: one question of three tokens with two answers of two tokens, both scored in one row.
-
-        tokens = jnp.array([[q1, q2, q3, a1, a2, b1, b2]])
-        branches = Branches(
-            index=jnp.array([[0, 0, 0, 1, 1, 2, 2]]),
-            positions=jnp.array([[0, 1, 2, 3, 4, 3, 4]]),
-        )
-        logits = decoder.apply({"params": params}, tokens, branches=branches).logits
-    """
-
-    index: Int[Array, "B T"] | None
-    positions: Int[Array, "B T"]
-    text: Int[Array, "B T"] | None = None
 
 
 class Output(flax.struct.PyTreeNode):
@@ -61,6 +37,7 @@ class Output(flax.struct.PyTreeNode):
             with `collect=0`.
         routing: with `routing`, sums over the real slots of each row, by router: of an expert's
             `probability`, and of the slots that `kept` it.
+        past: with `keys`, the keys and values of all T slots.
     """
 
     logits: Float[Array, "B N V"] | None
@@ -68,6 +45,7 @@ class Output(flax.struct.PyTreeNode):
     hidden: Float[Array, "B N D"]
     layers: Float[Array, "L B n D"] | None
     routing: dict[str, dict[str, Float[Array, "L B E"]]] | None = None
+    past: Past | None = None
 
 
 class Decoder(nn.Module):
@@ -104,12 +82,14 @@ class Decoder(nn.Module):
         prefix: Float[Array, "B P D"] | None = None,
         suffix: Float[Array, "M D"] | None = None,
         cache: Cache | None = None,
+        past: Past | None = None,
         branches: Branches | None = None,
         at: Int[Array, "B N"] | None = None,
         last: bool = False,
         head: bool = True,
         collect: int = 0,
         routing: bool = False,
+        keys: bool = False,
     ) -> Output:
         """Runs the model over P prefix vectors, S tokens and M suffix vectors per row.
 
@@ -127,30 +107,38 @@ class Decoder(nn.Module):
                 prompt), at positions 0 to P - 1.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots; the new slots are appended to it.
+            past: keys and values of earlier slots, which the new ones only read; not with a cache.
             branches: positions and visibility of all T slots, for rows of several texts; behind a
-                prefix or a `Past`, positions count from there, and there is one text per row.
+                prefix or a `Past` of one text, positions count from there, with one text per row.
             at: the N slots of each row to return. Default: all.
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
-            routing: return the routers' sums; not with a cache.
+            routing: return the routers' sums; not with a cache or a past.
+            keys: return keys and values.
         """
         embed = self._parameter("embed")
         x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
         lead = 0 if prefix is None else prefix.shape[1]
-        context, cache, positions = self._context(x, mask, pool, cache, branches, lead)
+        context, cache, positions = self._context(pool, mask, cache, past, branches, lead)
         x = self._at_positions(x, positions)
-        flash = self._flash(cache, branches, prefix, suffix)
-        layers = self._layers(pool, adapter_scale, collect, flash, routing)
-        inputs = self._layer_inputs(gates, pool, adapters)
+        flash = past is None and self._flash(cache, branches, prefix, suffix)
+        layers = self._layers(pool, adapter_scale, flash, (collect, routing, keys))
+        inputs = self._layer_inputs(gates, pool, adapters, past)
         (x, cache), out = layers((x, cache), context, inputs)
-        collected, sums = out if routing else (out, None)
         hidden = self._final_norm(_returned(x, lead, last, at))
-        logits = None
-        if head:
-            weights = embed if self.config.tied_head else self._parameter("head")
-            logits = _logits(self.config, hidden, weights)
-        return Output(logits, cache, hidden, collected, sums)
+        logits = self._logits(hidden, embed) if head else None
+        kept = _kept(out, mask, positions, branches)
+        return Output(logits, cache, hidden, out.last, out.sums, kept)
+
+    def _context(
+        self, pool: Experts | None, mask: Bool[Array, "B T"], *front: Any
+    ) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
+        return make_context(self.config, mask, *front, experts=_shared_experts(pool))
+
+    def _logits(self, hidden: Float[Array, "B N D"], embed: Array) -> Float[Array, "B N V"]:
+        weights = embed if self.config.tied_head else self._parameter("head")
+        return _logits(self.config, hidden, weights)
 
     def _parameter(self, name: str) -> Array:
         """A parameter outside the layers, by name."""
@@ -216,28 +204,37 @@ class Decoder(nn.Module):
         return branches.index is None and (suffix is None or not any(self.config.sliding))
 
     def _layer_inputs(
-        self, gates: Array | None, pool: Experts | None, adapters: dict[str, Any] | None
+        self,
+        gates: Array | None,
+        pool: Experts | None,
+        adapters: dict[str, Any] | None,
+        past: Past | None,
     ) -> LayerInputs:
         config = self.config
         routed = pool if isinstance(pool, Routed) else None
         if routed is not None:
             assert gates is None and adapters is None, "experts with routers take neither"
             adapters = routed.adapters
-        shared = isinstance(pool, Pool) and pool.scope == "shared"
         return LayerInputs(
             index=jnp.arange(config.layers),
             sliding=jnp.asarray(config.sliding),
             unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
-            experts=None if pool is None or shared else pool.experts,
+            experts=None if pool is None or _shared_experts(pool) else pool.experts,
             adapters=adapters,
             routers=None if routed is None else routed.routers,
+            past=None if past is None else (past.k, past.v),
         )
 
     def _layers(
-        self, pool: Experts | None, adapter_scale: float, collect: int, flash: bool, routing: bool
+        self,
+        pool: Experts | None,
+        adapter_scale: float,
+        flash: bool,
+        outputs: tuple[int, bool, bool],
     ) -> nn.Module:
-        """One scan over the stacked parameters of all layers."""
+        """One scan over the stacked parameters of all layers; `outputs`: collect, routing, keys."""
+        collect, routing, keys = outputs
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
         scanned = nn.scan(
             layer,
@@ -253,82 +250,32 @@ class Decoder(nn.Module):
             scale=pool.scale if pool is not None else 1.0,
             adapter_scale=pool.scale if isinstance(pool, Routed) else adapter_scale,
             dropout=self.dropout,
-            collect=collect,
             layout=self.layout,
             flash=flash,
             top_k=pool.top_k if isinstance(pool, Routed) else None,
+            collect=collect,
             routing=routing,
+            keys=keys,
             name="layers",
         )
 
-    def _context(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Bool[Array, "B T"],
-        pool: Experts | None,
-        cache: Cache | None,
-        branches: Branches | None,
-        lead: int,
-    ) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
-        """Rotary angles and masks of this call, the cache with the new slots marked, and positions.
 
-        Positions count a row's real tokens; slots count columns, padding included. `lead` slots in
-        front are a prefix.
-        """
-        config, length = self.config, x.shape[1]
-        start = None if cache is None else cache.length
-        slots = jnp.arange(length) if cache is None else cache.next_slots(length)
-        before = 0 if cache is None else cache.next_positions
-        positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-        if branches is not None:
-            positions = _behind(branches, positions, before, lead)
-        cache = None if cache is None else cache.append(mask, positions)
-        valid = mask if cache is None else cache.valid
-        cos, sin = self._rotation(positions)
-        window_cos, window_sin = self._window_rotation(positions)
+def _shared_experts(pool: Experts | None) -> dict[str, Any] | None:
+    """The pool's arrays, if all layers share them."""
+    return pool.experts if isinstance(pool, Pool) and pool.scope == "shared" else None
 
-        def seen(window: int | None) -> Bool[Array, "B T S"]:
-            if cache is not None and cache.positions is not None:
-                index = _in_cache(branches, cache, slots)
-                return ops.branch_mask(valid, cache.positions, index, window, query_slots=slots)
-            if branches is None and not lead:
-                return ops.attention_mask(valid, slots, window)
-            assert cache is None, "behind a cache, branches and prefixes need its positions"
-            index, text = (None, None) if branches is None else (branches.index, branches.text)
-            if lead and index is not None:
-                index = jnp.pad(index, [(0, 0), (lead, 0)])
-            return ops.branch_mask(valid, positions, index, window, text)
 
-        context = Context(
-            cos=cos,
-            sin=sin,
-            window_cos=window_cos,
-            window_sin=window_sin,
-            segments=_segments(valid, branches),
-            mask=seen(None),
-            window_mask=seen(config.window) if any(config.sliding) else None,
-            slot=start,
-            experts=pool.experts if isinstance(pool, Pool) and pool.scope == "shared" else None,
-        )
-        return context, cache, positions
-
-    def _rotation(self, positions: Int[Array, "B T"]) -> tuple[Array | None, Array | None]:
-        """Cosine and sine of the rotary angles; None if positions are learned."""
-        config = self.config
-        if config.position_offset is not None:
-            return None, None
-        scaling = config.rope_scaling
-        frequencies = ops.rope_frequencies(config.rotary_dim, config.rope_theta, scaling)
-        factor = 1.0 if scaling is None else scaling.attention_factor
-        return ops.rope_table(positions, frequencies, factor)
-
-    def _window_rotation(self, positions: Int[Array, "B T"]) -> tuple[Array | None, Array | None]:
-        """The same for sliding layers; None if their angles are those of all layers."""
-        config = self.config
-        if config.local_rope_theta is None or not any(config.sliding):
-            return None, None
-        frequencies = ops.rope_frequencies(config.rotary_dim, config.local_rope_theta, None)
-        return ops.rope_table(positions, frequencies)
+def _kept(
+    out: LayerOutputs,
+    mask: Bool[Array, "B T"],
+    positions: Int[Array, "B T"],
+    branches: Branches | None,
+) -> Past | None:
+    """The keys and values that the layers returned, if any."""
+    if out.keys is None:
+        return None
+    k, v = out.keys
+    return Past(k, v, mask, positions, None if branches is None else branches.text)
 
 
 def _returned(
@@ -338,31 +285,6 @@ def _returned(
     if last or lead:
         x = x[:, -1:] if last else x[:, lead:]
     return x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
-
-
-def _behind(
-    branches: Branches, positions: Int[Array, "B T"], before: Any, lead: int
-) -> Int[Array, "B T"]:
-    """Positions of branches behind `before` tokens and the first `lead` slots of `positions`."""
-    if not lead:
-        return branches.positions if isinstance(before, int) else branches.positions + before
-    assert branches.text is None, "a prefix stands in front of one text"
-    return jnp.concatenate([positions[:, :lead], branches.positions + before + lead], axis=1)
-
-
-def _in_cache(
-    branches: Branches | None, cache: Cache, slots: Int[Array, "T"]
-) -> Int[Array, "B S"] | None:
-    """The branch of every slot of a cache: those of the tokens at `slots`, 0 elsewhere."""
-    if branches is None or branches.index is None:
-        return None
-    return jnp.zeros(cache.valid.shape, jnp.int32).at[:, slots].set(branches.index)
-
-
-def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array, "B S"]:
-    if branches is None or branches.text is None:
-        return valid.astype(jnp.int32)
-    return jnp.where(valid, branches.text + 1, 0)
 
 
 def head_logits(

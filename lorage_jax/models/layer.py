@@ -16,22 +16,9 @@ from lorage_jax.flash import flash_attention
 from lorage_jax.models import routing
 from lorage_jax.models.bits import restored
 from lorage_jax.models.cache import Cache
+from lorage_jax.models.context import Context
 from lorage_jax.models.leaves import layer_leaves
 from lorage_jax.sharding import Layout
-
-
-class Context(flax.struct.PyTreeNode):
-    """Inputs that all layers of one call share."""
-
-    cos: Float[Array, "B T half"] | None  # None if positions are not rotary
-    sin: Float[Array, "B T half"] | None
-    segments: Int[Array, "B S"]  # number of the slot's text, from 1; 0 for padding
-    window_cos: Float[Array, "B T half"] | None  # of sliding layers, if their angles differ
-    window_sin: Float[Array, "B T half"] | None
-    mask: Bool[Array, "B T S"]
-    window_mask: Bool[Array, "B T S"] | None
-    slot: Int[Array, "*rows"] | None  # first slot of the new keys in the cache
-    experts: dict[str, Any] | None  # the pool's arrays, if all layers share them
 
 
 class LayerInputs(flax.struct.PyTreeNode):
@@ -44,6 +31,15 @@ class LayerInputs(flax.struct.PyTreeNode):
     experts: dict[str, Any] | None = None  # the pool's arrays, if every layer has its own
     adapters: dict[str, Any] | None = None
     routers: dict[str, Any] | None = None  # of `Routed`, which then has the `experts`
+    past: tuple[Float[Array, "*L_B_M K H"], Float[Array, "*L_B_M K H"]] | None = None
+
+
+class LayerOutputs(flax.struct.PyTreeNode):
+    """Outputs of one layer that the scan gathers; those not asked for are None."""
+
+    last: Float[Array, "B n D"] | None = None  # of the last slots
+    sums: dict[str, Any] | None = None  # of the routers
+    keys: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None = None  # and values
 
 
 class Layer(nn.Module):
@@ -55,16 +51,17 @@ class Layer(nn.Module):
     scale: float  # factor on the experts' updates
     adapter_scale: float  # factor on the adapters' updates
     dropout: float  # rate on the inputs of low-rank updates; 0 outside training
-    collect: int  # number of last slots whose outputs the scan gathers
     layout: Layout | None
     flash: bool  # compute attention with the kernels of `flash.py`
     top_k: int | None = None  # experts that a router of whole FFNs keeps per token
+    collect: int = 0  # number of last slots whose outputs are gathered
     routing: bool = False  # gather the routers' sums
+    keys: bool = False  # gather keys and values
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Cache | None], context: Context, inputs: LayerInputs
-    ) -> tuple[tuple[Array, Cache | None], Any]:
+    ) -> tuple[tuple[Array, Cache | None], LayerOutputs]:
         config = self.config
         w = {
             name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
@@ -83,12 +80,15 @@ class Layer(nn.Module):
         def add(x, y):
             return x + (y if config.residual_multiplier == 1 else y * config.residual_multiplier)
 
-        y, cache = self._attention(w, norm("attn_norm", x), cache, context, inputs)
+        y, cache, keys = self._attention(w, norm("attn_norm", x), cache, context, inputs)
         x = add(x, norm("attn_post_norm", y))
         y, sums = self._ffn(w, norm("ffn_norm", x), context, inputs)
         x = add(x, norm("ffn_post_norm", y))
-        collected = x[:, x.shape[1] - self.collect :] if self.collect else None
-        return (x, cache), (collected, sums) if self.routing else collected
+        return (x, cache), LayerOutputs(
+            last=x[:, x.shape[1] - self.collect :] if self.collect else None,
+            sums=sums if self.routing else None,
+            keys=keys if self.keys else None,
+        )
 
     def _attention(self, w, x, cache, context, inputs):
         config = self.config
@@ -101,6 +101,12 @@ class Layer(nn.Module):
         cos, sin = self._rotation(context, inputs)
         if cos is not None:
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
+        new = k, v
+        if inputs.past is not None:
+            k, v = (
+                jnp.concatenate([old.astype(x.dtype), one], axis=1)
+                for old, one in zip(inputs.past, new, strict=True)
+            )
         if cache is not None:
             cache = cache.write(inputs.index, context.slot, k, v)
             k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
@@ -109,7 +115,7 @@ class Layer(nn.Module):
         x = y.reshape(*y.shape[:2], -1)
         y = ops.project(x, w["o"].reshape(-1, config.width))
         y = y + w["o_bias"] if config.out_bias else y
-        return self._adapted("o", x, y, w, inputs), cache
+        return self._adapted("o", x, y, w, inputs), cache, new
 
     def _adapted(self, name, x, y, w, inputs):
         """y, the output of the linear layer `name`, with its adapter's update, if it has one."""

@@ -2,7 +2,8 @@
 
 It counts model FLOPs (2 per multiply-accumulate) of the matrix products at the padded shapes, but
 not what remat computes again. A frozen matrix costs two passes, forward and the gradient of its
-input; a trained one, and attention, whose two sides are both activations, three.
+input; a trained one, and attention, whose two sides are both activations, three. Prompts cost one
+where the cloud has no adapters.
 """
 
 from __future__ import annotations
@@ -39,9 +40,14 @@ def cloud_flops(
         2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
     )
     for chunk, lengths in _lengths(batch.prompts):
-        texts = lengths + edge.layers  # the meta tokens
-        tokens = chunk.tokens.size + edge.layers * len(lengths)
-        macs += cloud.layers * (_model_macs(cloud, tokens, texts) + 3 * tokens * adapter)
+        count = chunk.tokens.size
+        meta, whole = edge.layers * len(lengths), lengths + edge.layers
+        if config.cloud_rank == 0:  # only the meta tokens have a backward pass
+            layer = _layer_macs(cloud, count, _pairs(lengths), backward=False)
+            layer += _layer_macs(cloud, meta, edge.layers * int(whole.sum()))
+        else:
+            layer = _layer_macs(cloud, count + meta, _pairs(whole)) + 3 * (count + meta) * adapter
+        macs += cloud.layers * layer
     return 2 * macs
 
 
@@ -57,7 +63,7 @@ def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: Batch) -> int:
             loras = rows * config.experts + tokens
         else:
             loras = config.experts * tokens
-        macs += edge.layers * _model_macs(edge, tokens, lengths - 1)
+        macs += edge.layers * _layer_macs(edge, tokens, _pairs(lengths - 1))
         macs += tokens * 2 * edge.vocab_size * edge.width  # the head
         macs += 3 * edge.layers * loras * lora
     return 2 * macs
@@ -74,9 +80,15 @@ def _lengths(chunks: Sequence[Rows]) -> Iterator[tuple[Rows, np.ndarray]]:
         yield rows, np.concatenate(each)
 
 
-def _model_macs(model: ModelConfig, tokens: int, texts: np.ndarray) -> int:
-    """MACs of a layer, forward and backward; attention over all pairs of slots of one text."""
+def _pairs(lengths: np.ndarray) -> int:
+    """Pairs of slots of texts in which every slot meets every slot."""
+    return int(np.sum(np.square(lengths, dtype=np.int64)))
+
+
+def _layer_macs(model: ModelConfig, tokens: int, pairs: int, backward: bool = True) -> int:
+    """MACs of a layer with frozen weights; attention over `pairs` of slots."""
     leaves = model_leaves(model)["layers"]
     matrices = sum(math.prod(leaf.shape[1:]) for leaf in leaves.values() if leaf.matrix)
-    pairs = int(np.sum(np.square(texts, dtype=np.int64)))
-    return 2 * matrices * tokens + 3 * 2 * model.heads * model.head_dim * pairs
+    attention = 2 * model.heads * model.head_dim
+    times = (2, 3) if backward else (1, 1)
+    return times[0] * matrices * tokens + times[1] * attention * pairs

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.batches import Rows
 from lorage_jax.generator.losses import frozen_head_nll
-from lorage_jax.models.bits import activation_dtype
-from lorage_jax.models.cache import Past, new_cache
-from lorage_jax.models.decoder import Branches, Decoder, Output
+from lorage_jax.models.cache import Past
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import model_leaves
 
@@ -99,14 +99,13 @@ def chunk_nll(
     branches = None
     if chunk.text is not None and chunk.positions is not None:
         branches = Branches(None, chunk.positions[:, :-1], chunk.text[:, :-1])
-    rows, slots = targets.shape
+    rows = targets.shape[0]
     if prefix is not None:
         inputs["prefix"] = _of_rows(prefix, rows, 0)
     if past is not None:
         k, v = (_of_rows(x, rows, 1) for x in (past.k, past.v))
         valid, positions = (_of_rows(x, rows, 0) for x in (past.valid, past.positions))
-        dtype, own = activation_dtype(edge), Past(k, v, valid, positions)
-        inputs["cache"] = new_cache(decoder.config, rows, slots, dtype, own)
+        inputs["past"] = Past(k, v, valid, positions)
     if branches is not None and branches.text is not None and (prefix is not None or past):
         # The texts of a row are continuations of what stands in front of it.
         branches = Branches(branches.text + 1, branches.positions)

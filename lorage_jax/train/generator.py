@@ -72,7 +72,7 @@ def generator_loss(
     """
     dropout = config.generator.dropout
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
-    reader = CloudReader(config.generator, cloud, config.remat, layout)
+    reader = CloudReader(config.generator, cloud, config.remat, layout, trains=True)
 
     def loss(trained, statistics, frozen, micro: Batch, key) -> Loss:
         gate_key, dropout_key = jax.random.split(key)

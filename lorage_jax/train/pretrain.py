@@ -36,7 +36,8 @@ from lorage_jax.hf.family import get_family, to_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import check_describable, config_differences, save_model
 from lorage_jax.hf.source import is_model
-from lorage_jax.models.decoder import Branches, Decoder, Output
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lorage_jax.bench.counting import matmul_macs
 from lorage_jax.buckets import left_pad
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.data.batches import Rows
@@ -58,3 +59,43 @@ def test_packed_prompts_are_read_as_alone(monkeypatch, hidden_layer, window, ker
     packed = read(3, **arrays)
     assert packed.shape == (6, EDGE_LAYERS, 32) and np.abs(packed).max() > 0.5
     np.testing.assert_allclose(packed, alone[order.ravel()], atol=2e-5)
+
+
+@pytest.mark.parametrize(("hidden_layer", "window"), [(None, None), (0, 8)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_without_adapters_only_meta_tokens_have_a_backward_pass(packed, hidden_layer, window):
+    """Values and gradients are those of one pass over prompt and meta tokens; the arithmetic is
+    one pass over the prompt and three over the meta tokens.
+    """
+    layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
+    cloud = family_decoder("llama", **SIZES)
+    if window:
+        cloud = dataclasses.replace(cloud, window=window, sliding=(True, False))
+    config = GeneratorConfig(hidden_layer=hidden_layer, dropout=0.0, cloud_rank=0)
+    rng = np.random.default_rng(0)
+    params = initialise(model_leaves(cloud), jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), params)
+    meta = jnp.asarray(rng.standard_normal((EDGE_LAYERS, 32)), jnp.float32)
+    prompts = [rng.integers(0, 97, n).tolist() for n in (61, 43, 54, 59)]
+    tokens, mask = left_pad(prompts, 64)
+    rows = {"tokens": tokens, "mask": mask}
+    if packed:
+        _, rows = pack(prompts, 2, smallest=16, largest=200, pad=0)
+    given = Prompts((Rows(**rows),), 2 if packed else 1)
+    weights = jnp.asarray(rng.standard_normal((4, EDGE_LAYERS, 32)), jnp.float32)
+
+    def slope(trains):
+        reader = CloudReader(config, cloud, remat="full", layout=layout, trains=trains)
+
+        def value(meta):
+            read = reader.read(params, {"meta": meta, "adapters": {}}, given)
+            return jnp.sum(weights * read), read
+
+        return jax.jit(jax.value_and_grad(value, has_aux=True))
+
+    ((_, wanted), wanted_slope), ((_, found), found_slope) = slope(False)(meta), slope(True)(meta)
+    for one, other in ((found, wanted), (found_slope, wanted_slope)):
+        assert np.linalg.norm(one - other) < 1e-6 * np.linalg.norm(other)
+    assert np.abs(wanted_slope).max() > 1
+    macs = [matmul_macs(slope(trains).trace(meta).jaxpr) for trains in (False, True)]
+    assert macs[1] < 0.45 * macs[0]

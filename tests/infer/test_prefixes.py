@@ -13,7 +13,8 @@ from lorage_jax.infer.prefixes import past_of, read_suffix, read_tokens, read_ve
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import score
 from lorage_jax.models.cache import new_cache
-from lorage_jax.models.decoder import Branches, Decoder
+from lorage_jax.models.context import Branches
+from lorage_jax.models.decoder import Decoder
 from tests.tiny import FAMILIES, TOLERANCE
 
 RNG = np.random.default_rng(3)

@@ -128,7 +128,7 @@ def test_ffn(tiny, variant):
     x = normal((2, 5, 48), 1)
     with torch.no_grad():
         want = base.model.layers[1].mlp(torch.tensor(x)).numpy()
-    layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, 0, layout=None, flash=False)
+    layer = Layer(model.config, jnp.float32, "factors", 1.0, 1.0, 0.0, layout=None, flash=False)
     weights = {name: w[1] for name, w in model.params["layers"].items()}
     inputs = LayerInputs(jnp.int32(1), jnp.asarray(False))
     got, sums = layer._ffn(weights, jnp.asarray(x), None, inputs)

@@ -15,14 +15,16 @@ from tests.programs import step_program
 
 
 @pytest.mark.parametrize(
-    ("edge", "combine"), [("tinyllama", "factors"), ("qwen2-1.5b", "products")]
+    ("edge", "combine", "rank"),
+    [("tinyllama", "factors", 16), ("qwen2-1.5b", "products", 16), ("tinyllama", "factors", 0)],
 )
-def test_step_flops(edge, combine):
+def test_step_flops(edge, combine, rank):
     """At the paper's widths. The program counts one product more: it computes the attention's
     scores a second time for the gradient.
     """
     cloud, edge = with_layers(SHAPES["llama3-8b"], 2), with_layers(SHAPES[edge], 2)
-    generator, sizes = GeneratorConfig(combine=combine), {"prompts": (2, 96), "queries": (4, 129)}
+    generator = GeneratorConfig(combine=combine, cloud_rank=rank)
+    sizes = {"prompts": (2, 96), "queries": (4, 129)}
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     step, arguments, _ = step_program(cloud, edge, mesh, generator=generator, **sizes)
     walked = 2 * matmul_macs(step.trace(*arguments).jaxpr)
@@ -49,7 +51,7 @@ def test_packed_rows_pay_for_their_own_pairs():
     # One more text per row: its meta tokens and half the pairs.
     layer = {"cloud": (cloud, 122**2 - 2 * 62**2), "edge": (edge, 120**2 - 60**2 - 59**2)}
     pairs = sum(m.layers * 3 * 2 * m.heads * m.head_dim * n for m, n in layer.values())
-    meta = edge.layers * arithmetic._model_macs(cloud, 1, np.array([0])) * cloud.layers
+    meta = edge.layers * arithmetic._layer_macs(cloud, 1, 0) * cloud.layers
     adapter = generator.cloud_rank * (
         2 * cloud.width + (cloud.heads + cloud.kv_heads) * cloud.head_dim
     )
