@@ -22,6 +22,7 @@ from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS
 from lorage_jax.evaluate.host_chat import HostChat
+from lorage_jax.evaluate.host_settings import as_hf_adapts
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.shared_journal import SharedJournal
@@ -178,7 +179,7 @@ def _models(options: Eval) -> tuple[Model, Generator | None]:
     if options.model is not None:
         model = load_adapted(options.model, options.dtype, options.adapter)
         check_tokenizer(model.tokenizer, options.model)
-        return model, None
+        return as_hf_adapts(model) if options.adapter else model, None
     assert options.generator is not None, "checked before"
     values = read_values(options.generator)
     folder = options.edge or recorded_path(values, "edge", options.generator)

@@ -8,7 +8,6 @@ that model's. `python -m lorage_jax.evaluate.harness ...` is lm-eval's command l
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,12 @@ from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.host_chat import AS_TEXT, ChatRequests, HostChat
-from lorage_jax.evaluate.host_settings import check_arguments, check_device, check_generation
+from lorage_jax.evaluate.host_settings import (
+    as_hf_adapts,
+    check_arguments,
+    check_device,
+    check_generation,
+)
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.load import load_model
@@ -93,7 +97,7 @@ class LorageLM(ChatRequests, TemplateLM):
             model = model.replace(tokenizer=tokenizer)
         check_tokenizer(model.tokenizer, model.source or "this model")
         if peft is not None:
-            model = load_adapter(Path(peft).expanduser(), _as_resized(model))
+            model = load_adapter(Path(peft).expanduser(), as_hf_adapts(model))
         self.tokenizer = model.tokenizer
         self.add_bos_token = add_bos_token
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -329,17 +333,6 @@ class LorageLM(ChatRequests, TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
-
-
-def _as_resized(model: Model) -> Model:
-    """The model without embeddings beyond its tokenizer, which `hf` cuts off below an adapter."""
-    size = len(model.tokenizer)
-    if size >= model.config.vocab_size:
-        return model
-    params = model.params | {"embed": model.params["embed"][:size]}
-    if "head" in params:
-        params["head"] = params["head"][:, :size]
-    return model.replace(config=dataclasses.replace(model.config, vocab_size=size), params=params)
 
 
 def _longest(max_length: int | str | None, model: Model) -> int | None:

@@ -5,11 +5,13 @@ A setting that would change the answers and is not obeyed is an error that names
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.defaults import unobeyed
+from lorage_jax.models.model import Model
 
 # Arguments of lm-eval's `hf` model with the values by which nothing changes here; None never does.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -91,3 +93,14 @@ def check_generation(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -
             "greedy. Leave it out, or give the value by which nothing changes (such as "
             "repetition_penalty=1.0, no_repeat_ngram_size=0)."
         )
+
+
+def as_hf_adapts(model: Model) -> Model:
+    """The model without embeddings beyond its tokenizer, which `hf` cuts off below an adapter."""
+    size = len(model.tokenizer)
+    if size >= model.config.vocab_size:
+        return model
+    params = model.params | {"embed": model.params["embed"][:size]}
+    if "head" in params:
+        params["head"] = params["head"][:, :size]
+    return model.replace(config=dataclasses.replace(model.config, vocab_size=size), params=params)

@@ -84,9 +84,12 @@ def test_a_vocabulary_wider_than_the_tokenizer(tiny, tmp_path, family):
     assert whole.loglikelihood(asked)[0][0] != pytest.approx(right[0][0], abs=1e-2)
 
 
-def test_eval_with_an_adapter(folders, tmp_path):
-    """`lorage eval --adapter`, on the records and few-shot samples that `hf` is given."""
-    base, adapter = folders
+def test_eval_with_an_adapter(tiny, tmp_path):
+    """`lorage eval --adapter`, on the records and few-shot samples that `hf` is given.
+
+    The vocabulary is wider than the tokenizer: `hf` cuts it, below an adapter only.
+    """
+    base, adapter = tiny("llama")[0], adapter_of(tiny("llama")[0], tmp_path / "adapter")
     data = write_tasks(tmp_path / "tasks", records=6)
     args = ["--tasks", ",".join(NAMES), "--shots", "1", "--data", data, "--max-new-tokens", "12"]
     scored = {}
