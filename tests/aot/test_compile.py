@@ -154,6 +154,7 @@ print(json.dumps(found))
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_out_of_memory_is_a_verdict():
     """Too many arrays of 3.9 GiB, or arrays of 16.5 GiB, each too large by itself."""
     command = [sys.executable, "-c", OUT_OF_MEMORY]

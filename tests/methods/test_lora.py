@@ -99,25 +99,25 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
         return place(batch, *rest)
 
     monkeypatch.setattr(training, "device_batch", spy)
-    config = experiment(steps=24, optimizer={"weight_decay": 0.0}, save_every=12)
+    config = experiment(steps=12, optimizer={"weight_decay": 0.0}, save_every=6)
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
-    assert len(losses) == 24
+    assert len(losses) == 12
     shapes = {batch.queries[0].tokens.shape for batch in seen}
     assert whole.programs == len(shapes) <= whole.most_programs == 1  # min_bucket is the longest
     assert 0 < whole.compile_seconds < whole.seconds
-    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+    assert np.mean(losses[-3:]) < 0.9 * losses[0]
     edge, cloud = load_model(pair[1]), load_model(pair[0])
     batches = iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed))
     for batch in seen[:3]:
         np.testing.assert_array_equal(batch.queries[0].tokens, next(batches).queries[0].tokens)
 
-    # Killed after step 12, then resumed: the same losses and the same LoRA.
+    # Killed at step 8, then resumed: the same losses and the same LoRA.
     again = dataclasses.replace(config, out=str(tmp_path / "again"))
     steps = loop.Watch.record
 
     def dies(self, step, *rest):
-        if step == 15:
+        if step == 8:
             raise KeyboardInterrupt
         steps(self, step, *rest)
 
@@ -128,8 +128,8 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
     with pytest.raises(OutputError, match="--resume"):
         train_lora(again, progress=False)
     rest = train_lora(again, resume=True, progress=False)
-    assert rest.first_step == 12
-    assert rest.losses == whole.losses[12:]
+    assert rest.first_step == 6
+    assert rest.losses == whole.losses[6:]
     for name, array in arrays(whole.folder).items():
         np.testing.assert_array_equal(array, arrays(rest.folder)[name])
 
@@ -209,7 +209,10 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    ["lora", "attention", *(pytest.param(f, marks=pytest.mark.slow) for f in ("dora", "vera"))],
+)
 def test_the_loss_is_that_of_the_saved_lora(form, experiment, pair, tmp_path, monkeypatch):
     """For any trained values: in training, merged by us, and unmerged by peft."""
     config = experiment(settings=FORMS[form])

@@ -28,10 +28,13 @@ def assert_same(first, second):
 
 
 def test_it_learns_and_leaves_a_generator(experiment):
-    result = train(experiment(steps=40, generator={"dropout": 0.0}), progress=False)
+    result = train(
+        experiment(steps=16, generator={"dropout": 0.0}, optimizer={"learning_rate": 1e-2}),
+        progress=False,
+    )
     losses = [loss for _, loss in result.losses]
-    assert [step for step, _ in result.losses] == list(range(1, 41))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert [step for step, _ in result.losses] == list(range(1, 17))
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:2])
     loaded = lg.load_generator(result.folder)
     assert loaded.fingerprint == result.fingerprint
     card = lg.specialize(loaded, "Say 3 twice.")
@@ -189,7 +192,10 @@ def test_packed_rows_are_the_same_step(experiment, tmp_path, combine, rows):
             "combine": "products",
             "hidden_layer": 0,
         },
-        {"cloud_rank": 0, "batch_norm": False, "top_k": 1, "dropout": 0.0},
+        pytest.param(
+            {"cloud_rank": 0, "batch_norm": False, "top_k": 1, "dropout": 0.0},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_switch_trains_and_loads(experiment, switches):

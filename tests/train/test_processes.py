@@ -21,7 +21,8 @@ sources.local_file = lambda _: Path({path!r})
 """
 
 
-@pytest.mark.parametrize("case", ["gone", pytest.param("other", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gone", "other"])
 def test_what_is_wrong_on_one_process_all_are_told(experiment, data_file, tmp_path, case):
     config, other = experiment(), tmp_path / "other.jsonl"
     other.write_text(data_file.read_text("utf-8").replace("go", "come"), "utf-8")
