@@ -30,8 +30,7 @@ def make_mesh(
     number of devices or slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    slices = len({getattr(device, "slice_index", None) for device in devices if _is_tpu(device)})
-    slices = max(slices, 1)
+    slices = _slices(devices)
     sizes = _mesh_sizes(config, len(devices), slices, rows)
     types = (AxisType.Auto,) * len(MESH_AXES)
     if slices == 1:
@@ -41,8 +40,32 @@ def make_mesh(
     return Mesh(grid, MESH_AXES, axis_types=types)
 
 
-def _is_tpu(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
-    return device.platform == "tpu"
+def inference_mesh(
+    weight_bytes: int,
+    device_bytes: float,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
+    """Makes the mesh on which a model reads prompts or decodes: its weights never move.
+
+    They are split over as few devices as hold them in half of their memory (`tensor`), and rows
+    over the groups of such devices (`data`).
+
+    Args:
+        weight_bytes: size of the model.
+        device_bytes: memory of a device.
+        devices: default: all.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    each = len(devices) // _slices(devices)
+    sizes = [size for size in range(1, each + 1) if each % size == 0]
+    enough = [size for size in sizes if weight_bytes <= size * device_bytes / 2]
+    return make_mesh(MeshConfig(data=-1, tensor=enough[0] if enough else each), devices)
+
+
+def _slices(devices: Sequence[Any]) -> int:
+    """Number of TPU slices; 1 for other devices."""
+    tpus = [device for device in devices if device.platform == "tpu"]
+    return max(len({getattr(device, "slice_index", None) for device in tpus}), 1)
 
 
 def _mesh_sizes(
@@ -139,25 +162,6 @@ class ShardingRules:
             used |= set(wanted)
             parts.append(wanted[0] if len(wanted) == 1 else wanted)
         return PartitionSpec(*parts)
-
-
-# Decoding reads every weight for every token, and weights must not move for that. An edge that fits
-# a chip is whole on each, with its rows spread; a larger one is split, and all chips see all rows.
-WHOLE = ShardingRules(vocab=None, embed=None, heads=None, kv_heads=None, ffn=None, cloud=None)
-SPLIT = ShardingRules(
-    batch="data",
-    vocab=("fsdp", "tensor"),
-    embed=None,
-    heads=("fsdp", "tensor"),
-    kv_heads=("fsdp", "tensor"),
-    ffn=("fsdp", "tensor"),
-    cloud=None,
-)
-
-
-def decoding_rules(weight_bytes: int, chip_bytes: float) -> ShardingRules:
-    """WHOLE if the weights take at most half of a chip's memory, else SPLIT."""
-    return WHOLE if weight_bytes <= chip_bytes / 2 else SPLIT
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The programs of a pair of models on a mesh, traced on abstract arrays, without weights.
 
 `train_step` is the step of training on the longest batch, `typical_step` the same on a shorter one.
-`specialize` reads one prompt per batch device, `merge` assembles the LoRA of one card and adds it
-to the edge, `decode` generates tokens for one row per batch device.
+`merge` assembles the LoRA of one card and adds it to the edge. `specialize` reads prompts, `decode`
+generates tokens with the merged edge, and `decode_cards` with the base and a card per row; on their
+meshes no weights move (`sharding.inference_mesh`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lorage_jax.models.cache import Cache
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count
-from lorage_jax.sharding import Layout, decoding_rules, replicated
+from lorage_jax.sharding import Layout, inference_mesh, replicated
 from lorage_jax.train.experiment import build_step
 from lorage_jax.train.state import abstract_arrays
 from lorage_jax.train.step import longest_batch, micro_sharding
@@ -47,14 +48,16 @@ class Program:
 
     Attributes:
         arguments: the abstract arguments, with shardings.
-        macs: multiply-accumulates of one run on all chips together; for `decode`, of one token per
-            row.
+        macs: multiply-accumulates of one run on all chips together; with `turns`, of one turn.
+        turns: True for a loop of unknown length, whose figures are those of one turn: decoding a
+            token in every row.
     """
 
     name: str
     traced: Any
     arguments: Any
     macs: int
+    turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,19 @@ class Setting:
     edge: ModelConfig
     layout: Layout
     row_tokens: int | None = None  # slots per row in `typical_step`; None leaves that step out
-    chip_bytes: float = math.inf  # memory of a chip, by which the edge is laid out for decoding
+    chip_bytes: float = math.inf  # memory of a chip, by which models are laid out for inference
 
-    @property
-    def rows(self) -> int:
-        """Number of batch devices: data x fsdp."""
-        return self.layout.mesh.shape["data"] * self.layout.mesh.shape["fsdp"]
+    def inference(self, model: ModelConfig) -> Setting:
+        """The setting on the mesh that `model` reads and decodes on."""
+        weights = parameter_count(model) * DTYPES[self.config.dtype].dtype.itemsize
+        devices = list(self.layout.mesh.devices.flat)
+        mesh = inference_mesh(weights, self.chip_bytes, devices)
+        return dataclasses.replace(self, layout=Layout(mesh))
+
+    def filled(self, rows: int | None) -> int:
+        """`rows`, filled up to a multiple of the batch devices; by default, one for each."""
+        each = self.layout.batch_devices
+        return each * math.ceil((rows or 1) / each)
 
 
 def programs(setting: Setting) -> list[Program]:
@@ -101,12 +111,15 @@ def model_macs(setting: Setting, row_tokens: int | None = None) -> int:
     return train_program(dataclasses.replace(setting, config=config), row_tokens).macs
 
 
-def specialize_program(setting: Setting) -> Program:
-    """Computes the gates of prompts of the maximum length."""
+def specialize_program(
+    setting: Setting, rows: int | None = None, tokens: int | None = None
+) -> Program:
+    """Computes the gates of `rows` prompts of `tokens` tokens, by default the longest."""
     config, cloud, edge = setting.config, setting.cloud, setting.edge
-    length = bucket(config.data.max_prompt_tokens)
-    rows = NamedSharding(setting.layout.mesh, PartitionSpec(setting.layout.rules.batch))
+    setting = setting.inference(cloud)
     layout = setting.layout
+    shape = setting.filled(rows), bucket(tokens or config.data.max_prompt_tokens)
+    spread = NamedSharding(layout.mesh, PartitionSpec(layout.rules.batch))
     trace = functools.partial(compiled_gates.trace, config.generator, cloud, layout=layout)
     return _program(
         "specialize",
@@ -114,8 +127,8 @@ def specialize_program(setting: Setting) -> Program:
         _model(setting, cloud),
         _arrays(setting, trained_leaves(config.generator, cloud, edge), "float32"),
         _arrays(setting, statistics_leaves(config.generator, edge.layers), "float32"),
-        jax.ShapeDtypeStruct((setting.rows, length), jnp.int32, sharding=rows),
-        jax.ShapeDtypeStruct((setting.rows, length), bool, sharding=rows),
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread),
+        jax.ShapeDtypeStruct(shape, bool, sharding=spread),
     )
 
 
@@ -141,13 +154,18 @@ def merge_program(setting: Setting) -> Program:
     return _program("merge", jitted.trace, ffn, pool, gates)
 
 
-def decode_program(setting: Setting) -> Program:
-    """Generates tokens with the merged edge after the longest query, one row per batch device."""
-    edge, mesh, dtype = setting.edge, setting.layout.mesh, DTYPES[setting.config.dtype]
-    weights = parameter_count(edge) * dtype.dtype.itemsize
-    rules = decoding_rules(weights, setting.chip_bytes)
-    setting = dataclasses.replace(setting, layout=Layout(mesh, rules))
-    rows, slots = setting.rows, bucket(setting.config.data.max_query_tokens) + bucket(NEW_TOKENS)
+def decode_program(
+    setting: Setting, rows: int | None = None, tokens: int | None = None, cards: bool = False
+) -> Program:
+    """Generates tokens in `rows` rows, behind queries of `tokens` tokens, by default the longest.
+
+    With `cards`, every row has gates of its own beside the base's weights.
+    """
+    edge, generator = setting.edge, setting.config.generator
+    setting = setting.inference(edge)
+    mesh, rules, dtype = setting.layout.mesh, setting.layout.rules, DTYPES[setting.config.dtype]
+    longest = tokens or setting.config.data.max_query_tokens
+    rows, slots = setting.filled(rows), bucket(longest) + bucket(NEW_TOKENS)
     heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)
     (kv,) = rules.spec(("kv_heads",), (edge.kv_heads,), mesh)
 
@@ -168,16 +186,21 @@ def decode_program(setting: Setting) -> Program:
     )
     sampling = {name: array((), value.dtype) for name, value in Sampling().operands().items()}
     controls = sampling | {"eos": array((1,), jnp.int32), "pad": array((), jnp.int32)}
+    pool, gates = None, None
+    if cards:
+        pool = make_pool(_arrays(setting, pool_leaves(generator, edge), "float32"), generator)
+        gates = array((rows, edge.layers, generator.experts), jnp.float32, rules.batch)
     params, limit = _model(setting, edge), array((), jnp.int32)
-    arguments = (params, cache, progress, controls, None, None, limit)
+    arguments = (params, cache, progress, controls, pool, gates, limit)
     traced = compiled_continue.trace(edge, *arguments)
 
-    def turn(params, cache, newest):
-        return Decoder(edge).apply({"params": params}, newest, cache=cache, last=True)
+    def turn(params, cache, newest, pool, gates):
+        inputs = {"cache": cache, "pool": pool, "gates": gates, "last": True}
+        return Decoder(edge).apply({"params": params}, newest, **inputs)
 
     newest = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
-    macs = matmul_macs(jax.make_jaxpr(turn)(params, cache, newest))
-    return Program("decode", traced, arguments, macs)
+    macs = matmul_macs(jax.make_jaxpr(turn)(params, cache, newest, pool, gates))
+    return Program("decode_cards" if cards else "decode", traced, arguments, macs, turns=True)
 
 
 def _program(name: str, trace: Callable[..., Any], *arguments: Any) -> Program:

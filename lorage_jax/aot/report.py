@@ -14,7 +14,7 @@ from lorage_jax.aot.hlo import parse
 from lorage_jax.aot.programs import Program, Setting, train_program
 from lorage_jax.aot.roofline import roofline
 from lorage_jax.aot.topology import Topology
-from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic
+from lorage_jax.aot.traffic import Collective, Traffic, sent_bytes, traffic, turn_traffic
 from lorage_jax.chips import GIB
 from lorage_jax.errors import bullets
 
@@ -25,6 +25,8 @@ OPTIONS = {"xla_tpu_no_crash_on_oom": "true"}
 
 def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
     """Compiles a program and returns its figures per chip, in GiB, FLOPs and bytes.
+
+    FLOPs and bytes moved are those of one run, or, for a program with `turns`, of one turn.
 
     If it does not fit, `fits` is False and `missing_gib` is above 0. If the compiler gives up,
     `refused` is its reason, and unknown figures are None.
@@ -42,7 +44,8 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
             "compile_seconds": time.perf_counter() - began,
         }
     sizes = compiled.memory_analysis()
-    moved = traffic(parse(compiled.as_text()), topology.chips // topology.slices)
+    count = turn_traffic if program.turns else traffic
+    moved = count(parse(compiled.as_text()), topology.chips // topology.slices)
     peak = sizes.peak_memory_in_bytes / GIB
     return {
         "argument_gib": sizes.argument_size_in_bytes / GIB,
@@ -121,36 +124,53 @@ def argument_bytes(program: Program) -> int:
 
 
 def step_roofline(train_step: dict[str, Any], topology: Topology, macs: int) -> dict[str, Any]:
-    """The roofline of a train step, from its figures per chip and the model's MACs on all chips.
+    """The roofline of a train step, from its figures per chip and the model's MACs on all chips."""
+    return program_roofline(train_step, topology, 2 * macs / topology.chips)
 
-    If the step was refused, only the arithmetic is known; the rest is None.
+
+def program_roofline(
+    figures: dict[str, Any], topology: Topology, model_flops: float | None = None
+) -> dict[str, Any]:
+    """The roofline of a program, from its figures per chip.
+
+    `model_flops` are those without recomputed activations; by default, all. If the program was
+    refused, only the arithmetic is known; the rest is None.
     """
-    if "refused" in train_step:
+    flops = figures["flops_per_chip"]
+    if "refused" in figures:
         names = ("hbm_s", "ici_s", "dcn_s", "step_s", "bound_by", "predicted_mfu")
-        seconds = train_step["flops_per_chip"] / topology.chip.flops
-        return {"compute_s": seconds} | dict.fromkeys(names)
-    dcn = train_step["dcn_bytes_per_chip"]
+        return {"compute_s": flops / topology.chip.flops} | dict.fromkeys(names)
+    dcn = figures["dcn_bytes_per_chip"]
     return roofline(
         topology.chip,
-        flops=train_step["flops_per_chip"],
-        hbm=train_step["hbm_bytes_per_chip"],
-        ici=sum(train_step["collectives"].values()) - dcn,
+        flops=flops,
+        hbm=figures["hbm_bytes_per_chip"],
+        ici=sum(figures["collectives"].values()) - dcn,
         dcn=dcn,
-        model_flops=2 * macs / topology.chips,
+        model_flops=flops if model_flops is None else model_flops,
     )
+
+
+def about_lines(result: dict[str, Any]) -> list[str]:
+    """The chips and the models of a result."""
+    chip = result["chip"]
+    usable = chip["usable_gib"]
+    return [
+        f"{result['topology']}: {result['chips']} chips. A chip: {chip['hbm_gib']:g} GiB of HBM "
+        f"({usable:g} for a program), {chip['flops'] / 1e12:g} TFLOP/s in bfloat16,",
+        f"HBM {chip['hbm'] / 1e9:g} GB/s, interconnect {chip['ici'] / 1e9:g} GB/s, data-centre "
+        f"network {chip['dcn'] / 1e9:g} GB/s. Cloud {result['cloud']}, {result['cloud_layers']} "
+        f"layers; edge {result['edge']}, {result['edge_layers']} layers.",
+    ]
 
 
 def page(result: dict[str, Any]) -> str:
     """The result of `lorage compile` as text."""
-    chip = result["chip"]
-    usable = chip["usable_gib"]
+    usable = result["chip"]["usable_gib"]
     lines = [
-        f"{result['topology']}: {result['chips']} chips, mesh data x fsdp x tensor = "
-        f"{' x '.join(map(str, result['mesh'].values()))}. A chip: {chip['hbm_gib']:g} GiB of HBM "
-        f"({usable:g} for a program), {chip['flops'] / 1e12:g} TFLOP/s in bfloat16,",
-        f"HBM {chip['hbm'] / 1e9:g} GB/s, interconnect {chip['ici'] / 1e9:g} GB/s, data-centre "
-        f"network {chip['dcn'] / 1e9:g} GB/s. Cloud {result['cloud']}, {result['cloud_layers']} "
-        f"layers; edge {result['edge']}, {result['edge_layers']} layers. {_batch(result)}",
+        *about_lines(result),
+        f"Mesh of the step, data x fsdp x tensor: {' x '.join(map(str, result['mesh'].values()))}. "
+        + _batch(result),
         "",
         f"{'per chip':12}{'arguments':>11}{'temporary':>11}{'peak GiB':>11}{'GFLOP':>12}"
         f"{'HBM GB':>10}{'sent GB':>10}{'compiled':>10}",
@@ -158,9 +178,9 @@ def page(result: dict[str, Any]) -> str:
     for name, one in result["programs"].items():
         sent = sum(one["collectives"].values())
         lines.append(
-            f"{name:12}{_number(one['argument_gib']):>11}{_number(one['temp_gib']):>11}"
-            f"{_number(one['peak_gib']):>11}{one['flops_per_chip'] / 1e9:>12,.1f}"
-            f"{_number(one['hbm_bytes_per_chip'], 1e9):>10}{_number(sent, 1e9):>10}"
+            f"{name:12}{number(one['argument_gib']):>11}{number(one['temp_gib']):>11}"
+            f"{number(one['peak_gib']):>11}{one['flops_per_chip'] / 1e9:>12,.1f}"
+            f"{number(one['hbm_bytes_per_chip'], 1e9):>10}{number(sent, 1e9):>10}"
             f"{one['compile_seconds']:>8.0f} s"
         )
     for name, one in result["programs"].items():
@@ -191,7 +211,8 @@ def _batch(result: dict[str, Any]) -> str:
     )
 
 
-def _number(value: float | None, unit: float = 1.0) -> str:
+def number(value: float | None, unit: float = 1.0) -> str:
+    """A figure in `unit`, or ? if it is not known."""
     return "?" if value is None else f"{value / unit:.3f}"
 
 

@@ -64,6 +64,21 @@ def traffic(module: Module, chips_per_slice: int) -> Traffic:
     return Traffic(found.hbm, sent, found.unknown)
 
 
+def turn_traffic(module: Module, chips_per_slice: int) -> Traffic:
+    """Traffic of one turn of the program's loops of unknown length, without what is around them.
+
+    Raises ValueError if there is no such loop.
+    """
+    entry, total = module.computations[module.entry], None
+    for one in entry.instructions.values():
+        if one.opcode == "while" and trip_count(module, entry, one) is None:
+            turn = _traffic(module, module.computations[one.callee("body")], chips_per_slice)
+            total = turn if total is None else total.plus(turn)
+    if total is None:
+        raise ValueError("the program has no loop of unknown length")
+    return total
+
+
 def sent_bytes(collectives: Counter[Collective]) -> dict[str, int]:
     """The bytes that each chip sends in total, by kind of collective."""
     totals: dict[str, int] = {}
@@ -214,7 +229,7 @@ def _fusion_bytes(module: Module, computation: Computation, one: Instruction) ->
         whole = array_bytes(computation.instructions[name].shape, hbm_only=True)
         inside = called.parameter(number) if whole else None
         if inside is not None:
-            total += min(whole, sum(_read(*use, whole) for use in _uses(called, inside)))
+            total += _bytes_read(module, called, inside, whole)
     result = called.result
     parts = result.operands if result.opcode == "tuple" else (called.root,)
     for name, (size, in_hbm) in zip(parts, arrays(one.shape), strict=False):
@@ -225,14 +240,26 @@ def _fusion_bytes(module: Module, computation: Computation, one: Instruction) ->
     return total
 
 
-def _uses(called: Computation, parameter: Instruction) -> list[tuple[Instruction, bool]]:
-    """The instructions that read a parameter, and whether each has it as its first operand."""
+def _bytes_read(module: Module, called: Computation, parameter: Instruction, whole: int) -> int:
+    """Bytes that a fusion, and the fusions inside it, read of a parameter of `whole` bytes."""
+    if called.source(called.root) is parameter:
+        return whole  # its result, which the fusion around it reads
     names = {parameter.name} | {
         one.name
         for one in called.instructions.values()
         if one.opcode == "bitcast" and parameter.name in one.operands
     }
-    return [(use, use.operands[0] in names) for use in called.users(parameter.name)]
+    total = 0
+    for use in called.users(parameter.name):
+        if use.opcode != "fusion":
+            total += _read(use, use.operands[0] in names, whole)
+            continue
+        inner = module.computations[use.callee("calls")]
+        for number, operand in enumerate(use.operands):
+            inside = inner.parameter(number) if operand in names else None
+            if inside is not None:
+                total += _bytes_read(module, inner, inside, whole)
+    return min(total, whole)
 
 
 def _read(one: Instruction, first: bool, whole: int) -> int:

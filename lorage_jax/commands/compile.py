@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorage_jax.aot.topology import parse_topology, tpu_devices
+from lorage_jax.aot.topology import Topology, parse_topology, tpu_devices
 from lorage_jax.chips import GIB
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.options import Compile
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorage_jax.aot.programs import Setting
 
 
 def run(options: Compile) -> dict[str, Any]:
@@ -21,40 +24,41 @@ def run(options: Compile) -> dict[str, Any]:
     A program that does not fit is a result, not an error: `fits` is then false.
     """
     topology, config = parse_topology(options.topology), load_experiment(options.experiment)
-    layers, row_tokens = options.layers, options.row_tokens
-    if row_tokens is not None and row_tokens < 1:
-        raise ConfigError(f"--row-tokens is {row_tokens}; expected 1 or more.")
-    if config.method not in (None, "lora_gen"):
-        raise ConfigError(
-            f"the experiment's method is {config.method!r}; lorage compile knows only the programs "
-            "of lora_gen. Leave the method out to compile those."
-        )
-    cloud = model_shape("cloud", config.cloud, layers)
-    edge = model_shape("edge", config.edge, layers)
+    _check(options, config)
+    sizes = None if options.batches is None else _sizes(options.batches)
+    cloud = model_shape("cloud", config.cloud, options.layers)
+    edge = model_shape("edge", config.edge, options.layers)
     devices = tpu_devices(topology)  # before anything else touches jax
-    from lorage_jax.aot.programs import Setting, model_macs, programs
-    from lorage_jax.aot.report import compile_program, page, settled, step_roofline
+    from lorage_jax.aot.programs import Setting
     from lorage_jax.sharding import Layout, make_mesh
-    from lorage_jax.train.experiment import batch_rows, check_devices
+    from lorage_jax.train.experiment import batch_rows
     from lorage_jax.train.generator import check_models
 
     mesh = make_mesh(config.mesh, devices, batch_rows(config))
-    check_devices(config, mesh)
     check_models(config, cloud, edge)
     chip_bytes = topology.chip.usable_gib * GIB
-    setting = Setting(config, cloud, edge, Layout(mesh), row_tokens, chip_bytes)
+    setting = Setting(config, cloud, edge, Layout(mesh), options.row_tokens, chip_bytes)
+    if sizes is None:
+        return _training(setting, topology)
+    return _batches(setting, topology, sizes, options.programs)
+
+
+def _training(setting: Setting, topology: Topology) -> dict[str, Any]:
+    """All programs of the experiment."""
+    from lorage_jax.aot.programs import model_macs, programs
+    from lorage_jax.aot.report import compile_program, page, settled, step_roofline
+    from lorage_jax.train.experiment import check_devices
+
+    mesh, row_tokens = setting.layout.mesh, setting.row_tokens
+    check_devices(setting.config, mesh)
     setting = settled(setting, topology)
     figures = {}
     for program in programs(setting):
         print(f"compiling {program.name} ...", file=sys.stderr, flush=True)
         figures[program.name] = compile_program(program, topology)
     result = {
-        "topology": topology.name,
-        "chips": topology.chips,
-        "hbm_gib_per_chip": topology.chip.hbm_gib,
-        "chip": dataclasses.asdict(topology.chip),
+        **_about(setting, topology),
         "mesh": dict(mesh.shape),
-        **_about(setting.config, cloud, edge),
         "programs": figures,
         "roofline": step_roofline(figures["train_step"], topology, model_macs(setting)),
         "fits": all(one["fits"] for one in figures.values()),
@@ -67,8 +71,57 @@ def run(options: Compile) -> dict[str, Any]:
     return result
 
 
-def _about(config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig) -> dict[str, Any]:
+def _batches(
+    setting: Setting, topology: Topology, sizes: list[int], programs: str
+) -> dict[str, Any]:
+    """Decoding and specialising at several batch sizes."""
+    from lorage_jax.aot.batches import PROGRAMS, batch_figures, batch_page
+
+    names = [name.strip() for name in programs.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in PROGRAMS]:
+        raise ConfigError(
+            f"--programs has {', '.join(unknown)}; expected any of {', '.join(PROGRAMS)}."
+        )
+    found = []
+    for one in batch_figures(setting, topology, sizes, names):
+        print(f"compiled {one['program']} of {one['batch']} rows", file=sys.stderr, flush=True)
+        found.append(one)
+    result = {
+        **_about(setting, topology),
+        "row_tokens": setting.row_tokens,
+        "batches": found,
+        "fits": all(one["fits"] for one in found),
+    }
+    print(batch_page(result))
+    return result
+
+
+def _sizes(text: str) -> list[int]:
+    """The numbers of rows in `--batches`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--batches is {text!r}; expected numbers of rows, such as 1,32,256.")
+    return [int(part) for part in parts]
+
+
+def _check(options: Compile, config: ExperimentConfig) -> None:
+    row_tokens = options.row_tokens
+    if row_tokens is not None and row_tokens < 1:
+        raise ConfigError(f"--row-tokens is {row_tokens}; expected 1 or more.")
+    if config.method not in (None, "lora_gen"):
+        raise ConfigError(
+            f"the experiment's method is {config.method!r}; lorage compile knows only the programs "
+            "of lora_gen. Leave the method out to compile those."
+        )
+
+
+def _about(setting: Setting, topology: Topology) -> dict[str, Any]:
+    config, cloud, edge = setting.config, setting.cloud, setting.edge
     return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "hbm_gib_per_chip": topology.chip.hbm_gib,
+        "chip": dataclasses.asdict(topology.chip),
         "cloud": config.cloud,
         "cloud_layers": cloud.layers,
         "edge": config.edge,

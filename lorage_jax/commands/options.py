@@ -159,7 +159,13 @@ class Compile:
     layers: int | None = None
     """Cut both models to at most this many layers; full depth takes minutes to compile."""
     row_tokens: int | None = None
-    """Also compile the step for rows of this many tokens, to estimate a typical step."""
+    """Also compile the step for rows of this many tokens, to estimate a typical step. With
+    --batches: the length of prompts and queries."""
+    batches: str | None = None
+    """Numbers of rows separated by commas, e.g. 1,32,256. Instead of training, compile decoding,
+    merged and with a card per row, and specialising for so many rows at once."""
+    programs: str = "decode,decode_cards,specialize"
+    """The programs of --batches."""
     json: Json = None
 
 

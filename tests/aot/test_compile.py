@@ -67,6 +67,22 @@ def check(result):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_batches_of_prompts_and_rows(tmp_path):
+    """Instead of training; a token in every row, and a batch of prompts that is filled up."""
+    asked = ["--batches", "1,16", "--programs", "decode,specialize", "--row-tokens", "32"]
+    result, shown = compiled(tmp_path, "--topology", "v5e:2x4", "--layers", 1, *asked)
+    assert "programs" not in result and result["fits"] is True
+    found = {(one["program"], one["batch"]): one for one in result["batches"]}
+    assert list(found) == [("decode", 1), ("decode", 16), ("specialize", 1), ("specialize", 16)]
+    for one in found.values():
+        assert one["rows"] == max(8, one["batch"]) and one["mesh"]["data"] == 8
+        assert one["loops_counted_once"] == 0 and one["collectives"] == {}, "no weights move"
+        assert one["hbm_bytes_per_chip"] > 0 and 0 < one["roofline"]["step_s"] < 1e-3
+    assert "decode" in shown and "16" in shown
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_one_layer_on_one_host(tmp_path):
     result, shown = compiled(tmp_path, "--topology", "v5e:2x4", "--layers", 1)
     check(result)
@@ -131,7 +147,7 @@ def test_what_a_loop_sends_grows_with_its_turns(tmp_path):
         )
         done = subprocess_lorage("compile", path, "--json", root / "out.json")
         assert done.returncode == 0, done.stderr
-        figures = json.loads((root / "out.json").read_text())["programs"]["specialize"]
+        figures = json.loads((root / "out.json").read_text())["programs"]["train_step"]
         sent.append(sum(figures["collectives"].values()))
     assert sent[1] - sent[0] == sent[2] - sent[1] > 0
 

@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from lorage_jax.aot.programs import Setting, decode_program, model_macs, programs
+from lorage_jax.aot.programs import (
+    Setting,
+    decode_program,
+    model_macs,
+    programs,
+    specialize_program,
+)
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -83,17 +89,19 @@ def test_decoding_counts_a_token_of_every_device():
 
 @pytest.mark.parametrize(("chip", "whole"), [(2.0, True), (1.9, False)])
 def test_decoding_moves_no_weights(chip, whole):
-    """An edge of at most half a chip is whole on each, with a row per chip; a larger one split."""
+    """An edge of at most half a chip is whole on each, with a row per chip; a larger one is split
+    over as few chips as hold it in half of their memory.
+    """
     made = setting()
     size = 2 * parameter_count(made.edge)  # bfloat16
     made = dataclasses.replace(made, chip_bytes=chip * size)
     params, cache, *_ = decode_program(made).arguments
     gate, tokens = params["layers"]["gate"], cache.k
     assert gate.sharding.is_fully_replicated is whole
-    assert params["embed"].sharding.is_fully_replicated is (whole or 97 % 8 != 0)
+    assert params["embed"].sharding.is_fully_replicated is (whole or 97 % 2 != 0)
     rows = tokens.sharding.shard_shape(tokens.shape)[1]
-    assert (rows, tokens.shape[1]) == ((1, 8) if whole else (8, 8))
-    assert gate.sharding.shard_shape(gate.shape)[2] == (48 if whole else 48 // 8)
+    assert (rows, tokens.shape[1]) == ((1, 8) if whole else (1, 4))
+    assert gate.sharding.shard_shape(gate.shape)[2] == (48 if whole else 48 // 2)
 
 
 def test_remat_computes_a_layer_again():
@@ -142,3 +150,16 @@ def test_micro_batches_cost_what_the_batch_costs():
     parts = dataclasses.replace(whole, config=config)
     per_batch = model_macs(whole) - model_macs(parts)
     assert abs(per_batch) < 0.02 * model_macs(whole)
+
+
+def test_batches_of_rows_and_cards():
+    """A batch is filled up to the chips; a card per row costs each token the experts' factors."""
+    made = setting()
+    one, many = (decode_program(made, rows, tokens=20) for rows in (1, 12))
+    assert [x.arguments[1].k.shape[1] for x in (one, many)] == [8, 16]
+    assert many.macs == 2 * one.macs
+    cards = decode_program(made, 12, tokens=20, cards=True)
+    assert cards.name == "decode_cards"
+    assert cards.macs - many.macs == 16 * 3 * made.config.generator.experts * R * 3 * (32 + 48)
+    prompts = specialize_program(made, 12, tokens=20)
+    assert prompts.arguments[3].shape == (16, 24)

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from lorage_jax.aot.hlo import parse
-from lorage_jax.aot.traffic import Collective, sent_bytes, traffic
+from lorage_jax.aot.traffic import Collective, sent_bytes, traffic, turn_traffic
 from tests.aot.recorded import PROGRAM
 
 ROW = 16 * 64 * 2  # bytes of the activations
@@ -41,6 +41,40 @@ def test_of_a_stack_only_the_layer_is_moved():
     """HBM: activations once; per iteration, a layer's weights and a row of the stack; sent data."""
     turn = 8 * 64 * 2 + 16 * 4
     assert traffic(parse(PROGRAM), 8).hbm == ROW + 5 * turn + 2 * 512
+
+
+def test_a_fusion_inside_a_fusion_may_read_a_slice():
+    """The weights of a layer, sliced by a fusion that the product's fusion holds."""
+    inside = PROGRAM[PROGRAM.index("%fused_layer") : PROGRAM.index("%fused_start")]
+    around = """HloModule jit_f, is_scheduled=true
+
+INSIDE
+%product (param_0.9: bf16[5,8,64], param_1.9: s32[]) -> bf16[8,64] {
+  %param_0.9 = bf16[5,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.9 = s32[]{:T(128)S(6)} parameter(1)
+  %layer.9 = bf16[8,64]{1,0:T(8,128)(2,1)} fusion(%param_0.9, %param_1.9), kind=kLoop, calls=%fused_layer
+  ROOT %negate.9 = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} negate(%layer.9)
+}
+
+ENTRY %main (stack.9: bf16[5,8,64], i.9: s32[]) -> bf16[8,64] {
+  %stack.9 = bf16[5,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i.9 = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %f.9 = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} fusion(%stack.9, %i.9), kind=kOutput, calls=%product
+}
+"""  # noqa: E501
+    assert traffic(parse(around.replace("INSIDE", inside)), 1).hbm == 8 * 64 * 2
+    sliced = inside[inside.index("  %dynamic-slice.2") : inside.index("  ROOT")]
+    whole = inside.replace(sliced, "").replace("bitcast(%dynamic-slice.2)", "bitcast(%param_0.1)")
+    assert traffic(parse(around.replace("INSIDE", whole)), 1).hbm == 5 * 8 * 64 * 2
+
+
+def test_one_turn_of_a_loop_of_unknown_length():
+    """Decoding: what is moved for a token, without what is copied around the loop."""
+    module = parse(PROGRAM)
+    turn = turn_traffic(module, 8)
+    assert turn.unknown == 0
+    assert turn.collectives == Counter({one: n for one, n in COLLECTIVES.items() if n == 1})
+    assert 0 < turn.hbm < traffic(module, 8).hbm
 
 
 def test_the_largest_branch_of_a_conditional_counts():

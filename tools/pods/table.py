@@ -3,6 +3,7 @@
     python tools/pods/table.py                        # all recipes, all topologies
     python tools/pods/table.py --topologies v5e:2x4   # this topology only; other rows are kept
     python tools/pods/table.py --recipes paper/qwen3 --cloud Qwen3-8B --topologies v5e:2x4
+    python tools/pods/table.py --batches              # decoding and specialising at 1, 32, 256 rows
 
 Each pair is one `lorage compile` in its own process. Finished rows go into
 `experiments/results/pod.json`, and `pod.md` is made from it. No TPU is needed.
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 RECIPES = ("paper/tinyllama", "paper/qwen", "paper/gemma")
 CLOUD = "Meta-Llama-3-8B"
+CHIPS = ("v5e", "v6e")
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v4:2x2x2", "v5e:2x4*2")
 ROW_TOKENS = 2560  # per row of a typical batch: 20k tokens of prompts and 10k of queries, packed
 INTRO = f"""# The paper's recipes, compiled for pods
@@ -36,6 +38,26 @@ are the GB that a chip sends in a typical step.
 | recipe | topology | chips | layers | train step, peak GiB | specialise | merge | decode | fits | typical step s (longest) | bound by | MFU % | collectives of the typical step | of the merge |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
+BATCHES, BATCH_TOKENS = "1,32,256", 512
+# A chip decodes; a host of eight reads prompts, as the cloud does not fit a v5e chip. The edge has
+# no part in that but the number of meta tokens.
+BATCH_RUNS = (
+    *((recipe, f"{chip}:1x1", "decode,decode_cards") for recipe in RECIPES for chip in CHIPS),
+    *((RECIPES[0], f"{chip}:2x4", "specialize") for chip in CHIPS),
+)
+BATCH_INTRO = f"""
+## Decoding and specialising, by batch size
+
+Decoding has a cache of {BATCH_TOKENS} tokens and 64 new ones; the figures are those of a token in every
+row, on one chip. `decode` is the merged edge, `decode_cards` the base with a card of its own for every
+row. `specialize` reads prompts of {BATCH_TOKENS} tokens on a host of eight chips (figures per chip): the
+weights stay where they are, split over as few chips as hold them in half of their memory (`data x
+tensor`), and the rows go to the groups of such chips. A batch is filled up to a row per group. Bytes are
+counted without the padding of tiles.
+
+| edge | topology | program | batch | data x tensor | peak GiB | GFLOP | HBM GB | sent GB | at least ms | bound by | rows/s at most |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
 
 
 def main() -> None:
@@ -44,31 +66,60 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--cloud", default=CLOUD, help="LORAGE_CLOUD of the recipes")
     parser.add_argument("--layers", type=int, help="cut both models to this many layers")
+    parser.add_argument("--batches", action="store_true", help="only the batch sizes")
     options = parser.parse_args()
-    table = RESULTS / "pod.json"
-    rows = json.loads(table.read_text())["rows"] if table.exists() else {}
+    file = RESULTS / "pod.json"
+    table = json.loads(file.read_text()) if file.exists() else {"rows": {}}
+    if options.batches:
+        add_batches(table, options)
+        return
     for recipe in options.recipes:
         for topology in options.topologies:
             label = recipe.replace("/", "_")
             label += "" if options.cloud == CLOUD else f" under {options.cloud}"
             name = f"{label} {topology}" + (f" {options.layers}" if options.layers else "")
-            rows[name] = {"recipe": label, **compiled(recipe, topology, options)}
-            table.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-            (RESULTS / "pod.md").write_text(INTRO + "".join(line(row) for row in rows.values()))
+            more = ["--row-tokens", str(ROW_TOKENS)]
+            table["rows"][name] = {"recipe": label, **compiled(recipe, topology, more, options)}
+            for program in table["rows"][name]["programs"].values():
+                program.pop("collective_list")
+            write(table)
 
 
-def compiled(recipe: str, topology: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of `lorage compile --json`, without the list of single collectives."""
+def add_batches(table: dict[str, Any], options: argparse.Namespace) -> None:
+    """Adds the runs at several batch sizes."""
+    for recipe, topology, programs in BATCH_RUNS:
+        more = ["--batches", BATCHES, "--programs", programs, "--row-tokens", str(BATCH_TOKENS)]
+        result = compiled(recipe, topology, more, options)
+        for one in result["batches"]:
+            one.pop("collective_list")
+        name = f"{recipe.replace('/', '_')} {topology}"
+        table.setdefault("batches", {})[name] = result
+        write(table)
+
+
+def write(table: dict[str, Any]) -> None:
+    (RESULTS / "pod.json").write_text(json.dumps(table, indent=1) + "\n")
+    text = INTRO + "".join(line(row) for row in table["rows"].values())
+    if "batches" in table:
+        lines = [
+            batch_line(run, one) for run in table["batches"].values() for one in run["batches"]
+        ]
+        text += BATCH_INTRO + "".join(lines)
+    (RESULTS / "pod.md").write_text(text)
+
+
+def compiled(
+    recipe: str, topology: str, more: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The result of `lorage compile --json`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.json"
         command = [sys.executable, "-m", "lorage_jax.cli", "compile", f"experiments/{recipe}.py"]
-        command += ["--topology", topology, "--json", str(file), "--row-tokens", str(ROW_TOKENS)]
+        command += ["--topology", topology, "--json", str(file), *more]
         command += ["--layers", str(options.layers)] if options.layers else []
         environment = os.environ | {"LORAGE_CLOUD": options.cloud}
         subprocess.run(command, cwd=ROOT, check=True, env=environment)
         result = json.loads(file.read_text())
-    for program in result["programs"].values():
-        program.pop("collective_list")
     origin = result["provenance"]  # the file is temporary
     origin["command"] = origin["command"].replace(f" --json {file}", "")
     return result
@@ -93,6 +144,29 @@ def line(row: dict[str, Any]) -> str:
         roof["bound_by"] or "?",
         number(roof["predicted_mfu"] and 100 * roof["predicted_mfu"]),
         *sent,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def batch_line(run: dict[str, Any], one: dict[str, Any]) -> str:
+    """One row of the table of batch sizes as Markdown."""
+    roof, name = one["roofline"], Path(run["edge"]).name
+    step, sent = roof["step_s"], sum(one["collectives"].values()) / 1e9
+    hbm = one["hbm_bytes_per_chip"]
+    cells = [
+        name if one["program"] != "specialize" else f"{Path(run['cloud']).name}, for {name}",
+        run["topology"],
+        one["program"],
+        one["batch"],
+        f"{one['mesh']['data']} x {one['mesh']['tensor']}",
+        f"{number(one['peak_gib'])} of {run['chip']['usable_gib']:g}"
+        + ("" if one["fits"] else ", **does not fit**"),
+        f"{one['flops_per_chip'] / 1e9:,.1f}",
+        number(hbm and hbm / 1e9),
+        "?" if "refused" in one else f"{sent:.2f}",
+        number(step and 1e3 * step),
+        roof["bound_by"] or "?",
+        "?" if step is None else f"{one['batch'] / step:,.0f}",
     ]
     return "| " + " | ".join(map(str, cells)) + " |\n"
 
