@@ -30,6 +30,12 @@ def einsum(spec: str, *operands: Array, out: DTypeLike | None = None) -> Array:
     return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=out)
 
 
+def dropout(x: Float[Array, "*shape"], key: Array, rate: float) -> Float[Array, "*shape"]:
+    """x with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
 def project(
     x: Float[Array, "B T D"], w: Float[Array, "D *out"], out: DTypeLike | None = None
 ) -> Float[Array, "B T *out"]:

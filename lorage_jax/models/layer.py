@@ -169,11 +169,14 @@ class Layer(nn.Module):
     def _ffn(self, w, x, context, inputs):
         """The FFN's output, and the sums of its routers."""
         config, sums = self.config, {}
-        drop = self._drop if self.dropout else None
 
         def linear(name, x):
             y = ops.project(x, w[name])
             return y + w[f"{name}_bias"] if config.ffn_bias else y
+
+        def drop():
+            key = self.make_rng("dropout") if self.dropout else None
+            return None if key is None else routing.Drop(key, self.dropout)
 
         def gather(name, p, gates):
             if self.routing:
@@ -183,7 +186,7 @@ class Layer(nn.Module):
             p = routing.probabilities(x, inputs.routers["ffn"])
             gates = routing.keep_top(p, self.top_k)
             gather("ffn", p, gates)
-            parts = (inputs.experts, gates, self.scale, drop)
+            parts = (inputs.experts, gates, self.scale, drop())
             return routing.mixed_ffn(config, linear, x, *parts), sums
 
         def project(name, x):
@@ -191,7 +194,7 @@ class Layer(nn.Module):
             if inputs.routers is not None:
                 p = routing.probabilities(x, inputs.routers[name])
                 gather(name, p, p)
-                parts = (inputs.experts[name], p, self.scale, drop)
+                parts = (inputs.experts[name], p, self.scale, drop())
                 return y + routing.mixed_update(x, *parts)
             if inputs.gates is None:
                 return self._adapted(name, x, y, w, inputs)
@@ -206,8 +209,7 @@ class Layer(nn.Module):
     def _drop(self, x):
         if self.dropout == 0.0:
             return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
-        return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+        return ops.dropout(x, self.make_rng("dropout"), self.dropout)
 
 
 def norm_of(

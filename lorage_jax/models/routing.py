@@ -7,6 +7,7 @@ All E experts are applied to all tokens, without a loop over tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,21 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 
 Expert = dict[str, Array]  # factors of all experts of one linear layer: a [E, I, R], b [E, R, O]
-Drop = Callable[[Array], Array]  # dropout
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Dropout of the inputs of LoRAs, with masks that belong to parts of a key."""
+
+    key: Array
+    rate: float
+
+    def split(self, *shape: int) -> Array:
+        """As many keys as `shape` says."""
+        return jax.random.split(self.key, shape)
+
+    def of(self, x: Array, key: Array) -> Array:
+        return ops.dropout(x, key, self.rate)
 
 
 def probabilities(x: Float[Array, "B T I"], router: Float[Array, "I E"]) -> Float[Array, "B T E"]:
@@ -37,16 +52,21 @@ def row_sums(values: Float[Array, "B T E"], real: Bool[Array, "B T"]) -> Float[A
 
 
 def mixed_update(
-    x: Float[Array, "B T *E I"],
+    x: Float[Array, "B T I"],
     expert: Expert,
     gates: Float[Array, "B T E"],
     scale: float,
     drop: Drop | None,
 ) -> Float[Array, "B T O"]:
-    """scale * sum_e g_e x_e a_e b_e; all experts read the same x, or each its own."""
-    inner = _inner(x, expert["a"], drop) * gates[..., None]
-    b = expert["b"].astype(x.dtype)
-    inner = inner.astype(x.dtype).reshape(*x.shape[:2], -1)
+    """scale * sum_e g_e x a_e b_e; with dropout, each expert has a mask of its own."""
+    a, b = expert["a"].astype(x.dtype), expert["b"].astype(x.dtype)
+    if drop is None:
+        inner = ops.project(x, a.swapaxes(0, 1), out=jnp.float32)
+    else:  # expert by expert, as E dropped copies of x would take E times its memory
+        each = zip(a, drop.split(a.shape[0]), strict=True)
+        own = [ops.project(drop.of(x, key), one, out=jnp.float32) for one, key in each]
+        inner = jnp.stack(own, axis=2)
+    inner = (inner * gates[..., None]).astype(x.dtype).reshape(*x.shape[:2], -1)
     return ops.project(inner, b.reshape(-1, b.shape[-1])) * scale
 
 
@@ -61,8 +81,10 @@ def mixed_ffn(
 ) -> Float[Array, "B T D"]:
     """sum_e g_e FFN_e(x), where FFN_e has the LoRAs of expert e (MixLoRA, arXiv 2404.15159, Eq. 5).
 
-    The base's down projection is linear and runs once, on sum_e g_e h_e; its bias stays exact, as
-    the gates of a token sum to 1.
+    The base's projections run once: gate and up are shared by the experts, and down is linear, so
+    it is applied to sum_e g_e h_e; its bias stays exact, as the gates of a token sum to 1. The
+    experts follow one another, and the backward pass computes their activations again: [B, T, F]
+    for one expert at a time takes half the time of [B, T, E, F] on a CPU, and a fifth of its memory.
 
     Args:
         config: the model's shape and activation.
@@ -73,31 +95,39 @@ def mixed_ffn(
         scale: alpha / R.
         drop: dropout of the inputs of LoRAs; None outside of training.
     """
+    inside = (config.projections[0], "up") if config.gated else (config.projections[0],)
+    base = {name: linear(name, x) for name in inside}
 
-    def inside(name: str) -> Float[Array, "B T E F"]:
-        one = experts[name]
-        inner = _inner(x, one["a"], drop).astype(x.dtype)
-        update = ops.einsum("bter,ero->bteo", inner, one["b"].astype(x.dtype))
-        return linear(name, x)[:, :, None] + update * scale
+    def updated(name, one, key):
+        inner = _inner(x, one[name]["a"], drop, key).astype(x.dtype)
+        return base[name] + ops.project(inner, one[name]["b"].astype(x.dtype)) * scale
 
-    hidden = ops.activation(inside(config.projections[0]), config.activation)
-    hidden = hidden * inside("up") if config.gated else hidden
-    mixed = ops.einsum("bte,btef->btf", gates.astype(x.dtype), hidden)
-    return linear("down", mixed) + mixed_update(hidden, experts["down"], gates, scale, drop)
+    @jax.checkpoint
+    def add(mixed, expert):
+        one, gate, keys = expert
+        hidden = ops.activation(updated(inside[0], one, keys[0]), config.activation)
+        hidden = hidden * updated("up", one, keys[1]) if config.gated else hidden
+        inner = _inner(hidden, one["down"]["a"], drop, keys[2]) * gate
+        return mixed + gate * hidden.astype(jnp.float32), inner.astype(x.dtype)
+
+    count = gates.shape[-1]
+    keys = jnp.zeros((count, 3)) if drop is None else drop.split(count, 3)
+    nothing = jnp.zeros(base["up"].shape, jnp.float32)
+    each = jnp.moveaxis(gates, -1, 0)[..., None]
+    mixed, inner = jax.lax.scan(add, nothing, (experts, each, keys))
+    down = experts["down"]["b"].astype(x.dtype)
+    update = ops.project(
+        jnp.moveaxis(inner, 0, 2).reshape(*x.shape[:2], -1), down.reshape(-1, down.shape[-1])
+    )
+    return linear("down", mixed.astype(x.dtype)) + update * scale
 
 
 def _inner(
-    x: Float[Array, "B T *E I"], a: Float[Array, "E I R"], drop: Drop | None
-) -> Float[Array, "B T E R"]:
-    """x a_e of every expert, in float32; with dropout, each expert has a mask of its own."""
-    a = a.astype(x.dtype)
-    if drop is not None:  # expert by expert, as E dropped copies of x would take E times its memory
-        own = [x if x.ndim == 3 else x[:, :, e] for e in range(a.shape[0])]
-        each = [ops.project(drop(y), a[e], out=jnp.float32) for e, y in enumerate(own)]
-        return jnp.stack(each, axis=2)
-    if x.ndim == 3:
-        return ops.project(x, a.swapaxes(0, 1), out=jnp.float32)
-    return ops.einsum("btei,eir->bter", x, a, out=jnp.float32)
+    x: Float[Array, "B T I"], a: Float[Array, "I R"], drop: Drop | None, key: Array
+) -> Float[Array, "B T R"]:
+    """x a in float32, with dropout of x."""
+    x = x if drop is None else drop.of(x, key)
+    return ops.project(x, a.astype(x.dtype), out=jnp.float32)
 
 
 def sums_of(

@@ -32,7 +32,7 @@ def test_experts_beside_the_edge_against_the_formula(family):
     mix = MixLoraSettings()
     out = 2 * config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
     attention = mix.rank * (4 * d + out)
-    mixture = mix.experts * (3 * mix.rank * (d + f) + d + f)  # with the sum of hidden states
+    mixture = mix.experts * (3 * mix.rank * (d + f) + d)  # and the router
     for method, each in ((LoraMoe, moe), (MixLora, attention + mixture)):
         program = prefill_program(config, TOKENS, dtype="float32", method=method)
         assert matmul_macs(program) - bare == config.layers * TOKENS * each
