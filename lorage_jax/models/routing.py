@@ -83,8 +83,8 @@ def mixed_ffn(
 
     The base's projections run once: gate and up are shared by the experts, and down is linear, so
     it is applied to sum_e g_e h_e; its bias stays exact, as the gates of a token sum to 1. The
-    experts follow one another, and the backward pass computes their activations again: [B, T, F]
-    for one expert at a time takes half the time of [B, T, E, F] on a CPU, and a fifth of its memory.
+    experts follow one another, and the backward pass computes their activations again: one expert's
+    [B, T, F] at a time takes half the time of [B, T, E, F] on a CPU, and a fifth of its memory.
 
     Args:
         config: the model's shape and activation.
