@@ -60,10 +60,10 @@ class Import:
 class Push:
     """Upload a generator, or an exported model or adapter, to the Hugging Face Hub.
 
-    Its README.md becomes the model card; add to it what you know, such as scores. Log in first
-    (hf auth login). A pushed generator loads by its name, OWNER/NAME.
+    Its README.md becomes the model card. Log in first (hf auth login). A pushed generator loads by
+    its name, OWNER/NAME.
 
-    Example: lorage push runs/a/generator OWNER/NAME --private
+    Example: lorage push runs/a/generator OWNER/NAME --private --scores scores.json
     """
 
     folder: Positional[Path]
@@ -72,4 +72,6 @@ class Push:
     """Its place on the Hub, OWNER/NAME; made if it does not exist."""
     private: bool = False
     """Make a new repository private."""
+    scores: Path | None = None
+    """File of lorage eval --json: its scores and controls become a part of the model card."""
     json: Json = None

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lorage_jax.commands.conversions import Push
+from lorage_jax.errors import DataError
+from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.hub import push
+from lorage_jax.files.manifest import stored
+from lorage_jax.hf.hub_card import README, with_part
 
 
 def run(options: Push) -> dict[str, Any]:
     """Uploads the folder and returns the address of the commit."""
-    address = push(options.folder, options.repository, private=options.private)
+    card = None if options.scores is None else _scored(options.folder, options.scores)
+    address = push(options.folder, options.repository, private=options.private, card=card)
     print(f"Pushed: {address}")
     return {"repository": options.repository, "commit": address}
+
+
+def _scored(folder: Path, file: Path) -> str:
+    """The folder's README with the scores of a file; the file on disk stays as it is."""
+    from lorage_jax.report.hub_scores import scores_part
+    from lorage_jax.report.inputs import Evaluation, read_inputs
+
+    (found,) = read_inputs([file]).results or (None,)
+    if not isinstance(found, Evaluation) or not any(a.tasks for a in found.result.arms.values()):
+        raise DataError(f"{file} holds no scores of tasks; expected a file of lorage eval --json.")
+    model = found.result.model
+    of = "generator_fingerprint" if model.get("generator") else "edge_fingerprint"
+    mine = stored(folder).get("fingerprint") if model.get("generator") else _of_model(folder)
+    if mine is None or model.get(of) != mine:
+        raise DataError(
+            f"{file} has scores of another model than {folder}: its {of} is {model.get(of)}, the "
+            f"folder's is {mine}. Score what is pushed."
+        )
+    text = (folder / README).read_text("utf-8") if (folder / README).is_file() else ""
+    return with_part(text, "Scores", scores_part(found.result, found.part("provenance")))
+
+
+def _of_model(folder: Path) -> str | None:
+    return fingerprint(folder) if (folder / "config.json").is_file() else None

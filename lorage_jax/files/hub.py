@@ -37,10 +37,11 @@ def fetch(name: str) -> Path:
         ) from None
 
 
-def push(folder: Path, repository: str, *, private: bool = False) -> str:
+def push(folder: Path, repository: str, *, private: bool = False, card: str | None = None) -> str:
     """Uploads a folder that lorage_jax wrote; returns the address of the commit.
 
-    The manifest is uploaded without the places of models on this machine. Raises OutputError for
+    The manifest is uploaded without the places of models on this machine, and README.md with the
+    text `card`, if there is one. Raises OutputError for
     another folder, a name without an owner, and with the Hub's reason if it refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -55,13 +56,12 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
     home = folder.resolve()
     names = [name for name in values["files"] if (home / name).resolve().is_relative_to(home)]
-    content = json.dumps(portable(values), indent=2).encode() + b"\n"
+    changed = {MANIFEST: json.dumps(portable(values), indent=2).encode() + b"\n"}
+    if card is not None:
+        changed["README.md"] = card.encode()
     operations = [
-        CommitOperationAdd(
-            path_in_repo=name,
-            path_or_fileobj=content if name == MANIFEST else str(folder / name),
-        )
-        for name in sorted(names)
+        CommitOperationAdd(name, path_or_fileobj=changed.get(name, str(folder / name)))
+        for name in sorted({*names, *changed})
     ]
     try:
         api = HfApi(library_name="lorage_jax")

@@ -90,6 +90,16 @@ def write_hub_card(
     (folder / README).write_text(text, "utf-8")
 
 
+def with_part(text: str, heading: str, part: str) -> str:
+    """The page with another text under a heading, which is added at the end if it is not there."""
+    new = f"## {heading}\n\n{part.strip()}\n"
+    old = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    if old is None:
+        return f"{text.rstrip()}\n\n{new}".lstrip()
+    rest = text[old.end() :]
+    return text[: old.start()] + new + (f"\n{rest}" if rest else "")
+
+
 def licence_text(bases: Mapping[str, Path | None]) -> str:
     """One sentence per model, by its role, for the part on licences."""
     said = []
