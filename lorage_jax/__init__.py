@@ -7,6 +7,8 @@ libtpu is installed without a TPU, it is kept from looking for one and from comp
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import logging
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,10 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 _keep_quiet()
+# Tokenizers and configs need no PyTorch; transformers says that it misses it.
+logging.getLogger("transformers").addFilter(
+    lambda record: not record.getMessage().startswith("PyTorch was not found")
+)
 
 
 class _Room(ModuleType):
@@ -87,6 +93,8 @@ def _home(name: str) -> ModuleType:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("lorage_jax")
     if name not in _HOMES:
         raise AttributeError(f"module 'lorage_jax' has no attribute {name!r}")
     value = getattr(_home(name), name)

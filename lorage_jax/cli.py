@@ -25,11 +25,11 @@ from lorage_jax.commands import conversions, options
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
-from lorage_jax.provenance import provenance
+from lorage_jax.provenance import provenance, versions
 
 DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).
 
-Start with: lorage quickstart --out quickstart
+Start with: lorage quickstart --out quickstart. The version: lorage --version
 """
 
 
@@ -91,9 +91,10 @@ def main(args: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     libtpu.keep_quiet()
     compilation.keep_programs()
-    # Tokenizers and configs need no PyTorch; without this, transformers says that it misses it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = sys.argv[1:] if args is None else args
+    if words == ["--version"]:
+        print(f"lorage {versions()['lorage_jax']}")
+        return 0
     try:
         command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
         with _cleaning_up_on_sigterm():
