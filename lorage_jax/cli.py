@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from lorage_jax import compilation, libtpu
-from lorage_jax.commands import conversions, options
+from lorage_jax.commands import conversions, experiment_options, options
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
@@ -38,13 +38,13 @@ Start with: lorage quickstart --out quickstart. The version: lorage --version
 # which runs once the result is on disk.
 RUNNERS: dict[type, str] = {
     options.Quickstart: "quickstart",
-    options.Pretrain: "pretrain",
-    options.Train: "train",
-    options.Compile: "compile",
+    experiment_options.Pretrain: "pretrain",
+    experiment_options.Train: "train",
+    experiment_options.Compile: "compile",
     options.Specialize: "specialize",
     conversions.Export: "export",
     conversions.Import: "import_gguf",
-    options.Compare: "compare",
+    experiment_options.Compare: "compare",
     options.Generate: "generate",
     options.Serve: "serve",
     options.Eval: "eval",
@@ -65,13 +65,13 @@ RUNNERS: dict[type, str] = {
 
 Command = Annotated[
     options.Quickstart
-    | options.Pretrain
-    | options.Train
-    | options.Compile
+    | experiment_options.Pretrain
+    | experiment_options.Train
+    | experiment_options.Compile
     | options.Specialize
     | conversions.Export
     | conversions.Import
-    | options.Compare
+    | experiment_options.Compare
     | options.Generate
     | options.Serve
     | options.Eval

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from lorage_jax.errors import ConfigError, LorageError, OutputError
 
+T = TypeVar("T")
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
 LEAVING = 20  # seconds that a process waits for the others before it exits
 JOINING = 300  # seconds within which all processes must join
@@ -91,8 +92,7 @@ def alone(command: str) -> None:
         if count not in ("", "0", "1"):
             raise ConfigError(
                 f"{command} runs in one process, but {count} were started, by {name}. Start it "
-                "once; it drives all devices of its machine. Only train, pretrain and eval run in "
-                "several."
+                "once; it drives all devices of its machine."
             )
 
 
@@ -184,6 +184,15 @@ def together() -> Iterator[None]:
             raise LorageError(f"process {number} of {len(messages)} stopped: {message}")
 
 
+def on_main(work: Callable[[], T]) -> T | None:
+    """The result of `work` in the main process, and None in the others, which wait for it.
+
+    If it fails, all raise. `work` must not run collectives.
+    """
+    with together():
+        return work() if is_main() else None
+
+
 def check_same(what: dict[str, Any], advice: str) -> None:
     """Raises ConfigError, naming field and process, if processes have different values."""
     gathered = {name: gather_texts(repr(value)) for name, value in what.items()}
@@ -240,8 +249,11 @@ def spread(rows: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
 def to_host(tree: Any) -> Any:
     """Gathers a tree that is sharded over processes, leaf by leaf, into whole numpy arrays.
 
-    All processes must call it. With one process, it returns the tree unchanged.
+    All processes must call it. Arrays that lie on this process's devices stay as they are.
     """
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+
+    def gathered(x: Any) -> Any:
+        own = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return x if own else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(gathered, tree)

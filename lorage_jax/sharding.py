@@ -200,10 +200,14 @@ class Layout:
         return math.prod(self.mesh.shape[axis] for axis in _as_tuple(self.rules.batch))
 
     def spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
-        """Host rows [B, ...], split over the batch devices; the last one is repeated to fill up."""
+        """Host rows [B, ...], split over the batch devices; the last one is repeated to fill up.
+
+        Of several processes, each has all rows.
+        """
         missing = -len(rows) % self.batch_devices
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        return jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec(self.rules.batch)))
+        place = NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
+        return jax.make_array_from_callback(filled.shape, place, lambda index: filled[index])
 
     def gathered(self, leaf: Any, x: Any) -> Any:
         """Constrains the array `x` of a `Leaf` as products need it: split along `tensor` only."""

@@ -77,6 +77,7 @@ def tpu_devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # a program could not be read back
     options: dict[str, Any] = {}
     if topology.chip.config is not None:
         options["chip_config_name"] = topology.chip.config

@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lorage_jax import distributed
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.commands.options import Compare
+from lorage_jax.commands.experiment_options import Compare
 from lorage_jax.config import CompareConfig
-from lorage_jax.distributed import alone
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file, write_file
 
+if TYPE_CHECKING:
+    from lorage_jax.world.compare import Part
 
-def run(options: Compare) -> dict[str, Any]:
-    """Trains and measures what is not there yet, prints the table and returns its figures."""
+
+def run(options: Compare) -> dict[str, Any] | None:
+    """Trains and measures what is not there yet, prints the table and returns its figures.
+
+    Several processes train together, as by `lorage train`, and share the questions; only the main
+    one measures times, prints, writes and returns.
+    """
+    distributed.initialise(options.coordinator, options.num_processes, options.process_id)
+    with distributed.only_main_prints():
+        result = _compared(options)
+    return result if distributed.is_main() else None
+
+
+def _compared(options: Compare) -> dict[str, Any]:
     from lorage_jax.report.comparison import to_markdown
     from lorage_jax.world import compare
 
-    alone("lorage compare")
+    with distributed.together():
+        config, parts = _checked(options)
+    distributed.check_same(
+        {"the comparison": (parts, config.questions), "--limit": options.limit},
+        "Start all processes with the same options and experiment.",
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
+    result = compare.combined(config, found)
+    print("Measuring the costs of all methods, in turn ...")
+    costs = compare.costs(config, parts, options.limit)
+    if not distributed.is_main():
+        return result
+    for name, one in costs.items():
+        result["methods"][name] |= one
+    text = to_markdown(result)
+    print(text)
+    if options.table is not None:
+        write_file(options.table, text, overwrite=True)
+    return result
+
+
+def _checked(options: Compare) -> tuple[CompareConfig, list[Part]]:
+    """The comparison and its parts, checked before the long work."""
+    from lorage_jax.world import compare
+
     config = load_experiment(options.experiment, CompareConfig)
     if options.out is not None:
         config = dataclasses.replace(
@@ -29,19 +69,8 @@ def run(options: Compare) -> dict[str, Any]:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected 1 or more.")
     if options.table is not None:
-        check_file(options.table, overwrite=True)  # before the long work
+        check_file(options.table, overwrite=True)
     names = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
     parts = compare.parts(config, names or list(config.methods), options.seeds)
-    compare.check_untrained(config, parts)  # before the long work
-    found: dict[str, list[dict[str, Any]]] = {}
-    for part in parts:
-        found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
-    result = compare.combined(config, found)
-    print("Measuring the costs of all methods, in turn ...")
-    for name, costs in compare.costs(config, parts, options.limit).items():
-        result["methods"][name] |= costs
-    text = to_markdown(result)
-    print(text)
-    if options.table is not None:
-        write_file(options.table, text, overwrite=True)
-    return result
+    compare.check_untrained(config, parts)
+    return config, parts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.aot.topology import Topology, parse_topology, tpu_devices
 from lorage_jax.chips import GIB
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.commands.options import Compile
+from lorage_jax.commands.experiment_options import Compile
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorage_jax.commands.options import Dtype, GgufType, Json, Overwrite, Positional
+from lorage_jax.commands.options import (
+    Coordinator,
+    Dtype,
+    GgufType,
+    Json,
+    Overwrite,
+    Positional,
+    Processes,
+    ProcessId,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,9 @@ class Export:
     """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
     turns: Path | None = None
     """For a base that adapters are applied to: a card, whose turns the file gets."""
+    coordinator: Coordinator = None
+    num_processes: Processes = None
+    process_id: ProcessId = None
     json: Json = None
     overwrite: bool = False
     """Replace the file if it exists."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorage_jax import distributed
 from lorage_jax.data.templates import Template
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.card import load_card
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 DEFAULT = "f16"
 
 
-def run(options: Export) -> dict[str, Any]:
-    """Writes the file and returns its size in bytes, with the time in seconds."""
+def run(options: Export) -> dict[str, Any] | None:
+    """Writes the file and returns its size in bytes, with the time in seconds.
+
+    Of several processes, the main one does.
+    """
+    distributed.initialise(options.coordinator, options.num_processes, options.process_id)
+    return distributed.on_main(lambda: _exported(options))
+
+
+def _exported(options: Export) -> dict[str, Any]:
     began = time.time()
     turns = None if options.turns is None else _turns(options.turns, options.model)
     kind = options.type or DEFAULT

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorage_jax import distributed
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.commands.options import Pretrain
+from lorage_jax.commands.experiment_options import Pretrain
 from lorage_jax.config import PretrainConfig
 from lorage_jax.errors import OutputError
 from lorage_jax.files.outputs import check_file

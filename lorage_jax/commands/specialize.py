@@ -6,35 +6,103 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from lorage_jax import distributed
 from lorage_jax.commands.options import Specialize
+from lorage_jax.config import MeshConfig
 from lorage_jax.data.records import read_text
-from lorage_jax.distributed import alone
 from lorage_jax.errors import ConfigError
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
-from lorage_jax.generator.deploy import OUTPUTS, DeployReport, Outputs, deploy, loss_in_words
+from lorage_jax.generator.deploy import (
+    OUTPUTS,
+    DeployReport,
+    Outputs,
+    Reading,
+    deploy,
+    loss_in_words,
+    read_prompt,
+)
+from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import (
     check_identity,
     load_generator,
     read_values,
     recorded_path,
 )
+from lorage_jax.hf.source import read_model_config
+from lorage_jax.models.presets import parameter_count
+from lorage_jax.sharding import Layout, inference_mesh, make_mesh
+from lorage_jax.train.remat import local_memory
 
 FORMAT = "lorage-special/1"
 
 
-def run(options: Specialize) -> dict[str, Any]:
-    """Writes the folder `--out`, prints the report and returns it."""
-    alone("lorage specialize")
-    outputs = _outputs(options)
-    check_target(options.out, options.overwrite)
-    text = read_text(options.prompt)
-    values = read_values(options.generator)
+def run(options: Specialize) -> dict[str, Any] | None:
+    """Writes the folder `--out`, prints the report and returns it.
+
+    Of several processes, all hold and run their part of a cloud that is shared; the main one does
+    the rest, and alone returns the report.
+    """
+    distributed.initialise(options.coordinator, options.num_processes, options.process_id)
+    with distributed.together():
+        outputs = _outputs(options)
+        if distributed.is_main():
+            check_target(options.out, options.overwrite)
+        text = read_text(options.prompt)
+        values = read_values(options.generator)
+        layout = cloud_layout(options, values)
+    same = {"the prompt": text, "the generator": values["fingerprint"], "--tensor": options.tensor}
+    distributed.check_same(same, "Start all processes with the same options and files.")
+    if layout is None:
+        return distributed.on_main(lambda: _deployed(options, text, values, outputs))
+    with distributed.together():
+        generator = load_generator(options.generator, options.cloud, layout=layout)
+    reading = read_prompt(generator, text)
+    return distributed.on_main(
+        lambda: _deployed(options, text, values, outputs, generator, reading)
+    )
+
+
+def cloud_layout(options: Specialize, values: dict[str, Any]) -> Layout | None:
+    """The layout of the cloud's weights over all processes' devices; None if one device holds them.
+
+    Raises ConfigError for a `--tensor` that does not divide the devices.
+    """
+    count = jax.device_count()
+    if options.tensor is not None and (options.tensor < 1 or count % options.tensor):
+        raise ConfigError(
+            f"--tensor is {options.tensor}; expected a number that divides the {count} devices."
+        )
+    if options.tensor is not None:
+        mesh = make_mesh(MeshConfig(data=-1, tensor=options.tensor))
+    else:
+        limit = local_memory(jax.local_devices())
+        if limit is None:  # of a CPU
+            return None
+        source = options.cloud or recorded_path(values, "cloud", options.generator)
+        shape = read_model_config(Path(source).expanduser())
+        size = parameter_count(shape) * DTYPES[values["dtype"]].dtype.itemsize
+        mesh = inference_mesh(size, limit)
+    return Layout(mesh) if mesh.shape["tensor"] > 1 else None
+
+
+def _deployed(
+    options: Specialize,
+    text: str,
+    values: dict[str, Any],
+    outputs: Outputs,
+    generator: Generator | None = None,
+    reading: Reading | None = None,
+) -> dict[str, Any]:
+    """Writes the results of the prompt `text` and returns the report."""
     folder = options.edge or recorded_path(values, "edge", options.generator)
     check_identity(folder, values, "edge")  # before anything large is loaded
-    generator = load_generator(options.generator, options.cloud)
+    generator = generator or load_generator(options.generator, options.cloud)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
-        report = deploy(generator, text, temporary, folder, outputs)
+        report = deploy(generator, text, temporary, folder, outputs, reading)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
     print(describe(report, options.out))
     if outputs.merges and (words := loss_in_words(report.merge, report.dtype)) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorage_jax import distributed
 from lorage_jax.commands.experiment import load_experiment
-from lorage_jax.commands.options import Train
+from lorage_jax.commands.experiment_options import Train
 
 
 def run(options: Train) -> dict[str, Any] | None:

@@ -117,20 +117,37 @@ class Outputs:
             )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A prompt that the cloud has read: its card, and the seconds that it took."""
+
+    card: Card
+    seconds: float
+
+
+def read_prompt(generator: Generator, prompt: str) -> Reading:
+    """Makes the card of a prompt; if the cloud spans processes, all must call it."""
+    began = time.time()
+    return Reading(specialize(generator, prompt), time.time() - began)
+
+
 def deploy(
-    generator: Generator, prompt: str, out: Path, edge_folder: Path, outputs: Outputs | None = None
+    generator: Generator,
+    prompt: str,
+    out: Path,
+    edge_folder: Path,
+    outputs: Outputs | None = None,
+    reading: Reading | None = None,
 ) -> DeployReport:
     """Specialises the edge for `prompt` and writes the results into `out`, an existing folder.
 
-    `edge_folder` is the Hugging Face folder of the generator's edge. Raises DataError (a prompt
-    that is empty or does not fit the cloud's context) and WeightsError (another edge, logits that
-    are not finite or differ between stages by more than `parity.LIMIT`, a lossy cast with
-    `strict`).
+    `edge_folder` is the Hugging Face folder of the generator's edge; `reading` is the prompt's, if
+    it has been read. Raises DataError (a prompt that is empty or does not fit the cloud's context)
+    and WeightsError (another edge, logits that are not finite or differ between stages by more than
+    `parity.LIMIT`, a lossy cast with `strict`).
     """
-    outputs = outputs or Outputs()
-    began = time.time()
-    card = specialize(generator, prompt)
-    specialized = time.time()
+    outputs, reading = outputs or Outputs(), reading or read_prompt(generator, prompt)
+    began, card = time.time() - reading.seconds, reading.card
     stored = stored_dtype(edge_folder)
     target = outputs.dtype or stored
     # A cast between two dtypes goes through float32, and is made once, by the merge.
@@ -150,7 +167,7 @@ def deploy(
     how: dict[str, Any] = {"donate": True} if stored == target else {"dtype": target}
     how |= {"rounding": outputs.rounding, "seed": outputs.seed}
     special, merge = merge_with_report(edge, generator.pool, card, **how)
-    timings = Timings(specialized - began, time.time() - merge_began)
+    timings = Timings(reading.seconds, time.time() - merge_began)
     del edge  # its FFN weights may have been donated
     # As in the folder: with `dtype`, the weights that are not merged are cast, too.
     whole = special if outputs.dtype is None else cast(special, target)

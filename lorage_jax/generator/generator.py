@@ -30,6 +30,7 @@ from lorage_jax.data.templates import (
     check_tokenizer,
     notice_change,
 )
+from lorage_jax.distributed import to_host
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
@@ -198,6 +199,9 @@ def specialize(generator: Generator, prompt: Sequence[str]) -> list[Card]: ...
 def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list[Card]:
     """The card of a system prompt (a list of prompts gives a list of cards, in one cloud pass).
 
+    If the cloud's weights are spread over devices, so are the prompts; if over those of several
+    processes, all must call it, with the same prompts, and all get the cards.
+
     DataError for an empty prompt, or one longer than the cloud's context.
     """
     one = isinstance(prompt, str)
@@ -206,19 +210,20 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
         return []
     rows = [prompt_tokens(generator, p) for p in prompts]
     tokens, mask = left_pad(rows, bucket(max(map(len, rows), default=1)))
-    layout = layout_of(generator.cloud.params)
+    layout, parts = layout_of(generator.cloud.params), (generator.trained, generator.statistics)
     if layout is not None:
         tokens, mask = layout.spread(tokens), layout.spread(mask)
+        parts = jax.tree.map(np.asarray, parts)  # the mesh may span processes
     gates = compiled_gates(
         generator.config,
         generator.cloud.config,
         program_params(generator.cloud.params),
-        generator.trained,
-        generator.statistics,
+        *parts,
         tokens,
         mask,
         layout,
-    )[: len(rows)]
+    )
+    gates = to_host(gates)[: len(rows)]
     if not np.isfinite(gates).all():
         raise WeightsError(
             "the gates are not finite: the cloud's weights or the generator hold NaN or infinity."

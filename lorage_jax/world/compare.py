@@ -24,11 +24,13 @@ from lorage_jax.data.records import Record, file_digest
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.data.written_tasks import task_files
+from lorage_jax.distributed import gather_texts, is_main, on_main
 from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.evaluate.answers import Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import mean_stderr, paired_gap
+from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.fields import to_dict
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
@@ -106,13 +108,15 @@ def measured(
     "merged", "unseen_tasks", "frozen", "splits", "controls"}; a split has {"exact_match", "stderr",
     "by_prompt", "edge_tokens", "context_tokens"}, a control is {split: the same}.
 
-    Raises OutputError if the file was measured with other settings or data.
+    Several processes train together and share the questions; the main one keeps the file. Raises
+    OutputError if it was measured with other settings or data.
     """
     samples = questions(config, limit)
     path = Path(config.base.out) / "results" / f"{part.name}{f'-{limit}' if limit else ''}.json"
     what = _identity(config, part, limit)
-    if path.is_file():
-        found = json.loads(path.read_text("utf-8"))
+    kept = gather_texts(path.read_text("utf-8") if is_main() and path.is_file() else "")[0]
+    if kept:
+        found = json.loads(kept)
         if found["identity"] == what and found.get("figures") == FIGURES:
             return found["result"]
         if found["identity"] != what:
@@ -122,9 +126,8 @@ def measured(
             )
     edge = load_model(config.base.edge, config.base.dtype)
     result = _figures(config, part, edge, samples, say)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"figures": FIGURES, "identity": what, "result": result}
-    write_file(path, json.dumps(kept) + "\n", overwrite=True)
+    kept = json.dumps({"figures": FIGURES, "identity": what, "result": result}) + "\n"
+    on_main(lambda: write_file(path, kept, overwrite=True))
     return result
 
 
@@ -169,11 +172,18 @@ def costs(
 ) -> dict[str, dict[str, Any]]:
     """`Costs` of a request under every method, of its first seed, and `seconds_per_request`.
 
-    All methods take turns in this run.
+    All methods take turns in this run. Of several processes, the main one measures; the others get
+    an empty result.
     """
     edge = load_model(config.base.edge, config.base.dtype)
     methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
     sample = questions(config, limit)[0]
+    return on_main(lambda: _costs(methods, edge, sample)) or {}
+
+
+def _costs(
+    methods: Mapping[str, Method], edge: Model, sample: WorldSample
+) -> dict[str, dict[str, Any]]:
     found, times = method_costs(methods, edge, sample), method_seconds(methods, edge, sample)
     return {name: {**one, "seconds_per_request": times[name]} for name, one in found.items()}
 
@@ -265,7 +275,7 @@ def _answer(
     template = placement.model.template
     longest = max(len(template.answer(record.target)) for record in unit.questions)
     texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
-    way = Generation(longest + MARGIN, batch_tokens=BATCH_TOKENS)
+    way = Generation(longest + MARGIN, batch_tokens=BATCH_TOKENS, journal=SharedJournal())
     return way(f"{unit.name} {arm.name}", placement, texts)
 
 
