@@ -22,8 +22,9 @@ CGROUP = Path("/sys/fs/cgroup")
 def choose_dtype(dtype: str, config: ModelConfig, platform: str) -> str:
     """Returns `dtype`, or for `auto` bfloat16 on TPU and GPU and float32 on a CPU.
 
-    XLA's bfloat16 is slower than float32 on CPUs, so there it is taken only for a model that does
-    not fit the memory in float32, and standard error says so.
+    On a CPU, bfloat16 is faster only with instructions for it (AVX512-BF16), and small updates of
+    the weights round away in it. So it is taken there only for a model that does not fit the memory
+    in float32, and standard error says so.
     """
     if dtype != AUTO:
         return dtype
