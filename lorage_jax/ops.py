@@ -232,10 +232,22 @@ def attention(
 
     The backward pass recomputes the scores instead of keeping them.
     """
+    return attention_by_head(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)
+
+
+def attention_by_head(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "B T N H"]:
+    """`attention` over keys and values whose heads stand in front, as in a cache."""
     batch, length, heads, size = q.shape
-    kv = k.shape[2]
+    kv = k.shape[1]
     grouped = q.reshape(batch, length, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
-    y: Array = _attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)  # pyright: ignore[reportAssignmentType]
+    y: Array = _attend(grouped, k, v, mask, scale, cap)  # pyright: ignore[reportAssignmentType]
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
 
@@ -335,27 +347,30 @@ def dora_ratio(
 
 def gated_low_rank(
     x: Float[Array, "B T I"],
-    a: Float[Array, "E I R"],
+    a: Float[Array, "E I R"] | Float[Array, "I E R"],
     b: Float[Array, "E R O"],
     gates: Float[Array, "B *T E"],
     combine: str,
     scale: float,
+    input_first: bool = False,
 ) -> Float[Array, "B T O"]:
     """The unmerged update (Eq. 8 of the paper), with gates per row or per token.
 
     `products`: sum_e g_e x a_e b_e. `factors`: x (sum_e g_e a_e) (sum_e g_e b_e). No row ever gets
-    weight matrices of its own.
+    weight matrices of its own. With `input_first`, `a` is [I, E, R].
     """
+    if not input_first:
+        a = a.swapaxes(0, 1)
     # Gates are applied in float32, as in the merge, whatever the dtype of the weights.
     gates = gates.astype(jnp.float32)
-    if combine == "factors" and gates.ndim == 2 and x.shape[1] >= a.shape[0]:
+    if combine == "factors" and gates.ndim == 2 and x.shape[1] >= a.shape[1]:
         # E times less arithmetic: each row's two factors are summed once and used T times.
-        a = einsum("be,eir->bir", gates, a.astype(jnp.float32)).astype(x.dtype)
+        a = einsum("be,ier->bir", gates, a.astype(jnp.float32)).astype(x.dtype)
         b = einsum("be,ero->bro", gates, b.astype(jnp.float32)).astype(x.dtype)
         return einsum("btr,bro->bto", einsum("bti,bir->btr", x, a), b) * scale
     gates = (gates[:, None] if gates.ndim == 2 else gates)[..., None]
     # Two plain products over all experts' ranks, for the reason that `project` gives.
-    inner = project(x, a.astype(x.dtype).swapaxes(0, 1), out=jnp.float32)
+    inner = project(x, a.astype(x.dtype), out=jnp.float32)
     mixed = inner * gates
     if combine == "factors":
         mixed = jnp.sum(mixed, axis=2, keepdims=True) * gates

@@ -148,6 +148,8 @@ def test_gated_low_rank_on_both_its_roads(combine, length):
     found, wanted = (value_and_gradients(f, arguments, weights) for f in (ours, plain))
     for name, one, other in zip(("y", "x", "a", "b", "gates"), found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
+    turned = ops.gated_low_rank(x, a.swapaxes(0, 1), b, gates, combine, 0.5, input_first=True)
+    np.testing.assert_allclose(turned, ours(*arguments), atol=2e-5)
 
 
 @pytest.mark.parametrize("combine", ["factors", "products"])

@@ -32,6 +32,7 @@ import uvicorn
 
 from lorage_jax import compilation, nano
 from lorage_jax.bench.timing import in_turn, largest_spread
+from lorage_jax.commands.serve import SWITCH_SECONDS, use_few_threads
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.data.templates import NEWEST
 from lorage_jax.fields import from_dict
@@ -43,7 +44,15 @@ from lorage_jax.hf.family import from_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.infer.chat import chat
-from lorage_jax.infer.slots import CHUNK, Requests, decode, insert, new_slots, prefill
+from lorage_jax.infer.slots import (
+    CHUNK,
+    Prompts,
+    Requests,
+    decode,
+    insert,
+    new_slots,
+    prefill,
+)
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import random_model
@@ -54,6 +63,8 @@ from lorage_jax.world import everyday, prompts
 
 CARDS, QUESTIONS, BATCH = 16, 4, 16
 MOST = 24  # tokens of an answer
+PARTS = ("served", "decoding")
+WARM = 64  # the default of `lorage serve`
 
 
 def tasks(generator: str, seed: int) -> list[tuple[str, list[str]]]:
@@ -83,7 +94,7 @@ class Running:
         self.thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)
 
     def __enter__(self) -> str:
-        self.service.start()
+        self.service.start(WARM)
         self.thread.start()
         while not self.server.started:
             time.sleep(0.01)
@@ -183,10 +194,10 @@ def step_milliseconds(
 ) -> dict[str, float]:
     """Milliseconds of a step at batch 16: the base without a pool, and a card per row."""
     params, rng = program_params(edge.params), np.random.default_rng(0)
-    states: dict[str, Any] = {}
+    decoding, states = generator.pool.for_decoding(), {}
 
     def start(gates: np.ndarray | None) -> Any:
-        pool = None if gates is None else generator.pool
+        pool = None if gates is None else decoding
         values: dict[str, Any] = {
             "gates": gates,
             "most": np.full(BATCH, 1 << 20, np.int32),
@@ -196,13 +207,13 @@ def step_milliseconds(
             "top_p": np.ones(BATCH, np.float32),
             "seed": np.zeros(BATCH, np.uint32),
         }
-        tokens = rng.integers(3, edge.config.vocab_size, (BATCH, 32)).astype(np.int32)
-        lengths = np.full(BATCH, 32, np.int32)
-        read = prefill(edge.config, False, params, pool, tokens, lengths, Requests(**values))
+        tokens = rng.integers(3, edge.config.vocab_size, (BATCH, 32)).tolist()
+        prompts = Prompts.of(tokens, BATCH, BATCH * 32)
+        read = prefill(edge.config, False, params, pool, prompts, Requests(**values))
         return insert(new_slots(read, BATCH, room), read, np.arange(BATCH, dtype=np.int32))
 
     def run(name: str, gates: np.ndarray | None) -> None:
-        pool = None if gates is None else generator.pool
+        pool = None if gates is None else decoding
         states[name], _, counts = decode(
             edge.config, False, params, pool, states.pop(name), np.int32(CHUNK)
         )
@@ -260,35 +271,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Throughput of lorage serve")
     parser.add_argument("--generator", default="nano", choices=["nano", "smollm2"])
     parser.add_argument("--random", action="store_true", help="SmolLM2's shapes, random weights")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     compilation.keep_programs()
+    sys.setswitchinterval(SWITCH_SECONDS)
     if options.random:
         generator, edge = random_pair()
     else:
-        generator = load_generator(options.generator)
         values = read_values(Path(options.generator))
+        use_few_threads(values)
+        generator = load_generator(options.generator)
         edge = load_model(recorded_path(values, "edge", Path(options.generator)))
     edge = generator.speaking(edge)
     drawn = tasks(options.generator, seed=0)
     cards = specialize(generator, [system for system, _ in drawn])
     asked = [(card, user) for card, (_, users) in enumerate(drawn) for user in users]
     Random(0).shuffle(asked)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, card in enumerate(cards):
-            card.save(Path(folder) / f"card{number}.json")
-        service = Service(generator, edge, Path(folder), Limits(slots=BATCH))
-        with Running(service) as url:
-            whole = requests_per_second(generator, edge, url, asked, cards, options.repeats)
-            made = card_seconds(url, options.generator)
-    result = {
-        "generator": "random, of smollm2's shapes" if options.random else options.generator,
-        "throughput": whole,
-        "decoding": step_milliseconds(generator, edge, cards, 4 * options.repeats),
-        "card_seconds": made,
-        "provenance": provenance([Path(sys.executable).name, *sys.argv]),
-    }
+    name = "random, of smollm2's shapes" if options.random else options.generator
+    result: dict[str, Any] = {"generator": name, "dtype": str(edge.dtype)}
+    if "served" in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, card in enumerate(cards):
+                card.save(Path(folder) / f"card{number}.json")
+            service = Service(generator, edge, Path(folder), Limits(slots=BATCH))
+            with Running(service) as url:
+                result["throughput"] = requests_per_second(
+                    generator, edge, url, asked, cards, options.repeats
+                )
+                result["card_seconds"] = card_seconds(url, options.generator)
+    if "decoding" in options.parts:
+        result["decoding"] = step_milliseconds(generator, edge, cards, 4 * options.repeats)
+    result["provenance"] = provenance([Path(sys.executable).name, *sys.argv])
     text = json.dumps(result, indent=1)
     write_file(options.json, text + "\n", overwrite=True)
     print(text)

@@ -166,7 +166,7 @@ def decode_program(
     mesh, rules, dtype = setting.layout.mesh, setting.layout.rules, DTYPES[setting.config.dtype]
     longest = tokens or setting.config.data.max_query_tokens
     rows, slots = setting.filled(rows), bucket(longest) + bucket(NEW_TOKENS)
-    heads = (edge.layers, rows, slots, edge.kv_heads, edge.head_dim)
+    heads = (edge.layers, rows, edge.kv_heads, slots, edge.head_dim)
     (kv,) = rules.spec(("kv_heads",), (edge.kv_heads,), mesh)
 
     def array(shape: tuple[int, ...], dtype: Any, *axes: Any) -> Any:
@@ -174,8 +174,8 @@ def decode_program(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     cache = Cache(
-        k=array(heads, dtype, None, rules.batch, None, kv),
-        v=array(heads, dtype, None, rules.batch, None, kv),
+        k=array(heads, dtype, None, rules.batch, kv),
+        v=array(heads, dtype, None, rules.batch, kv),
         valid=array((rows, slots), bool, rules.batch),
         length=array((), jnp.int32),
     )

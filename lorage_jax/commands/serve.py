@@ -19,12 +19,16 @@ from lorage_jax.generator.store import (
     read_values,
     recorded_path,
 )
+from lorage_jax.hf.family import from_values
 from lorage_jax.hf.load import load_model
+from lorage_jax.models.presets import parameter_count
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Serve
 
 KEY = "LORAGE_API_KEY"
+THREADS = "PJRT_NPROC"  # the variable that tells XLA how many processors a CPU has
+SMALL = 10_000_000  # parameters
 SWITCH_SECONDS = 5e-4  # between the scheduler's thread and that of the connections
 GRACE_SECONDS = 30  # in which requests may finish after SIGTERM
 
@@ -44,6 +48,7 @@ def run(options: Serve) -> dict[str, Any]:
         values = read_values(options.generator)
         folder = options.edge or recorded_path(values, "edge", options.generator)
         check_identity(folder, values, "edge")
+        use_few_threads(values)
         generator = load_generator(options.generator, options.cloud)
         edge = load_model(folder, options.dtype)
         service = Service(generator, edge, options.cards, limits)
@@ -63,6 +68,17 @@ def run(options: Serve) -> dict[str, Any]:
         "answer_tokens": counts.answer_tokens,
         "cards_made": service.maker.made,
     }
+
+
+def use_few_threads(values: dict[str, Any]) -> None:
+    """Has XLA use one thread of a CPU for a small edge; to be called before XLA starts.
+
+    Its operations are over before a second thread has begun, and threads that wait for them take
+    the time of the server's own.
+    """
+    config = values["edge"].get("config")
+    if isinstance(config, dict) and parameter_count(from_values(config)) < SMALL:
+        os.environ.setdefault(THREADS, "1")
 
 
 def _check_extra() -> None:

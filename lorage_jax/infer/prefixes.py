@@ -19,7 +19,7 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import request_key
 from lorage_jax.models.bits import activation_dtype, program_params
-from lorage_jax.models.cache import Past, new_cache
+from lorage_jax.models.cache import Past
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 
@@ -134,14 +134,13 @@ def _read(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled_read(config, params, tokens, mask, vectors):
-    rows, length = tokens.shape
-    count = 0 if vectors is None else vectors.shape[0]
-    cache = new_cache(config, rows, length + count, activation_dtype(params))
+    length = tokens.shape[1]
     output = Decoder(config).apply(
-        {"params": params}, tokens, mask, suffix=vectors, cache=cache, head=False
+        {"params": params}, tokens, mask, suffix=vectors, head=False, keys=True
     )
-    assert output.cache is not None
-    return output.cache.k, output.cache.v, output.hidden[:, length:]
+    assert output.past is not None
+    k, v = (x.astype(activation_dtype(params)) for x in (output.past.k, output.past.v))
+    return k, v, output.hidden[:, length:]
 
 
 def past_of(fronts: Sequence[tuple[Prefix, int]]) -> Past:

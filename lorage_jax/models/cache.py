@@ -16,7 +16,7 @@ class Past(flax.struct.PyTreeNode):
     """Keys and values in front of the tokens of B rows, as if earlier tokens had left them.
 
     Attributes:
-        k, v: as in the cache: rotated, where the model rotates.
+        k, v: rotated, where the model rotates, as in the cache; there, the heads are in front.
         valid: True at slots that the row has.
         positions: the position of each slot; a row's tokens go on after its last one.
         text: number of each slot's text within its row; None if every row holds one text.
@@ -43,10 +43,13 @@ class Cache(flax.struct.PyTreeNode):
 
     `valid` marks real tokens. `positions` of the slots are kept where they do not simply count the
     real tokens: behind a `Past`. Windows then count positions, as there may be padding in between.
+
+    The slots of a head lie together, as attention reads them: otherwise every step of decoding
+    would copy the whole cache.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"]
     valid: Bool[Array, "B S"]
     length: Int[Array, "*rows"]
     positions: Int[Array, "B S"] | None = None
@@ -99,15 +102,16 @@ class Cache(flax.struct.PyTreeNode):
             rows, slots = self.replace(length=start).places(k.shape[1])
 
             def put(x: Array, new: Array) -> Array:
-                return x.at[layer, rows, slots].set(
+                return x.at[layer, rows, :, slots].set(
                     new.astype(x.dtype), mode="drop", unique_indices=True
                 )
 
         else:
 
             def put(x: Array, new: Array) -> Array:
-                at = (layer, 0, start, 0, 0)
-                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), at)
+                at = (layer, 0, 0, start, 0)
+                new = new.swapaxes(1, 2)[None].astype(x.dtype)
+                return jax.lax.dynamic_update_slice(x, new, at)
 
         return self.replace(k=put(self.k, k), v=put(self.v, v))
 
@@ -121,7 +125,7 @@ def new_cache(
     config: ModelConfig, rows: int, slots: int, dtype: Any, past: Past | None = None
 ) -> Cache:
     """A cache for `rows` rows of at most `slots` tokens, empty but for `past`."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
     if past is None:
         return Cache(
             k=jnp.zeros(shape, dtype),
@@ -134,8 +138,8 @@ def new_cache(
         return jnp.pad(x, [(0, slots if i == axis else 0) for i in range(x.ndim)])
 
     return Cache(
-        k=room(past.k.astype(dtype), 2),
-        v=room(past.v.astype(dtype), 2),
+        k=room(past.k.swapaxes(2, 3).astype(dtype), 3),
+        v=room(past.v.swapaxes(2, 3).astype(dtype), 3),
         valid=room(past.valid, 1),
         length=jnp.asarray(past.valid.shape[1], jnp.int32),
         positions=room(past.positions, 1),

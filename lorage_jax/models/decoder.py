@@ -247,6 +247,7 @@ class Decoder(nn.Module):
             self.config,
             self.dtype,
             combine=pool.combine if isinstance(pool, Pool) else "factors",
+            input_first=isinstance(pool, Pool) and pool.input_first,
             scale=pool.scale if pool is not None else 1.0,
             adapter_scale=pool.scale if isinstance(pool, Routed) else adapter_scale,
             dropout=self.dropout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 
 from lorage_jax.config import PROJECTIONS
 
@@ -20,6 +21,7 @@ class Pool(flax.struct.PyTreeNode):
         scale: alpha / R.
         scope: "per_layer" or "shared".
         generator: fingerprint of the generator; "" before it is trained.
+        input_first: `a` is [L, in, E, R], see `for_decoding`.
     """
 
     experts: dict[str, Any]
@@ -27,16 +29,29 @@ class Pool(flax.struct.PyTreeNode):
     scale: float = flax.struct.field(pytree_node=False)
     scope: str = flax.struct.field(pytree_node=False)
     generator: str = flax.struct.field(pytree_node=False, default="")
+    input_first: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def for_decoding(self) -> Pool:
+        """A copy for decoding unmerged, which multiplies with `a` of all experts as one matrix.
+
+        In the order of `experts`, every step of decoding would copy that matrix.
+        """
+        assert not self.input_first
+        experts = {
+            name: factors | {"a": jnp.swapaxes(factors["a"], -3, -2)}
+            for name, factors in self.experts.items()
+        }
+        return self.replace(experts=experts, input_first=True)
 
     @property
     def count(self) -> int:
         """The number of experts, E."""
-        return self._one.shape[-3]
+        return self._b.shape[-3]
 
     @property
     def rank(self) -> int:
         """The rank of each expert, R."""
-        return self._one.shape[-1]
+        return self._b.shape[-2]
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -44,8 +59,8 @@ class Pool(flax.struct.PyTreeNode):
         return tuple(name for name in PROJECTIONS if name in self.experts)
 
     @property
-    def _one(self) -> Any:
-        return next(iter(self.experts.values()))["a"]
+    def _b(self) -> Any:
+        return next(iter(self.experts.values()))["b"]
 
 
 class Routed(flax.struct.PyTreeNode):

@@ -53,6 +53,7 @@ class Layer(nn.Module):
     dropout: float  # rate on the inputs of low-rank updates; 0 outside training
     layout: Layout | None
     flash: bool  # compute attention with the kernels of `flash.py`
+    input_first: bool = False  # the pool is one `for_decoding`
     top_k: int | None = None  # experts that a router of whole FFNs keeps per token
     collect: int = 0  # number of last slots whose outputs are gathered
     routing: bool = False  # gather the routers' sums
@@ -111,7 +112,8 @@ class Layer(nn.Module):
             cache = cache.write(inputs.index, context.slot, k, v)
             k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, inputs.index, keepdims=False)
-        y = self._attend(q, k, v, context, inputs.sliding)
+        attention = ops.attention if cache is None else ops.attention_by_head
+        y = self._attend(attention, q, k, v, context, inputs.sliding)
         x = y.reshape(*y.shape[:2], -1)
         y = ops.project(x, w["o"].reshape(-1, config.width))
         y = y + w["o_bias"] if config.out_bias else y
@@ -148,13 +150,13 @@ class Layer(nn.Module):
         x = ops.rms_norm(x, scale.reshape(-1), config.norm_eps, config.norm_offset)
         return x.reshape(shape)
 
-    def _attend(self, q, k, v, context, sliding):
+    def _attend(self, attention, q, k, v, context, sliding):
         config = self.config
         if not self.flash or self.layout is None:
             mask = context.mask
             if context.window_mask is not None:
                 mask = jnp.where(sliding, context.window_mask, mask)
-            return ops.attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+            return attention(q, k, v, mask, config.query_scale, config.attn_softcap)
 
         layout = self.layout
 
@@ -200,7 +202,13 @@ class Layer(nn.Module):
                 return self._adapted(name, x, y, w, inputs)
             experts = (inputs.experts or context.experts)[name]
             return y + ops.gated_low_rank(
-                self._drop(x), experts["a"], experts["b"], inputs.gates, self.combine, self.scale
+                self._drop(x),
+                experts["a"],
+                experts["b"],
+                inputs.gates,
+                self.combine,
+                self.scale,
+                self.input_first,
             )
 
         hidden = ops.activation(project(config.projections[0], x), config.activation)

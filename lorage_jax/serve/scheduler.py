@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorage_jax.buckets import bucket
+from lorage_jax.buckets import SMALLEST, bucket, bucket_sizes
 from lorage_jax.errors import LorageError
 from lorage_jax.infer.defaults import default_penalty
 from lorage_jax.infer.sample import Sampling
@@ -26,6 +26,7 @@ from lorage_jax.infer.slots import (
     NO_TOKEN,
     Choice,
     Prefilled,
+    Prompts,
     Requests,
     Slots,
     decode,
@@ -45,7 +46,8 @@ from lorage_jax.serve.worker import Worker
 _log = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # prompts that are read together
-SMALLEST_ROOM = 128  # tokens
+READ_TOKENS = 512  # of prompts that are read together; a longer one is read by itself
+SMALLEST_ROOM = 64  # tokens
 AT_ONCE = (1, 2, 4, 8)  # tokens per chunk: as many as fit into this time
 CHUNK_SECONDS = 0.03
 FREED = 4  # of the rows, one in so many must have ended before requests that wait are read
@@ -82,7 +84,8 @@ class Scheduler(Worker):
         self._params = program_params(model.params)
         penalty = default_penalty(model)
         self._penalty = None if penalty == 1 else np.float32(penalty)
-        self._row_sizes = row_sizes(slots)
+        self._pool = None if pool is None else pool.for_decoding()
+        self._row_sizes, self._read_rows = row_sizes(slots), min(slots, READ_AT_ONCE)
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._state: Slots | None = None
@@ -123,13 +126,13 @@ class Scheduler(Worker):
         """Compiles the programs of requests up to so many tokens, before the thread starts."""
         if tokens < 1:
             return
-        lengths = sorted({prompt_size(n) for n in range(1, tokens + 1)})
-        for length, count in itertools.product(lengths, self._row_sizes):
-            if length == lengths[0] or count <= READ_AT_ONCE:
-                self._waiting.extend(Job([0] * (length - 2), 2, _ignore) for _ in range(count))
+        most, longest = min(READ_TOKENS, READ_AT_ONCE * tokens), max(1, tokens - 2)
+        for count, total in itertools.product(self._row_sizes, bucket_sizes(SMALLEST, most)):
+            lengths = [total // count + (i < total % count) for i in range(count)]
+            if 1 <= lengths[-1] <= lengths[0] <= longest:
+                self._waiting.extend(Job([0] * length, 2, _ignore) for length in lengths)
                 while self._waiting or self._running:
                     self._turn()
-                self._state = None
         self.counts, self._step_seconds = Counts(), 0.0
 
     def _due(self) -> bool:
@@ -178,14 +181,15 @@ class Scheduler(Worker):
                 del self._running[row]
 
     def _next_batch(self) -> list[Job]:
-        """The next waiting jobs that have a slot, of the padded length of the first."""
+        """The next waiting jobs that have a slot and are read together."""
         with self._changed:
             free = min(self.slots - len(self._running), READ_AT_ONCE)
             batch: list[Job] = []
+            tokens = 0
             while self._waiting and len(batch) < free:
-                first, one = (batch or self._waiting)[0], self._waiting[0]
-                sizes = prompt_size(len(first.ids)), prompt_size(len(one.ids))
-                if sizes[0] != sizes[1] or first.scored != one.scored:
+                one = self._waiting[0]
+                tokens += len(one.ids)
+                if batch and (tokens > READ_TOKENS or one.scored != batch[0].scored):
                     break
                 batch.append(self._waiting.popleft())
             return batch
@@ -203,7 +207,7 @@ class Scheduler(Worker):
                 return
             rows = self._fit(len(kept), max(job.room for job in kept), read)
             assert self._state is not None
-            places = np.full(len(read.lengths), self._state.rows, np.int32)
+            places = np.full(self._read_rows, self._state.rows, np.int32)
             places[np.flatnonzero(going)] = rows
             self._state = insert(self._state, read, places)
             self._running |= dict(zip(rows, kept, strict=True))
@@ -212,21 +216,15 @@ class Scheduler(Worker):
             raise
 
     def _prefill(self, batch: list[Job]) -> Prefilled:
-        count = next(n for n in self._row_sizes if n >= len(batch))
-        tokens = np.zeros((count, prompt_size(len(batch[0].ids))), np.int32)
-        lengths = np.ones(count, np.int32)
-        for i, job in enumerate(batch):
-            tokens[i, : len(job.ids)] = job.ids
-            lengths[i] = len(job.ids)
-        requests = self._requests(batch, count)
+        rows = [job.ids for job in batch]
+        prompts = Prompts.of(rows, self._read_rows, bucket(sum(map(len, rows))))
         return prefill(
             self.model.config,
             batch[0].scored,
             self._params,
-            self.pool,
-            tokens,
-            lengths,
-            requests,
+            self._pool,
+            prompts,
+            self._requests(batch, self._read_rows),
             self._penalty,
         )
 
@@ -288,7 +286,7 @@ class Scheduler(Worker):
             self.model.config,
             scored,
             self._params,
-            self.pool,
+            self._pool,
             self._state,
             np.int32(limit),
             self._penalty,
@@ -325,11 +323,6 @@ class Scheduler(Worker):
 
 def _ignore(piece: Piece) -> None:
     """Takes the pieces of a job that only compiles programs."""
-
-
-def prompt_size(length: int) -> int:
-    """Padded length of a prompt, in tokens."""
-    return bucket(length)
 
 
 def room_size(tokens: int) -> int:

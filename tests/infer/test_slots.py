@@ -15,6 +15,7 @@ from lorage_jax.infer.slots import (
     ALTERNATIVES,
     CHUNK,
     NO_TOKEN,
+    Prompts,
     Requests,
     decode,
     insert,
@@ -30,50 +31,59 @@ RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(3, 250, n).tolist() for n in (5, 17, 2, 30, 9, 11)]  # a window is 6
 LENGTHS = [30, 3, 17, 9, 1, 22]
 CARDS = [0, 1, None, 1, 0, None]
+ROWS = 3
 
 
 class Engine:
-    """The programs in the order of a server, three rows wide."""
+    """The programs in the order of a server, with ROWS rows."""
 
     def __init__(self, model, generator, penalty=None, scored=False):
-        self.model, self.pool = model, generator.pool
+        self.model, self.pool, self.decoding = model, generator.pool, generator.pool.for_decoding()
         self.cards = [random_card(generator, seed) for seed in range(2)]
         self.penalty = None if penalty is None else np.float32(penalty)
         self.scored, self.rows, self.state = scored, {}, None
         self.outputs, self.scores = {}, {}
 
-    def start(self, number, row, sampling=None, ends=()):
-        """Reads prompt `number` and puts it into a row."""
+    def start(self, placed, sampling=None, ends=()):
+        """Reads prompts together, and puts them into rows: {prompt's number: row}."""
         sampling = sampling or Sampling()
-        gates = np.zeros((1, self.model.config.layers, self.pool.count), np.float32)
-        if CARDS[number] is not None:
-            gates[0] = self.cards[CARDS[number]].gates
+
+        def each(value, kind):
+            return np.full(ROWS, value, kind)
+
+        gates = np.zeros((ROWS, self.model.config.layers, self.pool.count), np.float32)
+        most, rows = each(1, np.int32), each(99, np.int32)  # beyond the last row
+        for i, (number, row) in enumerate(placed.items()):
+            most[i], rows[i] = LENGTHS[number], row
+            if CARDS[number] is not None:
+                gates[i] = self.cards[CARDS[number]].gates
         requests = Requests(
             gates=gates,
-            most=np.asarray([LENGTHS[number]], np.int32),
-            ends=np.asarray([[*ends, *[NO_TOKEN] * (2 - len(ends))]], np.int32),
-            temperature=np.asarray([sampling.temperature], np.float32),
-            top_k=np.asarray([sampling.top_k], np.int32),
-            top_p=np.asarray([sampling.top_p], np.float32),
-            seed=np.asarray([sampling.seed], np.uint32),
+            most=most,
+            ends=np.tile(np.asarray([*ends, *[NO_TOKEN] * (2 - len(ends))], np.int32), (ROWS, 1)),
+            temperature=each(sampling.temperature, np.float32),
+            top_k=each(sampling.top_k, np.int32),
+            top_p=each(sampling.top_p, np.float32),
+            seed=each(sampling.seed, np.uint32),
         )
-        prompt = PROMPTS[number]
-        tokens = np.zeros((1, 32), np.int32)
-        tokens[0, : len(prompt)] = prompt
-        lengths = np.asarray([len(prompt)], np.int32)
-        given = (self.model.config, self.scored, self.model.params, self.pool)
-        read = prefill(*given, tokens, lengths, requests, self.penalty)
+        prompts = Prompts.of([PROMPTS[number] for number in placed], ROWS, 64)
+        read = prefill(*self._given(), prompts, requests, self.penalty)
         if self.state is None:
-            self.state = new_slots(read, 3, 64)
-        self.state = insert(self.state, read, np.asarray([row], np.int32))
-        self.rows[row] = number
-        self.outputs[number] = [int(read.first.tokens[0])]
-        self.scores[number] = [read.first]
+            self.state = new_slots(read, ROWS, 64)
+        self.state = insert(self.state, read, rows)
+        for i, (number, row) in enumerate(placed.items()):
+            self.rows[row] = number
+            self.outputs[number] = [int(read.first.tokens[i])]
+            self.scores[number] = [jax.tree.map(lambda x: x[i : i + 1], read.first)]  # noqa: B023
+
+    def _given(self):
+        return self.model.config, self.scored, self.model.params, self.decoding
 
     def step(self, limit=CHUNK):
         """One chunk; rows that have ended are free."""
-        given = (self.model.config, self.scored, self.model.params, self.pool)
-        self.state, chosen, counts = decode(*given, self.state, np.int32(limit), self.penalty)
+        self.state, chosen, counts = decode(
+            *self._given(), self.state, np.int32(limit), self.penalty
+        )
         chosen, counts = jax.device_get((chosen, counts))
         left = np.asarray(self.state.left)
         for row, number in list(self.rows.items()):
@@ -89,7 +99,8 @@ class Engine:
         while waiting or self.rows:
             free = [row for row in (2, 0, 1) if row not in self.rows]
             if waiting and free:
-                self.start(waiting.pop(0), free[0], **settings)
+                numbers, waiting = waiting[: len(free)], waiting[len(free) :]
+                self.start(dict(zip(numbers, free, strict=False)), **settings)
             self.step(3)
         return self.outputs
 
@@ -135,9 +146,9 @@ def test_draws_depend_on_the_seed_and_not_on_the_row(qwen2):
 
 def test_greedy_and_drawn_rows_share_a_batch(qwen2):
     engine, drawn = Engine(*qwen2), Sampling(temperature=1.2, seed=3)
-    engine.start(0, 0)
-    engine.start(2, 1, sampling=drawn)
-    engine.start(5, 2, sampling=dataclasses.replace(drawn, top_k=5))
+    engine.start({0: 0})
+    engine.start({2: 1}, sampling=drawn)
+    engine.start({5: 2}, sampling=dataclasses.replace(drawn, top_k=5))
     while engine.rows:
         engine.step()
     assert engine.outputs[0] == alone(engine, 0)
@@ -149,8 +160,8 @@ def test_an_end_token_frees_its_row_alone(qwen2):
     engine = Engine(*qwen2)
     whole = alone(engine, 0)
     end = whole[7]
-    engine.start(0, 1, ends=(end,))
-    engine.start(2, 2)
+    engine.start({0: 1}, ends=(end,))
+    engine.start({2: 2})
     while engine.rows:
         engine.step()
     cut = whole.index(end)
@@ -161,8 +172,8 @@ def test_an_end_token_frees_its_row_alone(qwen2):
 def test_a_chunk_ends_when_enough_rows_are_free(qwen2):
     engine = Engine(*qwen2)
     for number, row in ((0, 0), (1, 1), (3, 2)):  # of 30, 3 and 9 tokens
-        engine.start(number, row)
-    given = (engine.model.config, False, engine.model.params, engine.pool)
+        engine.start({number: row})
+    given = engine._given()
     for freed, wanted in ((1, [2, 2, 2]), (1, [6, 0, 6])):
         engine.state, _, counts = decode(
             *given, engine.state, np.int32(CHUNK), None, np.int32(freed)
@@ -173,14 +184,14 @@ def test_a_chunk_ends_when_enough_rows_are_free(qwen2):
 def test_a_released_row_is_free_and_the_others_go_on_in_another_size(qwen2):
     engine = Engine(*qwen2)
     for number, row in ((0, 0), (5, 1), (2, 2)):
-        engine.start(number, row)
+        engine.start({number: row})
     engine.step(4)
     engine.state = release(engine.state, np.asarray([True, False, False]))
     del engine.rows[0]
     engine.state = resize(engine.state, np.asarray([2, 3, 3, 1, 3], np.int32), 96)
     engine.rows = {0: engine.rows[2], 3: engine.rows[1]}
     assert (engine.state.rows, engine.state.room) == (5, 96)
-    engine.start(3, 4)
+    engine.start({3: 4})
     while engine.rows:
         engine.step()
     for number in (2, 3, 5):
