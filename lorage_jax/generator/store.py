@@ -212,7 +212,8 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
     Its weights are not compared here (`check_identity`). Raises WeightsError if there is none.
     """
     entry, folder = values[role], _folder(folder)
-    near = folder / entry["relative"] if "relative" in entry else None
+    home = folder.resolve()  # as it was recorded
+    near = home / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
     name = next((path.name for path in (near, far) if path is not None), None)
     kept = None if name is None else kept_models() / name

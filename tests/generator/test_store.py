@@ -102,6 +102,15 @@ def test_only_the_generator_moves(saved, tmp_path):
     assert back.fingerprint == saved[1].fingerprint
 
 
+def test_a_generator_behind_a_link(saved, tmp_path):
+    """Runs often lie on another disk, to which a link leads."""
+    (tmp_path / "disk" / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "deep" / "er")
+    save_generator(saved[1], tmp_path / "runs" / "gen")
+    back = load_generator(tmp_path / "runs" / "gen")
+    assert back.cloud.source == saved[0] / "cloud" and back.edge_source == saved[0] / "edge"
+
+
 def test_a_cloud_that_is_gone(home, tmp_path):
     def forget(values):
         for role in ("cloud", "edge"):
