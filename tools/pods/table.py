@@ -44,12 +44,13 @@ BATCHES, BATCH_TOKENS = "1,32,256", 512
 BATCH_RUNS = (
     *((recipe, f"{chip}:1x1", "decode,decode_cards") for recipe in RECIPES for chip in CHIPS),
     *((RECIPES[0], f"{chip}:2x4", "specialize") for chip in CHIPS),
+    (RECIPES[1], "v5e:2x4", "decode"),  # eight chips side by side: nothing is sent
 )
 BATCH_INTRO = f"""
 ## Decoding and specialising, by batch size
 
 Decoding has a cache of {BATCH_TOKENS} tokens and 64 new ones; the figures are those of a token in every
-row, on one chip. `decode` is the merged edge, `decode_cards` the base with a card of its own for every
+row, mostly on one chip. `decode` is the merged edge, `decode_cards` the base with a card of its own for every
 row. `specialize` reads prompts of {BATCH_TOKENS} tokens on a host of eight chips (figures per chip): the
 weights stay where they are, split over as few chips as hold them in half of their memory (`data x
 tensor`), and the rows go to the groups of such chips. A batch is filled up to a row per group. Bytes are
@@ -63,7 +64,7 @@ counted without the padding of tiles.
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compiles the paper's recipes for TPU slices")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="experiments' names")
-    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--topologies", nargs="+", help="default: all of the table")
     parser.add_argument("--cloud", default=CLOUD, help="LORAGE_CLOUD of the recipes")
     parser.add_argument("--layers", type=int, help="cut both models to this many layers")
     parser.add_argument("--batches", action="store_true", help="only the batch sizes")
@@ -74,7 +75,7 @@ def main() -> None:
         add_batches(table, options)
         return
     for recipe in options.recipes:
-        for topology in options.topologies:
+        for topology in options.topologies or TOPOLOGIES:
             label = recipe.replace("/", "_")
             label += "" if options.cloud == CLOUD else f" under {options.cloud}"
             name = f"{label} {topology}" + (f" {options.layers}" if options.layers else "")
@@ -88,6 +89,8 @@ def main() -> None:
 def add_batches(table: dict[str, Any], options: argparse.Namespace) -> None:
     """Adds the runs at several batch sizes."""
     for recipe, topology, programs in BATCH_RUNS:
+        if recipe not in options.recipes or topology not in (options.topologies or [topology]):
+            continue
         more = ["--batches", BATCHES, "--programs", programs, "--row-tokens", str(BATCH_TOKENS)]
         result = compiled(recipe, topology, more, options)
         for one in result["batches"]:
