@@ -34,7 +34,7 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
     began = time.perf_counter()
     flops = 2 * program.macs / topology.chips
     try:
-        compiled = program.traced.lower().compile(compiler_options=OPTIONS)
+        compiled = _compiled(program)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -60,6 +60,17 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
         **_moved(moved),
         "compile_seconds": time.perf_counter() - began,
     }
+
+
+def _compiled(program: Program) -> Any:
+    """Compiles a program also if it does not fit, unless it is far too large."""
+    lowered = program.traced.lower()
+    try:
+        return lowered.compile(compiler_options=OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        if "Invalid TPU program" not in str(error):
+            raise
+    return lowered.compile()  # raises with the memory that it would take
 
 
 def settled(setting: Setting, topology: Topology) -> Setting:
