@@ -63,6 +63,7 @@ from lorage_jax.world import everyday, prompts
 
 CARDS, QUESTIONS, BATCH = 16, 4, 16
 MOST = 24  # tokens of an answer
+MANNERS = ("", " Be brief.", " Say nothing else.")
 PARTS = ("served", "decoding")
 WARM = 64  # the default of `lorage serve`
 
@@ -73,9 +74,11 @@ def tasks(generator: str, seed: int) -> list[tuple[str, list[str]]]:
     while len(found) < CARDS:
         if generator == "smollm2":
             task = everyday.draw_everyday(rng)
+            system = task.system + rng.choice(MANNERS)  # there are fewer wordings than CARDS
         else:
             task = prompts.draw_prompt("paraphrase", rng, "words")
-        found[task.system] = [task.draw(rng)[0] for _ in range(QUESTIONS)]
+            system = task.system
+        found[system] = [task.draw(rng)[0] for _ in range(QUESTIONS)]
     return list(found.items())
 
 
