@@ -87,13 +87,19 @@ def _named(kind: type) -> str:
 
 @contextmanager
 def _siblings(folder: Path) -> Iterator[None]:
-    """Makes the files of the folder importable, and forgets them at the end."""
-    known = set(sys.modules)
+    """Makes the files of the folder importable, and forgets them at the end.
+
+    No bytecode is written: it would lie beside the user's files, and stand for a file that changes
+    within the second.
+    """
+    known, silent = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()  # the folder may be seconds old
     try:
         yield
     finally:
+        sys.dont_write_bytecode = silent
         with suppress(ValueError):  # the file may have changed it itself
             sys.path.remove(str(folder))
         for name in sys.modules.keys() - known:

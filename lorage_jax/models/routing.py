@@ -99,8 +99,8 @@ def mixed_ffn(
     base = {name: linear(name, x) for name in inside}
 
     def updated(name, one, key):
-        inner = _inner(x, one[name]["a"], drop, key).astype(x.dtype)
-        return base[name] + ops.project(inner, one[name]["b"].astype(x.dtype)) * scale
+        inner = (_inner(x, one[name]["a"], drop, key) * scale).astype(x.dtype)
+        return base[name] + ops.project(inner, one[name]["b"].astype(x.dtype))
 
     @jax.checkpoint
     def add(mixed, expert):

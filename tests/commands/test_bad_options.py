@@ -71,9 +71,9 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
     refuse(*specialize(**paths), says=says)
 
 
-def test_several_processes_of_a_command_for_one(specialize, refuse, monkeypatch):
+def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    refuse(*specialize(), says="one process, but 4 were started")
+    refuse("serve", "--generator", world.generator, says="one process, but 4 were started")
 
 
 @pytest.mark.parametrize(
