@@ -32,6 +32,7 @@ from lorage_jax.methods.loramoe import LoraMoe, LoraMoeSettings, localised_balan
 from lorage_jax.methods.method import get_method
 from lorage_jax.methods.mixlora import MixLora, MixLoraSettings, load_balance
 from lorage_jax.methods.training import train
+from lorage_jax.models import routing
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.sharding import Layout, make_mesh
 from tests.methods.runs import experiment, interrupted
@@ -170,6 +171,30 @@ def test_mixlora_is_its_formula(edge, pair):
     assert float(load_balance(sums["ffn"], counts)) == pytest.approx(loss, rel=1e-4)
     even = {"kept": jnp.full((2, 3, 4), 5.0), "probability": jnp.full((2, 3, 4), 2.5)}
     assert float(load_balance(even, jnp.full(3, 10.0))) == pytest.approx(2)  # K, where balanced
+
+
+def test_each_expert_drops_inputs_of_its_own(edge):
+    """Equal experts answer alike, but not where each input of a LoRA is dropped by half."""
+    config, rng = edge.config, np.random.default_rng(0)
+    width, inside = config.width, config.ffn_width
+    sizes = {"gate": (width, inside), "up": (width, inside), "down": (inside, width)}
+    base = {name: jnp.asarray(rng.standard_normal(size)) for name, size in sizes.items()}
+
+    def equal(size):
+        return jnp.broadcast_to(jnp.asarray(rng.standard_normal(size)), (2, *size))
+
+    experts = {name: {"a": equal((i, 3)), "b": equal((3, o))} for name, (i, o) in sizes.items()}
+    x = jnp.asarray(rng.standard_normal((1, 4, width)))
+
+    def output(expert, drop):
+        gates = jnp.zeros((1, 4, 2)).at[..., expert].set(1.0)
+        given = (lambda name, y: y @ base[name]), x, experts, gates, 1.0, drop
+        return np.asarray(routing.mixed_ffn(config, *given))
+
+    np.testing.assert_array_equal(output(0, None), output(1, None))
+    drop = routing.Drop(jax.random.key(0), 0.5)
+    assert np.abs(output(0, drop) - output(1, drop)).max() > 0.1
+    np.testing.assert_array_equal(output(0, drop), output(0, drop))
 
 
 def lora_logits(edge, trained, factors, tokens, mask, scale):
