@@ -24,10 +24,11 @@ def run(options: Push) -> dict[str, Any]:
 def _scored(folder: Path, file: Path) -> str:
     """The folder's README with the scores of a file; the file on disk stays as it is."""
     from lorage_jax.report.hub_scores import scores_part
-    from lorage_jax.report.inputs import Evaluation, read_inputs
+    from lorage_jax.report.inputs import read_inputs
+    from lorage_jax.report.scores import with_tasks
 
-    (found,) = read_inputs([file]).results or (None,)
-    if not isinstance(found, Evaluation) or not any(a.tasks for a in found.result.arms.values()):
+    found = next(iter(with_tasks(read_inputs([file]))), None)  # beside sets of GPT4Tools
+    if found is None:
         raise DataError(f"{file} holds no scores of tasks; expected a file of lorage eval --json.")
     model = found.result.model
     of = "generator_fingerprint" if model.get("generator") else "edge_fingerprint"

@@ -13,11 +13,11 @@ METRICS = {"exact_match": "exact match", "f1": "F1", "mean": "accuracy"}
 
 
 def scores_part(result: EvalResult, provenance: Mapping[str, Any]) -> str:
-    """A table of all arms, the sentences on the controls, and the command that made them.
+    """A table of all arms, the sentences on the controls, and the machine that scored them.
 
     Args:
         result: an evaluation with tasks.
-        provenance: that of its file; `command` and `machine` are quoted.
+        provenance: that of its file; its command is left out, as it names places on a machine.
     """
     arms = {name: arm for name, arm in result.arms.items() if arm.tasks}
     metric = next(
@@ -36,8 +36,7 @@ def scores_part(result: EvalResult, provenance: Mapping[str, Any]) -> str:
         row = f"{arm_name(name)} | {_score(arms[name], metric)} | {_tokens(arms[name])}"
         lines.append(f"| {row} |")
     lines += ["", *(f"- {sentence}" for sentence in result.words)]
-    if command := provenance.get("command"):
-        lines += ["", f"Made by `{command}`{_machine(provenance)}."]
+    lines += ["", f"Scored by `lorage eval`{_machine(provenance)}."]
     return "\n".join(lines)
 
 

@@ -62,13 +62,15 @@ def test_scores_enter_the_page(sent, tmp_path, capsys):
     before = (smollm2.GENERATOR / "README.md").read_text("utf-8")
     result = json.loads((RESULTS / "seen.json").read_text("utf-8"))
     result["model"]["generator_fingerprint"] = stored(smollm2.GENERATOR)["fingerprint"]
+    tools = {"arms": {"lora_gen": {"official": {"success": 0.5}, "n": 2}}, "gaps": {}, "words": []}
+    result["gpt4tools"] = {"sets": {"seen": tools, "unseen": tools}}
     (tmp_path / "scores.json").write_text(json.dumps(result), "utf-8")
     scores = ["--scores", str(tmp_path / "scores.json")]
     assert cli.main(["push", str(smollm2.GENERATOR), "me/gen", *scores]) == 0
     page = sent["README.md"].decode()
     assert "| specialized (LoRA-Gen) | 0.545 ± 0.014 | 21 |" in page
     assert "| another task's prompt (control) | 0.111 ± 0.011 | 21 |" in page
-    assert "Made by `lorage eval --generator " in page
+    assert "Scored by `lorage eval` on cpu." in page and "seen.jsonl" not in page
     headings = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in page.splitlines() if line.startswith("#")] == headings
     assert before.partition("## Scores")[0] == page.partition("## Scores")[0]
