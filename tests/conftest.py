@@ -106,9 +106,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if missing := [name for name in FAST if not (root / name).exists()]:
         raise pytest.UsageError(f"tests/conftest.py, FAST: there is no {', '.join(missing)}.")
     fast = [root / name for name in FAST]
+    here = {
+        path: any(path == place or place in path.parents for place in fast)
+        for path in {item.path for item in items}
+    }
     for item in items:
-        here = any(item.path == place or place in item.path.parents for place in fast)
-        if here and item.get_closest_marker("slow") is None:
+        if here[item.path] and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
 
 

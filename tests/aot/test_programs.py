@@ -127,7 +127,7 @@ def test_the_longest_batch_is_one_of_the_pipelines(cloud, edge, accumulate, chun
     assert jax.tree.map(described, real) == jax.tree.map(described, expected)
 
 
-@pytest.mark.parametrize("rows", [None, 8])
+@pytest.mark.parametrize("rows", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_typical_step_is_shorter(rows):
     """As many rows, but shorter: everything that depends on the length is a third."""
     whole = setting()

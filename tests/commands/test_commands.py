@@ -40,7 +40,9 @@ def test_train_leaves_a_generator_and_its_figures(world):
     assert not (world.root / "unused").exists()
 
 
-@pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
+@pytest.mark.parametrize(
+    "resume", [("--resume",), pytest.param(("--resume", "auto"), marks=pytest.mark.slow)]
+)
 def test_train_resumes(world, tmp_path, capfd, resume):
     run, figures = tmp_path / "run", tmp_path / "figures.json"
     shutil.copytree(world.root / "run", run)

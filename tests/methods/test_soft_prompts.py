@@ -126,7 +126,9 @@ def first_loss(config, edge, prefix):
     return -sum(one.loglikelihood for one in found) / sum(len(target) for _, target in requests)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["prompt_tuning", pytest.param("prefix_tuning", marks=pytest.mark.slow)]
+)
 def test_training_begins_at_a_real_prompt_and_resumes(name, pair, tmp_path, monkeypatch):
     """The loss of the first step is that of the prompt's first tokens in context."""
     edge, fields = load_model(pair[1]), {"settings": CASES[name], "steps": 8, "rate": 5e-2}

@@ -11,6 +11,7 @@ import pytest
 from lorage_jax.infer.chat import chat
 from lorage_jax.infer.forward import forward
 from lorage_jax.infer.generate import generate
+from lorage_jax.infer.slots import decode
 from tests.serve.server import PROMPTS, WORDS
 
 openai = pytest.importorskip("openai")
@@ -199,8 +200,14 @@ def test_health_and_metrics(api, cards):
     assert values["lorage_slots"] == "4"
 
 
-def test_a_vanished_client_frees_its_slot(api, cards):
-    """Of a stream, and of an answer that is waited for."""
+def test_a_vanished_client_frees_its_slot(api, cards, monkeypatch):
+    """Of a stream, and of an answer that is waited for; both take longer than it takes to leave."""
+
+    def slowly(*args):
+        time.sleep(0.02)
+        return decode(*args)
+
+    monkeypatch.setattr("lorage_jax.serve.scheduler.decode", slowly)
     before = api.service.scheduler.counts.cancelled
     stream = api.client.completions.create(
         model="edge", prompt="User: moon\nAssistant:", max_tokens=200, stream=True

@@ -1,6 +1,7 @@
 """A small training run that tests vary."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 
@@ -14,15 +15,15 @@ from lorage_jax.config import (
 )
 
 
-@pytest.fixture
-def experiment(pair, data_file, tmp_path):
-    """experiment(**changes) -> ExperimentConfig; changes of `generator` etc. as dicts."""
+@pytest.fixture(scope="session")
+def experiment_in(pair, data_file):
+    """experiment_in(folder, **changes) -> ExperimentConfig; nested changes as dicts."""
 
-    def make(**changes):
+    def make(folder, **changes):
         config = ExperimentConfig(
             cloud=str(pair[0]),
             edge=str(pair[1]),
-            out=str(tmp_path / "run"),
+            out=str(folder / "run"),
             data=DataConfig(
                 sources=(Source(str(data_file)),),
                 prompts_per_batch=8,
@@ -47,3 +48,9 @@ def experiment(pair, data_file, tmp_path):
         return dataclasses.replace(config, **changes)
 
     return make
+
+
+@pytest.fixture
+def experiment(experiment_in, tmp_path):
+    """experiment(**changes) -> ExperimentConfig, in the test's own folder."""
+    return partial(experiment_in, tmp_path)

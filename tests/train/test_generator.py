@@ -107,29 +107,77 @@ def test_resume_is_bit_exact(experiment, monkeypatch, tmp_path, routing):
     assert_same(tensors(whole), tensors(second))
 
 
-@pytest.mark.parametrize("other", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)])
-def test_meshes_agree(experiment, tmp_path, other):
-    losses = {}
-    for shape in ((8, 1, 1), other):
-        config = experiment(
-            out=str(tmp_path / "-".join(map(str, shape))),
-            mesh=MeshConfig(*shape),
-            generator={"dropout": 0.0},
-        )
-        losses[shape] = [loss for _, loss in train(config, progress=False).losses]
-    np.testing.assert_allclose(losses[other], losses[8, 1, 1], rtol=2e-5)
+STEP = {
+    "mesh": MeshConfig(data=2, tensor=4),
+    "generator": {"dropout": 0.0, "router_scope": "per_layer"},
+    "data": {"min_bucket": 8},
+    "steps": 4,
+}
+SAME = {  # name: what else the run has
+    "mesh": {"mesh": MeshConfig(8, 1, 1)},
+    "chunks": {"data": {"prompt_chunks": 4, "min_bucket": 8}},
+    "packed": {"data": {"packed_rows": 2, "min_bucket": 8}},
+}
+SAME_SLOW = {
+    "three axes": {"mesh": MeshConfig(2, 2, 2)},
+    "fsdp": {"mesh": MeshConfig(1, 4, 2)},
+    "four rows": {"data": {"packed_rows": 4, "min_bucket": 8}},
+}
 
 
-def test_accumulation_is_the_same_step(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def step(experiment_in, tmp_path_factory):
+    """The run of STEP, with which runs of the same batches compare."""
+    return train(experiment_in(tmp_path_factory.mktemp("step"), **STEP), progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(pytest.param(changes, id=name) for name, changes in SAME.items()),
+        *(pytest.param(x, id=name, marks=pytest.mark.slow) for name, x in SAME_SLOW.items()),
+    ],
+)
+def test_it_is_the_same_step(experiment, step, changes):
+    """On other devices' shares; with prompts sorted and padded in parts; with packed rows.
+
+    Packed prompts do not see each other, nor do queries, which get their prompts' gates.
+    """
+    assert_same_run(train(experiment(**STEP | changes), progress=False), step)
+
+
+@pytest.mark.slow
+def test_packed_products_are_the_same_step(experiment, tmp_path):
+    generator = {**STEP["generator"], "combine": "products"}
+    plain = experiment(**STEP | {"generator": generator, "out": str(tmp_path / "plain")})
+    packed = experiment(**STEP | {"generator": generator} | SAME_SLOW["four rows"])
+    assert_same_run(*(train(config, progress=False) for config in (packed, plain)))
+
+
+def assert_same_run(found, wanted):
+    plain = [loss for _, loss in wanted.losses]
+    assert len(set(plain)) == 4  # something is learnt, so the gradients are right, too
+    np.testing.assert_allclose([loss for _, loss in found.losses], plain, rtol=2e-5)
+    before = tensors(wanted)
+    # BatchNorm removes what this bias adds, so its gradient is only rounding.
+    moved = ("trained.router.f2.bias", "statistics.norm.mean")
+    for name, value in tensors(found).items():
+        if name not in moved:
+            np.testing.assert_allclose(value, before[name], atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("chunks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_accumulation_is_the_same_step(experiment, tmp_path, chunks):
     """Without BatchNorm and CV, which see a whole micro-batch, halves add up."""
     plain = {"batch_norm": False, "cv_weight": 0.0, "dropout": 0.0}
     found = []
     for accumulate in (1, 2):
         config = experiment(
             out=str(tmp_path / str(accumulate)),
-            mesh=MeshConfig(data=4, tensor=2),
+            mesh=MeshConfig(data=4 // chunks, tensor=2 * chunks),
             generator=plain,
             optimizer={"accumulate": accumulate},
+            data={"prompt_chunks": chunks if accumulate == 2 else 1, "min_bucket": 8},
             steps=4,
         )
         found.append(train(config, progress=False))
@@ -138,49 +186,6 @@ def test_accumulation_is_the_same_step(experiment, tmp_path):
     # Adam divides by a gradient's size: for tiny gradients, rounding changes 3 % of a step.
     for name, value in first.items():
         np.testing.assert_allclose(value, second[name], atol=1e-4, err_msg=name)
-
-
-@pytest.mark.parametrize(("split", "micro"), [(4, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
-def test_chunks_of_prompts_are_the_same_step(experiment, tmp_path, split, micro):
-    """Sorting prompts and padding them in parts changes neither losses nor micro-batches."""
-    found = {}
-    for chunks, accumulate in ((1, 1), (split, micro)):
-        config = experiment(
-            out=str(tmp_path / f"{chunks}-{accumulate}"),
-            mesh=MeshConfig(data=2, tensor=4),
-            generator={"batch_norm": micro == 1, "cv_weight": 0.0, "dropout": 0.0},
-            optimizer={"accumulate": accumulate},
-            data={"prompt_chunks": chunks, "min_bucket": 8},
-            steps=4,
-        )
-        found[chunks] = [loss for _, loss in train(config, progress=False).losses]
-    np.testing.assert_allclose(found[1], found[split], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("combine", "rows"), [("factors", 2), pytest.param("products", 4, marks=pytest.mark.slow)]
-)
-def test_packed_rows_are_the_same_step(experiment, tmp_path, combine, rows):
-    """Packed prompts do not see each other, nor do queries, which get their prompts' gates."""
-    found = []
-    for packed_rows in (None, rows):
-        config = experiment(
-            out=str(tmp_path / f"rows-{packed_rows}"),
-            mesh=MeshConfig(data=2, tensor=4),
-            generator={"dropout": 0.0, "combine": combine, "router_scope": "per_layer"},
-            data={"packed_rows": packed_rows, "min_bucket": 8},
-            steps=4,
-        )
-        found.append(train(config, progress=False))
-    plain, packed = ([loss for _, loss in result.losses] for result in found)
-    assert len(set(plain)) == 4  # something is learnt, so the gradients are right, too
-    np.testing.assert_allclose(packed, plain, rtol=1e-5)
-    wanted = tensors(found[0])
-    # BatchNorm removes what this bias adds, so its gradient is only rounding.
-    moved = ("trained.router.f2.bias", "statistics.norm.mean")
-    for name, value in tensors(found[1]).items():
-        if name not in moved:
-            np.testing.assert_allclose(value, wanted[name], atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(
