@@ -1,11 +1,15 @@
 """Every method on the nano pair, in one table: short runs on word tasks, all with the same data.
 
+    python experiments/nano/loras.py    # for the row `lorahub`
     lorage compare experiments/nano/compare.py --seeds 3
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
 
 Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed, and half an hour
 for MixLoRA, which computes all its FFNs. Runs and figures are kept in runs/nano/compare, and what
 is there is not made again.
+
+Two methods are no rows. `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
+bare edge here; `lorahub` combines 20 of them. `few_case` is a run per prompt.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three
@@ -64,6 +68,7 @@ def config() -> CompareConfig:
             "prefix_tuning": {"optimizer": LORA},
             "autocompressor": {"optimizer": LORA},
             "gist": {"optimizer": LORA},
+            "lorahub": {"trained": str(recipe.RUNS / "loras")},
         },
         questions=WorldQuestions(prompts=60, queries=4, families=("words",), seed=7),
     )

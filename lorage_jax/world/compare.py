@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lorage_jax.bundled import generator_folder
-from lorage_jax.config import CompareConfig, ExperimentConfig, MeshConfig, TaskQuestions
+from lorage_jax.config import CompareConfig, ExperimentConfig, TaskQuestions
 from lorage_jax.data.records import Record, file_digest
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.templates import few_shot_prompt
@@ -38,12 +36,11 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, Placement, get_method
 from lorage_jax.methods.training import train
-from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
-from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train.experiment import Trainable
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.costs import method_costs
+from lorage_jax.world.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
@@ -51,7 +48,6 @@ from lorage_jax.world.shots import WithSamples, texts_with_samples
 from lorage_jax.world.task_samples import TaskSample, draw_tasks, first_prompts
 
 OURS, BARE = "lora_gen", "bare"
-UNSEEN = ("composition", "tools", "tasks")  # splits of tasks that are not in training
 FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
 BATCH_TOKENS = 8192
 Say = Callable[[str], Any]
@@ -92,9 +88,17 @@ def parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
 
 
 def check_untrained(config: CompareConfig, parts: Sequence[Part]) -> None:
-    """Loads the methods that are not trained; ConfigError for one that needs a folder."""
+    """Loads the methods that are not trained, and looks for the results that others use.
+
+    Raises ConfigError for a method that needs a folder, and for a folder that is not there.
+    """
     edge = load_model(config.base.edge, config.base.dtype)
     for part in parts:
+        if part.trained is not None and not generator_folder(part.trained).is_dir():
+            raise ConfigError(
+                f"{part.row} uses {part.trained}, which is not a folder. Train it first, or leave "
+                "the row out (--methods)."
+            )
         if part.experiment is None and part.trained is None:
             get_method(part.method).load(edge)
 
@@ -202,7 +206,7 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
     if part.samples:
         found["samples"] = part.samples
     if part.trained is not None:
-        found["trained"] = file_digest(generator_folder(part.trained) / MANIFEST)
+        found["trained"] = _contents(generator_folder(part.trained))
     if part.experiment is not None:
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
@@ -210,6 +214,14 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
     return json.loads(json.dumps(found))
+
+
+def _contents(folder: Path) -> str | dict[str, str]:
+    """The digest of a result's manifest; of a folder of several results, those of all files."""
+    if (folder / MANIFEST).exists():
+        return file_digest(folder / MANIFEST)
+    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
+    return {str(file.relative_to(folder)): file_digest(file) for file in files}
 
 
 def _figures(
@@ -221,8 +233,8 @@ def _figures(
     say(f"Asking {part.name} ...")
     found = [asked(Arm(part.row, method), edge, sample) for sample in samples]
     result: dict[str, Any] = {
-        "trained_parameters": _trained_parameters(part, method, edge),
-        "merged": _is_merged(method, edge, samples[0]),
+        "trained_parameters": trained_parameters(method, edge, part.experiment, part.trained),
+        "merged": is_merged(method, edge, samples[0]),
         "unseen_tasks": follows_prompts(method, samples),
         "frozen": list(getattr(get_method(part.method), "frozen", ())),
         "splits": {sample.name: one for sample, one in zip(samples, found, strict=True)},
@@ -277,58 +289,6 @@ def _answer(
     texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
     way = Generation(longest + MARGIN, batch_tokens=BATCH_TOKENS, journal=SharedJournal())
     return way(f"{unit.name} {arm.name}", placement, texts)
-
-
-def _trained_parameters(part: Part, loaded: Method, edge: Model) -> int:
-    """The number of values that training changes."""
-    run, inner = part.experiment, loaded.method if isinstance(loaded, WithSamples) else loaded
-    if part.trained is not None and isinstance(inner, LoraGen):
-        return sum(x.size for x in jax.tree.leaves(inner.generator.trained))
-    if run is None:
-        return 0
-    method: Any = get_method(part.method)
-    models = {"edge": edge.config}
-    if "cloud" in method.frozen:
-        models["cloud"] = load_model(run.cloud, run.dtype).config
-    layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
-    leaves = method.training(run, models, layout).leaves
-    each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
-    return sum(math.prod(leaf.shape) for leaf in each)
-
-
-def _is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:
-    """True if one prompt's answers come from the edge's own shapes alone; None if nothing changes.
-
-    Read off the method's own placement, not off what it says about itself.
-    """
-    placement = method.place(edge, method.prepare(sample.prompts[:1]))
-    beside = (placement.cards, placement.prefixes, placement.pool)
-    if any(one is not None for one in beside):
-        return False
-    pairs = zip(*(jax.tree.leaves(m.params) for m in (placement.model, edge)), strict=True)
-    changed = any(a is not b and not np.array_equal(a, b) for a, b in pairs)
-    return True if changed else None
-
-
-def follows_prompts(method: Method, samples: Sequence[WorldSample]) -> bool | None:
-    """True if the method makes something of an unseen task's prompt, without solved examples.
-
-    That is a context, card or prefix which differs between the prompts of two tasks. None if the
-    sample has only one.
-    """
-    sample = next((one for one in samples if one.split in UNSEEN), samples[0])
-    task = dict(zip(sample.tasks, sample.prompts, strict=True))
-    if len(task) < 2:
-        return None
-    made = method.prepare(list(task.values())[:2])
-    if any(one.facts.get("examples") for one in made):
-        return False
-    return len({_made_of(one) for one in made}) == 2
-
-
-def _made_of(one: Conditioning) -> tuple[Any, ...]:
-    gates = None if one.card is None else np.asarray(one.card.gates, np.float32).tobytes()
-    return one.context, gates, None if one.prefix is None else one.prefix.identity
 
 
 def combined(

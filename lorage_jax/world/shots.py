@@ -54,12 +54,13 @@ def texts_with_samples(
     `prompts` are those of the sample, in order. More samples begin with the same ones.
     """
     return {
-        prompt.system: few_shot_prompt(prompt.system, _solved(prompt, group, count))
+        prompt.system: few_shot_prompt(prompt.system, solved(prompt, group, count))
         for prompt, group in zip(prompts, sample.groups, strict=True)
     }
 
 
-def _solved(prompt: Prompt, asked: Sequence[Record], count: int) -> list[tuple[str, str]]:
+def solved(prompt: Prompt, asked: Sequence[Record], count: int) -> list[tuple[str, str]]:
+    """`count` solved requests (user, target) of a prompt's task, other than those `asked`."""
     rng = Random(f"samples {world_prompts.VERSION}/{prompt.system}")
     taken, found = {record.user for record in asked}, {}
     for _ in range(TRIES):

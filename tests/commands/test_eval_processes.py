@@ -11,7 +11,8 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(world, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_score_as_one(world, tmp_path, count):
     """Choices, free answers and tool calls in all arms."""
 
     def row(name, **more):
@@ -31,15 +32,15 @@ def test_two_processes_score_as_one(world, tmp_path):
         values = json.loads((tmp_path / name).read_text())
         return _without_times({key: values[key] for key in ("arms", "gaps", "cards", "gpt4tools")})
 
-    both = [[*asked, "--json", tmp_path / "two.json", "--samples", tmp_path / "two.jsonl"]] * 2
-    told = finish(join(both, devices=1))
-    assert [code for code, _, _ in told] == [0, 0], told
-    assert "2 tasks of" in told[0][1] and "2 tasks of" not in told[1][1]
+    several = [*asked, "--json", tmp_path / "all.json", "--samples", tmp_path / "all.jsonl"]
+    told = finish(join([several] * count, devices=1))
+    assert [code for code, _, _ in told] == [0] * count, told
+    assert ["2 tasks of" in text for _, text, _ in told] == [True] + [False] * (count - 1)
     (alone,) = finish(join([[*asked, "--json", tmp_path / "one.json"]], devices=1))
     assert alone[0] == 0, alone
-    assert result("two.json") == result("one.json")
+    assert result("all.json") == result("one.json")
     assert not list(tmp_path.glob("*progress*"))
-    lines = (tmp_path / "two.jsonl").read_text().splitlines()
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
     assert len(lines) > 20
 
 

@@ -1,21 +1,17 @@
 """The table of a comparison: means over seeds, gaps on the same prompts, derived properties."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 
 from lorage_jax import nano
 from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
 from lorage_jax.errors import ConfigError, OutputError
-from lorage_jax.hf.load import load_model
-from lorage_jax.methods.bare import Bare
-from lorage_jax.methods.in_context import InContext
-from lorage_jax.methods.in_context_cached import InContextCached
 from lorage_jax.report.comparison import to_markdown
 from lorage_jax.report.page import DASH
 from lorage_jax.world import compare
 from lorage_jax.world.compare import combined, parts
-from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
 CONFIG = CompareConfig(
@@ -104,26 +100,6 @@ def test_properties_are_derived(result):
     ]
 
 
-def test_an_unseen_task_needs_something_made_of_its_prompt():
-    edge, samples = load_model(nano.EDGE), draw_world(4, 1, seed=1, families=("words",))
-
-    class Solved(InContext):
-        def prepare(self, prompts):
-            return [
-                dataclasses.replace(one, facts={"examples": 5}) for one in super().prepare(prompts)
-            ]
-
-    found = [
-        compare.follows_prompts(method, samples)
-        for method in (Bare(), InContext(), InContextCached.load(edge), Solved())
-    ]
-    assert found == [False, True, True, False]
-    one = [
-        dataclasses.replace(samples[0], groups=samples[0].groups[:1], tasks=samples[0].tasks[:1])
-    ]
-    assert compare.follows_prompts(InContext(), one) is None
-
-
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(compare, "_figures", lambda *_: said.append(1) or {"x": 1})
@@ -141,6 +117,25 @@ def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
     other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
     with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):
         compare.measured(other, parts(other, ["lora"], 1)[1], 3)
+
+
+def test_figures_belong_to_a_finished_result(tmp_path):
+    """Those of a folder of LoRAs to all of them and the examples; without it, one clear error."""
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    rows = {"lorahub": {"trained": str(tmp_path / "loras")}}
+    config = dataclasses.replace(CONFIG, base=base, methods=rows)
+    found = parts(config, ["lorahub"], 2)
+    with pytest.raises(ConfigError, match=r"lorahub uses .*loras, which is not a folder. Train it"):
+        compare.check_untrained(config, found)
+    files = [tmp_path / "loras" / name for name in ("00/lora/x.safetensors", "examples.jsonl")]
+    files[0].parent.mkdir(parents=True)
+    seen = []
+    for file, content in (*zip(files, ("a", "b"), strict=True), (files[0], "c"), (files[1], "d")):
+        file.write_text(content)
+        seen.append(compare._identity(config, found[1], None)["trained"])
+    compare.check_untrained(config, found)
+    assert [len(one) for one in seen] == [1, 2, 2, 2]
+    assert all(a != b for a, b in pairwise(seen))
 
 
 def test_parts_of_a_comparison():

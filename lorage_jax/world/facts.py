@@ -1,0 +1,88 @@
+"""Facts about a method that are read off what it does, not off what it says about itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lorage_jax.config import ExperimentConfig, MeshConfig
+from lorage_jax.files.safetensors import Checkpoint
+from lorage_jax.hf.load import load_model
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning, Method
+from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.world.samples import WorldSample
+from lorage_jax.world.shots import WithSamples
+
+UNSEEN = ("composition", "tools", "tasks")  # splits of tasks that are not in training
+
+
+def trained_parameters(
+    method: Method, edge: Model, run: ExperimentConfig | None, result: Path | None
+) -> int:
+    """The number of values that training changes.
+
+    Args:
+        method: the method, loaded.
+        edge: the model that it answers with.
+        run: how it is trained; None if it is not trained here.
+        result: the finished result, or folder of results, that it was loaded from instead.
+    """
+    loaded = method.method if isinstance(method, WithSamples) else method
+    if result is not None and isinstance(loaded, LoraGen):
+        return sum(x.size for x in jax.tree.leaves(loaded.generator.trained))
+    if result is not None:
+        files = [Checkpoint.open_file(file) for file in sorted(result.rglob("*.safetensors"))]
+        return sum(math.prod(file.shape(name)) for file in files for name in file.names())
+    if run is None:
+        return 0
+    kind: Any = type(loaded)
+    models = {"edge": edge.config}
+    if "cloud" in kind.frozen:
+        models["cloud"] = load_model(run.cloud, run.dtype).config
+    layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
+    leaves = kind.training(run, models, layout).leaves
+    each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
+    return sum(math.prod(leaf.shape) for leaf in each)
+
+
+def is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:
+    """True if one prompt's answers come from the edge's own shapes alone; None if nothing changes.
+
+    Read off the method's placement.
+    """
+    placement = method.place(edge, method.prepare(sample.prompts[:1]))
+    beside = (placement.cards, placement.prefixes, placement.pool)
+    if any(one is not None for one in beside):
+        return False
+    pairs = zip(*(jax.tree.leaves(m.params) for m in (placement.model, edge)), strict=True)
+    changed = any(a is not b and not np.array_equal(a, b) for a, b in pairs)
+    return True if changed else None
+
+
+def follows_prompts(method: Method, samples: Sequence[WorldSample]) -> bool | None:
+    """True if the method makes something of an unseen task's prompt, without solved examples.
+
+    That is a context, card or prefix which differs between the prompts of two tasks. None if the
+    sample has only one.
+    """
+    sample = next((one for one in samples if one.split in UNSEEN), samples[0])
+    task = dict(zip(sample.tasks, sample.prompts, strict=True))
+    if len(task) < 2:
+        return None
+    made = method.prepare(list(task.values())[:2])
+    if any(one.facts.get("examples") for one in made):
+        return False
+    return len({_made_of(one) for one in made}) == 2
+
+
+def _made_of(one: Conditioning) -> tuple[Any, ...]:
+    gates = None if one.card is None else np.asarray(one.card.gates, np.float32).tobytes()
+    return one.context, gates, None if one.prefix is None else one.prefix.identity
