@@ -6,7 +6,8 @@ prints it without a traceback and exits with a code other than 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class LorageError(Exception):
@@ -44,6 +45,12 @@ def listed(names: Sequence[str], most: int) -> str:
     """Joins names with commas, like `a, b and 3 more` if there are more than `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: `; did you mean a, b?`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def bullets(problems: Sequence[str], most: int = 20) -> str:

@@ -21,6 +21,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_least(config: Any, low: int, *names: str) -> None:
+    """Raises ConfigError unless each of these fields is at least `low`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= low, f"{name} is {value}; expected {low} or more.")
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.config import HeldOut
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
 from lorage_jax.data.records import file_digest
+from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
-from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.errors import ConfigError, DataError, did_you_mean
 from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS
@@ -83,6 +84,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     if twice := [name for name in plain if name in written.tasks]:
         raise ConfigError(f"{', '.join(twice)} is a task of lm-eval and of a file; name one.")
     plain += written.tasks
+    _check_shots(shots, plain)
     data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
     edge, generator = _models(options)
@@ -240,6 +242,7 @@ def _agent(
         arms=arms,
         template=options.template,
         max_new_tokens=options.max_new_tokens or AGENT_TOKENS,
+        batch_tokens=options.batch_tokens,
         limit=options.limit,
         seed=options.seed,
         journal=journal,
@@ -309,9 +312,24 @@ def _shots(text: str | None) -> dict[str, int]:
                 f"--shots is {text!r}; expected a number of 0 or more, or numbers by task as in "
                 "5,hellaswag=0."
             )
-        if part.strip():
-            shots[name.strip() or "*"] = int(number)
+        if not part.strip():
+            continue
+        if (name := name.strip() or "*") in shots:
+            whose = "all tasks" if name == "*" else name
+            raise ConfigError(f"--shots is {text!r}, with two numbers for {whose}; give one.")
+        shots[name] = int(number)
     return shots
+
+
+def _check_shots(shots: Mapping[str, int], names: Sequence[str]) -> None:
+    """Raises ConfigError for a number of samples for a task that no arm asks or reads."""
+    known = [*names, *TASKS]  # mean gates of few tasks are over all described ones
+    for name in shots:
+        if name != "*" and name not in known:
+            raise ConfigError(
+                f"--shots has a number for {name!r}, which is not among --tasks"
+                f"{did_you_mean(name, known) or '.'}"
+            )
 
 
 def _about(edge: Model, generator: Generator | None) -> dict[str, Any]:

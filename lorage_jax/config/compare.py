@@ -10,8 +10,11 @@ from typing import Any
 
 from lorage_jax.config.data import HeldOut
 from lorage_jax.config.training import ExperimentConfig
-from lorage_jax.errors import ConfigError
-from lorage_jax.fields import check_types, expand_home, require
+from lorage_jax.errors import ConfigError, did_you_mean
+from lorage_jax.fields import check_types, expand_home, require, require_least
+
+ADDED = ("samples", "trained")  # fields of a row that are no fields of an experiment
+OWN = {"seed", "out"}  # fields of an experiment that differ between the runs of a row
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,7 @@ class WorldQuestions:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("prompts", "queries"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require_least(self, 1, "prompts", "queries")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class TaskQuestions:
         check_types(self)
         expand_home(self, "path")
         require(len(self.splits) > 0, "splits is empty; name at least one.")
-        for name in ("prompts", "queries", "longest_answer"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require_least(self, 1, "prompts", "queries", "longest_answer")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,30 @@ class CompareConfig:
     def __post_init__(self):
         require(bool(self.methods), "methods is empty; expected at least one.")
         for name in self.methods:
+            self._check_fields(name)
             count = self.samples(name)
             require(
                 type(count) is int and count >= 0,
                 f"samples of {name} is {count!r}; expected a number, 0 or more.",
+            )
+
+    def _check_fields(self, name: str) -> None:
+        row = self.methods[name]
+        require(
+            isinstance(row, Mapping),
+            f"the row {name} is {row!r}; expected a dictionary of the fields that it changes.",
+        )
+        known = {one.name for one in dataclasses.fields(self.base)} - OWN | set(ADDED)
+        for field_ in row:
+            require(
+                field_ not in OWN,
+                f"the row {name} sets {field_}, which the comparison sets for each of its runs; "
+                "leave it out.",
+            )
+            require(
+                field_ in known,
+                f"the row {name} has a field {field_!r}; expected a field of ExperimentConfig, or "
+                f"{' or '.join(ADDED)}{did_you_mean(str(field_), known) or '.'}",
             )
 
     def method(self, name: str) -> str:
@@ -107,6 +128,6 @@ class CompareConfig:
                 f"the comparison has no method {name!r}; expected {', '.join(self.methods)}."
             )
         out = str(Path(self.base.out) / f"{name}-{seed}")
-        changed = {k: v for k, v in self.methods[name].items() if k not in ("samples", "trained")}
+        changed = {k: v for k, v in self.methods[name].items() if k not in ADDED}
         own = {"method": self.method(name), "seed": seed, "out": out}
         return dataclasses.replace(self.base, **{**changed, **own})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lorage_jax.fields import check_types, expand_home, require
+from lorage_jax.fields import check_types, expand_home, require, require_least
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,8 @@ class DataConfig:
                 f"the source {source.path} is of kind text: prose has no system prompts to learn "
                 "from. Use it in a Corpus of `lorage pretrain`, or give rows with prompts here.",
             )
-        require(self.prompts_per_batch >= 1, "prompts_per_batch must be 1 or more.")
-        require(self.queries_per_prompt >= 1, "queries_per_prompt must be 1 or more.")
-        for name in ("max_prompt_tokens", "max_query_tokens", "min_bucket", "prompt_chunks"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}; expected 1 or more.")
+        require_least(self, 1, "prompts_per_batch", "queries_per_prompt", "min_bucket")
+        require_least(self, 1, "max_prompt_tokens", "max_query_tokens", "prompt_chunks")
         if self.packed_rows is not None:
             require(
                 self.packed_rows >= 1 and self.prompts_per_batch % self.packed_rows == 0,

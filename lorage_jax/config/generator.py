@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, require, require_least
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class GeneratorConfig:
             f"top_k is {self.top_k}; expected 1 to {self.experts} (experts).",
         )
         require(self.experts >= 2, f"experts is {self.experts}; a router needs at least 2.")
-        require(self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
-        require(self.cloud_rank >= 0, f"cloud_rank is {self.cloud_rank}; expected 0 or more.")
+        require_least(self, 1, "rank")
+        require_least(self, 0, "cloud_rank")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected 0 <= dropout < 1.")
         width, heat = self.router_width, self.gumbel_temperature
         require(width is None or width >= 1, f"router_width is {width}; expected 1 or more.")
-        require(heat > 0, f"gumbel_temperature is {heat}; expected > 0.")
-        require(self.cv_weight >= 0, f"cv_weight is {self.cv_weight}; expected 0 or more.")
+        require(heat > 0, f"gumbel_temperature is {heat}; expected more than 0.")
+        require_least(self, 0, "cv_weight")
 
     @property
     def scale(self) -> float:

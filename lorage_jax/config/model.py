@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, require, require_least
 
 # The projections of an FFN, in the order of the arithmetic; the adapter sits on these.
 PROJECTIONS = ("gate", "up", "down")
@@ -82,8 +82,7 @@ class ModelConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in SIZES:
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require_least(self, 1, *SIZES)
         require(
             self.heads % self.kv_heads == 0,
             f"{self.heads} heads do not divide over {self.kv_heads} kv heads.",

@@ -8,7 +8,7 @@ from typing import Literal
 from lorage_jax.config.data import Source
 from lorage_jax.config.model import ModelConfig
 from lorage_jax.config.training import MeshConfig, OptimizerConfig
-from lorage_jax.fields import check_types, expand_home, require
+from lorage_jax.fields import check_types, expand_home, require, require_least
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Corpus:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("documents", "rows", "row_tokens", "queries"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require_least(self, 1, "documents", "rows", "row_tokens", "queries")
         require(0 <= self.blind <= 1, f"blind is {self.blind}; expected a share from 0 to 1.")
         begin, end = self.steps
         require(
@@ -72,9 +71,8 @@ class PretrainConfig:
         check_types(self)
         expand_home(self, "out", "init")
         require(len(self.corpora) > 0, "corpora is empty; name at least one Corpus.")
-        for name in ("steps", "tokenizer_documents", "save_every", "keep"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
-        require(self.log_every >= 1, f"log_every is {self.log_every}; expected >= 1.")
+        require_least(self, 1, "steps", "tokenizer_documents", "save_every", "keep")
+        require_least(self, 1, "log_every")
         share = self.prompt_weight
         require(0 <= share <= 1, f"prompt_weight is {share}; expected 0 to 1.")
         warmup = self.optimizer.warmup_steps

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lorage_jax.config.data import DataConfig
 from lorage_jax.config.generator import GeneratorConfig
-from lorage_jax.fields import check_types, expand_home, require
+from lorage_jax.fields import check_types, expand_home, require, require_least
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_types(self)
-        require(self.matrix_rate > 0, f"matrix_rate is {self.matrix_rate}; expected > 0.")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected > 0.")
-        require(self.accumulate >= 1, f"accumulate is {self.accumulate}; expected 1 or more.")
+        for name in ("matrix_rate", "learning_rate"):
+            rate = getattr(self, name)
+            require(rate > 0, f"{name} is {rate}; expected more than 0.")
+        require_least(self, 1, "accumulate")
         require(all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; expected 0 to 1.")
-        for name in ("weight_decay", "warmup_steps", "clip_norm"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected >= 0.")
+        require_least(self, 0, "weight_decay", "warmup_steps", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,8 @@ class ExperimentConfig:
     def __post_init__(self):
         check_types(self)
         expand_home(self, "cloud", "edge", "out", "init")
-        require(self.steps >= 1, f"steps is {self.steps}; expected 1 or more.")
-        for name in ("save_every", "keep", "log_every"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected >= 1.")
+        require_least(self, 1, "steps")
+        require_least(self, 1, "save_every", "keep", "log_every")
         warmup, accumulate = self.optimizer.warmup_steps, self.optimizer.accumulate
         require(
             warmup < self.steps,

@@ -27,6 +27,7 @@ from lorage_jax.data.gpt4tools import ToolRecord
 from lorage_jax.data.templates import Message, question
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.answers import (
+    BATCH_TOKENS,
     Generation,
     Template,
     encoded,
@@ -41,7 +42,7 @@ from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.in_context import InContext
-from lorage_jax.methods.lora_gen import LoraGen, fit_cloud
+from lorage_jax.methods.lora_gen import BATCH_ROWS, LoraGen, fit_cloud
 from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 
@@ -79,7 +80,8 @@ def evaluate_agent(
     arms: Sequence[str] | None = None,
     template: Template = "trained",
     max_new_tokens: int = 512,
-    batch_rows: int = 16,
+    batch_rows: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     limit: int | None = None,
     seed: int = 0,
     journal: Journal | None = None,
@@ -87,8 +89,9 @@ def evaluate_agent(
     """Runs the arms (by default all that can be run) over the first `limit` records.
 
     Gaps are `lora_gen` less each control, record by record, official scores. With `template`
-    "trained" the edge reads it in its turns, with "harness" the bare text. Requests that `journal`
-    holds are not run again. Raises ConfigError and DataError before the cloud reads anything.
+    "trained" the edge reads it in its turns, with "harness" the bare text. A batch has `batch_rows`
+    records, or by default as many as fit into `batch_tokens`. Requests that `journal` holds are not
+    run again. Raises ConfigError and DataError before the cloud reads anything.
     """
     records, names = list(records)[:limit], _checked(arms, generator)
     if not records:
@@ -99,11 +102,9 @@ def evaluate_agent(
     room_for_input(edge, max_new_tokens)
     edge = edge if generator is None else generator.speaking(edge)
     journal = journal if journal is not None else Journal()
-    asking = _arms(names, records, generator, seed, batch_rows, journal)
-    way = _Answering(
-        Generation(max_new_tokens, (STOP,), batch_rows=batch_rows, cut=True, journal=journal),
-        template,
-    )
+    asking = _arms(names, records, generator, seed, batch_rows or BATCH_ROWS, journal)
+    writing = Generation(max_new_tokens, (STOP,), batch_rows, batch_tokens, True, journal)
+    way = _Answering(writing, template)
     prompts = [record.instruction.static for record in records]
     unit = Unit(UNIT, prompts, records, range(len(records)))
     found = {arm: one[UNIT] for arm, one in ask(asking, edge, [unit], way).items()}

@@ -26,6 +26,7 @@ from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
+BATCH_TOKENS = 8192
 Template = Literal["trained", "harness"]
 Asked = str | Sequence[Message]
 
@@ -75,7 +76,7 @@ class Generation:
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     batch_rows: int | None = None
-    batch_tokens: int = 8192
+    batch_tokens: int = BATCH_TOKENS
     cut: bool = False
     journal: Journal = field(default_factory=Journal)
 

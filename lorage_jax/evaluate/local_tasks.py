@@ -8,7 +8,6 @@ choices and metrics) is used unchanged.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import logging
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.data.records import Row, file_digest, read_rows
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.tasks import Task
-from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.errors import ConfigError, DataError, did_you_mean
 from lorage_jax.evaluate.written import WrittenTasks
 
 if TYPE_CHECKING:
@@ -94,9 +93,7 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
         if name in _manager(everything=True).all_tasks and name not in known:
             problems.append(f"{name} is a group of lm-eval tasks; name its tasks instead")
         elif name not in known:
-            near = difflib.get_close_matches(name, quick, n=3, cutoff=0.6)
-            near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            hint = did_you_mean(name, quick) or did_you_mean(name, known)
             problems.append(f"there is no task {name!r}{hint}")
     if problems or not names:
         raise ConfigError("\n".join(problems or ["--tasks names no task."]))

@@ -24,7 +24,7 @@ from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.data.written_tasks import task_files
 from lorage_jax.distributed import gather_texts, is_main, on_main
 from lorage_jax.errors import ConfigError, OutputError
-from lorage_jax.evaluate.answers import Generation, turns
+from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import mean_stderr, paired_gap
@@ -49,7 +49,6 @@ from lorage_jax.world.task_samples import TaskSample, draw_tasks, first_prompts
 
 OURS, BARE = "lora_gen", "bare"
 FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
-BATCH_TOKENS = 8192
 Say = Callable[[str], Any]
 
 

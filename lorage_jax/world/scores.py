@@ -26,7 +26,7 @@ import numpy as np
 
 from lorage_jax.data.records import Record
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.evaluate.answers import Generation, mean_tokens, turns
+from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, mean_tokens, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Ready, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import SCORES, Mode, corpus_score, score
@@ -42,7 +42,6 @@ from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.samples import WorldSample, other_tasks
 
 GENERATOR_ARMS = ("lora_gen", "shuffled", "random", "mean_gates")
-BATCH_TOKENS = 8192
 BATCH_PROMPTS = 16
 MARGIN = 4  # tokens an answer may be longer than the longest right one
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
+from lorage_jax.evaluate import answers
 from lorage_jax.evaluate.harness import LorageLM, run_tasks
 from lorage_jax.evaluate.host_chat import NO_SYSTEM, HostChat
 from lorage_jax.evaluate.local_tasks import TaskData
@@ -137,7 +138,7 @@ def test_a_file_of_tasks_is_scored_in_all_arms(world, tmp_path, capsys):
     assert "none.jsonl: no such file" in capsys.readouterr().err
 
 
-def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
+def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys, monkeypatch):
     """256 positions hold little with a byte tokenizer: everything is cut, nothing fails."""
     made = ["--json", tmp_path / "scores.json", "--limit", "2", "--max-new-tokens", "8"]
     asked = ["eval", "--generator", world.generator, "--tasks", "gpt4tools", "--no-controls"]
@@ -156,7 +157,16 @@ def test_gpt4tools_says_what_it_was_scored_on(world, tmp_path, capsys):
     for name in ("test_seen.json", "gpt4tools_71k.json", "test_seen.json.bak"):
         path = tmp_path / "data" / "gpt4tools" / name
         path.write_text(json.dumps(draw("train", 3, seed=1)))
-    assert lorage(*asked, *made, "--data", tmp_path / "data") == 0
+    rows, generate = [], answers.generate_tokens
+
+    def counted(model, asked, **options):
+        rows.append(len(asked))
+        return generate(model, asked, **options)
+
+    monkeypatch.setattr(answers, "generate_tokens", counted)
+    small = ["--data", tmp_path / "data", "--batch-tokens", "1"]
+    assert lorage(*asked, *made, *small) == 0
+    assert set(rows) == {1}
     assert "Left out, as it is for training: gpt4tools_71k.json." in capsys.readouterr().out
     result = json.loads((tmp_path / "scores.json").read_text())
     assert list(result["gpt4tools"]["sets"]) == ["test_seen"]
@@ -206,6 +216,9 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
         ({"data": "nowhere"}, r"--data nowhere: no such folder"),
         ({"shots": "many"}, r"--shots is 'many'; expected a number of 0 or more"),
         ({"shots": "5,piqa=-1"}, r"--shots is '5,piqa=-1'; expected a number"),
+        ({"shots": "5,bolq=0"}, r"'bolq', which is not among --tasks; did you mean boolq"),
+        ({"shots": "5,10"}, r"--shots is '5,10', with two numbers for all tasks"),
+        ({"shots": "boolq=1,boolq=2"}, r"two numbers for boolq"),
         ({"limit": 0}, r"--limit is 0; expected 1 or more"),
         ({"model": "nowhere"}, r"nowhere is not a folder"),
         ({"edge": "x"}, r"--edge and --cloud go with --generator"),

@@ -232,6 +232,14 @@ def test_a_killed_run_goes_on_where_it_stopped(models, tmp_path, monkeypatch, ca
     assert not calls
 
 
+def test_batches_have_as_many_rows_as_fit_into_their_tokens(models, calls):
+    run(models, arms=("no_tools",), batch_rows=None)
+    assert [len(rows) for rows, _ in calls] == [len(RECORDS)]
+    calls.clear()
+    run(models, arms=("no_tools",), batch_rows=None, batch_tokens=1)
+    assert [len(rows) for rows, _ in calls] == [1] * len(RECORDS)
+
+
 @pytest.mark.parametrize("what", ["edge", "generator", "length", "template", "text"])
 def test_whatever_changes_the_answer_changes_the_key(models, what, calls):
     edge, generator = models

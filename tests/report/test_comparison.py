@@ -20,6 +20,20 @@ CONFIG = CompareConfig(
 )
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"setings": None}, r"has a field 'setings'; expected .* did you mean settings"),
+        ({"seed": 3}, r"the row lora sets seed, which the comparison sets"),
+        ({"samples": -1}, r"samples of lora is -1"),
+        (None, r"the row lora is None; expected a dictionary"),
+    ],
+)
+def test_a_row_with_a_field_that_no_experiment_has(row, says):
+    with pytest.raises(ConfigError, match=says):
+        CompareConfig(CONFIG.base, {"lora": row})
+
+
 def figures(
     by_prompt, tokens=10.0, merged=True, unseen=False, parameters=5, frozen=("edge",), **controls
 ):
