@@ -29,7 +29,10 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 SCALARS |= {12: "d"}
 STRING, ARRAY = 8, 9
 # Raised for bytes that are no header.
-DAMAGE = (struct.error, ValueError, LookupError, MemoryError, OverflowError, RecursionError)
+DAMAGE = (
+    *(struct.error, ValueError, TypeError, LookupError, ArithmeticError),
+    *(MemoryError, RecursionError),
+)
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 
 
@@ -143,14 +146,7 @@ def _open(path: Path, modified: int, size: int) -> GgufFile:
         tensors = _placed(keys, infos, header.at)
     except UnknownVersion as error:
         raise WeightsError(f"{path} has version {error} of GGUF; expected 2 or 3.") from None
-    except (
-        struct.error,
-        ValueError,
-        KeyError,
-        MemoryError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"{path} is cut off or damaged: its header cannot be read to its end ({reason}). Fetch "
@@ -237,6 +233,8 @@ def _placed(
     """The tensors, with byte ranges counted from the start of the file."""
     gguf = library()
     alignment = keys.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"general.alignment is {alignment!r}, not a number of 1 or more")
     first = -(-end // alignment) * alignment
     found = {}
     for name, (kind, shape, offset) in infos.items():

@@ -1,9 +1,12 @@
-"""The types of GGUF files, against the gguf package."""
+"""GGUF files: the types, against the gguf package, and damaged headers."""
+
+import struct
 
 import gguf
 import numpy as np
 import pytest
 
+from lorage_jax.errors import WeightsError
 from lorage_jax.files import gguf as files
 from lorage_jax.files.gguf import open_gguf_file
 
@@ -29,3 +32,24 @@ def test_every_type_of_the_package_is_dequantised_in_blocks(tmp_path, monkeypatc
         np.testing.assert_array_equal(np.asarray(found.rows("x", 0, 40), np.float32), expected)
         part = np.asarray(found.rows("x", 5, 21), np.float32)
     np.testing.assert_array_equal(part, expected[5:21])
+
+
+ALIGNMENT = struct.pack("<Q17s", 17, b"general.alignment")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (struct.pack("<Q1sI", 1, b"x", files.ARRAY), ""),  # ends before the type of a list
+        (struct.pack("<Q1sI", 1, b"x", 99), ""),
+        (ALIGNMENT + struct.pack("<II", 4, 0), "general.alignment is 0, not a number of 1 or more"),
+        (ALIGNMENT + struct.pack("<Ii", 5, -32), "general.alignment is -32"),
+        (ALIGNMENT + struct.pack("<I?", 7, True), "general.alignment is True"),
+        (ALIGNMENT + struct.pack("<IQ2s", files.STRING, 2, b"32"), "general.alignment is '32'"),
+    ],
+    ids=["list", "type", "zero", "negative", "boolean", "text"],
+)
+def test_damaged_headers_are_one_clear_error(tmp_path, keys, says):
+    (tmp_path / "x.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + keys)
+    with pytest.raises(WeightsError, match=f"cut off or damaged.*{says}"):
+        open_gguf_file(tmp_path / "x.gguf")
