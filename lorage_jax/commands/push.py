@@ -8,13 +8,14 @@ from typing import Any
 from lorage_jax.commands.conversions import Push
 from lorage_jax.errors import DataError
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.hub import push
+from lorage_jax.files.hub import check_push, push
 from lorage_jax.files.manifest import stored
 from lorage_jax.hf.hub_card import README, with_part
 
 
 def run(options: Push) -> dict[str, Any]:
     """Uploads the folder and returns the address of the commit."""
+    check_push(options.folder, options.repository)  # before the scores are read
     card = None if options.scores is None else _scored(options.folder, options.scores)
     address = push(options.folder, options.repository, private=options.private, card=card)
     print(f"Pushed: {address}")

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.errors import OutputError, WeightsError, listed
 from lorage_jax.files.manifest import MANIFEST, stored
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No code and no pickles.
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")
+UNAUTHORISED = 401  # status of a request without a valid token
 LOCAL = ("path", "relative")  # places on this machine, which a manifest records for each model
 
 
@@ -41,21 +42,12 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     """Uploads a folder that lorage_jax wrote; returns the address of the commit.
 
     The manifest is uploaded without the places of models on this machine, and README.md with the
-    text `card`, if there is one. Raises OutputError for
-    another folder, a name without an owner, and with the Hub's reason if it refuses.
+    text `card`, if there is one. Raises OutputError as `check_push` does, and with the Hub's reason
+    if it refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    values = stored(folder)
-    if not isinstance(values.get("files"), list) or "format" not in values:
-        raise OutputError(
-            f"{folder} is not a folder that lorage_jax wrote. Expected a generator, or an exported "
-            f"model or adapter: a folder with a {MANIFEST}."
-        )
-    if HUB_NAME.fullmatch(repository) is None:
-        raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
-    home = folder.resolve()
-    names = [name for name in values["files"] if (home / name).resolve().is_relative_to(home)]
+    names, values = check_push(folder, repository), stored(folder)
     changed = {MANIFEST: json.dumps(portable(values), indent=2).encode() + b"\n"}
     if card is not None:
         changed["README.md"] = card.encode()
@@ -72,6 +64,31 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     except Exception as error:
         raise OutputError(f"{repository} was not pushed: {_reason(error)}.") from None
     return str(commit.commit_url)
+
+
+def check_push(folder: Path, repository: str) -> list[str]:
+    """The names of the files that `push` uploads.
+
+    Raises OutputError for a folder that lorage_jax did not write, one that lacks a file of its
+    manifest, and a repository's name without an owner.
+    """
+    values = stored(folder)
+    files = values.get("files")
+    if "format" not in values or not isinstance(files, list):
+        raise OutputError(
+            f"{folder} is not a folder that lorage_jax wrote. Expected a generator, or an exported "
+            f"model or adapter: a folder with a {MANIFEST}."
+        )
+    if HUB_NAME.fullmatch(repository) is None:
+        raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
+    home = folder.resolve()
+    names = [name for name in map(str, files) if (home / name).resolve().is_relative_to(home)]
+    if lost := [name for name in names if not (home / name).is_file()]:
+        raise OutputError(
+            f"{folder} is not whole: its {MANIFEST} lists {listed(lost, 3)}, which is not there. "
+            "Write the folder again."
+        )
+    return names
 
 
 def portable(values: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +111,10 @@ def _reason(error: Exception) -> str:
         RepositoryNotFoundError,
     )
 
-    if isinstance(error, OfflineModeIsEnabled) or "offline" in str(error).lower():
+    if any(isinstance(one, OfflineModeIsEnabled) for one in (error, error.__cause__)):
         return "HF_HUB_OFFLINE is set, so nothing is asked. Unset it"
-    if isinstance(error, LocalTokenNotFoundError) or "401" in str(error):
+    refused = isinstance(error, HfHubHTTPError) and error.response.status_code == UNAUTHORISED
+    if refused or isinstance(error, LocalTokenNotFoundError):
         return "you are not logged in, or there is no such repository. Run `hf auth login`"
     if isinstance(error, GatedRepoError):
         return "access to it must be asked for on its page"

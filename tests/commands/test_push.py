@@ -76,6 +76,8 @@ def test_scores_enter_the_page(sent, tmp_path, capsys):
     assert before.partition("## Scores")[0] == page.partition("## Scores")[0]
     assert (smollm2.GENERATOR / "README.md").read_text("utf-8") == before
     sent.clear()
+    assert cli.main(["push", "nowhere", "me/gen", "--scores", "nowhere.json"]) == 1
+    assert "not a folder that lorage_jax wrote" in capsys.readouterr().err
     assert cli.main(["push", str(nano.GENERATOR), "me/gen", *scores]) == 1
     assert "has scores of another model" in capsys.readouterr().err
     wrong = ["--scores", str(RESULTS.parent / "bench_merge.json")]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 from lorage_jax.errors import OutputError, WeightsError
 from lorage_jax.files.hub import fetch, is_hub_name, portable, push
@@ -70,6 +71,35 @@ def test_what_cannot_be_pushed(hub, folder, tmp_path):
     with pytest.raises(OutputError, match="hf auth login"):
         push(folder, "me/gen")
     assert not hub.files
+
+
+def answered(kind, status, text):
+    """An error of the client, as for a response with this status."""
+    request = SimpleNamespace(url="https://hub", headers={})
+    return kind(text, response=SimpleNamespace(status_code=status, headers={}, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (answered(errors.HfHubHTTPError, 401, "Unauthorized"), "hf auth login"),
+        (answered(errors.HfHubHTTPError, 500, "me/offline-401 failed"), "me/offline-401 failed"),
+        (answered(errors.RepositoryNotFoundError, 404, "me/offline-401"), "no such repository"),
+        (ConnectionError("no route to 10.0.4.401"), "the Hub cannot be reached"),
+    ],
+)
+def test_the_reason_is_the_status_and_not_a_word_in_the_text(hub, folder, error, says):
+    hub.error = error
+    with pytest.raises(OutputError, match=says) as raised:
+        push(folder, "me/gen")
+    assert ("auth login" in str(raised.value)) == (says == "hf auth login")
+
+
+def test_a_folder_that_lacks_a_file_is_not_pushed(hub, folder):
+    (folder / "README.md").unlink()
+    with pytest.raises(OutputError, match=r"lorage.json lists README.md, which is not there"):
+        push(folder, "me/gen")
+    assert not hub.made
 
 
 def test_offline_is_one_clear_message(folder):
