@@ -79,8 +79,8 @@ def _mesh_sizes(
         return slices, fsdp, each // fsdp
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise ConfigError(
-            f"mesh {sizes}: every axis must be 1 or more. One axis may be -1, for all remaining "
-            "devices, or all three, to have them chosen."
+            f"mesh {sizes}: expected 1 or more on every axis. One axis may be -1, for all "
+            "remaining devices, or all three, to have them chosen."
         )
     known = 1
     for size in sizes:

@@ -35,7 +35,7 @@ def test_on_these_devices():
     ("mesh", "slices", "says"),
     [
         (MeshConfig(-1, -1, 1), 1, "One axis may be -1"),
-        (MeshConfig(0, 1, 1), 1, "every axis must be 1 or more"),
+        (MeshConfig(0, 1, 1), 1, "expected 1 or more on every axis"),
         (MeshConfig(3, 1, 1), 1, "3 x 1 x 1 does not fit 8 devices"),
         (MeshConfig(2, 2, 1), 1, "must be the number of devices"),
         (MeshConfig(1, -1, 1), 2, "1 x 8 x 1 does not fit 2 slices"),

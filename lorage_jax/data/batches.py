@@ -169,8 +169,9 @@ class Encoder:
         queries = [query for query, _ in fitted]
         if not prompt or not all(any(q.loss_mask) and not q.loss_mask[0] for q in queries):
             raise DataError(
-                f"group {group.index}: a text has no tokens; the tokenizer does not know its "
-                f"characters. It begins {group.system[:60]!r}."
+                f"group {group.index}, whose prompt begins {group.system[:60]!r}, has a text "
+                "without tokens: the tokenizer knows none of its characters. Expected texts that "
+                "it knows; remove this one, or use models with another tokenizer."
             )
         cut += shortened + sum(cut for _, cut in fitted)
         return TokenGroup(prompt, queries, group.index, cut, group.system)

@@ -12,6 +12,10 @@ from lorage_jax.errors import WeightsError
 FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
+class InventedTokenizerError(WeightsError):
+    """A folder without tokenizer files, for which transformers makes up an empty tokenizer."""
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Loads the folder's tokenizer without running code from the folder.
 
@@ -30,7 +34,7 @@ def load_tokenizer(folder: Path) -> Any:
             "tokenizer_config.json next to config.json."
         ) from None
     if not _has_files(folder):
-        raise WeightsError(
+        raise InventedTokenizerError(
             f"{folder} has no tokenizer files, and for such a model transformers makes up a "
             "tokenizer without a vocabulary. Expected tokenizer.json and tokenizer_config.json "
             "next to config.json."
@@ -42,8 +46,10 @@ def tokenizer_or_none(folder: Path) -> Any:
     """`load_tokenizer`, but None for a folder without tokenizer files, if nothing is made up."""
     try:
         return load_tokenizer(folder)
-    except WeightsError as error:
-        if _has_files(folder) or "makes up" in str(error):
+    except InventedTokenizerError:
+        raise
+    except WeightsError:
+        if _has_files(folder):
             raise
         return None
 

@@ -21,6 +21,14 @@ from lorage_jax.errors import ConfigError
 COLDEST = 1e-6  # lower bound on the divisor: a smaller temperature would overflow float32
 
 
+class SamplingError(ConfigError):
+    """A value that a sampling parameter cannot have; `field` is its name."""
+
+    def __init__(self, field: str, value: Any, expected: str):
+        super().__init__(f"{field} is {value}; expected {expected}.")
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters, applied in the order repetition penalty, temperature, top-k, top-p."""
@@ -33,19 +41,17 @@ class Sampling:
 
     def __post_init__(self):
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ConfigError(
-                f"repetition_penalty is {self.repetition_penalty}; expected more than 0 (1: none)."
-            )
+            expected = "more than 0 (1: none)"
+            raise SamplingError("repetition_penalty", self.repetition_penalty, expected)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(
-                f"temperature is {self.temperature}; expected 0 (greedy) or a positive number."
-            )
+            expected = "0 (greedy) or a positive number"
+            raise SamplingError("temperature", self.temperature, expected)
         if not 0 <= self.top_k < 2**31:
-            raise ConfigError(f"top_k is {self.top_k}; expected 0 (all tokens) or more.")
+            raise SamplingError("top_k", self.top_k, "0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; expected more than 0 and at most 1.")
+            raise SamplingError("top_p", self.top_p, "more than 0 and at most 1")
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; expected 0 to {2**32 - 1}.")
+            raise SamplingError("seed", self.seed, f"0 to {2**32 - 1}")
 
     def operands(self) -> dict[str, Any]:
         """The fields as scalars of fixed dtypes, the keyword arguments of `choose` and the seed.

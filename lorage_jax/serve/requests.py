@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorage_jax.data.templates import Message
-from lorage_jax.errors import ConfigError
-from lorage_jax.infer.sample import Sampling
+from lorage_jax.infer.sample import Sampling, SamplingError
 from lorage_jax.infer.slots import ALTERNATIVES
 from lorage_jax.serve.errors import RequestError
 
@@ -100,6 +100,14 @@ class Fields:
             raise RequestError(f"{name} is {value}; expected {low} to {high}.", param=name)
         return value
 
+    def number(self, name: str, default: float) -> float:
+        """A number; one too large for a float is infinite."""
+        value = self.get(name, (int, float), "a number", default)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+
     def refuse_unsupported(self) -> None:
         """Raises RequestError for a known field that would change the answer and cannot."""
         for name, neutral in NEUTRAL.items():
@@ -143,18 +151,17 @@ def read_settings(fields: Fields, chat: bool) -> Settings:
 
 
 def _sampling(fields: Fields) -> Sampling:
-    number = "a number"
     seed = fields.get("seed", int, "a whole number")
     seed = secrets.randbits(32) if seed is None else seed % 2**32
     try:
         return Sampling(
-            temperature=float(fields.get("temperature", (int, float), number, 0.0)),
+            temperature=fields.number("temperature", 0.0),
             top_k=max(fields.get("top_k", int, "a whole number", 0), 0),
-            top_p=float(fields.get("top_p", (int, float), number, 1.0)),
+            top_p=fields.number("top_p", 1.0),
             seed=seed,
         )
-    except (ConfigError, OverflowError) as error:
-        raise RequestError(str(error), param=str(error).split()[0]) from None
+    except SamplingError as error:
+        raise RequestError(str(error), param=error.field) from None
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

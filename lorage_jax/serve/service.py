@@ -72,7 +72,9 @@ class Service:
     def __init__(self, generator: Generator, edge: Model, cards: Path, limits: Limits):
         if edge.fingerprint != generator.edge_fingerprint:
             raise WeightsError(
-                f"{edge.source} is not the edge that this generator was trained for."
+                f"{edge.source} is not the edge that this generator was trained for: its "
+                f"fingerprint is {edge.fingerprint}, expected "
+                f"{generator.edge_fingerprint}. Load that edge."
             )
         self.edge, self.limits = generator.speaking(edge), limits
         self.generator = generator

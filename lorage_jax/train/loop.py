@@ -150,7 +150,10 @@ def run(
     """
     config, out = job.config, Path(job.config.out)
     if profile is not None and profile[1] > config.steps:
-        raise ConfigError(f"steps {profile[0]} to {profile[1]} of a run of {config.steps}.")
+        raise ConfigError(
+            f"steps {profile[0]} to {profile[1]} are to be profiled, but the run has "
+            f"{config.steps}; expected steps of the run. Profile earlier ones, or raise steps."
+        )
     state, stream, first = job.state, iter(job.batches), 0
     check_same(job.resolved, "All processes need the same models, data and experiment.")
     folder = job.checkpoints or out / "checkpoints"

@@ -62,6 +62,7 @@ def send(url, body=None, method=None, key=None):
         ("chat/completions", CHAT | {"max_tokens": 100_000}, 400, "max_tokens", "context"),
         ("chat/completions", CHAT | {"temperature": -1}, 400, "temperature", "temperature"),
         ("chat/completions", CHAT | {"temperature": "hot"}, 400, "temperature", "a number"),
+        ("chat/completions", CHAT | {"temperature": 10**400}, 400, "temperature", "is inf"),
         ("chat/completions", CHAT | {"top_p": 0}, 400, "top_p", "top_p"),
         ("chat/completions", CHAT | {"stop": [""]}, 400, "stop", "none empty"),
         ("chat/completions", CHAT | {"stop": list("abcde")}, 400, "stop", "at most 4"),
