@@ -165,7 +165,7 @@ class Server:
         name = request.path_params["name"]
         if name in (EDGE, f"{EDGE}:{AUTO}"):
             return JSONResponse(self._model(name, None))
-        card = self.service.card(name)
+        card = await self.service.card(name)
         return JSONResponse(self._model(f"{EDGE}:{name.removeprefix(f'{EDGE}:')}", card))
 
     def _model(self, name: str, card: Card | None) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Server:
         kind = request.query_params.get("format", "json")
         if kind not in FORMATS:
             raise RequestError(f"format is {kind[:40]!r}; expected {', '.join(FORMATS)}.", "format")
-        card = self.service.card(name)
+        card = await self.service.card(name)
         if kind == "json":
             return JSONResponse(_card(name, card))
         data, file = await asyncio.to_thread(self.service.export, name, card, kind)

@@ -109,7 +109,7 @@ class Service:
 
     async def continuations(self, settings: Settings, prompts: Sequence[Any]) -> list[Answer]:
         """The continuations of texts or token ids, not yet begun. Raises RequestError."""
-        gates = self._gates(settings.model)
+        gates = await self._gates(settings.model)
         size, tokenizer, rows = self.edge.config.vocab_size, self.edge.tokenizer, []
         for prompt in prompts:
             with _request_errors("prompt"):
@@ -164,7 +164,7 @@ class Service:
     ) -> tuple[np.ndarray | None, list[Message]]:
         """The gates that answer, and the messages that the edge reads."""
         if model not in (f"{EDGE}:{AUTO}", AUTO):
-            return self._gates(model), messages
+            return await self._gates(model), messages
         count = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
         system = "\n\n".join(str(message["content"]) for message in messages[:count])
         if not system.strip() or count == len(messages):
@@ -176,17 +176,17 @@ class Service:
         card = await self._made(system, "messages")
         return np.asarray(card.gates), messages[count:]
 
-    def _gates(self, model: str) -> np.ndarray | None:
+    async def _gates(self, model: str) -> np.ndarray | None:
         """The gates of a card's name; None for the base."""
         if model == EDGE:
             return None
         if model in (f"{EDGE}:{AUTO}", AUTO):
             raise RequestError(f"{EDGE}:{AUTO} needs a chat, whose system message it reads.")
-        return np.asarray(self.card(model).gates)
+        return np.asarray((await self.card(model)).gates)
 
-    def card(self, name: str) -> Card:
+    async def card(self, name: str) -> Card:
         """The card of a name, with or without `edge:` in front. Raises NotFound."""
-        return self.shelf.get(name.removeprefix(f"{EDGE}:"))
+        return await asyncio.to_thread(self.shelf.get, name.removeprefix(f"{EDGE}:"))
 
     async def _made(self, system: str, param: str) -> Card:
         with _request_errors(param):

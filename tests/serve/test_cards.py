@@ -1,5 +1,6 @@
 """Cards online: made, kept, found again, deleted, sent to devices."""
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -11,6 +12,7 @@ import pytest
 from lorage_jax.generator.card import card_from_dict, load_card
 from lorage_jax.generator.generator import specialize
 from lorage_jax.infer.chat import chat
+from lorage_jax.serve.cards import CardShelf
 from tests.serve.server import PROMPTS, WORDS, running
 from tests.serve.test_bad_requests import send
 
@@ -52,6 +54,25 @@ def test_without_a_name_a_card_is_called_by_its_prompt(api):
     one, two = (send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"]})[1] for _ in range(2))
     other = send(f"{api.url}/v1/cards", {"system": PROMPTS["reverse"]})[1]
     assert one["id"] == two["id"] != other["id"]
+
+
+def test_cards_are_read_beside_the_thread_that_answers_all_connections(api, monkeypatch):
+    """A slow disk must not stop the streams of others."""
+    send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"], "name": "disk"})
+    get, inside = CardShelf.get, []
+
+    def watched(self, name):
+        inside.append(asyncio.events._get_running_loop() is not None)
+        return get(self, name)
+
+    monkeypatch.setattr(CardShelf, "get", watched)
+    model = {"model": "edge:disk", "max_tokens": 2}
+    assert send(f"{api.url}/v1/cards/disk")[0] == 200
+    assert send(f"{api.url}/v1/models/edge:disk")[0] == 200
+    assert send(f"{api.url}/v1/completions", {"prompt": "moon", **model})[0] == 200
+    chat = {"messages": [{"role": "user", "content": "moon"}], **model}
+    assert send(f"{api.url}/v1/chat/completions", chat)[0] == 200
+    assert inside == [False] * 4
 
 
 def test_a_deleted_card_is_gone(api):
