@@ -31,7 +31,7 @@ def run(options: Export) -> dict[str, Any] | None:
 
 
 def _exported(options: Export) -> dict[str, Any]:
-    began = time.time()
+    began = time.monotonic()
     turns = None if options.turns is None else _turns(options.turns, options.model)
     kind = options.type or DEFAULT
     if options.base is None:
@@ -41,7 +41,7 @@ def _exported(options: Export) -> dict[str, Any]:
     else:
         kind = options.type or "as in the base"
         export_onto_gguf(options.model, options.base, options.gguf, options.type, options.overwrite)
-    size, seconds = options.gguf.stat().st_size, time.time() - began
+    size, seconds = options.gguf.stat().st_size, time.monotonic() - began
     print(f"Written: {options.gguf} ({kind}, {size / 1e6:.1f} MB) in {seconds:.1f} s")
     return {
         "gguf": str(options.gguf),

@@ -44,11 +44,11 @@ def run(options: Generate) -> dict[str, Any]:
         "stop": options.stop,
         "stream": show,
     }
-    began = time.time()
+    began = time.monotonic()
     output = chat(model, messages, **settings) if turns else generate(model, ids, **settings)
     print()
     shown = model.template.text(messages) if turns else text
-    return {"input": shown, "output": output, "seconds": time.time() - began}
+    return {"input": shown, "output": output, "seconds": time.monotonic() - began}
 
 
 def _answers(options: Generate, model: Model) -> bool:

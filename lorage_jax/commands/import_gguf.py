@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def run(options: Import) -> dict[str, Any]:
     """Writes the folder and returns its size in bytes, with the time in seconds."""
-    began = time.time()
+    began = time.monotonic()
     import_gguf(options.gguf, options.out, options.dtype, options.pre, options.overwrite)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    seconds = time.time() - began
+    seconds = time.monotonic() - began
     print(f"Written: {options.out} ({size / 1e6:.1f} MB) in {seconds:.1f} s")
     return {"out": str(options.out), "bytes": size, "seconds": seconds}

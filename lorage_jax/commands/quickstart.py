@@ -67,7 +67,7 @@ CACHED = InContextCached.name  # timed alone: its answers are those of in_contex
 def run(options: Quickstart) -> dict[str, Any]:
     """Writes all results below `--out`, prints a summary and returns the report."""
     out, seed, prompt = options.out, options.seed, options.prompt
-    began, say = time.time(), Console(stderr=True, highlight=False).print
+    began, say = time.monotonic(), Console(stderr=True, highlight=False).print
     task = _task(seed, prompt, everyday.FAMILY if options.real else options.family)
     if options.train and task.family != "words":
         raise DataError(
@@ -97,7 +97,7 @@ def run(options: Quickstart) -> dict[str, Any]:
         counted = task.task and task.family in world_prompts.FAMILIES
         blind = world_prompts.blind_ceiling("paraphrase", task.family) if counted else None
         report["blind_ceiling"] = blind
-        report |= {"questions": len(records), "seconds": time.time() - began}
+        report |= {"questions": len(records), "seconds": time.monotonic() - began}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         write_manifest(folder, {"format": "lorage-quickstart/1"})
     title = "Your system prompt" if prompt else "System prompt (unseen in training)"

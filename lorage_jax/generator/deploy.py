@@ -127,8 +127,8 @@ class Reading:
 
 def read_prompt(generator: Generator, prompt: str) -> Reading:
     """Makes the card of a prompt; if the cloud spans processes, all must call it."""
-    began = time.time()
-    return Reading(specialize(generator, prompt), time.time() - began)
+    began = time.monotonic()
+    return Reading(specialize(generator, prompt), time.monotonic() - began)
 
 
 def deploy(
@@ -147,7 +147,7 @@ def deploy(
     `parity.LIMIT`, a lossy cast with `strict`).
     """
     outputs, reading = outputs or Outputs(), reading or read_prompt(generator, prompt)
-    began, card = time.time() - reading.seconds, reading.card
+    began, card = time.monotonic() - reading.seconds, reading.card
     stored = stored_dtype(edge_folder)
     target = outputs.dtype or stored
     # A cast between two dtypes goes through float32, and is made once, by the merge.
@@ -163,11 +163,11 @@ def deploy(
     if "adapter" in outputs.save:
         adapted = load_adapter(out / "adapter", cast(edge, "float32"))
         logits["adapter"] = probe_logits(adapted, probe)
-    merge_began = time.time()
+    merge_began = time.monotonic()
     how: dict[str, Any] = {"donate": True} if stored == target else {"dtype": target}
     how |= {"rounding": outputs.rounding, "seed": outputs.seed}
     special, merge = merge_with_report(edge, generator.pool, card, **how)
-    timings = Timings(reading.seconds, time.time() - merge_began)
+    timings = Timings(reading.seconds, time.monotonic() - merge_began)
     del edge  # its FFN weights may have been donated
     # As in the folder: with `dtype`, the weights that are not merged are cast, too.
     whole = special if outputs.dtype is None else cast(special, target)
@@ -186,7 +186,7 @@ def deploy(
         dtype=target,
         merge=merge,
         **_facts(special, prompt, card),
-        seconds=time.time() - began,
+        seconds=time.monotonic() - began,
         timings=timings,
         saved=outputs.save,
     )

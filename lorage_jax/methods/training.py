@@ -81,8 +81,8 @@ def train(
             devices, the models do not fit the config, or `init` is of another kind.
     """
     method = _chosen(config)
-    began, out, checkpoints = time.time(), Path(config.out), checkpoints and at_home(checkpoints)
-    reader = method.prompt_reader()
+    began, out, reader = time.monotonic(), Path(config.out), method.prompt_reader()
+    checkpoints = checkpoints and at_home(checkpoints)
     with distributed.together():
         layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reader is not None)))
         check_devices(config, layout.mesh, reader is not None)

@@ -101,7 +101,7 @@ class Finished:
     def figures(self, began: float) -> dict[str, Any]:
         """The figures of a `TrainResult` by name; `began` is the time at the start of it all."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "state"}
-        return own | {"seconds": time.time() - began}
+        return own | {"seconds": time.monotonic() - began}
 
 
 @dataclass(frozen=True)

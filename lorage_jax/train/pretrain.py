@@ -67,7 +67,7 @@ def pretrain(
     Raises like `train.loop.run`, and ConfigError for rows that do not divide over the devices or
     an `init` of another shape.
     """
-    began, out = time.time(), Path(config.out)
+    began, out = time.monotonic(), Path(config.out)
     with distributed.together():
         layout = Layout(make_mesh(config.mesh))
         for corpus in config.corpora:

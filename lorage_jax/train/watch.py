@@ -75,7 +75,7 @@ class Watch:
 
     def start(self, step: int) -> None:
         """Starts the clock and the bar at `step`: 0, or that of the checkpoint."""
-        self._first, self._began, self._since = step, time.time(), time.time()
+        self._first, self._began, self._since = step, time.monotonic(), time.monotonic()
         self._task = self.bar.add_task(
             "training", total=self.steps, completed=step, loss=float("nan")
         )
@@ -132,13 +132,13 @@ class Watch:
     def _begin_window(self) -> None:
         self._tokens = self._slots = self._flops = 0  # since the last line
         self._window: list[dict[str, Any]] = []  # metrics of steps not yet written
-        self._since = time.time()
+        self._since = time.monotonic()
         self._programs, self._compiling = self.programs, self.compile_seconds
 
     def _costs(self) -> dict[str, float]:
         """Time, padding and memory of the steps since the last line."""
         compiling = self.compile_seconds - self._compiling
-        seconds = max(time.time() - self._since - compiling, 1e-9)
+        seconds = max(time.monotonic() - self._since - compiling, 1e-9)
         costs = {
             "tokens_per_second": self._tokens / seconds,
             "tokens_per_second_per_device": self._tokens / seconds / jax.device_count(),
@@ -165,7 +165,7 @@ class Watch:
                 )
 
     def _print(self, step: int, scalars: dict[str, float], compiled: str) -> None:
-        stepping = time.time() - self._began - self.compile_seconds
+        stepping = time.monotonic() - self._began - self.compile_seconds
         left = stepping / max(step - self._first, 1) * (self.steps - step)
         cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
         mfu = f"  mfu {scalars['mfu']:.1%}" if "mfu" in scalars else ""

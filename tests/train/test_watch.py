@@ -24,7 +24,7 @@ def metrics(step):
 
 
 def test_curves_and_lines(tmp_path, monkeypatch, capfd):
-    clock = SimpleNamespace(now=100.0, time=lambda: clock.now)
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(watch, "time", clock)
     with Watch(tmp_path, steps=5, every=2, progress=True, main=True) as record:
         record.start(0)
@@ -52,7 +52,7 @@ def test_curves_and_lines(tmp_path, monkeypatch, capfd):
 
 
 def test_flops_over_what_the_devices_could_do(tmp_path, monkeypatch, capfd):
-    clock = SimpleNamespace(now=100.0, time=lambda: clock.now)
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(watch, "time", clock)
     monkeypatch.setattr(watch, "peak_flops", lambda: 1000.0)
     stats = {"bytes_in_use": 1 << 30, "peak_bytes_in_use": 3 << 29}
@@ -70,7 +70,7 @@ def test_flops_over_what_the_devices_could_do(tmp_path, monkeypatch, capfd):
 
 
 def test_compilation_is_told_and_left_out_of_the_rates(tmp_path, monkeypatch, capfd):
-    clock = SimpleNamespace(now=100.0, time=lambda: clock.now)
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(watch, "time", clock)
     with Watch(tmp_path, steps=6, every=2, progress=True, main=True) as record:
         record.start(0)
