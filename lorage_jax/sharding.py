@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,14 @@ def inference_mesh(
     sizes = [size for size in range(1, each + 1) if each % size == 0]
     enough = [size for size in sizes if weight_bytes <= size * device_bytes / 2]
     return make_mesh(MeshConfig(data=-1, tensor=enough[0] if enough else each), devices)
+
+
+def local_memory(devices: Iterable[Any]) -> int | None:
+    """Bytes of the smallest of this process's `devices`; None if one does not report it."""
+    local = jax.local_devices()
+    found = [(one.memory_stats() or {}).get("bytes_limit") for one in devices if one in local]
+    known = [limit for limit in found if limit is not None]
+    return min(known) if known and len(known) == len(found) else None
 
 
 def _slices(devices: Sequence[Any]) -> int:

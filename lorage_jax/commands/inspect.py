@@ -17,7 +17,6 @@ from lorage_jax.generator.card import load_card
 from lorage_jax.generator.store import GENERATOR, TENSORS, load_generator, read_values
 from lorage_jax.report.explain import to_text
 from lorage_jax.report.pictures import expert_heatmap, gate_heatmap, gate_text
-from lorage_jax.world.explain import explain
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Inspect
@@ -67,6 +66,8 @@ def _card(options: Inspect) -> dict[str, Any]:
 
 def _tasks(options: Inspect) -> dict[str, Any]:
     """The facts of a generator, and the tasks that its experts serve."""
+    from lorage_jax.world.explain import explain  # imports what training needs
+
     prompt = None if options.prompt is None else read_text(options.prompt)
     generator = load_generator(options.path, options.cloud)
     facts = _generator(options.path)

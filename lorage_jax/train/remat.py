@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.sharding import Layout
+from lorage_jax.sharding import Layout, local_memory
 from lorage_jax.train.experiment import Trainable, build_step
 from lorage_jax.train.step import longest_batch, micro_sharding
 
@@ -27,7 +27,7 @@ def settled_remat(
     """The config with `none` or `full` for `remat`; unchanged unless it is `auto`.
 
     The step without recomputation is compiled for the longest possible batch. `full` is chosen if
-    its memory exceeds a device's, or if the device does not tell its memory, as a CPU: there,
+    its memory exceeds a device's, or if the device does not report its memory, as a CPU: there,
     recomputing costs less than moving activations through memory.
 
     Args:
@@ -51,14 +51,6 @@ def settled_remat(
 def device_memory(layout: Layout) -> int | None:
     """`local_memory` of the devices in a mesh."""
     return local_memory(layout.mesh.devices.flat)
-
-
-def local_memory(devices: Iterable[Any]) -> int | None:
-    """Bytes of the smallest of this process's `devices`; None if one of them does not tell."""
-    local = jax.local_devices()
-    found = [(one.memory_stats() or {}).get("bytes_limit") for one in devices if one in local]
-    known = [limit for limit in found if limit is not None]
-    return min(known) if known and len(known) == len(found) else None
 
 
 def step_memory(

@@ -30,6 +30,7 @@ from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random
 from lorage_jax.evaluate.paired import mean_stderr, paired_gap
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.fields import to_dict
+from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
 from lorage_jax.hf.load import load_model
@@ -195,8 +196,8 @@ def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str,
     """Everything that a part's figures depend on."""
     base = config.base
     found: dict[str, Any] = {
-        "cloud": load_model(base.cloud, base.dtype).fingerprint,
-        "edge": load_model(base.edge, base.dtype).fingerprint,
+        "cloud": fingerprint(base.cloud),
+        "edge": fingerprint(base.edge),
         "questions": to_dict(config.questions) | {"limit": limit},
         "world": world_prompts.VERSION,
     }

@@ -12,7 +12,7 @@ import numpy as np
 
 from lorage_jax.config import ExperimentConfig, MeshConfig
 from lorage_jax.files.safetensors import Checkpoint
-from lorage_jax.hf.load import load_model
+from lorage_jax.hf.source import read_model_config
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method
 from lorage_jax.models.leaves import Leaf
@@ -46,7 +46,7 @@ def trained_parameters(
     kind: Any = type(loaded)
     models = {"edge": edge.config}
     if "cloud" in kind.frozen:
-        models["cloud"] = load_model(run.cloud, run.dtype).config
+        models["cloud"] = read_model_config(Path(run.cloud))
     layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
     leaves = kind.training(run, models, layout).leaves
     each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))

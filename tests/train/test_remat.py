@@ -11,10 +11,10 @@ from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora import Lora
 from lorage_jax.methods.training import train
-from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.sharding import Layout, local_memory, make_mesh
 from lorage_jax.train import remat
 from lorage_jax.train.experiment import build_step
-from lorage_jax.train.remat import device_memory, local_memory, settled_remat, step_memory
+from lorage_jax.train.remat import device_memory, settled_remat, step_memory
 
 
 @pytest.fixture
