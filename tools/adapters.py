@@ -15,7 +15,7 @@ from pathlib import Path
 from lorage_jax.errors import DataError
 from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.generator.store import load_generator, read_values, recorded_path
+from lorage_jax.generator.store import edge_path, generator_path, load_generator, read_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
 
@@ -67,9 +67,9 @@ def main() -> None:
     parser.add_argument("--base-name", help="the string that `vllm serve` is given as the model")
     options = parser.parse_args()
     prompts = read_prompts(options.prompts)
-    generator = load_generator(options.generator)
-    values = read_values(options.generator)
-    folder = options.edge or recorded_path(values, "edge", options.generator)
+    source = generator_path(options.generator)
+    folder = edge_path(read_values(source), source, options.edge)
+    generator = load_generator(source)
     new = write_adapters(generator, load_model(folder), prompts, options.out, options.base_name)
     print(f"{len(new)} new of {len(prompts)} adapters in {options.out}")
 

@@ -32,7 +32,7 @@ from lorage_jax.fields import at_home, from_dict
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
-from lorage_jax.generator.store import check_identity, load_generator, read_values, recorded_path
+from lorage_jax.generator.store import edge_path, generator_path, load_generator, read_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.model import Model
@@ -74,10 +74,12 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     if options.samples is not None:
         check_file(options.samples, overwrite=True)
     shots = _shots(options.shots)
-    written = WrittenTasks({}, {})
+    written, found = WrittenTasks({}, {}), options
+    if options.generator is not None:
+        found = dataclasses.replace(options, generator=generator_path(options.generator))
     if files:
         check_installed()
-        held, most = _held_out(options), options.max_new_tokens
+        held, most = _held_out(found), options.max_new_tokens
         written = written_tasks(files, shots, held, options.seed, most)
         print(f"{len(written.tasks)} tasks of {', '.join(files)}.")
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
@@ -87,7 +89,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     _check_shots(shots, plain)
     data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
-    edge, generator = _models(options)
+    edge, generator = _models(found)
     if sets:  # before the other tasks have been scored
         room_for_input(edge, options.max_new_tokens or AGENT_TOKENS)
     journal = SharedJournal.open(progress_path(options.json))
@@ -184,8 +186,7 @@ def _models(options: Eval) -> tuple[Model, Generator | None]:
         return as_hf_adapts(model) if options.adapter else model, None
     assert options.generator is not None, "checked before"
     values = read_values(options.generator)
-    folder = options.edge or recorded_path(values, "edge", options.generator)
-    check_identity(folder, values, "edge")  # before anything large is loaded
+    folder = edge_path(values, options.generator, options.edge)  # before anything large is loaded
     generator = load_generator(options.generator, options.cloud)
     edge = load_model(folder, options.dtype)
     for model in (edge, generator.cloud):

@@ -14,10 +14,10 @@ from lorage_jax.distributed import alone
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.store import (
-    check_identity,
+    edge_path,
+    generator_path,
     load_generator,
     read_values,
-    recorded_path,
 )
 from lorage_jax.hf.family import from_values
 from lorage_jax.hf.load import load_model
@@ -40,16 +40,16 @@ def run(options: Serve) -> dict[str, Any]:
     from lorage_jax.serve.app import Server
     from lorage_jax.serve.service import Limits, Service
 
-    began = time.time()
+    began = time.monotonic()
     if options.port_file is not None:
         check_file(options.port_file, overwrite=True)
     limits = Limits(options.slots, options.queue, options.context, options.max_body)
     with _listening(options.host, options.port) as listener:
-        values = read_values(options.generator)
-        folder = options.edge or recorded_path(values, "edge", options.generator)
-        check_identity(folder, values, "edge")
+        source = generator_path(options.generator)
+        values = read_values(source)
+        folder = edge_path(values, source, options.edge)
         use_few_threads(values)
-        generator = load_generator(options.generator, options.cloud)
+        generator = load_generator(source, options.cloud)
         edge = load_model(folder, options.dtype)
         service = Service(generator, edge, options.cards, limits)
         print("Compiling programs ...", file=sys.stderr, flush=True)
@@ -62,7 +62,7 @@ def run(options: Serve) -> dict[str, Any]:
     counts = service.scheduler.counts
     print(f"Stopped after {counts.prompts} prompts.", file=sys.stderr)
     return {
-        "seconds": time.time() - began,
+        "seconds": time.monotonic() - began,
         "prompts": counts.prompts,
         "prompt_tokens": counts.prompt_tokens,
         "answer_tokens": counts.answer_tokens,

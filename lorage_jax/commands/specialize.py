@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,15 @@ from lorage_jax.generator.deploy import (
 )
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import (
-    check_identity,
+    edge_path,
+    generator_path,
     load_generator,
     read_values,
     recorded_path,
 )
 from lorage_jax.hf.source import read_model_config
 from lorage_jax.models.presets import parameter_count
-from lorage_jax.sharding import Layout, inference_mesh, make_mesh
-from lorage_jax.train.remat import local_memory
+from lorage_jax.sharding import Layout, inference_mesh, local_memory, make_mesh
 
 FORMAT = "lorage-special/1"
 
@@ -52,6 +53,7 @@ def run(options: Specialize) -> dict[str, Any] | None:
         if distributed.is_main():
             check_target(options.out, options.overwrite)
         text = read_text(options.prompt)
+        options = dataclasses.replace(options, generator=generator_path(options.generator))
         values = read_values(options.generator)
         layout = cloud_layout(options, values)
     same = {"the prompt": text, "the generator": values["fingerprint"], "--tensor": options.tensor}
@@ -98,8 +100,7 @@ def _deployed(
     reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Writes the results of the prompt `text` and returns the report."""
-    folder = options.edge or recorded_path(values, "edge", options.generator)
-    check_identity(folder, values, "edge")  # before anything large is loaded
+    folder = edge_path(values, options.generator, options.edge)  # before anything large is loaded
     generator = generator or load_generator(options.generator, options.cloud)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
         report = deploy(generator, text, temporary, folder, outputs, reading)

@@ -31,13 +31,15 @@ from lorage_jax.data.templates import (
     notice_change,
 )
 from lorage_jax.distributed import to_host
-from lorage_jax.errors import DataError, WeightsError
+from lorage_jax.errors import WeightsError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card, check_turns
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
 from lorage_jax.generator.pool import make_pool, pool_leaves
+from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
+from lorage_jax.generator.trees import flatten
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
@@ -250,30 +252,4 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
 
 def prompt_tokens(generator: Generator, prompt: str) -> list[int]:
     """The cloud's tokens of a system prompt, checked to leave room for the meta tokens."""
-    if not prompt.strip():
-        raise DataError("the system prompt is empty; expected text that describes the task.")
-    ids = generator.reads.read(prompt)
-    room = generator.cloud.config.max_positions - generator.edge.layers
-    if len(ids) > room:
-        raise DataError(
-            f"the system prompt has {len(ids)} tokens; the cloud model reads at most {room} "
-            f"(context {generator.cloud.config.max_positions} less {generator.edge.layers} meta "
-            "tokens). Shorten the prompt."
-        )
-    size = generator.cloud.config.vocab_size
-    if max(ids) >= size:  # the device would clamp it without a word
-        raise DataError(
-            f"the cloud's tokenizer gives id {max(ids)}, but its vocabulary is 0 to {size - 1}. "
-            "The tokenizer files in the cloud's folder belong to another model."
-        )
-    return ids
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as {"pool.gate.a": array}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    out: dict[str, Any] = {}
-    for name in sorted(tree):
-        out |= flatten(tree[name], f"{prefix}.{name}" if prefix else name)
-    return out
+    return prompt_ids(generator.cloud, generator.reads, [prompt], generator.edge.layers)[0]

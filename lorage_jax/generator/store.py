@@ -26,10 +26,11 @@ from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
 from lorage_jax.files.hub import HUB_NAME, fetch, is_hub_name
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
-from lorage_jax.files.safetensors import Checkpoint, read_tensors, save
-from lorage_jax.generator.generator import Generator, flatten, trained_leaves
+from lorage_jax.files.safetensors import Checkpoint, save
+from lorage_jax.generator.generator import Generator, trained_leaves
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
+from lorage_jax.generator.trees import flatten, read_tree
 from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.hf.family import from_values, to_values
 from lorage_jax.hf.hub_card import (
@@ -42,7 +43,6 @@ from lorage_jax.hf.hub_card import (
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.source import is_model, read_model_config
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 
@@ -112,13 +112,13 @@ def save_generator(
             **generator.template.to_dict(),
             "dtype": str(generator.cloud.dtype),
             "cloud": {
-                **_paths(generator.cloud.source, target),
+                **recorded_places(generator.cloud.source, target),
                 "fingerprint": generator.cloud.fingerprint,
                 "config": to_values(generator.cloud.config),
                 **_turns(generator, "cloud"),
             },
             "edge": {
-                **_paths(generator.edge_source, target),
+                **recorded_places(generator.edge_source, target),
                 "fingerprint": generator.edge_fingerprint,
                 "config": to_values(generator.edge),
                 **_turns(generator, "edge"),
@@ -162,7 +162,8 @@ def _turns(generator: Generator, role: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _paths(source: Path | None, target: Path) -> dict[str, str]:
+def recorded_places(source: Path | None, target: Path) -> dict[str, str]:
+    """Fields of a manifest in `target` that `recorded_path` reads: where a model's folder is."""
     if source is None:
         return {}
     absolute, home = Path(source).resolve(), target.resolve()
@@ -173,7 +174,7 @@ def _paths(source: Path | None, target: Path) -> dict[str, str]:
     return paths if absolute.parent == home.parent else {**paths, "path": str(absolute)}
 
 
-def _folder(folder: str | Path) -> Path:
+def generator_path(folder: str | Path) -> Path:
     """The folder of a generator: a path, a bundled one's name, or a repository of the Hub."""
     path = generator_folder(Path(folder).expanduser())
     return fetch(path.as_posix()) if is_hub_name(path) else path
@@ -181,7 +182,7 @@ def _folder(folder: str | Path) -> Path:
 
 def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder. Raises WeightsError."""
-    folder = _folder(folder)
+    folder = generator_path(folder)
     values = GENERATOR.read(folder)
     recorded = {name: kind for name, kind in OPTIONAL.items() if _has(values, name)}
     check_fields(folder, values, recorded)
@@ -211,7 +212,7 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
 
     Its weights are not compared here (`check_identity`). Raises WeightsError if there is none.
     """
-    entry, folder = values[role], _folder(folder)
+    entry, folder = values[role], generator_path(folder)
     home = folder.resolve()  # as it was recorded
     near = home / entry["relative"] if "relative" in entry else None
     far = Path(entry["path"]) if "path" in entry else None
@@ -231,6 +232,16 @@ def recorded_path(values: dict[str, Any], role: str, folder: Path) -> Path:
         + ("" if kept is None else f", and {MODELS} has no {name} (looked for {kept})")
         + f". Pass its folder with --{role} (Python: {role}=).{said}"
     )
+
+
+def edge_path(values: dict[str, Any], folder: Path, given: Path | None) -> Path:
+    """The edge of the generator in `folder`: `given`, or where it was recorded, and no other.
+
+    Raises WeightsError if there is none, or if it is not the edge of the training.
+    """
+    edge = given or recorded_path(values, "edge", folder)
+    check_identity(edge, values, "edge")
+    return edge
 
 
 def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> None:
@@ -281,7 +292,7 @@ def load_generator(
 
     Raises WeightsError that lists every tensor that does not fit, or that names a changed cloud.
     """
-    folder = _folder(folder)
+    folder = generator_path(folder)
     values = read_values(folder)
     template = _template(folder, values)
     try:
@@ -300,7 +311,7 @@ def load_generator(
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),
     }
-    arrays = _read(folder, leaves)
+    arrays = read_tree(folder / TENSORS, leaves)
     try:
         edge_source = recorded_path(values, "edge", folder)
     except LorageError:
@@ -332,7 +343,7 @@ def load_pool(folder: str | Path) -> Pool:
 
     The cloud is not read. Raises WeightsError for a folder that is damaged.
     """
-    folder = _folder(folder)
+    folder = generator_path(folder)
     values = read_values(folder)
     try:
         config = from_dict(GeneratorConfig, values["generator"])
@@ -348,15 +359,3 @@ def load_pool(folder: str | Path) -> Pool:
         array = jnp.asarray(checkpoint.read(stored), jnp.float32)
         experts.setdefault(projection, {})[part] = array
     return make_pool(experts, config, values["fingerprint"])
-
-
-def _read(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
-    shapes = {name: leaf.shape for name, leaf in flatten(leaves).items()}
-    found = read_tensors(folder / TENSORS, shapes)
-
-    def build(tree: Any, prefix: str) -> Any:
-        if isinstance(tree, Leaf):
-            return jnp.asarray(found[prefix], jnp.float32)
-        return {k: build(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items()}
-
-    return build(leaves, "")

@@ -28,6 +28,7 @@ from lorage_jax.files.journal import request_key
 from lorage_jax.files.manifest import Kind
 from lorage_jax.generator import loras
 from lorage_jax.generator.peft import merge_loras
+from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.hf.peft_weights import Lora
 from lorage_jax.infer.prefixes import Prefix, read_suffix, read_vectors
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
@@ -39,7 +40,6 @@ from lorage_jax.methods.parts import (
     speaking,
     trained_parts,
 )
-from lorage_jax.methods.reading import prompt_ids
 from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.leaves import Leaf, initialise
 from lorage_jax.models.model import Model
@@ -131,7 +131,8 @@ class Compressor(Method, Trainable):
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Reads each distinct prompt once. Raises DataError if one does not fit the context."""
         distinct = list(dict.fromkeys(prompts))
-        rows = prompt_ids(self.edge, self.template, distinct, len(self.vectors) + 1)
+        turns, slots = self.template.on(self.edge.tokenizer), len(self.vectors) + 1
+        rows = prompt_ids(self.edge, turns, distinct, slots)
         prefixes, states = read_suffix(self.edge, rows, self.vectors)
         ready = {}
         for prompt, ids, prefix, one in zip(distinct, rows, prefixes, states, strict=True):

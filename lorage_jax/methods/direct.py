@@ -30,6 +30,7 @@ from lorage_jax.generator.direct import Head, as_experts, factors, head_leaves
 from lorage_jax.generator.generator import scaled_meta
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
+from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.store import check_identity, recorded_path
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
@@ -42,7 +43,6 @@ from lorage_jax.methods.parts import (
     speaking,
     trained_parts,
 )
-from lorage_jax.methods.reading import prompt_ids
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -113,7 +113,8 @@ class Direct(Method, Trainable):
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Computes a LoRA per distinct prompt: a card whose pool is its only expert."""
         distinct = list(dict.fromkeys(prompts))
-        rows = prompt_ids(self.cloud, self.template, distinct, self.edge.config.layers)
+        turns = self.template.on(self.cloud.tokenizer)
+        rows = prompt_ids(self.cloud, turns, distinct, self.edge.config.layers)
         cards = {}
         for begin in range(0, len(rows), BATCH_ROWS):
             batch = rows[begin : begin + BATCH_ROWS]

@@ -25,10 +25,10 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card, load_card
-from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.loras import Updates, lora_leaves
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.store import load_pool
+from lorage_jax.generator.trees import flatten
 from lorage_jax.methods.lora import Lora, Shape, about, check_room, lora_loss, save_lora
 from lorage_jax.methods.method import register
 from lorage_jax.models.decoder import Decoder

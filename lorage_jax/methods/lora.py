@@ -30,11 +30,11 @@ from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator import loras
 from lorage_jax.generator.card import check_arithmetic
-from lorage_jax.generator.generator import flatten
 from lorage_jax.generator.lora_folder import check_form, write_lora, write_vera
 from lorage_jax.generator.loras import Form, Linear, Updates
 from lorage_jax.generator.peft import merge_loras, own_turns
 from lorage_jax.generator.pool import expert_leaves
+from lorage_jax.generator.trees import flatten
 from lorage_jax.hf import peft_weights
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.export import write_template

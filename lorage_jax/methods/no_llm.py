@@ -39,6 +39,7 @@ from lorage_jax.generator.readers import (
     projected,
     projection_leaves,
 )
+from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.generator.sentences import SentenceEncoder, load_encoder, vector_width
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
@@ -52,7 +53,6 @@ from lorage_jax.methods.parts import (
     speaking,
     trained_parts,
 )
-from lorage_jax.methods.reading import prompt_ids
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -139,7 +139,7 @@ class NoLlm(Method, Trainable):
         With a sentence encoder, the fact `reader_truncated` says if it read only a part.
         """
         distinct = list(dict.fromkeys(prompts))
-        rows = prompt_ids(self.edge, self.template, distinct, 0)
+        rows = prompt_ids(self.edge, self.template.on(self.edge.tokenizer), distinct, 0)
         table = program_params(self.edge.params)["embed"]
         made = {}
         for begin in range(0, len(rows), BATCH_ROWS):

@@ -6,12 +6,10 @@ Methods whose trained parts belong to one edge (and to a cloud, if they need one
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.config import ExperimentConfig
@@ -21,12 +19,12 @@ from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.manifest import Kind, write_manifest
 from lorage_jax.files.outputs import new_folder
-from lorage_jax.files.safetensors import read_tensors, save
+from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import check_arithmetic, check_turns
-from lorage_jax.generator.generator import flatten
+from lorage_jax.generator.store import recorded_places
+from lorage_jax.generator.trees import flatten, read_tree
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.family import to_values
-from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.train.experiment import Trained
 
@@ -113,19 +111,8 @@ def read_settings(cls: type[S], values: Mapping[str, Any], folder: Path | None) 
 
 
 def read_parts(folder: Path, leaves: dict[str, Any]) -> dict[str, Any]:
-    """The trained parts of a folder, float32, as the tree of `leaves`.
-
-    Raises WeightsError that lists every array that does not fit.
-    """
-    shapes = {name: leaf.shape for name, leaf in flatten(leaves).items()}
-    found = read_tensors(Path(folder) / TENSORS, shapes)
-
-    def build(tree: Any, prefix: str) -> Any:
-        if isinstance(tree, Leaf):
-            return jnp.asarray(found[prefix], jnp.float32)
-        return {k: build(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items()}
-
-    return build(leaves, "")
+    """`read_tree` of a folder's trained parts."""
+    return read_tree(Path(folder) / TENSORS, leaves)
 
 
 def recorded_kind(values: Mapping[str, Any]) -> TemplateKind:
@@ -159,13 +146,6 @@ def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
 
 
 def _source(model: Model, folder: Path) -> dict[str, Any]:
-    """Fingerprint and config of a model, and where it is, relative to `folder` and absolute."""
+    """Fingerprint and config of a model, and where it is, as `recorded_path` reads it."""
     identity = {"fingerprint": model.fingerprint, "config": to_values(model.config)}
-    if model.source is None:
-        return identity
-    path = Path(model.source).resolve()
-    return {
-        **identity,
-        "relative": os.path.relpath(path, Path(folder).resolve()),
-        "path": str(path),
-    }
+    return identity | recorded_places(model.source, Path(folder))

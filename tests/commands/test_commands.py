@@ -369,3 +369,15 @@ def test_unknown_words_end_in_usage(args, capfd):
         lorage(*args)
     assert end.value.code == 2
     assert "--help" in capfd.readouterr().err
+
+
+def test_commands_that_do_not_train_import_nothing_of_training():
+    """orbax, grain and optax take seconds to import."""
+    code = (
+        "import sys\n"
+        "import lorage_jax.commands.inspect, lorage_jax.commands.serve\n"
+        "import lorage_jax.commands.specialize\n"
+        "print([name for name in ('orbax', 'grain', 'optax') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import ConfigError, DataError, OutputError, WeightsError
-from lorage_jax.generator.generator import flatten, specialize
+from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.store import load_generator, read_values, recorded_path, save_generator
+from lorage_jax.generator.trees import flatten
 from tests.tiny import make_generator, make_tiny
 
 PROMPT = "You are a pirate."

@@ -16,10 +16,11 @@ from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.safetensors import read_tensors, save
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.generator import flatten, specialize
+from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.generator.store import save_generator
+from lorage_jax.generator.trees import flatten
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods import lora_gen as lora_gen_module

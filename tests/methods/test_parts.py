@@ -1,6 +1,7 @@
 """Folders of trained parts belong to the weights, config and turns of their edge and cloud."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +33,20 @@ def folder(models, tmp_path):
     made = trained_parts(KIND, config, DirectSettings(), models, {"a": np.zeros(3, np.float32)})
     made.write(tmp_path / "parts")
     return tmp_path / "parts"
+
+
+def test_a_cloud_of_the_hub_is_recorded_by_its_name(models, tmp_path):
+    """As a generator records it, so that another machine can fetch it."""
+    source = tmp_path / "models--org--cloud" / "snapshots" / "1"
+    shutil.copytree(models["cloud"].source, source)
+    named = models | {"cloud": models["cloud"].replace(source=source)}
+    config = ExperimentConfig("cloud", "edge", "out", DataConfig((Source("x.jsonl"),)), 100)
+    trained_parts(KIND, config, DirectSettings(), named, {"a": np.zeros(3, np.float32)}).write(
+        tmp_path / "parts"
+    )
+    places = read_manifest(KIND, tmp_path / "parts", models["edge"])["cloud"]
+    assert places["hub"] == "org/cloud" and places["path"] == str(source)
+    assert (tmp_path / "parts" / places["relative"]).resolve() == source
 
 
 def test_another_config_is_refused(folder, models):
