@@ -180,15 +180,12 @@ WORDS = st.lists(st.sampled_from("the red car a dog blue".split()), min_size=1, 
 ARGUMENTS = st.lists(
     st.one_of(st.just("image/abcd.png"), WORDS.map(" ".join)), min_size=1, max_size=3
 )
-CALLS = st.lists(
-    st.builds(
-        lambda name, arguments: call(name, ", ".join(arguments)),
-        st.sampled_from(["Blur", "Draw Dogs", SEGMENT]),
-        ARGUMENTS,
-    ),
-    min_size=1,
-    max_size=3,
-).map("".join)
+ONE_CALL = st.builds(
+    lambda name, arguments: call(name, ", ".join(arguments)),
+    st.sampled_from(["Blur", "Draw Dogs", SEGMENT]),
+    ARGUMENTS,
+)
+CALLS = st.lists(ONE_CALL, min_size=1, max_size=3).map("".join)
 GOLD = st.one_of(CALLS, st.just(ANSWER))
 LINES = st.lists(
     st.one_of(
@@ -215,8 +212,8 @@ def test_scores_are_within_0_and_1(gold, prediction):
     assert strict["iou"] == 1 or strict["success"] == 0
 
 
-@given(CALLS, LINES)
-def test_strict_success_of_one_call_is_official_success(gold, prediction):
-    """With only one gold call, strict success implies official success."""
-    if gold.count("Action:") == 1 and score(gold, prediction, "strict")["success"]:
-        assert score(gold, prediction)["success"] == 1
+@given(ONE_CALL, st.sampled_from(["", ANSWER, f"{NO}\n"]), st.booleans())
+def test_strict_success_of_one_call_is_official_success(gold, tail, spaced):
+    prediction = (gold.replace(", ", ",  ") if spaced else gold) + tail
+    for mode in ("strict", "official"):
+        assert score(gold, prediction, mode)["success"] == 1

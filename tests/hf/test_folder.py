@@ -67,11 +67,20 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
-@pytest.mark.parametrize("variant", ["llama", "llama-tied-rope3", "opt", "phi3"])
+# Without a head of its own, a folder that AutoModel saved lacks one: see below.
+WITHOUT_HEAD = ("llama", "phi3")
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (variant, name)
+        for variant in ("llama", "llama-tied-rope3", "opt", "phi3")
+        for name in EDITS
+        if not ("AutoModel" in name and variant in WITHOUT_HEAD)
+    ],
+)
 def test_names_that_one_prefix_explains(tiny, change, name, variant):
-    if "AutoModel" in name and variant in ("llama", "phi3"):
-        return  # no head: see below
     same(load_model(change(variant, EDITS[name])), load_model(tiny(variant)[0]))
 
 
