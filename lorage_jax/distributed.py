@@ -156,12 +156,6 @@ def only_main_prints() -> Iterator[None]:
         yield
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes have called it with the same `name`."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 @contextmanager
 def together() -> Iterator[None]:
     """If one process fails, all raise, so that none hangs in a collective.

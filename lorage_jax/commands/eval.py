@@ -15,7 +15,7 @@ from lorage_jax import distributed
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.config import HeldOut
 from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
-from lorage_jax.data.records import file_digest
+from lorage_jax.data.records import ENDINGS, file_digest
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError, did_you_mean
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 AGENT = "gpt4tools"
 HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit
 GENERATED_RECORDS = 100  # per set of our own, where GPT4Tools' files are not there
-ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def run(options: Eval) -> dict[str, Any] | None:

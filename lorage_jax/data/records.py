@@ -18,6 +18,7 @@ from lorage_jax.errors import DataError, bullets
 T = TypeVar("T")
 Row = dict[str, Any]
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of files of rows, in order of preference
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of the roles
 EXPECTED = (
     "expected {system, user, target}, {instruction, input, output} "
@@ -154,11 +155,6 @@ def _whole_rows(path: str | Path, data: bytes) -> list[tuple[str, Row]] | None:
 
 def _parse_object(line: bytes, place: str) -> Row:
     return _object(_parse(line, place), place)
-
-
-def read_jsonl(path: str | Path) -> list[Row]:
-    """Like `read_rows`, without the places."""
-    return [row for _, row in read_rows(path)]
 
 
 def _array_rows(path: str | Path, data: bytes) -> list[tuple[str, Row]]:

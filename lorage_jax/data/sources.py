@@ -21,7 +21,7 @@ import numpy as np
 
 from lorage_jax.config import Source
 from lorage_jax.data.batches import Group
-from lorage_jax.data.records import Record, Row, Skipped, read_bytes, read_rows, to_record
+from lorage_jax.data.records import ENDINGS, Record, Row, Skipped, read_bytes, read_rows, to_record
 from lorage_jax.data.task_prompts import TaskPrompts
 from lorage_jax.data.task_table import get_task
 from lorage_jax.data.tasks import sample_bank, task_prompt
@@ -33,7 +33,6 @@ TEMPLATE_VERSION = 1  # of few-shot prompts; a run records its own template besi
 # Fields of a source that versions before them did not have.
 LATER = ("skip_bad_rows", "held_out", "forms", "task")
 _DEFAULTS = to_dict(Source("nothing"))
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 @dataclass(frozen=True)
@@ -154,12 +153,12 @@ def local_file(source: Source) -> Path | None:
     """
     path = Path(source.path).expanduser()
     if path.is_dir():
-        found = [path / f"{source.split}{suffix}" for suffix in SUFFIXES]
+        found = [path / f"{source.split}{suffix}" for suffix in ENDINGS]
         file = next((file for file in found if file.is_file()), None)
         if file is None:
             raise DataError(f"{path}: holds no {source.split}.jsonl, .json or .gz of these.")
         return file
-    return path if path.is_file() or path.name.endswith(SUFFIXES) else None
+    return path if path.is_file() or path.name.endswith(ENDINGS) else None
 
 
 def _hub_rows(source: Source) -> list[tuple[str, Row]]:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.config import HeldOut
-from lorage_jax.data.records import Row, Skipped, read_rows, require_text
+from lorage_jax.data.records import ENDINGS, Row, Skipped, read_rows, require_text
 from lorage_jax.errors import DataError
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 EXPECTED = "expected {name, definition, instances: [{input, output, choices?}, ...]}"
 SPLITS = ("train", "instances", "paraphrases", "tasks")
 # Splits of an instance that its own data set keeps for evaluation.

@@ -29,7 +29,6 @@ from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.answers import (
     BATCH_TOKENS,
     Generation,
-    Template,
     encoded,
     mean_tokens,
     room_for_input,
@@ -37,6 +36,7 @@ from lorage_jax.evaluate.answers import (
 from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask, paired_gaps, verdicts
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
+from lorage_jax.evaluate.protocol import ENCODINGS, Encoding
 from lorage_jax.evaluate.results import MODES, ToolResult, ToolScore
 from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator
@@ -60,7 +60,6 @@ READS = {
     "bare": "dynamic",
 }
 PLAIN = ("in_context", "no_tools")  # without a generator
-GAPS = ("success", "average")
 UNIT = "gpt4tools"
 
 
@@ -78,7 +77,7 @@ def evaluate_agent(
     generator: Generator | None,
     *,
     arms: Sequence[str] | None = None,
-    template: Template = "trained",
+    template: Encoding = "trained",
     max_new_tokens: int = 512,
     batch_rows: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -96,8 +95,8 @@ def evaluate_agent(
     records, names = list(records)[:limit], _checked(arms, generator)
     if not records:
         raise DataError("there are no records to evaluate; expected at least one.")
-    if template not in ("trained", "harness"):
-        raise ConfigError(f"template is {template!r}; expected trained or harness.")
+    if template not in ENCODINGS:
+        raise ConfigError(f"template is {template!r}; expected {' or '.join(ENCODINGS)}.")
     encoded(edge, [record.instruction.text for record in records])  # can be read at all
     room_for_input(edge, max_new_tokens)
     edge = edge if generator is None else generator.speaking(edge)
@@ -203,7 +202,7 @@ class _Answering:
     """The way to answer: the part of the instruction that is the arm's, then generation."""
 
     generation: Generation
-    template: Template
+    template: Encoding
 
     def asked(self, record: ToolRecord, part: str) -> str | list[Message]:
         text = getattr(record.instruction, part)

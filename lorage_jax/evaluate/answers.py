@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -27,8 +26,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
 BATCH_TOKENS = 8192
-Template = Literal["trained", "harness"]
-Asked = str | Sequence[Message]
+Query = str | Sequence[Message]  # a text as it is, or the messages of a chat
 
 
 def turns(user: str, conditioning: Conditioning) -> list[Message]:
@@ -36,7 +34,7 @@ def turns(user: str, conditioning: Conditioning) -> list[Message]:
     return question(user, conditioning.context)
 
 
-def encoded(model: Model, asked: Sequence[Asked]) -> list[list[int]]:
+def encoded(model: Model, asked: Sequence[Query]) -> list[list[int]]:
     """Token ids of each question: messages in the turns of the model, a text as it is."""
     return [
         encode(model.tokenizer, one, bos=True) if isinstance(one, str) else model.template.ids(one)
@@ -44,7 +42,7 @@ def encoded(model: Model, asked: Sequence[Asked]) -> list[list[int]]:
     ]
 
 
-def mean_tokens(model: Model, asked: Sequence[Asked]) -> float:
+def mean_tokens(model: Model, asked: Sequence[Query]) -> float:
     """Mean number of tokens that the model reads per question."""
     return float(np.mean([len(row) for row in encoded(model, asked)]))
 
@@ -80,7 +78,7 @@ class Generation:
     cut: bool = False
     journal: Journal = field(default_factory=Journal)
 
-    def __call__(self, label: str, placement: Placement, asked: Sequence[Asked]) -> Answered[str]:
+    def __call__(self, label: str, placement: Placement, asked: Sequence[Query]) -> Answered[str]:
         """Answers every question with the placed model and its cards.
 
         `label` is shown with the progress. Raises ConfigError for an input that is too long, unless

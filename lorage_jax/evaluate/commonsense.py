@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from lorage_jax.evaluate.host_chat import AS_TEXT, NO_SYSTEM, HostChat
 from lorage_jax.evaluate.local_tasks import TaskData
 from lorage_jax.evaluate.paired import harmonic_mean
 from lorage_jax.evaluate.protocol import (
+    Encoding,
     SystemPrompt,
     edge_text,
     partner,
@@ -60,8 +61,6 @@ MAIN, MODEL = "lora_gen", "model"
 FEWEST_TASKS = 4  # with fewer, mean gates are taken over the prompts of all described tasks
 AS_IT_IS = "the model as it is, lm-eval's own few-shot prompt in its context"
 
-Template = Literal["trained", "harness"]
-
 
 @dataclass
 class Run:
@@ -72,7 +71,7 @@ class Run:
     shots: dict[str, int]  # number of samples by task; "*" for all others
     limit: int | None
     seed: int
-    template: Template = "trained"
+    template: Encoding = "trained"
     chat: HostChat = AS_TEXT
     say: Callable[[str], None] = print
     samples: list[dict[str, Any]] = field(default_factory=list)

@@ -32,6 +32,7 @@ from lorage_jax.evaluate.host_settings import (
     check_device,
     check_generation,
 )
+from lorage_jax.evaluate.protocol import ENCODINGS
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.load import load_model
@@ -46,9 +47,6 @@ from lorage_jax.infer.text import before_stops
 from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
-
-# How texts become tokens: as in lm-eval's `hf` model, or as in our training.
-ENCODINGS = ("harness", "trained")
 
 # Token ids, stop strings, maximum of new tokens, repetition penalty.
 Job = tuple[list[int], tuple[str, ...], int, float]

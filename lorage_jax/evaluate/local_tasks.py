@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorage_jax.data.records import Row, file_digest, read_rows
+from lorage_jax.data.records import ENDINGS, Row, file_digest, read_rows
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.tasks import Task
 from lorage_jax.errors import ConfigError, DataError, did_you_mean
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 # Other names of files for a split, unless the definition has a split of that name, too.
 ALIASES = {"validation": ("valid", "val", "dev")}
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def check_installed() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lorage_jax.data.records import Row
 from lorage_jax.data.task_rows import Example
@@ -18,6 +18,10 @@ from lorage_jax.data.tasks import Task
 from lorage_jax.data.templates import Template, few_shot_prompt, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.generator import Generator
+
+# How texts become tokens: as in our training, or as in lm-eval's `hf` model.
+Encoding = Literal["trained", "harness"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def _example(task: Task, row: Row) -> Example:
 
 
 def edge_text(
-    task: Task, template: str, turns: Template | None, system: str | None = None
+    task: Task, template: Encoding, turns: Template | None, system: str | None = None
 ) -> dict[str, Any]:
     """Fields of lm-eval's definition that set the edge's text.
 

@@ -35,14 +35,14 @@ OLD_ARMS = {
 MODES: tuple[Literal["official"], Literal["strict"]] = ("official", "strict")  # of GPT4Tools
 
 
-def arm_name(name: str) -> str:
+def current_arm(name: str) -> str:
     """Today's name of an arm."""
     return OLD_ARMS.get(name, name)
 
 
 def by_arm(values: Mapping[str, Value]) -> dict[str, Value]:
     """The same values under today's names of arms."""
-    return {arm_name(name): value for name, value in values.items()}
+    return {current_arm(name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def _gap(values: Mapping[str, Any]) -> Gap:
 
 
 def _main(value: Any) -> str | None:
-    return arm_name(value) if isinstance(value, str) else None
+    return current_arm(value) if isinstance(value, str) else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

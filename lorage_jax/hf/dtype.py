@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from pathlib import Path
-
-import jax
 
 from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.models.leaves import Leaf, model_leaves
+from lorage_jax.models.presets import parameter_count
 
 AUTO = "auto"
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,7 +27,7 @@ def choose_dtype(dtype: str, config: ModelConfig, platform: str) -> str:
         return dtype
     if platform != "cpu":
         return "bfloat16"
-    needed, free = 4 * _parameters(config), free_memory()
+    needed, free = 4 * parameter_count(config), free_memory()
     if free is None or needed <= free:
         return "float32"
     print(
@@ -63,8 +60,3 @@ def free_memory() -> int | None:
     if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
-
-
-def _parameters(config: ModelConfig) -> int:
-    leaves = jax.tree.leaves(model_leaves(config), is_leaf=lambda one: isinstance(one, Leaf))
-    return sum(math.prod(leaf.shape) for leaf in leaves)

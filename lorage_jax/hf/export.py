@@ -19,6 +19,7 @@ import numpy as np
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored, write_manifest
@@ -41,7 +42,6 @@ from lorage_jax.hf.multimodal import text_names
 from lorage_jax.hf.source import open_model
 from lorage_jax.models.model import Model
 
-DTYPES = ("float32", "bfloat16", "float16")
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
 # in other formats and the README, which describes the base model, are not copied.
 COPIED = (

@@ -17,7 +17,7 @@ from lorage_jax.report.page import (
     percent,
     row,
 )
-from lorage_jax.report.scores import SHORT, arm_name, subject, task_names
+from lorage_jax.report.scores import SHORT, arm_title, subject, task_names
 
 MARK = " *"
 UNKNOWN = Gap(None, None, False)
@@ -41,9 +41,9 @@ def controls(inputs: Inputs) -> Section | None:
         ]
         blocks.append(
             Table(
-                f"{arm_name(main)} minus each other arm, in percentage points ± standard error: "
+                f"{arm_title(main)} minus each other arm, in percentage points ± standard error: "
                 f"{subject(one)}",
-                ("", *map(arm_name, gaps)),
+                ("", *map(arm_title, gaps)),
                 tuple(rows),
                 (NOTE,),
             )
@@ -72,7 +72,7 @@ def gap_cell(gaps: dict[str, Gap], name: str) -> Cell:
 
 def verdict(main: str, arm: str, gaps: dict[str, Gap]) -> str:
     """One sentence on the gaps between two arms."""
-    names = f"{arm_name(main)} against {arm_name(arm)}"
+    names = f"{arm_title(main)} against {arm_title(arm)}"
     cell, whole = gap_cell(gaps, "ave"), gaps.get("ave", UNKNOWN)
     if cell.text == DASH:
         tasks = [gap for gap in gaps.values() if number(gap.gap) is not None]

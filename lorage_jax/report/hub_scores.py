@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorage_jax.evaluate.results import ArmResult, EvalResult
-from lorage_jax.report.scores import ARMS, arm_name
+from lorage_jax.report.scores import ARMS, arm_title
 
 # In this order, the first that an arm has; means over tasks.
 METRICS = {"exact_match": "exact match", "f1": "F1", "mean": "accuracy"}
@@ -33,7 +33,7 @@ def scores_part(result: EvalResult, provenance: Mapping[str, Any]) -> str:
         "|---|---:|---:|",
     ]
     for name in sorted(arms, key=_place):
-        row = f"{arm_name(name)} | {_score(arms[name], metric)} | {_tokens(arms[name])}"
+        row = f"{arm_title(name)} | {_score(arms[name], metric)} | {_tokens(arms[name])}"
         lines.append(f"| {row} |")
     lines += ["", *(f"- {sentence}" for sentence in result.words)]
     lines += ["", f"Scored by `lorage eval`{_machine(provenance)}."]

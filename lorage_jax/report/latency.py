@@ -12,7 +12,7 @@ from lorage_jax.report.page import DASH, Picture, Row, Section, Table, decimal, 
 from lorage_jax.report.paper import BASE, OURS, SOURCE, TABLE_2
 from lorage_jax.report.pictures import Point, accuracy_against_latency
 from lorage_jax.report.render import plain
-from lorage_jax.report.scores import arm_name, subject
+from lorage_jax.report.scores import arm_title, subject
 
 WITH_PROMPT = ("model", "in_context", "few_shot")  # arms whose every request carries the prompt
 CACHED = "in_context_cached"
@@ -73,7 +73,7 @@ def trade_off(inputs: Inputs, times: dict[tuple[str, str], float]) -> Section:
             average = number(arm.summary.get("ave"))
             if name not in DRAWN or average is None or (one.name, name) not in times:
                 continue
-            label, time = plain(f"ours: {arm_name(name)}"), times[one.name, name]
+            label, time = plain(f"ours: {arm_title(name)}"), times[one.name, name]
             title = f"Ours: {subject(one)}"
             ours.append(Point(label, title, DRAWN[name], time, 100 * average))
     png = accuracy_against_latency(points + ours, {point.group for point in ours})

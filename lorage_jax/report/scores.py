@@ -43,7 +43,7 @@ ARMS = {
 }
 
 
-def arm_name(arm: str) -> str:
+def arm_title(arm: str) -> str:
     """The name of an evaluation's arm in tables."""
     return ARMS.get(arm, arm)
 
@@ -102,7 +102,7 @@ def accuracy(inputs: Inputs, milliseconds: dict[tuple[str, str], float]) -> Sect
 
 def _meanings(result: EvalResult, known: list[str]) -> list[str]:
     """The evaluation's own sentence on each arm, without those that are already `known`."""
-    notes = [f"{arm_name(name)}: {arm.what}." for name, arm in result.arms.items() if arm.what]
+    notes = [f"{arm_title(name)}: {arm.what}." for name, arm in result.arms.items() if arm.what]
     return [note for note in notes if note not in known]
 
 
@@ -120,7 +120,7 @@ def _accuracy_row(result: EvalResult, arm: str, milliseconds: float | None) -> R
     tasks, summary = result.arms[arm].tasks, result.arms[arm].summary
     scores = [tasks.get(task.name, TaskScore()).metrics for task in TASKS]
     return row(
-        f"{arm_name(arm)}{shots(tasks)}",
+        f"{arm_title(arm)}{shots(tasks)}",
         *(percent(score.get("acc"), score.get("acc_stderr")) for score in scores),
         percent(summary.get("ave"), summary.get("ave_stderr")),
         percent(summary.get("har")),
@@ -151,7 +151,7 @@ def _averages(inputs: Inputs) -> list[Block]:
         for name, arm in one.result.arms.items():
             cells = (percent(arm.summary.get(key)) for key in ("seen", "unseen"))
             every = percent(arm.summary.get("mean"), arm.summary.get("mean_stderr"))
-            rows.append(row(arm_name(name), *cells, every, kind=_kind(one.result, name)))
+            rows.append(row(arm_title(name), *cells, every, kind=_kind(one.result, name)))
     if not rows:
         return []
     for model in dict.fromkeys(line.model for line in TABLE_2):
@@ -188,7 +188,7 @@ def _other_tasks(inputs: Inputs) -> list[Block]:
         if rows:
             caption = f"Other metrics and tasks, ± standard error: {subject(one)}"
             note = f"In percent: {', '.join(SHARES)}."
-            columns = ("", *map(arm_name, arms))
+            columns = ("", *map(arm_title, arms))
             blocks.append(Table(caption, columns, tuple(rows), (note,)))
     return blocks
 

@@ -21,7 +21,7 @@ from lorage_jax.report.page import (
     row,
 )
 from lorage_jax.report.paper import SOURCE, TABLE_3, TABLE_3_ITEMS, TABLE_3_MODEL, TOOL_SCORES
-from lorage_jax.report.scores import arm_name, subject
+from lorage_jax.report.scores import arm_title, subject
 
 
 def tool_use(inputs: Inputs) -> Section | None:
@@ -75,7 +75,7 @@ def _scores_table(found: Found, scorer: str) -> Table:
 def _score_row(arm: str, score: ToolScore, scorer: str, kind: Literal["ours", "plain"]) -> Row:
     scores, errors = score.scores[scorer], score.stderrs[scorer]
     return row(
-        arm_name(arm),
+        arm_title(arm),
         *(percent(scores.get(key), errors.get(key)) for key, _ in TOOL_SCORES),
         decimal(score.n, ".0f"),
         decimal(score.compression, ".1f", "x"),
@@ -96,7 +96,7 @@ def _tokens(found: Found) -> Table:
                 decimal(score.cloud_truncated, ".0f"),
                 decimal(score.seconds),
             )
-            rows.append(row(arm_name(arm), *cells))
+            rows.append(row(arm_title(arm), *cells))
     columns = ("", "full input", "to the edge", "to the cloud", "cut", "cut, cloud", "seconds")
     note = "Cut: inputs too long for the context of the edge, or of the cloud."
     return Table("GPT4Tools: mean tokens per request", columns, tuple(rows), (note,))
@@ -111,6 +111,6 @@ def _gaps(one: Evaluation, tools: ToolResult) -> list[Block]:
         row(shown.get(name, name), *(gap_cell(gap, name) for gap in gaps.values()))
         for name in names
     ]
-    main = arm_name(one.result.main_arm)
+    main = arm_title(one.result.main_arm)
     caption = f"GPT4Tools, {main} minus each other arm, in points: {subject(one)}"
-    return [Table(caption, ("", *map(arm_name, gaps)), tuple(rows), (NOTE,))]
+    return [Table(caption, ("", *map(arm_title, gaps)), tuple(rows), (NOTE,))]

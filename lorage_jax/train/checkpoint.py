@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -138,16 +138,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last complete step, or None."""
         return max(self.steps(), default=None)
-
-    def best(self) -> int | None:
-        """The complete step that was saved with the lowest loss, or None."""
-        complete = self.steps()
-        found = [
-            (float(cast(dict[str, Any], checkpoint.metrics)["loss"]), checkpoint.step)
-            for checkpoint in (self._manager.checkpoints if complete else ())
-            if checkpoint.step in complete and checkpoint.metrics
-        ]
-        return min(found)[1] if found else None
 
     def config(self, step: int | None = None) -> dict[str, Any]:
         """The config saved with `step` (default: the latest). TrainingError if there is none."""

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from random import Random
 
-from lorage_jax.data.gpt4tools import to_tool_records
 from lorage_jax.data.records import Row
 from lorage_jax.errors import DataError
 from lorage_jax.world import tools_texts as say
@@ -194,18 +193,6 @@ def draw(split: str, n: int, seed: int) -> list[Row]:
         row = {"instruction": prompt.system + user, "input": "", "output": target}
         rows.append({**row, "id": f"{split}-{seed}-{i}"})
     return rows
-
-
-def to_prompt_records(rows: Iterable[Row]) -> list[dict[str, str]]:
-    """Rows as training data: the static part becomes the system prompt, the rest the user text."""
-    return [
-        {
-            "system": record.instruction.static,
-            "user": record.instruction.dynamic,
-            "target": record.output,
-        }
-        for record in to_tool_records(rows)
-    ]
 
 
 def blind_ceiling(split: str) -> float:

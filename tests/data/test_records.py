@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorage_jax.data.records import Record, Skipped, read_jsonl, read_rows, read_text, to_record
+from lorage_jax.data.records import Record, Skipped, read_rows, read_text, to_record
 from lorage_jax.errors import DataError
 
 ROW = {"system": "s", "user": "u", "target": "t"}
@@ -16,9 +16,8 @@ def test_json_lines_plain_and_gzipped(tmp_path, name):
     second = json.dumps({"a": "b\u2028c"}, ensure_ascii=False)
     data = f"\ufeff{json.dumps(ROW)}\r\n\n{second}\n".encode()
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    assert read_jsonl(path) == [ROW, {"a": "b\u2028c"}]
     # Blank lines are skipped but counted: the place is the line of the file.
-    assert [place for place, _ in read_rows(path)] == [f"{path}:1", f"{path}:3"]
+    assert read_rows(path) == [(f"{path}:1", ROW), (f"{path}:3", {"a": "b\u2028c"})]
 
 
 def test_json_array(tmp_path):
@@ -50,14 +49,14 @@ def test_bad_files_name_file_and_line(tmp_path, case):
     name, data, message = BAD_FILES[case]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
-        read_jsonl(tmp_path / name)
+        read_rows(tmp_path / name)
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        read_jsonl(tmp_path / "none.jsonl")
+        read_rows(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
-        read_jsonl(tmp_path)
+        read_rows(tmp_path)
 
 
 def _chat(*pairs):

@@ -8,7 +8,7 @@ import pytest
 
 from lorage_jax.errors import DataError
 from lorage_jax.evaluate.paired import Gap
-from lorage_jax.evaluate.results import OLD_ARMS, EvalResult, TaskScore, ToolScore, arm_name
+from lorage_jax.evaluate.results import OLD_ARMS, EvalResult, TaskScore, ToolScore, current_arm
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
@@ -17,7 +17,7 @@ def renamed(value):
     """The same JSON with old names of arms replaced by new ones."""
     if not isinstance(value, dict):
         return value
-    return {arm_name(key): renamed(one) for key, one in value.items()}
+    return {current_arm(key): renamed(one) for key, one in value.items()}
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def recorded():
 
 def test_a_recorded_file_loads_and_keeps_everything(recorded):
     result = EvalResult.from_json(recorded, "here")
-    assert list(result.arms) == [arm_name(name) for name in recorded["arms"]]
+    assert list(result.arms) == [current_arm(name) for name in recorded["arms"]]
     assert result.main == result.main_arm == "lora_gen"
     old = recorded["arms"].get("specialized") or recorded["arms"]["lora_gen"]
     score = result.arms["lora_gen"].tasks["piqa"]

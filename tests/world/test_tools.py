@@ -20,7 +20,6 @@ from lorage_jax.world.tools import (
     draw,
     draw_prompt,
     library,
-    to_prompt_records,
 )
 from lorage_jax.world.tools_texts import MISSING, OBJECTS, VERBS
 from tests.world.tool_texts import listed, read, solve, style
@@ -37,6 +36,18 @@ def split(request):
 @pytest.fixture(scope="module")
 def records(split):
     return to_tool_records(draw(split, N, seed=3))
+
+
+def to_prompt_records(rows):
+    """Rows as training data: the static part is the system prompt, the rest the user's text."""
+    return [
+        {
+            "system": one.instruction.static,
+            "user": one.instruction.dynamic,
+            "target": one.output,
+        }
+        for one in to_tool_records(rows)
+    ]
 
 
 def tokenizer_of(rows):

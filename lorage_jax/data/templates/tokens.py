@@ -97,10 +97,6 @@ class TurnEncoder:
             raise DataError("the text holds characters that are reserved (U+F8F0, U+F8F1).")
         return self._controls.sub(lambda found: self._hidden[found[0]], content)
 
-    def show(self, text: str) -> str:
-        """The inverse of `hide`."""
-        return self._marks.sub(lambda found: self._shown[found[0]], text)
-
     def control(self, text: str) -> re.Match[str] | None:
         """The first control token in a text."""
         return self._controls.search(text)
