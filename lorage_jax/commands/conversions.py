@@ -36,7 +36,7 @@ class Export:
     base: Path | None = None
     """GGUF file of the model's base, from which all but the FFN's matrices is copied."""
     pre: str | None = None
-    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    """llama.cpp's name for the tokenizer's pre-tokenizer, if lorage does not recognise it."""
     turns: Path | None = None
     """For a base that adapters are applied to: a card, whose turns the file gets."""
     coordinator: Coordinator = None
@@ -63,7 +63,7 @@ class Import:
     dtype: Dtype | None = None
     """Dtype of all weights; by default as in the file, and float32 for quantised ones."""
     pre: str | None = None
-    """llama.cpp's name of the way in which the tokenizer splits texts, if lorage does not know."""
+    """llama.cpp's name for the tokenizer's pre-tokenizer, if lorage does not recognise it."""
     json: Json = None
     overwrite: Overwrite = False
 

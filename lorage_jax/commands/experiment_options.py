@@ -29,7 +29,8 @@ class Train:
     resume_step: int | None = None
     """Continue from the checkpoint of this step; later ones are moved to checkpoints_set_aside."""
     resume_data: Literal["same", "changed"] = "same"
-    """With changed, the data may be others than before: the run goes on at the same position."""
+    """With changed, the data may differ from the checkpoint's; the run continues at the same
+    position."""
     checkpoints: str | None = None
     """Folder or bucket (gs://...) for checkpoints, instead of <out>/checkpoints."""
     profile: str | None = None
@@ -59,7 +60,8 @@ class Pretrain:
     resume_step: int | None = None
     """Continue from the checkpoint of this step; later ones are moved to checkpoints_set_aside."""
     resume_data: Literal["same", "changed"] = "same"
-    """With changed, the data may be others than before: the run goes on at the same position."""
+    """With changed, the data may differ from the checkpoint's; the run continues at the same
+    position."""
     coordinator: Coordinator = None
     num_processes: Processes = None
     process_id: ProcessId = None
@@ -86,8 +88,8 @@ class Compile:
     """Also compile the step for rows of this many tokens, to estimate a typical step. With
     --batches: the length of prompts and queries."""
     batches: str | None = None
-    """Numbers of rows separated by commas, e.g. 1,32,256. Instead of training, compile decoding,
-    merged and with a card per row, and specialising for so many rows at once."""
+    """Batch sizes, comma-separated, e.g. 1,32,256, at which to compile decoding (merged, and with
+    one card per row) and specialising, instead of the training step."""
     programs: str = "decode,decode_cards,specialize"
     """The programs of --batches."""
     json: Json = None
@@ -97,8 +99,8 @@ class Compile:
 class Compare:
     """Train several methods in one experiment, ask them the same questions, and make one table.
 
-    The experiment file defines config() -> CompareConfig. What was trained or measured before is
-    not done again. The bare edge and the controls of lora_gen are asked in every comparison.
+    The experiment file defines config() -> CompareConfig. Existing runs and measurements are
+    reused. The bare edge and the controls of lora_gen are asked in every comparison.
 
     Example: lorage compare experiments/nano/compare.py --methods lora_gen,lora --json methods.json
     """

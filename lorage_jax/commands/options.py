@@ -36,6 +36,12 @@ Experiment = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(help="Python file, or its name below experiments/, such as paper/tinyllama."),
 ]
+_GENERATOR = tyro.conf.arg(
+    help="Folder that `lorage train` wrote, nano or smollm2 for a bundled generator, or OWNER/NAME "
+    "on the Hub."
+)
+GeneratorFolder = Annotated[Path, _GENERATOR]
+MaybeGenerator = Annotated[Path | None, _GENERATOR]
 Edge = Annotated[
     Path | None,
     tyro.conf.arg(help="Edge model (folder or GGUF), if not where the generator recorded it."),
@@ -95,8 +101,7 @@ class Specialize:
     Example: lorage specialize --generator runs/a/generator --prompt prompt.txt --out special
     """
 
-    generator: Path
-    """Folder that `lorage train` wrote, or nano for the bundled generator."""
+    generator: GeneratorFolder
     prompt: str
     """Text file with the system prompt; - reads standard input."""
     out: Path
@@ -170,8 +175,7 @@ class Serve:
     Example: lorage serve --generator nano --port 8000
     """
 
-    generator: Path
-    """Folder that `lorage train` wrote, or nano or smollm2 for a bundled generator."""
+    generator: GeneratorFolder
     edge: Edge = None
     cloud: Cloud = None
     host: str = "127.0.0.1"
@@ -210,7 +214,7 @@ class Inspect:
     """
 
     path: Positional[Path]
-    """Card file, or folder that lorage_jax wrote; nano is the bundled generator."""
+    """Card file, or folder that lorage_jax wrote, or nano or smollm2 for a bundled generator."""
     tasks: bool = False
     """Also show which experts serve which built-in tasks, and the nearest prompts."""
     prompt: str | None = None
@@ -242,8 +246,7 @@ class Eval:
     model: Path | None = None
     """Hugging Face folder or GGUF file, scored as it is (few-shot samples in its context)."""
     adapter: Adapters = ()
-    generator: Path | None = None
-    """Folder that `lorage train` wrote, or nano; it specialises the edge for every task."""
+    generator: MaybeGenerator = None
     edge: Edge = None
     cloud: Cloud = None
     shots: str | None = None
