@@ -3,14 +3,15 @@
 The cloud is LLaMA3-8B, or the model that LORAGE_CLOUD names. A batch has 64 rows of at most 2048
 tokens, and training takes four epochs of the six training sets.
 
-LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub
-(default: models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)` and
-`alpaca/alpaca.jsonl(.gz)`; without it, the data come from the Hub.
+LORAGE_MODELS is the folder that holds the models' Hugging Face folders, named as on the Hub (by
+default ~/.cache/lorage-models). LORAGE_DATA is a folder with `commonsense/<task>/train.jsonl(.gz)`
+and `alpaca/alpaca.jsonl(.gz)`; without it, the data come from the Hub.
 """
 
 import os
 from pathlib import Path
 
+from lorage_jax.bundled import kept_models
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -20,7 +21,7 @@ from lorage_jax.config import (
     Source,
 )
 
-MODELS = Path(os.environ.get("LORAGE_MODELS", "models"))
+MODELS = kept_models()
 DATA = os.environ.get("LORAGE_DATA")
 CLOUD = os.environ.get("LORAGE_CLOUD", "Meta-Llama-3-8B")
 BATCH, EPOCHS, LENGTH = 64, 4, 2048

@@ -11,6 +11,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from lorage_jax.bundled import kept_models
 from lorage_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -21,7 +22,7 @@ from lorage_jax.config import (
     Source,
 )
 
-MODELS = Path(os.environ.get("LORAGE_MODELS", "~/.cache/lorage-models")).expanduser()
+MODELS = kept_models()
 DATA = Path(os.environ.get("LORAGE_REAL_DATA", "runs/real/data"))
 EDGE = "SmolLM2-135M-Instruct"
 COMMONSENSE = ("arc_challenge", "arc_easy", "openbookqa", "boolq", "social_iqa")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax import cli
+from lorage_jax.bundled import kept_models
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.files.outputs import write_file
 from lorage_jax.provenance import provenance
@@ -26,7 +27,7 @@ RUNS = Path("runs/real/tables")
 RESULTS = ROOT / "experiments" / "results" / "real"
 DATA = Path(os.environ.get("LORAGE_DATA", ROOT.parent / "shared" / "data"))
 REAL_DATA = Path(os.environ.get("LORAGE_REAL_DATA", "runs/real/data"))
-MODELS = Path(os.environ.get("LORAGE_MODELS", "~/.cache/lorage-models")).expanduser()
+MODELS = kept_models()
 EDGE = MODELS / "SmolLM2-135M-Instruct"
 ARMS = {
     "few_shot": "edge, lm-eval's prompt",

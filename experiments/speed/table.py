@@ -5,8 +5,8 @@
     python experiments/speed/table.py --dtypes bfloat16 --repeats 3 --out /tmp/speed
 
 Hardware: two CPU cores that do nothing else. Wall time: about an hour. The model is
-SmolLM2-135M-Instruct in $LORAGE_MODELS (by default models/); --model names another. Records for
-scoring are ARC-Easy's in $LORAGE_DATA (by default ../shared/data).
+SmolLM2-135M-Instruct in $LORAGE_MODELS (by default ~/.cache/lorage-models); --model names another.
+Records for scoring are ARC-Easy's in $LORAGE_DATA (by default ../shared/data).
 
 Every row but `generator` is one `lorage bench ... --model`, which times both libraries in turn.
 `generator` has no other library: its step is timed in turn with that of an earlier version, which
@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.bench.peers import threads
+from lorage_jax.bundled import kept_models
 from lorage_jax.files.outputs import write_file
 from lorage_jax.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-MODELS = Path(os.environ.get("LORAGE_MODELS", "models"))
+MODELS = kept_models()
 DATA = Path(os.environ.get("LORAGE_DATA", ROOT.parent / "shared" / "data"))
 RECORDS = DATA / "commonsense" / "arc_easy" / "test.jsonl.gz"
 BEFORE = "9d72a80"  # the last version whose step wrote activations transposed and converted weights
