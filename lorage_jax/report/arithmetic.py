@@ -58,7 +58,7 @@ OUR_COUNTS = {
     "macs_with_prompt": "instruction in the prompt (base, LoRA)",
     "macs_loramoe": "the same with LoRAMoE",
     "macs_mixlora": "the same with MixLoRA",
-    "macs_specialized": "specialized (LoRA-Gen)",
+    "macs_specialized": "specialised (LoRA-Gen)",
     "macs_cloud_pass": "cloud pass, once per prompt",
     "macs_merge": "merge, once per prompt",
 }

@@ -20,7 +20,7 @@ CACHED = "in_context_cached"
 WAYS = {
     "with_prompt": "prompt in the context, read anew",
     "prompt_cached": "prompt in the context, its keys kept",
-    "specialized": "specialized, no prompt",
+    "specialized": "specialised, no prompt",
 }
 # Arms in the picture, and the paper's method that gives each its marker.
 DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "lora_gen": OURS}
@@ -110,11 +110,11 @@ def times(inputs: Inputs) -> Section | None:
         "first token, ms",
         "each further token, ms",
         "request, ms",
-        "against specialized",
+        "against specialised",
     )
     notes = (
-        "The edge reads the prompt with every request, or once: then a request starts behind a "
-        "copy of the prompt's keys and values, which every step still reads. The specialized edge "
+        "The edge reads the prompt with every request, or once: then a request starts after a "
+        "copy of the prompt's keys and values, which every step still reads. The specialised edge "
         "has neither. The cloud's reading of the prompt, once, is not included.",
         f"One request at a time, medians. {DASH}: not measured.",
     )

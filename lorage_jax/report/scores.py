@@ -28,7 +28,7 @@ from lorage_jax.report.paper import (
 
 SHORT = {task.name: task.short for task in TASKS}
 ARMS = {
-    "lora_gen": "specialized (LoRA-Gen)",
+    "lora_gen": "specialised (LoRA-Gen)",
     "model": "model as it is",
     "in_context": "prompt in the context",
     "in_context_cached": "prompt in the context, its keys kept",
@@ -39,7 +39,7 @@ ARMS = {
     "random": "a random prompt (control)",
     "mean_gates": "mean gates (control)",
     "no_tools": "tool lines left out",
-    "lora_gen_tools": "specialized, format rules kept",
+    "lora_gen_tools": "specialised, format rules kept",
 }
 
 

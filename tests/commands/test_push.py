@@ -68,7 +68,7 @@ def test_scores_enter_the_page(sent, tmp_path, capsys):
     scores = ["--scores", str(tmp_path / "scores.json")]
     assert cli.main(["push", str(smollm2.GENERATOR), "me/gen", *scores]) == 0
     page = sent["README.md"].decode()
-    assert "| specialized (LoRA-Gen) | 0.545 ± 0.014 | 21 |" in page
+    assert "| specialised (LoRA-Gen) | 0.545 ± 0.014 | 21 |" in page
     assert "| another task's prompt (control) | 0.111 ± 0.011 | 21 |" in page
     assert "Scored by `lorage eval` on cpu." in page and "seen.jsonl" not in page
     headings = [line for line in before.splitlines() if line.startswith("#")]

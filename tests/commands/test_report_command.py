@@ -49,7 +49,7 @@ def test_a_report_is_whole(files, tmp_path, capfd):
     page = Html((out / "report.html").read_text("utf-8"))
     markdown = (out / "report.md").read_text("utf-8")
     for tables in (page.tables, markdown_tables(markdown)):
-        assert table(tables, "Table 2")["specialized (LoRA-Gen)"]["PIQA (unseen)"] == "75.8 ± 1.1"
+        assert table(tables, "Table 2")["specialised (LoRA-Gen)"]["PIQA (unseen)"] == "75.8 ± 1.1"
         assert table(tables, "Expert usage")["special"]["e0"] == "1.00"
     pictures = re.findall(r"\]\(([^)]*\.png)\)", markdown)
     assert [str(out / name) for name in pictures] == said["pictures"] and len(pictures) == 2

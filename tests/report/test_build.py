@@ -61,7 +61,7 @@ def test_the_papers_other_tables():
 def test_our_numbers_stand_in_their_columns(pages):
     for tables in both(pages, scores=evaluation()):
         rows = table(tables, "Table 2")
-        ours, other = rows["specialized (LoRA-Gen)"], rows["prompt in the context"]
+        ours, other = rows["specialised (LoRA-Gen)"], rows["prompt in the context"]
         for task in TASKS:
             column = f"{task.short} ({'seen' if task.seen else 'unseen'})"
             assert ours[column] == f"{100 * acc('lora_gen', task.name):.1f} ± 1.1"
@@ -71,9 +71,9 @@ def test_our_numbers_stand_in_their_columns(pages):
         assert rows["MixLoRA"]["BoolQ (seen)"] == "73.3" and rows["MixLoRA"]["ms"] == "100.1"
         assert [task.short for task in TASKS if not task.seen] == ["HellaS", "WinoG", "PIQA"]
         apart = table(tables, "Seen and unseen")
-        assert apart["specialized (LoRA-Gen)"]["seen (5 tasks)"] == "48.0"
-        assert apart["specialized (LoRA-Gen)"]["unseen (3 tasks)"] == DASH
-        assert apart["specialized (LoRA-Gen)"]["all that were run"] == "70.0 ± 0.6"
+        assert apart["specialised (LoRA-Gen)"]["seen (5 tasks)"] == "48.0"
+        assert apart["specialised (LoRA-Gen)"]["unseen (3 tasks)"] == DASH
+        assert apart["specialised (LoRA-Gen)"]["all that were run"] == "70.0 ± 0.6"
         assert apart["LoRAMoE"]["unseen (3 tasks)"] == f"{(45.4 + 62.0 + 74.1) / 3:.1f}"
 
 
@@ -82,9 +82,9 @@ def test_what_was_not_run_is_a_dash(pages):
     values["arms"]["lora_gen"]["tasks"]["boolq"]["acc"] = float("nan")
     values["arms"]["lora_gen"]["tasks"]["piqa"]["acc_stderr"] = None
     for tables in both(pages, scores=values):
-        ours = table(tables, "Table 2")["specialized (LoRA-Gen)"]
+        ours = table(tables, "Table 2")["specialised (LoRA-Gen)"]
         shown = {name: cell for name, cell in ours.items() if cell not in (DASH, "")}
-        assert shown == {"": "specialized (LoRA-Gen)", "PIQA (unseen)": "75.8"}
+        assert shown == {"": "specialised (LoRA-Gen)", "PIQA (unseen)": "75.8"}
 
 
 EXACT = "exact_match,strict-match"  # as lm-eval names it
@@ -99,8 +99,8 @@ def test_other_tasks_and_metrics_have_a_table_of_their_own(pages):
     for tables in both(pages, scores=values):
         rows = table(tables, "Other metrics")
         assert set(rows) == {"PIQA: acc_norm", f"gsm8k: {EXACT}", "gsm8k: bytes"}
-        assert rows[f"gsm8k: {EXACT}"]["specialized (LoRA-Gen)"] == "12.3 ± 1.0"
-        assert rows["gsm8k: bytes"]["specialized (LoRA-Gen)"] == "3.250 ± 0.500"
+        assert rows[f"gsm8k: {EXACT}"]["specialised (LoRA-Gen)"] == "12.3 ± 1.0"
+        assert rows["gsm8k: bytes"]["specialised (LoRA-Gen)"] == "3.250 ± 0.500"
         assert rows["PIQA: acc_norm"]["prompt in the context"] == DASH
 
 
@@ -109,7 +109,7 @@ def test_other_tasks_and_metrics_have_a_table_of_their_own(pages):
 
 def test_gaps_with_their_errors_and_marks(pages):
     for tables in both(pages, scores=evaluation()):
-        rows = table(tables, "specialized (LoRA-Gen) minus")
+        rows = table(tables, "specialised (LoRA-Gen) minus")
         assert set(rows) == {*(task.short for task in TASKS), "AVE"}
         assert rows["PIQA"]["another task's prompt (control)"].rstrip(" *") == "+3.1 ± 0.9"
         assert rows["PIQA"]["mean gates (control)"] == "+0.4 ± 0.8"
@@ -165,9 +165,9 @@ def test_table_3_with_both_scorers(pages):
     for tables in both(pages, scores=evaluation(tasks=(), gpt4tools=tools(), gaps={})):
         official, strict = table(tables, "Table 3"), table(tables, "The same answers")
         for index, (_, column) in enumerate(TOOL_SCORES):
-            assert official["specialized (LoRA-Gen)"][column] == f"{61 + index}.0 ± 2.0"
-            assert strict["specialized (LoRA-Gen)"][column] == f"{51 + index}.0"
-        assert official["specialized (LoRA-Gen)"]["compression"] == "6.2x"
+            assert official["specialised (LoRA-Gen)"][column] == f"{61 + index}.0 ± 2.0"
+            assert strict["specialised (LoRA-Gen)"][column] == f"{51 + index}.0"
+        assert official["specialised (LoRA-Gen)"]["compression"] == "6.2x"
         assert official["LoRA, without tools"]["SRact"] == "60.9"
         assert official["LoRA-Gen"]["compression"] == "10.1x"
         assert "LoRA-Gen" not in strict  # the paper has no such figures
@@ -177,7 +177,7 @@ def test_gpt4tools_alone(pages):
     """There is no main arm then, and the origin of the records must be conspicuous."""
     values = evaluation(main=None, arms={}, gaps={}, gpt4tools=tools())
     html, markdown = pages(scores=values)
-    assert '<tr class="ours"><td class="text">specialized (LoRA-Gen)</td>' in html
+    assert '<tr class="ours"><td class="text">specialised (LoRA-Gen)</td>' in html
     for text in (html, markdown):
         assert "gen-folder on edge-folder (scores.json): 9 of them." in text
 
@@ -225,7 +225,7 @@ def test_times_of_requests_with_the_prompt_read_anew_kept_and_without_it(pages):
         anew, kept = found["prompt in the context, read anew"], found[KEPT]
         assert anew == ["300", "406.2", "11.0", "812.3", "2.71x"]
         assert kept == ["100", "225.2", "12.0", "450.5", "1.50x"]
-        assert found["specialized, no prompt"] == ["100", "150.0", "13.0", "300.0", "1.00x"]
+        assert found["specialised, no prompt"] == ["100", "150.0", "13.0", "300.0", "1.00x"]
         rows = table(tables, "Table 2")
         assert rows[KEPT]["ms"] == "225.2"
     old = {name: value for name, value in latency.items() if "cached" not in name}
@@ -242,7 +242,7 @@ def test_a_latency_counts_only_for_a_model_as_large(pages):
     for changes, expected in cases:
         html, _ = pages(scores=evaluation(), latency=latency | changes)
         rows = table(Html(html).tables, "Table 2")
-        arms = ("specialized (LoRA-Gen)", "prompt in the context")
+        arms = ("specialised (LoRA-Gen)", "prompt in the context")
         assert tuple(rows[arm]["ms"] for arm in arms) == expected
         assert ("Filled: 2 of ours" in html) == (not changes)
         assert ("There is no point of ours" in html) == bool(changes)

@@ -108,7 +108,7 @@ def test_properties_are_derived(result):
     assert shown["lora"] == ["yes", "yes", "no", "no"]
     three = dataclasses.replace(CONFIG, methods={"bare": {"samples": 3}})
     what = combined(three, {"bare": [figures([0.0])]})["methods"]["bare"]["what"]
-    assert what.endswith("; 3 solved samples behind every prompt")
+    assert what.endswith("; 3 solved samples after every prompt")
     assert [cell.strip() for cell in text.split("| lora |")[2].split("|")[:6]] == [
         *("5", "10.0", "2.00", "3.0", "1.25", "1")
     ]

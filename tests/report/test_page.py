@@ -134,7 +134,7 @@ def test_labels_cover_neither_each_other_nor_a_point(ours):
         Point(f"{p.model[:5]} {p.method}", p.model, p.method, p.milliseconds, p.average)
         for p in TABLE_2
     ]
-    points += [Point("ours: specialized", "ours", "LoRA-Gen", *ours)]
+    points += [Point("ours: specialised", "ours", "LoRA-Gen", *ours)]
     points += [Point("ours: prompt in the context", "ours", "base", ours[0] * 2, ours[1])]
     figure = _scatter(points, {"ours"})
     figure.savefig(io.BytesIO(), format="png", dpi=figure.dpi)
@@ -265,4 +265,4 @@ def test_junk_in_the_leaves_is_a_dash_and_no_crash(pages, junk):
     rows = table(Html(html).tables, "Table 2")
     assert rows["prompt in the context"]["PIQA (unseen)"].startswith("65.8")
     expected = "300.0" if type(junk) is int else DASH
-    assert rows["specialized (LoRA-Gen)"]["PIQA (unseen)"] == expected
+    assert rows["specialised (LoRA-Gen)"]["PIQA (unseen)"] == expected
