@@ -210,7 +210,7 @@ class Layout:
     def spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
         """Host rows [B, ...], split over the batch devices; the last one is repeated to fill up.
 
-        Of several processes, each has all rows.
+        With several processes, each has all rows.
         """
         missing = -len(rows) % self.batch_devices
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])

@@ -29,7 +29,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = ["# Instructions: SmolLM2-135M-Instruct, specialised by the bundled generator", ""]
     lines.append("Exact match (SQuAD's normalisation), standard error over records.\n")
     head = [f"{SETS[name]} ({len(_tasks(found))} tasks)" for name, found in results.items()]
-    lines.append("| | " + " | ".join([*head, "edge tokens a request"]) + " |")
+    lines.append("| | " + " | ".join([*head, "edge tokens per request"]) + " |")
     lines.append("|---|" + "---:|" * (len(head) + 1))
     for arm, meaning in ARMS.items():
         cells = []

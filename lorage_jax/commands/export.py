@@ -24,7 +24,7 @@ DEFAULT = "f16"
 def run(options: Export) -> dict[str, Any] | None:
     """Writes the file and returns its size in bytes, with the time in seconds.
 
-    Of several processes, the main one does.
+    With several processes, only the main one writes.
     """
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
     return distributed.on_main(lambda: _exported(options))

@@ -44,8 +44,8 @@ FORMAT = "lorage-special/1"
 def run(options: Specialize) -> dict[str, Any] | None:
     """Writes the folder `--out`, prints the report and returns it.
 
-    Of several processes, all hold and run their part of a cloud that is shared; the main one does
-    the rest, and alone returns the report.
+    With several processes, each holds and runs its part of a shared cloud; the main one does the
+    rest and alone returns the report.
     """
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
     with distributed.together():

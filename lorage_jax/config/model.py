@@ -21,7 +21,7 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
-    # Of yarn alone, so that they are not part of another scaling's text.
+    # For yarn alone, so that they are not part of another scaling's text.
     beta_fast: float = field(default=32.0, repr=False)  # turns from which a frequency stays
     beta_slow: float = field(default=1.0, repr=False)  # turns below which all of it is scaled
     truncate: bool = field(default=True, repr=False)  # these bounds to whole channels

@@ -135,13 +135,13 @@ def split_instruction(text: str, where: str) -> Instruction:
         raise _unlike(where, "has no line `> tool name: description`")
     talk = _line(text, CONVERSATION, tools.end())
     if talk is None:
-        raise _unlike(where, f"has no line `{CONVERSATION}` behind its tools")
+        raise _unlike(where, f"has no line `{CONVERSATION}` after its tools")
     fence = text.rfind(FENCE, tools.end(), talk)
     if fence < 0:
-        raise _unlike(where, f"has no format rules in {FENCE} behind its tools")
+        raise _unlike(where, f"has no format rules in {FENCE} after its tools")
     request = _line(text, REQUEST, talk)
     if request is None:
-        raise _unlike(where, f"has no line `{REQUEST}...` behind its conversation")
+        raise _unlike(where, f"has no line `{REQUEST}...` after its conversation")
     trace = _line(text, THOUGHT, request)
     trace = len(text) if trace is None else trace
     # The last line of the request, if it is the suffix; all other lines are the user's.

@@ -60,7 +60,7 @@ def gsm8k_example(row: Row, where: str) -> Example:
     """
     question, answer = require_text(row, "question", where), require_text(row, "answer", where)
     if "####" not in answer:
-        raise DataError(f"{where}: the answer has no final number behind `####`.")
+        raise DataError(f"{where}: the answer has no final number after `####`.")
     first, *parts = answer.split("<<")
     return Example(question, first + "".join(part.split(">>", 1)[-1] for part in parts))
 

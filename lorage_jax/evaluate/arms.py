@@ -10,7 +10,7 @@ generators nor LoRA.
     gaps = paired_gaps(scores, "lora_gen", ("shuffled", "bare"))
 
 Controls are the proof that the prompt matters: a score that another prompt, random text or the
-mean gates reach as well is not owed to the prompt.
+mean gates reach as well does not come from the prompt.
 """
 
 from __future__ import annotations

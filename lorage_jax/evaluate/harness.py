@@ -115,7 +115,8 @@ class LorageLM(ChatRequests, TemplateLM):
     ) -> None:
         """Switches to another model (same tokenizer) or encoding, and resets the counts.
 
-        `prefix` stands in front of every request; `experts` with routers stand beside the model.
+        `prefix` stands in front of every request; `experts` with routers are applied next to
+        the model.
         """
         self.model, self.prefix, self.experts = place(model), prefix, experts
         self.encoding = encoding or self.encoding

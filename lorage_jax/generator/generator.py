@@ -62,7 +62,7 @@ class Generator:
     source: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)  # how it was trained
     template: TemplateKind = NEWEST  # the turns it was trained in
-    # Of the chat template: its text for the cloud and the edge, at training, by role.
+    # The text of the chat template of the cloud and of the edge at training, by role.
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     # At training, by role: `Template.read_digest` of the cloud, `Template.digest` of the edge.
     turns: Mapping[str, str | None] = field(default_factory=dict)

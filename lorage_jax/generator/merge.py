@@ -29,7 +29,7 @@ from lorage_jax.models.model import Model
 LAYERWISE_BYTES = GIB  # larger FFN weights are merged layer by layer, to save memory
 SAMPLED = 16  # `auto` looks at one output column in so many before it chooses a rounding
 
-# Of each projection: A [L, I, P] and B [L, P, O].
+# For each projection: A [L, I, P] and B [L, P, O].
 Factors = dict[str, tuple[Array, Array]]
 
 

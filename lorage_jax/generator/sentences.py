@@ -138,7 +138,9 @@ def vector_width(folder: str | Path) -> int:
     """The number of values of an encoder's vectors. Raises WeightsError if there is no encoder."""
     values = _values(Path(folder).expanduser() / "config.json")
     if values is None or not isinstance(values.get("hidden_size"), int):
-        raise WeightsError(f"{folder} is no sentence encoder: its config.json has no hidden_size.")
+        raise WeightsError(
+            f"{folder} is not a sentence encoder: its config.json has no hidden_size."
+        )
     return values["hidden_size"]
 
 

@@ -105,7 +105,7 @@ def chat_ids(template: Template, messages: Any) -> list[int]:
     if isinstance(messages, str):
         messages = question(messages)
     if not is_messages(messages):
-        raise DataError(f"{str(messages)[:60]!r} is no chat; expected a text, or messages.")
+        raise DataError(f"{str(messages)[:60]!r} is not a chat; expected a text, or messages.")
     return template.ids(messages)
 
 

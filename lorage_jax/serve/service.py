@@ -148,7 +148,7 @@ class Service:
         return answers
 
     def _most(self, settings: Settings, length: int) -> int:
-        """The most tokens of an answer behind a prompt of `length` tokens."""
+        """The most tokens of an answer to a prompt of `length` tokens."""
         room, most = self.context - length, settings.most
         if room < 1 or (most is not None and most > room):
             asked = "" if most is None else f" and {most} new ones were asked for"
@@ -170,7 +170,7 @@ class Service:
         if not system.strip() or count == len(messages):
             raise RequestError(
                 f"{EDGE}:{AUTO} makes the card of the system message: expected one, with a text, "
-                f"and a user's message behind it. Without a system prompt, use {EDGE!r}.",
+                f"and a user's message after it. Without a system prompt, use {EDGE!r}.",
                 param="messages",
             )
         card = await self._made(system, "messages")

@@ -61,7 +61,7 @@ class Part:
     method: str
     seed: int
     experiment: ExperimentConfig | None
-    samples: int = 0  # solved samples behind every prompt
+    samples: int = 0  # solved samples after every prompt
     trained: Path | None = None  # the result of a finished run
 
     @property
@@ -160,7 +160,7 @@ def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
 
 
 def _with_samples(config: CompareConfig, sample: WorldSample, count: int) -> dict[str, str]:
-    """Each prompt of a sample with `count` solved samples behind it."""
+    """Each prompt of a sample with `count` solved samples after it."""
     asked = config.questions
     if isinstance(sample, TaskSample):
         return {
@@ -176,8 +176,8 @@ def costs(
 ) -> dict[str, dict[str, Any]]:
     """`Costs` of a request under every method, of its first seed, and `seconds_per_request`.
 
-    All methods take turns in this run. Of several processes, the main one measures; the others get
-    an empty result.
+    All methods take turns in this run. With several processes, the main one measures; the others
+    get an empty result.
     """
     edge = load_model(config.base.edge, config.base.dtype)
     methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
@@ -322,7 +322,7 @@ def _method(
         for kind in ("edge_tokens", "context_tokens")
     }
     return {
-        "what": method.what + (f"; {samples} solved samples behind every prompt" * bool(samples)),
+        "what": method.what + (f"; {samples} solved samples after every prompt" * bool(samples)),
         "samples": samples,
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],

@@ -1,4 +1,4 @@
-"""Solved samples behind the prompts of the built-in tasks, for any method."""
+"""Solved samples after the prompts of the built-in tasks, for any method."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WithSamples(Method):
     """
 
     name: ClassVar[str] = "with_samples"
-    what: ClassVar[str] = "another method, whose prompts have solved samples behind them"
+    what: ClassVar[str] = "another method, whose prompts have solved samples after them"
 
     method: Method
     texts: Mapping[str, str]

@@ -58,7 +58,7 @@ def test_a_text_is_read_once(folder):
 
 
 def test_folders_that_are_none(folder, tmp_path, monkeypatch):
-    with pytest.raises(WeightsError, match="is no sentence encoder"):
+    with pytest.raises(WeightsError, match="is not a sentence encoder"):
         load_encoder(tmp_path)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
