@@ -10,6 +10,7 @@ import pytest
 
 import lorage_jax as lg
 from lorage_jax.commands import inspect
+from lorage_jax.world import explain as explaining
 from tests.commands.world import PROMPT, lorage
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -73,7 +74,7 @@ def test_misuse(world, tmp_path, refuse, monkeypatch):
     (tmp_path / "mine.png").write_text("mine")
     tasks = ("inspect", world.generator, "--tasks")
     with monkeypatch.context() as patch:
-        patch.setattr(inspect, "explain", None)  # these are refused before the work
+        patch.setattr(explaining, "explain", None)  # these are refused before the work
         refuse(*tasks, "--png", tmp_path / "mine.png", says="mine.png")
         refuse(*tasks, "--prompt", tmp_path / "none.txt", says="Expected a file with the text")
     (tmp_path / "long.txt").write_text("x" * 300)
