@@ -232,23 +232,44 @@ def attention(
 
     The backward pass recomputes the scores instead of keeping them.
     """
-    return attention_by_head(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    y: Array = _attend(_grouped(q, k), keys, values, mask, scale, cap)  # pyright: ignore[reportAssignmentType]
+    return y.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def attention_by_head(
+def attention_with_cache(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
-    mask: Bool[Array, "B T S"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cached_k: Float[Array, "B K S H"],
+    cached_v: Float[Array, "B K S H"],
+    cached_mask: Bool[Array, "B T S"],
+    mask: Bool[Array, "B T T"],
     scale: float,
     cap: float | None,
 ) -> Float[Array, "B T N H"]:
-    """`attention` over keys and values whose heads stand in front, as in a cache."""
+    """`attention` over S cached slots and the T new ones, without joining their arrays."""
+    grouped, values = _grouped(q, k), (cached_v, v.swapaxes(1, 2))
+    scores = (
+        _scores(grouped, cached_k, cached_mask, scale, cap),
+        _scores(grouped, k.swapaxes(1, 2), mask, scale, cap),
+    )
+    top = jnp.maximum(*(jnp.max(x, axis=-1, keepdims=True) for x in scores))
+    weights = [jnp.exp(x - top) for x in scores]
+    total = jnp.add(*(jnp.sum(x, axis=-1, keepdims=True) for x in weights))
+    parts = (
+        _batched("rs,sh->rh", w.astype(x.dtype), x, out=jnp.float32)
+        for w, x in zip(weights, values, strict=True)
+    )
+    y = (jnp.add(*parts) / total).astype(v.dtype)
+    return y.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _grouped(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K G T H"]:
+    """The queries by the kv head that they read."""
     batch, length, heads, size = q.shape
-    kv = k.shape[1]
-    grouped = q.reshape(batch, length, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
-    y: Array = _attend(grouped, k, v, mask, scale, cap)  # pyright: ignore[reportAssignmentType]
-    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+    kv = k.shape[2]
+    return q.reshape(batch, length, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -79,6 +79,17 @@ def test_attention_is_softmax_attention(kv_heads, cap):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(("kv_heads", "cap"), [(1, None), (2, 2.0)])
+def test_attention_with_a_cache_is_that_over_all_slots(kv_heads, cap):
+    """Of seven slots, two are cached and five are the asking ones; a row that sees none stays."""
+    (q, k, v), mask, _ = attention_case(kv_heads, jnp.float32)
+    mask = mask & (jnp.arange(7) - 2 <= jnp.arange(5)[:, None])
+    front = (k[:, :2].swapaxes(1, 2), v[:, :2].swapaxes(1, 2), mask[:, :, :2])
+    found = ops.attention_with_cache(q, k[:, 2:], v[:, 2:], *front, mask[:, :, 2:], 0.4, cap)
+    wanted = plain_attention(q, k, v, mask, 0.4, cap)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("cap", [None, 2.0])
 def test_attention_in_bfloat16(cap):
     arguments, mask, weights = attention_case(2, jnp.bfloat16)

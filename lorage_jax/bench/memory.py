@@ -18,7 +18,7 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.infer.generate import compiled_continue, compiled_start, padded_prompt
 from lorage_jax.infer.sample import Sampling
-from lorage_jax.models.bits import activation_dtype, program_params, shared_bytes
+from lorage_jax.models.bits import cache_dtype, program_params, shared_bytes
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count, structs
 
@@ -46,7 +46,7 @@ def bench_memory(
         "weights_gib": parameter_count(config) * DTYPES[dtype].dtype.itemsize / GIB,
     }
     params = _params(config, dtype)
-    cached = jnp.dtype(activation_dtype(params)).name
+    cached = jnp.dtype(cache_dtype(params)).name
     lengths = {"with_prompt": instruction_tokens + input_tokens, "specialized": input_tokens}
     for way, tokens in lengths.items():
         length, size = padded_prompt(tokens), bucket(new_tokens)
@@ -66,7 +66,7 @@ def bench_memory(
 def cache_bytes(config: ModelConfig, slots: int, dtype: str) -> int:
     """Bytes of the keys and values of all layers, for one row: 2 L K H `slots` numbers."""
     numbers = 2 * config.layers * config.kv_heads * config.head_dim * slots
-    return numbers * DTYPES[dtype].dtype.itemsize
+    return numbers * jnp.dtype(dtype).itemsize
 
 
 def _beyond(result: dict[str, Any], part: str, way: str) -> float:

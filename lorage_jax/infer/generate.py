@@ -28,10 +28,10 @@ from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.place import spread_rows
 from lorage_jax.infer.prefixes import Prefix, behind
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
+from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
-from lorage_jax.models.bits import activation_dtype, program_params
-from lorage_jax.models.cache import Cache, new_cache
-from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.bits import program_params
+from lorage_jax.models.cache import Cache
 from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 
@@ -229,10 +229,9 @@ def compiled_start(
     `past` stands in front of the tokens; `spoken` are tokens and mask that a repetition penalty
     counts, if they are not those that are read.
     """
-    rows, length = tokens.shape
-    cache = new_cache(config, rows, length + size, activation_dtype(params), past)
+    rows = tokens.shape[0]
     said, real = spoken or (tokens, mask)
-    logits, cache = next_logits(config, params, tokens, mask, cache, pool, gates)
+    logits, cache = read_prompts(config, params, tokens, mask, size, pool, gates, past)
     progress = Progress(
         tokens=jnp.full((rows, size), controls["pad"], jnp.int32),
         done=jnp.zeros((rows,), bool),
@@ -272,23 +271,6 @@ def _decode(
         return cache, _append(progress, logits, controls)
 
     return jax.lax.while_loop(wanted, turn, (cache, progress))
-
-
-def next_logits(
-    config: ModelConfig,
-    params: dict[str, Any],
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"] | None,
-    cache: Cache,
-    pool: Experts | None,
-    gates: Array | None,
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Returns the logits after the last token, and the cache with the new keys and values."""
-    output = Decoder(config).apply(
-        {"params": params}, tokens, mask, gates=gates, pool=pool, cache=cache, last=True
-    )
-    assert output.logits is not None and output.cache is not None
-    return output.logits[:, 0], output.cache
 
 
 def _append(progress: Progress, logits: Float[Array, "B V"], controls: dict[str, Any]) -> Progress:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import request_key
-from lorage_jax.models.bits import activation_dtype, program_params
+from lorage_jax.models.bits import program_params
 from lorage_jax.models.cache import Past
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
@@ -139,8 +139,7 @@ def _compiled_read(config, params, tokens, mask, vectors):
         {"params": params}, tokens, mask, suffix=vectors, head=False, keys=True
     )
     assert output.past is not None
-    k, v = (x.astype(activation_dtype(params)) for x in (output.past.k, output.past.v))
-    return k, v, output.hidden[:, length:]
+    return output.past.k, output.past.v, output.hidden[:, length:]
 
 
 def past_of(fronts: Sequence[tuple[Prefix, int]]) -> Past:

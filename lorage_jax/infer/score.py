@@ -28,8 +28,8 @@ from lorage_jax.hf.family import to_text
 from lorage_jax.infer.gates import Gates, RowGates, row_gates
 from lorage_jax.infer.place import mesh_of, placed
 from lorage_jax.infer.prefixes import Prefix, past_of
-from lorage_jax.models.bits import activation_dtype, program_params
-from lorage_jax.models.cache import Past, new_cache
+from lorage_jax.models.bits import program_params
+from lorage_jax.models.cache import Past
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder, head_logits
 from lorage_jax.models.experts import Experts
@@ -345,10 +345,6 @@ def _program(
 
 def _score(config, params, pool, gates, past, tokens, mask, branch, positions, at, targets):
     """Scores a batch; the head runs on part of the slots at a time, as [B, M, V] may not fit."""
-    cache = None
-    if past is not None:
-        rows, slots = tokens.shape
-        cache = new_cache(config, rows, slots, activation_dtype(params), past)
     hidden = (
         Decoder(config)
         .apply(
@@ -357,7 +353,7 @@ def _score(config, params, pool, gates, past, tokens, mask, branch, positions, a
             mask,
             gates=gates,
             pool=pool,
-            cache=cache,
+            past=past,
             branches=Branches(branch, positions),
             at=at,
             head=False,

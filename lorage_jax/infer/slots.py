@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.infer.generate import next_logits
 from lorage_jax.infer.sample import choose, penalised, request_keys
-from lorage_jax.models.bits import activation_dtype
+from lorage_jax.infer.steps import next_logits
+from lorage_jax.models.bits import cache_dtype, stored
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder
@@ -184,8 +184,8 @@ def prefill(
     if penalty is not None:
         seen = jnp.zeros(logits.shape, bool).at[text, prompts.tokens].set(True, mode="drop")
     first, seen = _choice(requests, logits, jnp.zeros(count, jnp.int32), seen, penalty, logprobs)
-    dtype = activation_dtype(params)
-    k, v = (x[:, 0].astype(dtype) for x in (output.past.k, output.past.v))
+    dtype = cache_dtype(params)
+    k, v = (stored(x[:, 0], dtype) for x in (output.past.k, output.past.v))
     return Prefilled(k, v, prompts, first, requests, seen)
 
 

@@ -2,8 +2,9 @@
 
 XLA's CPU backend multiplies bfloat16 matrices, but it moves bfloat16 data in float32: to slice or
 gather, it converts the weights of all layers in every call. Programs for a CPU therefore take them
-as uint16 arrays over the same memory, and read a slice as bfloat16 again; their activations and
-cache are float32. Programs for other devices or dtypes do not change.
+as uint16 arrays over the same memory, and read a slice as bfloat16 again; so they do with the keys
+and values of a cache. Their activations are float32. Programs for other devices or dtypes do not
+change.
 """
 
 from __future__ import annotations
@@ -36,9 +37,16 @@ def restored(w: Array) -> Array:
     return jax.lax.bitcast_convert_type(w, jnp.bfloat16) if w.dtype == jnp.uint16 else w
 
 
-def activation_dtype(params: dict[str, Any]) -> DTypeLike:
-    """The dtype of activations and cache in a program with these parameters."""
-    return jnp.float32 if TABLE in params else params["embed"].dtype
+def stored(x: Array, dtype: DTypeLike) -> Array:
+    """x in `dtype`; in uint16, the bits of its bfloat16 values, which `restored` reads."""
+    if dtype != jnp.uint16:
+        return x.astype(dtype)
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+
+
+def cache_dtype(params: dict[str, Any]) -> DTypeLike:
+    """The dtype of a cache in a program with these parameters."""
+    return jnp.uint16 if TABLE in params else params["embed"].dtype
 
 
 def shared_bytes(params: dict[str, Any]) -> int:

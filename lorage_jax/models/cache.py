@@ -7,9 +7,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt16
 
 from lorage_jax.config import ModelConfig
+from lorage_jax.models.bits import stored
 
 
 class Past(flax.struct.PyTreeNode):
@@ -41,15 +42,17 @@ class Cache(flax.struct.PyTreeNode):
     of their own are right-padded: a row's next tokens take the place of its padding, so rows may
     start and end at any time.
 
+    Keys and values in uint16 are the bits of bfloat16 numbers (`bits.py`).
+
     `valid` marks real tokens. `positions` of the slots are kept where they do not simply count the
     real tokens: behind a `Past`. Windows then count positions, as there may be padding in between.
 
-    The slots of a head lie together, as attention reads them: otherwise every step of decoding
-    would copy the whole cache.
+    The slots of a head lie together, as attention reads them, and the layers only read the cache:
+    it is extended once after all of them. Otherwise every step of decoding would copy all of it.
     """
 
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K S H"]
+    k: Float[Array, "L B K S H"] | UInt16[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"] | UInt16[Array, "L B K S H"]
     valid: Bool[Array, "B S"]
     length: Int[Array, "*rows"]
     positions: Int[Array, "B S"] | None = None
@@ -61,59 +64,53 @@ class Cache(flax.struct.PyTreeNode):
             return jnp.sum(self.valid, axis=1, keepdims=True, dtype=jnp.int32)
         return _next_positions(self.valid, self.positions)
 
-    def append(self, mask: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Cache:
-        """The cache with T more slots marked as filled; their keys and values are still missing."""
-        if self.length.ndim:
-            assert self.positions is None, "rows with lengths of their own have nothing in front"
-            return self.replace(
-                valid=self.valid.at[self.places(mask.shape[1])].set(mask, mode="drop"),
-                length=self.length + jnp.sum(mask, axis=1, dtype=jnp.int32),
-            )
-        at = (0, self.length)
-        kept = self.positions
-        if kept is not None:
-            kept = jax.lax.dynamic_update_slice(kept, positions.astype(kept.dtype), at)
-        return self.replace(
-            valid=jax.lax.dynamic_update_slice(self.valid, mask, at),
-            length=self.length + mask.shape[1],
-            positions=kept,
-        )
+    def seen(self, positions: Int[Array, "B T"], window: int | None) -> Bool[Array, "B T S"]:
+        """The mask of T new tokens over the slots, in layers with this window."""
+        seen = self.valid[:, None, :]
+        if window is None:
+            return jnp.broadcast_to(seen, (*positions.shape, seen.shape[2]))
+        if self.positions is not None:
+            return seen & (self.positions[:, None, :] > positions[:, :, None] - window)
+        asking = self._next_slots(positions.shape[1])[..., None]
+        return seen & (jnp.arange(seen.shape[2]) > asking - window)
 
-    def next_slots(self, count: int) -> Int[Array, "*rows T"]:
-        """The slots of the next `count` tokens: [T], or [B, T] if rows have their own lengths."""
-        return self.length[..., None] + jnp.arange(count)
-
-    def places(self, count: int) -> tuple[Array, Array]:
-        """Indices of `next_slots` in arrays [B, S], for rows with lengths of their own."""
-        return jnp.arange(self.length.shape[0])[:, None], self.next_slots(count)
-
-    def write(
-        self,
-        layer: Int[Array, ""],
-        start: Int[Array, "*rows"],
-        k: Float[Array, "B T K H"],
-        v: Float[Array, "B T K H"],
-    ) -> Cache:
-        """The cache with a layer's keys and values of T tokens, which begin at the slots `start`.
+    def extended(self, new: Past) -> Cache:
+        """The cache with T more slots per row; `new.valid` marks real tokens.
 
         Beyond the last slot nothing is written.
         """
-        if start.ndim:
-            rows, slots = self.replace(length=start).places(k.shape[1])
+        count = new.valid.shape[1]
+        if self.length.ndim:
+            assert self.positions is None, "rows with lengths of their own have nothing in front"
+            rows, slots = jnp.arange(self.length.shape[0])[:, None], self._next_slots(count)
 
-            def put(x: Array, new: Array) -> Array:
-                return x.at[layer, rows, :, slots].set(
-                    new.astype(x.dtype), mode="drop", unique_indices=True
-                )
+            def put(x: Array, values: Array) -> Array:
+                values = stored(values, x.dtype).transpose(1, 2, 0, 3, 4)
+                return x.at[:, rows, :, slots].set(values, mode="drop", unique_indices=True)
 
-        else:
+            return self.replace(
+                k=put(self.k, new.k),
+                v=put(self.v, new.v),
+                valid=self.valid.at[rows, slots].set(new.valid, mode="drop"),
+                length=self.length + jnp.sum(new.valid, axis=1, dtype=jnp.int32),
+            )
 
-            def put(x: Array, new: Array) -> Array:
-                at = (layer, 0, 0, start, 0)
-                new = new.swapaxes(1, 2)[None].astype(x.dtype)
-                return jax.lax.dynamic_update_slice(x, new, at)
+        def append(x: Array, values: Array, axis: int) -> Array:
+            at = [self.length if i == axis else 0 for i in range(x.ndim)]
+            return jax.lax.dynamic_update_slice(x, values, at)
 
-        return self.replace(k=put(self.k, k), v=put(self.v, v))
+        kept = self.positions
+        return self.replace(
+            k=append(self.k, stored(new.k.swapaxes(2, 3), self.k.dtype), 3),
+            v=append(self.v, stored(new.v.swapaxes(2, 3), self.v.dtype), 3),
+            valid=append(self.valid, new.valid, 1),
+            length=self.length + count,
+            positions=None if kept is None else append(kept, new.positions.astype(kept.dtype), 1),
+        )
+
+    def _next_slots(self, count: int) -> Int[Array, "*rows T"]:
+        """The slots of the next `count` tokens: [T], or [B, T] if rows have their own lengths."""
+        return self.length[..., None] + jnp.arange(count)
 
 
 def _next_positions(valid: Bool[Array, "B S"], positions: Int[Array, "B S"]) -> Int[Array, "B 1"]:
@@ -138,8 +135,8 @@ def new_cache(
         return jnp.pad(x, [(0, slots if i == axis else 0) for i in range(x.ndim)])
 
     return Cache(
-        k=room(past.k.swapaxes(2, 3).astype(dtype), 3),
-        v=room(past.v.swapaxes(2, 3).astype(dtype), 3),
+        k=room(stored(past.k.swapaxes(2, 3), dtype), 3),
+        v=room(stored(past.v.swapaxes(2, 3), dtype), 3),
         valid=room(past.valid, 1),
         length=jnp.asarray(past.valid.shape[1], jnp.int32),
         positions=room(past.positions, 1),

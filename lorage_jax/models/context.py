@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -39,17 +40,23 @@ class Branches(flax.struct.PyTreeNode):
     text: Int[Array, "B T"] | None = None
 
 
+class Masks(flax.struct.PyTreeNode):
+    """Which of S slots each new slot attends to: in all layers, or in those with a window."""
+
+    all: Bool[Array, "B T S"]
+    window: Bool[Array, "B T S"] | None  # None if no layer has a window
+
+
 class Context(flax.struct.PyTreeNode):
     """Inputs that all layers of one call share."""
 
     cos: Float[Array, "B T half"] | None  # None if positions are not rotary
     sin: Float[Array, "B T half"] | None
-    segments: Int[Array, "B S"]  # number of the slot's text, from 1; 0 for padding
+    segments: Int[Array, "B T"]  # number of the slot's text, from 1; 0 for padding
     window_cos: Float[Array, "B T half"] | None  # of sliding layers, if their angles differ
     window_sin: Float[Array, "B T half"] | None
-    mask: Bool[Array, "B T S"]
-    window_mask: Bool[Array, "B T S"] | None
-    slot: Int[Array, "*rows"] | None  # first slot of the new keys in the cache
+    masks: Masks  # over the new slots, behind those of a `Past`
+    cached: Masks | None  # over those of the cache
     experts: dict[str, Any] | None  # the pool's arrays, if all layers share them
 
 
@@ -61,71 +68,70 @@ def make_context(
     branches: Branches | None,
     lead: int,
     experts: dict[str, Any] | None,
-) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
-    """The context of T new slots, the cache with these slots marked, and their positions.
+) -> tuple[Context, Int[Array, "B T"]]:
+    """The context of T new slots, and their positions.
 
     Positions count a row's real tokens; slots count columns, padding included.
 
     Args:
         config: the model's configuration.
         mask: True at real slots.
-        cache: keys and values of earlier slots, to which the new ones are appended.
-        past: keys and values of earlier slots that stay as they are; not with a cache.
+        cache: keys and values of earlier slots.
+        past: keys and values of earlier slots; not with a cache.
         branches: the layout of the slots behind the first `lead`.
         lead: number of slots in front that are a prefix.
         experts: the pool's arrays, if all layers share them.
     """
-    assert cache is None or past is None, "a call has a cache or a past, not both"
-    length = mask.shape[1]
-    start = None if cache is None else cache.length
-    slots = jnp.arange(length) if cache is None else cache.next_slots(length)
+    assert cache is None or (past is None and branches is None and not lead), (
+        "new slots behind a cache are tokens of one text"
+    )
     before = _before(cache, past)
     positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     if branches is not None:
         positions = _behind(branches, positions, before, lead)
-    cache = None if cache is None else cache.append(mask, positions)
-    valid = mask if cache is None else cache.valid
     cos, sin = _rotation(config, positions)
     window_cos, window_sin = _window_rotation(config, positions)
 
-    seen = functools.partial(_seen, valid, positions, slots, cache, past, branches, lead)
+    apart = cache is not None and cache.positions is not None
+    seen = partial(_seen, mask, positions, past, branches, lead, apart)
     context = Context(
         cos=cos,
         sin=sin,
         window_cos=window_cos,
         window_sin=window_sin,
-        segments=_segments(valid, branches),
-        mask=seen(None),
-        window_mask=seen(config.window) if any(config.sliding) else None,
-        slot=start,
+        segments=_segments(mask, branches),
+        masks=_masks(config, seen),
+        cached=None if cache is None else _masks(config, partial(cache.seen, positions)),
         experts=experts,
     )
-    return context, cache, positions
+    return context, positions
+
+
+def _masks(config: ModelConfig, seen: Callable[[int | None], Array]) -> Masks:
+    return Masks(seen(None), seen(config.window) if any(config.sliding) else None)
 
 
 def _seen(
-    valid: Bool[Array, "B V"],
+    mask: Bool[Array, "B T"],
     positions: Int[Array, "B T"],
-    slots: Int[Array, "*rows T"],
-    cache: Cache | None,
     past: Past | None,
     branches: Branches | None,
     lead: int,
+    apart: bool,
     window: int | None,
 ) -> Bool[Array, "B T S"]:
-    """The mask of new slots over all, for layers with this window."""
+    """The mask of new slots over themselves and a `Past`, for layers with this window.
+
+    `apart`: the window counts positions, as there may be padding between slots.
+    """
     if past is not None:
-        return _behind_past(past, valid, positions, branches, window)
-    if cache is not None and cache.positions is not None:
-        index = _in_cache(branches, cache, slots)
-        return ops.branch_mask(valid, cache.positions, index, window, query_slots=slots)
-    if branches is None and not lead:
-        return ops.attention_mask(valid, slots, window)
-    assert cache is None, "behind a cache, branches and prefixes need its positions"
+        return _behind_past(past, mask, positions, branches, window)
+    if branches is None and not lead and not apart:
+        return ops.attention_mask(mask, jnp.arange(mask.shape[1]), window)
     index, text = (None, None) if branches is None else (branches.index, branches.text)
     if lead and index is not None:
         index = jnp.pad(index, [(0, 0), (lead, 0)])
-    return ops.branch_mask(valid, positions, index, window, text)
+    return ops.branch_mask(mask, positions, index, window, text)
 
 
 def _before(cache: Cache | None, past: Past | None) -> Int[Array, "B 1"] | int:
@@ -188,16 +194,7 @@ def _behind_past(
     return ops.branch_mask(valid, positions, index, window, text, query_slots=asking)
 
 
-def _in_cache(
-    branches: Branches | None, cache: Cache, slots: Int[Array, "T"]
-) -> Int[Array, "B S"] | None:
-    """The branch of every slot of a cache: those of the tokens at `slots`, 0 elsewhere."""
-    if branches is None or branches.index is None:
-        return None
-    return jnp.zeros(cache.valid.shape, jnp.int32).at[:, slots].set(branches.index)
-
-
-def _segments(valid: Bool[Array, "B S"], branches: Branches | None) -> Int[Array, "B S"]:
+def _segments(mask: Bool[Array, "B T"], branches: Branches | None) -> Int[Array, "B T"]:
     if branches is None or branches.text is None:
-        return valid.astype(jnp.int32)
-    return jnp.where(valid, branches.text + 1, 0)
+        return mask.astype(jnp.int32)
+    return jnp.where(mask, branches.text + 1, 0)

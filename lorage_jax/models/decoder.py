@@ -2,7 +2,7 @@
 
 `Decoder(config).apply({"params": params}, tokens).logits` is [B, T, V]; `params` is a plain nested
 dict (see `leaves.py`), so a merged edge is the same call with other params. All layers run in one
-scan, which carries the key/value cache, so that a donated cache is updated in place.
+scan, which reads the key/value cache; it is extended after that, and in place if it is donated.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class Decoder(nn.Module):
             prefix: vectors in front of each row's tokens as if they were embedded tokens (a soft
                 prompt), at positions 0 to P - 1.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
-            cache: keys and values of earlier slots; the new slots are appended to it.
+            cache: keys and values of earlier slots, to be extended by the new ones, which are
+                tokens: without prefix, suffix or branches.
             past: keys and values of earlier slots, which the new ones only read; not with a cache.
             branches: positions and visibility of all T slots, for rows of several texts; behind a
                 prefix or a `Past` of one text, positions count from there, with one text per row.
@@ -120,20 +121,22 @@ class Decoder(nn.Module):
         embed = self._parameter("embed")
         x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
         lead = 0 if prefix is None else prefix.shape[1]
-        context, cache, positions = self._context(pool, mask, cache, past, branches, lead)
+        context, positions = self._context(pool, mask, cache, past, branches, lead)
         x = self._at_positions(x, positions)
         flash = past is None and self._flash(cache, branches, prefix, suffix)
-        layers = self._layers(pool, adapter_scale, flash, (collect, routing, keys))
-        inputs = self._layer_inputs(gates, pool, adapters, past)
-        (x, cache), out = layers((x, cache), context, inputs)
+        gathered = (collect, routing, keys or cache is not None)
+        layers = self._layers(pool, adapter_scale, flash, gathered)
+        x, out = layers(x, context, self._layer_inputs(gates, pool, adapters, past, cache))
         hidden = self._final_norm(_returned(x, lead, last, at))
         logits = self._logits(hidden, embed) if head else None
         kept = _kept(out, mask, positions, branches)
+        if cache is not None and kept is not None:
+            cache = cache.extended(kept)
         return Output(logits, cache, hidden, out.last, out.sums, kept)
 
     def _context(
         self, pool: Experts | None, mask: Bool[Array, "B T"], *front: Any
-    ) -> tuple[Context, Cache | None, Int[Array, "B T"]]:
+    ) -> tuple[Context, Int[Array, "B T"]]:
         return make_context(self.config, mask, *front, experts=_shared_experts(pool))
 
     def _logits(self, hidden: Float[Array, "B N D"], embed: Array) -> Float[Array, "B N V"]:
@@ -209,6 +212,7 @@ class Decoder(nn.Module):
         pool: Experts | None,
         adapters: dict[str, Any] | None,
         past: Past | None,
+        cache: Cache | None,
     ) -> LayerInputs:
         config = self.config
         routed = pool if isinstance(pool, Routed) else None
@@ -216,7 +220,6 @@ class Decoder(nn.Module):
             assert gates is None and adapters is None, "experts with routers take neither"
             adapters = routed.adapters
         return LayerInputs(
-            index=jnp.arange(config.layers),
             sliding=jnp.asarray(config.sliding),
             unrotated=None if config.unrotated is None else jnp.asarray(config.unrotated),
             gates=None if gates is None else jnp.moveaxis(gates, -2, 0),
@@ -224,6 +227,7 @@ class Decoder(nn.Module):
             adapters=adapters,
             routers=None if routed is None else routed.routers,
             past=None if past is None else (past.k, past.v),
+            cached=None if cache is None else (cache.k, cache.v),
         )
 
     def _layers(

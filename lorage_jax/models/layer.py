@@ -8,14 +8,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.flash import flash_attention
 from lorage_jax.models import routing
 from lorage_jax.models.bits import restored
-from lorage_jax.models.cache import Cache
 from lorage_jax.models.context import Context
 from lorage_jax.models.leaves import layer_leaves
 from lorage_jax.sharding import Layout
@@ -24,7 +23,6 @@ from lorage_jax.sharding import Layout
 class LayerInputs(flax.struct.PyTreeNode):
     """Inputs that differ between layers: the scan slices axis 0 of every leaf."""
 
-    index: Int[Array, "*L"]
     sliding: Bool[Array, "*L"]
     unrotated: Bool[Array, "*L"] | None = None
     gates: Float[Array, "*L_B_T E"] | None = None
@@ -32,6 +30,7 @@ class LayerInputs(flax.struct.PyTreeNode):
     adapters: dict[str, Any] | None = None
     routers: dict[str, Any] | None = None  # of `Routed`, which then has the `experts`
     past: tuple[Float[Array, "*L_B_M K H"], Float[Array, "*L_B_M K H"]] | None = None
+    cached: tuple[Shaped[Array, "*L_B_K S H"], Shaped[Array, "*L_B_K S H"]] | None = None
 
 
 class LayerOutputs(flax.struct.PyTreeNode):
@@ -61,14 +60,13 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Cache | None], context: Context, inputs: LayerInputs
-    ) -> tuple[tuple[Array, Cache | None], LayerOutputs]:
+        self, x: Float[Array, "B T D"], context: Context, inputs: LayerInputs
+    ) -> tuple[Float[Array, "B T D"], LayerOutputs]:
         config = self.config
         w = {
             name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
             for name, leaf in layer_leaves(config).items()
         }
-        x, cache = carry
         if self.layout is not None:
             leaves = layer_leaves(config)
             w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
@@ -81,17 +79,17 @@ class Layer(nn.Module):
         def add(x, y):
             return x + (y if config.residual_multiplier == 1 else y * config.residual_multiplier)
 
-        y, cache, keys = self._attention(w, norm("attn_norm", x), cache, context, inputs)
+        y, keys = self._attention(w, norm("attn_norm", x), context, inputs)
         x = add(x, norm("attn_post_norm", y))
         y, sums = self._ffn(w, norm("ffn_norm", x), context, inputs)
         x = add(x, norm("ffn_post_norm", y))
-        return (x, cache), LayerOutputs(
+        return x, LayerOutputs(
             last=x[:, x.shape[1] - self.collect :] if self.collect else None,
             sums=sums if self.routing else None,
             keys=keys if self.keys else None,
         )
 
-    def _attention(self, w, x, cache, context, inputs):
+    def _attention(self, w, x, context, inputs):
         config = self.config
         q, k, v = (ops.project(x, w[name]) for name in ("q", "k", "v"))
         if config.qkv_bias:
@@ -102,22 +100,17 @@ class Layer(nn.Module):
         cos, sin = self._rotation(context, inputs)
         if cos is not None:
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
-        new = k, v
+        keys = k, v
         if inputs.past is not None:
             k, v = (
                 jnp.concatenate([old.astype(x.dtype), one], axis=1)
-                for old, one in zip(inputs.past, new, strict=True)
+                for old, one in zip(inputs.past, keys, strict=True)
             )
-        if cache is not None:
-            cache = cache.write(inputs.index, context.slot, k, v)
-            k = jax.lax.dynamic_index_in_dim(cache.k, inputs.index, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, inputs.index, keepdims=False)
-        attention = ops.attention if cache is None else ops.attention_by_head
-        y = self._attend(attention, q, k, v, context, inputs.sliding)
+        y = self._attend(q, k, v, context, inputs)
         x = y.reshape(*y.shape[:2], -1)
         y = ops.project(x, w["o"].reshape(-1, config.width))
         y = y + w["o_bias"] if config.out_bias else y
-        return self._adapted("o", x, y, w, inputs), cache, new
+        return self._adapted("o", x, y, w, inputs), keys
 
     def _adapted(self, name, x, y, w, inputs):
         """y, the output of the linear layer `name`, with its adapter's update, if it has one."""
@@ -150,13 +143,21 @@ class Layer(nn.Module):
         x = ops.rms_norm(x, scale.reshape(-1), config.norm_eps, config.norm_offset)
         return x.reshape(shape)
 
-    def _attend(self, attention, q, k, v, context, sliding):
-        config = self.config
+    def _attend(self, q, k, v, context, inputs):
+        config, sliding = self.config, inputs.sliding
+
+        def of_layer(masks):
+            if masks.window is None:
+                return masks.all
+            return jnp.where(sliding, masks.window, masks.all)
+
         if not self.flash or self.layout is None:
-            mask = context.mask
-            if context.window_mask is not None:
-                mask = jnp.where(sliding, context.window_mask, mask)
-            return attention(q, k, v, mask, config.query_scale, config.attn_softcap)
+            kind = (of_layer(context.masks), config.query_scale, config.attn_softcap)
+            if inputs.cached is None:
+                return ops.attention(q, k, v, *kind)
+            cached_k, cached_v = (restored(x).astype(k.dtype) for x in inputs.cached)
+            front = (cached_k, cached_v, of_layer(context.cached))
+            return ops.attention_with_cache(q, k, v, *front, *kind)
 
         layout = self.layout
 

@@ -18,11 +18,10 @@ from lorage_jax.bench.counting import compiled_flops
 from lorage_jax.bench.memory import cache_bytes
 from lorage_jax.evaluate.answers import encoded, turns
 from lorage_jax.infer.gates import row_gates
-from lorage_jax.infer.generate import next_logits
 from lorage_jax.infer.prefixes import behind
+from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.methods.method import Method, Placement
-from lorage_jax.models.bits import activation_dtype, program_params
-from lorage_jax.models.cache import new_cache
+from lorage_jax.models.bits import cache_dtype, program_params
 from lorage_jax.models.model import Model
 from lorage_jax.world.samples import WorldSample
 from lorage_jax.world.seconds import median_group, new_tokens
@@ -67,7 +66,7 @@ def _costs(method: Method, edge: Model, sample: WorldSample, known: dict[str, fl
             known[text] = compiled_flops(program)
         flops += count * known[text]
     held = sum(x.nbytes for x in jax.tree.leaves((model.params, placement.pool)))
-    dtype = jnp.dtype(activation_dtype(program_params(model.params))).name
+    dtype = jnp.dtype(cache_dtype(program_params(model.params))).name
     slots = _front(placement) + len(row) + new
     return Costs(flops, held, cache_bytes(model.config, slots, dtype))
 
@@ -79,15 +78,17 @@ def _programs(placement: Placement, row: list[int], new: int) -> tuple[ClosedJax
     pool, gates = row_gates(model, placement.cards, placement.pool, 1)
     params = program_params(model.params)
 
-    def run(params, tokens, cache, pool, gates):
-        return next_logits(model.config, params, tokens, None, cache, pool, gates)
+    def read(params, tokens, past, pool, gates):
+        return read_prompts(model.config, params, tokens, None, new, pool, gates, past)
 
-    length = len(unread[0])
-    cache = new_cache(model.config, 1, length + new, activation_dtype(params), past)
-    trace, prompt = jax.make_jaxpr(run), np.zeros((1, length), np.int32)
+    def go_on(params, token, cache, pool, gates):
+        return next_logits(model.config, params, token, None, cache, pool, gates)
+
+    prompt = np.asarray(unread, np.int32)
+    cache = jax.eval_shape(read, params, prompt, past, pool, gates)[1]
     return (
-        trace(params, prompt, cache, pool, gates),
-        trace(params, prompt[:, :1], cache, pool, gates),
+        jax.make_jaxpr(read)(params, prompt, past, pool, gates),
+        jax.make_jaxpr(go_on)(params, prompt[:, :1], cache, pool, gates),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from lorage_jax.aot.programs import NEW_TOKENS
 from lorage_jax.aot.report import page, refused, step_roofline
 from lorage_jax.aot.topology import parse_topology
 from lorage_jax.hf.config import to_hf_config
@@ -32,21 +33,20 @@ def config():
 """
 
 
-def experiment(root):
+def experiment(root, **shape):
     """Models of 3 and 2 layers that consist of a config.json only."""
+    shape = {"vocab_size": 256, "width": 128, "heads": 4, "kv_heads": 4, "ffn_width": 256} | shape
     for name, layers in (("cloud", 3), ("edge", 2)):
-        config = family_decoder(
-            "llama", layers=layers, vocab_size=256, width=128, heads=4, kv_heads=4, ffn_width=256
-        )
+        config = family_decoder("llama", layers=layers, **shape)
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(to_hf_config(config, "bfloat16")))
     (root / "exp.py").write_text(EXPERIMENT.format(root=root))
     return root / "exp.py"
 
 
-def compiled(root, *options):
+def compiled(root, *options, **shape):
     file = root / "out.json"
-    done = subprocess_lorage("compile", experiment(root), "--json", file, *options)
+    done = subprocess_lorage("compile", experiment(root, **shape), "--json", file, *options)
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text()), done.stdout
 
@@ -79,6 +79,18 @@ def test_batches_of_prompts_and_rows(tmp_path):
         assert one["loops_counted_once"] == 0 and one["collectives"] == {}, "no weights move"
         assert one["hbm_bytes_per_chip"] > 0 and 0 < one["roofline"]["step_s"] < 1e-3
     assert "decode" in shown and "16" in shown
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_decoding_reads_a_cache_once(tmp_path):
+    """A token in each of 256 rows moves the weights and the cache, and no copy of either."""
+    asked = ["--batches", "1,256", "--programs", "decode", "--row-tokens", "448"]
+    shape = {"width": 1024, "heads": 16, "kv_heads": 4}
+    result, _ = compiled(tmp_path, "--topology", "v5e:1x1", *asked, **shape)
+    one, many = (found["hbm_bytes_per_chip"] for found in result["batches"])
+    row = 2 * 2 * 4 * 64 * (448 + NEW_TOKENS) * 2  # k and v, layers, heads, head size, slots, bytes
+    assert 0.9 < (many - one) / (255 * row) < 1.3
 
 
 @needs_libtpu

@@ -72,8 +72,8 @@ def test_memory_is_weights_and_cache_and_what_the_compiler_adds(config, dtype):
     slots = {"with_prompt": 56 + 16, "specialized": 20 + 16}
     for way, each in slots.items():
         assert result[f"cache_slots_{way}"] == each
-        cache = cache_bytes(config, each, "float32")  # of a CPU, whatever the weights are
-        real = new_cache(config, 1, each, "float32")
+        cache = cache_bytes(config, each, dtype)
+        real = new_cache(config, 1, each, dtype)
         assert cache == real.k.nbytes + real.v.nbytes == result[f"cache_gib_{way}"] * gib
         request = result[f"request_argument_gib_{way}"] * gib
         assert weights <= request < weights + 4096  # plus tokens, mask and scalars

@@ -10,7 +10,7 @@ from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.models import model as models
-from lorage_jax.models.bits import TABLE, activation_dtype, program_params
+from lorage_jax.models.bits import TABLE, cache_dtype, program_params, restored, stored
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.presets import plain_decoder, random_model
 from lorage_jax.sharding import Layout, make_mesh
@@ -37,7 +37,14 @@ def test_views_share_the_memory(both):
         (views[TABLE], params["embed"]),
     ):
         assert view.unsafe_buffer_pointer() == own.unsafe_buffer_pointer()
-    assert activation_dtype(views) == jnp.float32 and activation_dtype(params) == jnp.bfloat16
+    assert cache_dtype(views) == jnp.uint16 and cache_dtype(params) == jnp.bfloat16
+
+
+def test_what_a_cache_stores_is_read_back():
+    x = jnp.asarray([1.0, -2.5, 1e-3, 3.14159])
+    kept = stored(x, jnp.uint16)
+    assert kept.dtype == jnp.uint16 and stored(x, x.dtype) is x
+    np.testing.assert_array_equal(restored(kept), x.astype(jnp.bfloat16))
 
 
 def test_other_dtypes_and_abstract_arrays(both):
