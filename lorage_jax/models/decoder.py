@@ -118,9 +118,8 @@ class Decoder(nn.Module):
             routing: return the routers' sums; not with a cache or a past.
             keys: return keys and values.
         """
-        embed = self._parameter("embed")
+        embed, lead = self._parameter("embed"), 0 if prefix is None else prefix.shape[1]
         x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
-        lead = 0 if prefix is None else prefix.shape[1]
         context, positions = self._context(pool, mask, cache, past, branches, lead)
         x = self._at_positions(x, positions)
         flash = past is None and self._flash(cache, branches, prefix, suffix)
@@ -130,9 +129,7 @@ class Decoder(nn.Module):
         hidden = self._final_norm(_returned(x, lead, last, at))
         logits = self._logits(hidden, embed) if head else None
         kept = _kept(out, mask, positions, branches)
-        if cache is not None and kept is not None:
-            cache = cache.extended(kept)
-        return Output(logits, cache, hidden, out.last, out.sums, kept)
+        return Output(logits, _extended(cache, kept), hidden, out.last, out.sums, kept)
 
     def _context(
         self, pool: Experts | None, mask: Bool[Array, "B T"], *front: Any
@@ -281,6 +278,10 @@ def _kept(
         return None
     k, v = out.keys
     return Past(k, v, mask, positions, None if branches is None else branches.text)
+
+
+def _extended(cache: Cache | None, new: Past | None) -> Cache | None:
+    return None if cache is None or new is None else cache.extended(new)
 
 
 def _returned(

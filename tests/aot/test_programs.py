@@ -82,7 +82,7 @@ def test_depth_costs_what_a_layer_costs():
 
 def test_decoding_counts_a_token_of_every_device():
     three, two = macs(edge_layers=3)["decode"], macs(edge_layers=2)["decode"]
-    cache = 48 + 64  # the longest query, new tokens
+    cache = 48 + 64 + 1  # the longest query, new tokens, and the token itself
     weights = 2 * 32 * (32 + 16) + 3 * 32 * 48
     assert three - two == 8 * (weights + 2 * cache * 32)
 

@@ -12,7 +12,6 @@ from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.infer.prefixes import past_of, read_suffix, read_tokens, read_vectors
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import score
-from lorage_jax.models.cache import new_cache
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder
 from tests.tiny import FAMILIES, TOLERANCE
@@ -24,10 +23,7 @@ QUESTIONS = [RNG.integers(3, 250, n).tolist() for n in (5, 9, 3)]
 
 @jax.jit(static_argnums=0)
 def _logits(config, params, tokens, mask, past=None, prefix=None, branches=None):
-    cache = None
-    if past is not None:
-        cache = new_cache(config, *tokens.shape[:2], jnp.float32, past)
-    given = {"cache": cache, "prefix": prefix, "branches": branches}
+    given = {"past": past, "prefix": prefix, "branches": branches}
     return Decoder(config).apply({"params": params}, tokens, mask, **given).logits
 
 
