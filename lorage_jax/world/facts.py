@@ -84,5 +84,6 @@ def follows_prompts(method: Method, samples: Sequence[WorldSample]) -> bool | No
 
 
 def _made_of(one: Conditioning) -> tuple[Any, ...]:
-    gates = None if one.card is None else np.asarray(one.card.gates, np.float32).tobytes()
-    return one.context, gates, None if one.prefix is None else one.prefix.identity
+    card = None if one.card is None else (one.card.gates, one.card.pool)
+    made = tuple(np.asarray(x).tobytes() for x in jax.tree.leaves(card))
+    return one.context, made, None if one.prefix is None else one.prefix.identity

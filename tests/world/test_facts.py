@@ -1,17 +1,21 @@
 """Facts about methods, read off what they do."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from lorage_jax import nano
 from lorage_jax.files.safetensors import save
+from lorage_jax.generator.card import Card
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.methods.in_context_cached import InContextCached
 from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Conditioning
+from lorage_jax.models.experts import Pool
 from lorage_jax.world.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.world.samples import draw_world
 
@@ -34,6 +38,23 @@ def test_an_unseen_task_needs_something_made_of_its_prompt():
         dataclasses.replace(samples[0], groups=samples[0].groups[:1], tasks=samples[0].tasks[:1])
     ]
     assert follows_prompts(InContext(), one) is None
+
+
+def test_a_card_may_hold_what_was_made():
+    """Equal gates, of experts that differ."""
+    samples = draw_world(4, 1, seed=1, families=("words",))
+
+    @dataclass(frozen=True)
+    class Made(Bare):
+        differ: bool
+
+        def prepare(self, prompts):
+            made = [np.full((1, 1, 2, 2), i * self.differ) for i in range(len(prompts))]
+            pools = [Pool({"up": {"a": x, "b": x}}, "factors", 1.0, "per_layer") for x in made]
+            gates = np.ones((1, 1), np.float32)
+            return [Conditioning(card=Card(gates, "", "", {}, pool)) for pool in pools]
+
+    assert [follows_prompts(Made(differ), samples) for differ in (True, False)] == [True, False]
 
 
 def test_parameters_of_results_that_were_trained_before(tmp_path):
