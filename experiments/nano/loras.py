@@ -3,7 +3,7 @@
     python experiments/nano/loras.py                                     # -> runs/nano/loras
     lorage compare experiments/nano/compare.py --methods lorahub,bare
 
-Hardware: two CPU cores. Wall time: 20 minutes; seconds if all LoRAs are there.
+Hardware: two CPU cores. Wall time: 12 minutes; seconds if all LoRAs are there.
 
 The tasks are drawn from the 841 seen ones, as many as in LoraHub's paper (arXiv 2307.13269, Section
 4.1). `examples.jsonl` holds five solved examples of every prompt that `compare.py` asks about, none
