@@ -41,7 +41,7 @@ class Branches(flax.struct.PyTreeNode):
 
 
 class Masks(flax.struct.PyTreeNode):
-    """Which of S slots each new slot attends to: in all layers, or in those with a window."""
+    """The slots, of S, that each new slot attends to: in all layers, or in those with a window."""
 
     all: Bool[Array, "B T S"]
     window: Bool[Array, "B T S"] | None  # None if no layer has a window
