@@ -1,7 +1,8 @@
 """Attention over whole texts on TPUs, block by block: [T, T] scores are never held in memory.
 
 The kernels are `jax.experimental.pallas.ops.tpu.splash_attention`; each device runs them on its own
-rows and heads. `ops.attention` computes the same for every other device and mask.
+rows and heads. `cudnn.py` has those of NVIDIA GPUs; `ops.attention` computes the same for every
+other device and mask.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ PACKAGE = "lorage_jax"
 ROOMS = (
     *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "provenance", "progress"),
     *("nano", "smollm2", "bundled"),
-    *("config", "files", "ops", "sharding", "distributed", "flash", "models", "data"),
+    *("config", "files", "ops", "sharding", "distributed", "flash", "cudnn", "models", "data"),
     *("gguf", "hf", "llamacpp", "generator"),
     *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot", "serve"),
     *("commands", "cli", PACKAGE),

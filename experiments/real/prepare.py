@@ -9,6 +9,7 @@ by fixed seeds; a minute on one CPU core. Written are
                              instruction induction, function vectors, classification
     seen.jsonl, unseen.jsonl    of these, what is asked: tasks with answers of a few words, every
                              third of the seen ones, and all that training holds out
+    instructions_N.jsonl     N of the tasks in training, 10 or 30, drawn by a seed: for scaling
     t0.jsonl                 the shorter tasks of T0: prompted inputs, no definitions
     alpaca.jsonl             {system, user, target}: Alpaca's short rows with an input
     commonsense/TASK.jsonl   training rows of the five seen tasks of the paper
@@ -45,6 +46,7 @@ COLLECTIONS = {
 }
 # Characters of an input and of an output, and instances per task.
 INPUT, OUTPUT, MOST, FEWEST = 320, 160, 500, 25
+FEW = (10, 30)  # tasks of the smaller files
 ANSWER = 24  # characters of a median answer that is scored
 T0_INPUT, T0_OUTPUT, T0_MOST = 400, 100, 100
 ALPACA_INPUT, ALPACA_OUTPUT = 400, 240
@@ -81,7 +83,7 @@ def main(data: Path, out: Path) -> None:
     """Writes all files into the folder `out`."""
     tasks = list(instructions(data / "many_tasks"))
     write(out / "instructions.jsonl", tasks)
-    for name, part in asked(tasks).items():
+    for name, part in (asked(tasks) | few(tasks)).items():
         write(out / f"{name}.jsonl", part)
     write(out / "t0.jsonl", list(t0(data / "many_tasks" / "t0.jsonl.gz")))
     write(out / "alpaca.jsonl", list(alpaca(data / "alpaca" / "alpaca.jsonl.gz")))
@@ -109,12 +111,22 @@ def instructions(folder: Path) -> Iterator[dict[str, Any]]:
                 }
 
 
+def few(tasks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """`instructions_N`: the first N of the tasks in training, in a random order."""
+    trained = [task for task in tasks if not is_unseen(task)]
+    Random(HELD_OUT.seed).shuffle(trained)
+    return {f"instructions_{count}": trained[:count] for count in FEW}
+
+
+def is_unseen(task: dict[str, Any]) -> bool:
+    """True if training holds out all tasks of this kind."""
+    return is_held_out("task", task["group"], HELD_OUT.tasks, HELD_OUT.seed)
+
+
 def asked(tasks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The tasks to score, `seen` and `unseen`: those whose median answer is short."""
     brief = [task for task in tasks if median_answer(task) <= ANSWER]
-    unseen = [
-        task for task in brief if is_held_out("task", task["group"], HELD_OUT.tasks, HELD_OUT.seed)
-    ]
+    unseen = [task for task in brief if is_unseen(task)]
     return {"seen": [task for task in brief if task not in unseen][::3], "unseen": unseen}
 
 

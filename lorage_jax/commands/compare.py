@@ -42,12 +42,12 @@ def _compared(options: Compare) -> dict[str, Any]:
     for part in parts:
         found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
     result = compare.combined(config, found)
-    print("Measuring the costs of all methods, in turn ...")
-    costs = compare.costs(config, parts, options.limit)
+    if options.costs:
+        print("Measuring the costs of all methods, in turn ...")
+        for name, one in compare.costs(config, parts, options.limit).items():
+            result["methods"][name] |= one
     if not distributed.is_main():
         return result
-    for name, one in costs.items():
-        result["methods"][name] |= one
     text = to_markdown(result)
     print(text)
     if options.table is not None:

@@ -116,6 +116,8 @@ class Compare:
     """Folder for the runs and their figures, instead of the experiment's own."""
     table: Path | None = None
     """Also write the table to this file, as Markdown."""
+    costs: bool = True
+    """Measure the time, FLOPs and memory of a request; loads and compiles every method."""
     coordinator: Coordinator = None
     num_processes: Processes = None
     process_id: ProcessId = None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from lorage_jax import ops
 from lorage_jax.config import ModelConfig
+from lorage_jax.cudnn import computes_attention, cudnn_attention
 from lorage_jax.flash import flash_attention
 from lorage_jax.models import routing
 from lorage_jax.models.bits import restored
@@ -154,6 +155,8 @@ class Layer(nn.Module):
         if not self.flash or self.layout is None:
             kind = (of_layer(context.masks), config.query_scale, config.attn_softcap)
             if inputs.cached is None:
+                if computes_attention(q, k, v, config.attn_softcap, self.layout):
+                    return cudnn_attention(q, k, v, *kind[:2], self.layout)
                 return ops.attention(q, k, v, *kind)
             cached_k, cached_v = (restored(x).astype(k.dtype) for x in inputs.cached)
             front = (cached_k, cached_v, of_layer(context.cached))

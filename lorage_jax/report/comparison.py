@@ -18,9 +18,11 @@ CONTROL_WORDS = {
 
 
 def to_markdown(result: Mapping[str, Any], title: str = "Methods") -> str:
-    """Exact match with controls, costs, and the four properties of the paper's Table 1."""
-    blocks: tuple[Block, ...] = (_scores(result), _costs(result), _properties(result))
-    return render(Page(title, (Section("All methods on the same questions", blocks),)))
+    """Exact match with controls, costs if measured, and the properties of the paper's Table 1."""
+    blocks: list[Block] = [_scores(result), _properties(result)]
+    if all("seconds_per_request" in method for method in result["methods"].values()):
+        blocks.insert(1, _costs(result))
+    return render(Page(title, (Section("All methods on the same questions", tuple(blocks)),)))
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

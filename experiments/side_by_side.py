@@ -1,0 +1,98 @@
+"""Trains and asks the rows of a comparison side by side, each in a process of its own.
+
+    python experiments/side_by_side.py experiments/real/methods.py --at-once 12
+    python experiments/side_by_side.py experiments/nano/compare.py --seeds 3 --at-once 2 --pin
+
+One GPU has room for many small runs, whose programs compile on all cores of its host; on a CPU,
+`--pin` gives each process cores of its own. Finished rows are kept in the folder of the comparison,
+so that `lorage compare` with the same experiment only puts the table together, and a second call
+goes on where the first one stopped. What a row prints is in its `logs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.compilation import keep_programs
+from lorage_jax.config import CompareConfig
+from lorage_jax.world import compare
+
+
+def main() -> None:
+    options = parsed()
+    keep_programs()
+    config = load_experiment(options.experiment, CompareConfig)
+    rows = options.methods.split(",") if options.methods else list(config.methods)
+    parts = compare.parts(config, rows, options.seeds)
+    if options.part is not None:
+        part = next(part for part in parts if part.name == options.part)
+        compare.measured(config, part)
+        return
+    parts.sort(key=lambda part: part.seed)  # whole tables of one seed first
+    out = Path(config.base.out)
+    waiting = [part.name for part in parts if not (out / f"results/{part.name}.json").exists()]
+    run(waiting, out / "logs", options)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiment", help="as of lorage compare")
+    parser.add_argument("--methods", help="rows separated by commas; by default all")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=2, help="processes")
+    parser.add_argument("--seconds", type=float, help="stop what is not finished after this time")
+    parser.add_argument("--pin", action="store_true", help="share the cores among the processes")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> None:
+    """Starts the parts in their order, `at_once` at a time, and says how each ended."""
+    logs.mkdir(parents=True, exist_ok=True)
+    began, running = time.monotonic(), {}
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share a GPU's memory
+    places = list(range(options.at_once))
+    while waiting or running:
+        late = options.seconds is not None and time.monotonic() - began > options.seconds
+        while waiting and places and not late:
+            name, place = waiting.pop(0), places.pop(0)
+            running[name] = start(name, place, logs, options), place, time.monotonic()
+        for name, (process, place, since) in list(running.items()):
+            if late:
+                process.kill()
+                process.wait()
+            if process.poll() is not None:
+                del running[name]
+                places.append(place)
+                end = "done" if process.returncode == 0 else f"ended with {process.returncode}"
+                print(f"{name}: {end} after {time.monotonic() - since:.0f} s", flush=True)
+        if late:
+            print(f"The time is up; not begun: {', '.join(waiting) or 'none'}.", flush=True)
+            return
+        time.sleep(0.5)
+
+
+def start(
+    name: str, place: int, logs: Path, options: argparse.Namespace
+) -> subprocess.Popen[bytes]:
+    """The process of one part; with `pin`, on its share of the cores."""
+    command = [sys.executable, __file__, options.experiment, "--part", name]
+    command += ["--seeds", str(options.seeds)]
+    if options.methods:
+        command += ["--methods", options.methods]
+    cores = sorted(os.sched_getaffinity(0))[place :: options.at_once] if options.pin else []
+    with (logs / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    if cores:
+        os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+if __name__ == "__main__":
+    main()
