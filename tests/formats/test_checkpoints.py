@@ -81,7 +81,8 @@ def test_a_generators_training(run, config, expected):
     result = train(dataclasses.replace(config, out=str(run("train"))), resume=True, progress=False)
     check_goes_on(result, expected["train"])
     card = lg.specialize(lg.load_generator(result.folder), "Say 7 twice.")
-    np.testing.assert_allclose(card.gates, expected["trained_gates"], atol=1e-4)
+    # Trained further, they differ by 1.3e-4 between CPUs of two makers.
+    np.testing.assert_allclose(card.gates, expected["trained_gates"], atol=1e-3)
 
 
 def test_a_loras_training(old, run, config, expected):
