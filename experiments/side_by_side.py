@@ -21,7 +21,8 @@ from pathlib import Path
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.compilation import keep_programs
 from lorage_jax.config import CompareConfig
-from lorage_jax.world import compare
+from lorage_jax.world.compare import measured
+from lorage_jax.world.parts import all_parts
 
 
 def main() -> None:
@@ -29,15 +30,15 @@ def main() -> None:
     keep_programs()
     config = load_experiment(options.experiment, CompareConfig)
     rows = options.methods.split(",") if options.methods else list(config.methods)
-    parts = compare.parts(config, rows, options.seeds)
+    parts = all_parts(config, rows, options.seeds)
     if options.part is not None:
         part = next(part for part in parts if part.name == options.part)
-        compare.measured(config, part)
+        measured(config, part)
         return
     parts.sort(key=lambda part: part.seed)  # whole tables of one seed first
-    out = Path(config.base.out)
-    waiting = [part.name for part in parts if not (out / f"results/{part.name}.json").exists()]
-    run(waiting, out / "logs", options)
+    kept = config.figures_folder
+    waiting = [part.name for part in parts if not (kept / f"{part.name}.json").exists()]
+    run(waiting, Path(config.base.out) / "logs", options)
 
 
 def parsed() -> argparse.Namespace:

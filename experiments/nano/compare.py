@@ -5,8 +5,9 @@
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
 
 Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed, and half an hour
-for MixLoRA, which computes all its FFNs. Runs and figures are kept in runs/nano/compare, and what
-is there is not made again.
+for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` with this file runs two
+at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_methods, and what is
+there is not made again.
 
 Two methods are no rows. `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
 bare edge here; `lorahub` combines 20 of them. `few_case` is a run per prompt.
@@ -18,6 +19,7 @@ asked both ways.
 """
 
 import dataclasses
+from pathlib import Path
 
 import generator as recipe
 
@@ -28,6 +30,7 @@ from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 
 STEPS = 250
+FIGURES = str(Path(__file__).parents[1] / "results" / "nano_methods")
 LORA = OptimizerConfig(3e-3, "muon", betas=(0.9, 0.95), warmup_steps=20)
 VECTORS = OptimizerConfig(3e-1, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
 
@@ -71,4 +74,5 @@ def config() -> CompareConfig:
             "lorahub": {"trained": str(recipe.RUNS / "loras")},
         },
         questions=WorldQuestions(prompts=60, queries=4, families=("words",), seed=7),
+        figures=FIGURES,
     )

@@ -13,10 +13,12 @@ same in wordings that were not, `tasks` are kinds of tasks that were not.
 These are the paper's Table 2 without its own tasks (LoRA, LoRAMoE, MixLoRA), 4 (AutoCompressors), 7
 (solved samples) and 9 (direct generation), and prompt tuning and a generator without a language
 model from the replies. LoRAMoE and MixLoRA read the prompt, as in the paper; LoRA is asked both
-ways. `lorahub` would need a LoRA for each of 103 tasks, and `few_case` a run per prompt.
+ways. Texts are packed into rows, but for methods that put something in front of a row, or make a
+LoRA for it. `lorahub` would need a LoRA for each of 103 tasks, and `few_case` a run per prompt.
 """
 
 import dataclasses
+from pathlib import Path
 
 import generator as recipe
 
@@ -27,6 +29,7 @@ from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 
 STEPS = 250
+FIGURES = str(Path(__file__).parents[1] / "results" / "real" / "short")  # of these rows
 VECTORS = OptimizerConfig(3e-1, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
 
 
@@ -55,23 +58,26 @@ def questions() -> TaskQuestions:
 
 
 def config() -> CompareConfig:
+    base = short_run()
+    whole = {"data": dataclasses.replace(base.data, packed_rows=None)}  # a row per text
     return CompareConfig(
-        base=short_run(),
+        base=base,
         methods={
             "bare": {},
             "in_context": {},
             **{f"in_context_{n}": {"method": "in_context", "samples": n} for n in (1, 3, 5)},
             "lora_gen": {},
-            "direct": {},
-            "no_llm": {},
+            "direct": whole,
+            "no_llm": whole,
             "lora": {"settings": LoraSettings()},
             "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
             "loramoe": {"settings": LoraMoeSettings(dropout=0.0)},
             "mixlora": {"settings": MixLoraSettings(dropout=0.0)},
             "prompt_tuning": {"optimizer": VECTORS, "settings": PromptTuningSettings(vectors=16)},
             "prefix_tuning": {},
-            "autocompressor": {},
-            "gist": {},
+            "autocompressor": whole,
+            "gist": whole,
         },
         questions=questions(),
+        figures=FIGURES,
     )

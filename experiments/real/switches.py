@@ -44,4 +44,4 @@ def config() -> CompareConfig:
         sources: tuple[Source, ...] = (instructions,)
         data = dataclasses.replace(base.data, sources=sources)
         rows[name] = {"method": "lora_gen", "data": data}
-    return CompareConfig(base=base, methods=rows, questions=methods.questions())
+    return CompareConfig(base, rows, methods.questions(), methods.FIGURES)

@@ -13,7 +13,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file, write_file
 
 if TYPE_CHECKING:
-    from lorage_jax.world.compare import Part
+    from lorage_jax.world.parts import Part
 
 
 def run(options: Compare) -> dict[str, Any] | None:
@@ -43,7 +43,6 @@ def _compared(options: Compare) -> dict[str, Any]:
         found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
     result = compare.combined(config, found)
     if options.costs:
-        print("Measuring the costs of all methods, in turn ...")
         for name, one in compare.costs(config, parts, options.limit).items():
             result["methods"][name] |= one
     if not distributed.is_main():
@@ -57,13 +56,12 @@ def _compared(options: Compare) -> dict[str, Any]:
 
 def _checked(options: Compare) -> tuple[CompareConfig, list[Part]]:
     """The comparison and its parts, checked before the long work."""
-    from lorage_jax.world import compare
+    from lorage_jax.world.parts import all_parts, check_untrained
 
     config = load_experiment(options.experiment, CompareConfig)
     if options.out is not None:
-        config = dataclasses.replace(
-            config, base=dataclasses.replace(config.base, out=str(options.out))
-        )
+        base = dataclasses.replace(config.base, out=str(options.out))
+        config = dataclasses.replace(config, base=base, figures="")
     for name in ("seeds", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -71,6 +69,6 @@ def _checked(options: Compare) -> tuple[CompareConfig, list[Part]]:
     if options.table is not None:
         check_file(options.table, overwrite=True)
     names = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
-    parts = compare.parts(config, names or list(config.methods), options.seeds)
-    compare.check_untrained(config, parts)
+    parts = all_parts(config, names or list(config.methods), options.seeds)
+    check_untrained(config, parts)
     return config, parts

@@ -73,13 +73,17 @@ class CompareConfig:
             `trained` the result of a finished run, such as a generator's folder: the row is then
             not trained again, whatever the seeds.
         questions: what all methods are asked, about the built-in world or a file of tasks.
+        figures: the folder that keeps the figures of finished rows; by default `results` in `out`.
+            Runs are large and figures small, so these may be kept with the code.
     """
 
     base: ExperimentConfig
     methods: Mapping[str, Mapping[str, Any]]
     questions: WorldQuestions | TaskQuestions = field(default_factory=WorldQuestions)
+    figures: str = ""
 
     def __post_init__(self):
+        expand_home(self, "figures")
         require(bool(self.methods), "methods is empty; expected at least one.")
         for name in self.methods:
             self._check_fields(name)
@@ -107,6 +111,11 @@ class CompareConfig:
                 f"the row {name} has a field {field_!r}; expected a field of ExperimentConfig, or "
                 f"{' or '.join(ADDED)}{did_you_mean(str(field_), known) or '.'}",
             )
+
+    @property
+    def figures_folder(self) -> Path:
+        """The folder of the figures."""
+        return Path(self.figures) if self.figures else Path(self.base.out) / "results"
 
     def method(self, name: str) -> str:
         """The method of a row."""

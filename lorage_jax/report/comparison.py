@@ -7,7 +7,7 @@ from typing import Any
 
 from lorage_jax.report.page import DASH, Block, Cell, Page, Row, Section, Table, decimal, row
 from lorage_jax.report.render import to_markdown as render
-from lorage_jax.world.compare import BARE, OURS
+from lorage_jax.world.parts import BARE, OURS
 
 CONTROL_WORDS = {
     "bare": "the edge as it is, the bare question",

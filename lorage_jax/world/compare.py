@@ -1,106 +1,46 @@
 """Methods side by side on the built-in world or written tasks: trained alike, asked the same.
 
 A method is trained once per seed, as `CompareConfig.run` says; one without trained parts is asked
-once. Beside the methods stand the controls of `lora_gen` and the bare edge. A finished part is kept
-in a file, so that an interrupted comparison goes on where it stopped.
+once. Beside the methods stand the controls of `lora_gen` and the bare edge. `kept` says what is not
+measured again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from lorage_jax.bundled import generator_folder
-from lorage_jax.config import CompareConfig, ExperimentConfig, TaskQuestions
-from lorage_jax.data.records import Record, file_digest
-from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.config import CompareConfig, TaskQuestions
+from lorage_jax.data.records import Record
 from lorage_jax.data.templates import few_shot_prompt
-from lorage_jax.data.written_tasks import task_files
-from lorage_jax.distributed import gather_texts, is_main, on_main
-from lorage_jax.errors import ConfigError, OutputError
+from lorage_jax.distributed import on_main
+from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import mean_stderr, paired_gap
 from lorage_jax.evaluate.shared_journal import SharedJournal
-from lorage_jax.fields import to_dict
-from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.manifest import MANIFEST
-from lorage_jax.files.outputs import write_file
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, Placement, get_method
 from lorage_jax.methods.training import train
 from lorage_jax.models.model import Model
-from lorage_jax.train.experiment import Trainable
+from lorage_jax.world import kept
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.costs import method_costs
 from lorage_jax.world.facts import follows_prompts, is_merged, trained_parameters
+from lorage_jax.world.parts import BARE, OURS, Part
 from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
 from lorage_jax.world.shots import WithSamples, texts_with_samples
 from lorage_jax.world.task_samples import TaskSample, draw_tasks, first_prompts
 
-OURS, BARE = "lora_gen", "bare"
-FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One row's method, trained with one seed; `experiment` is None if it is not trained here."""
-
-    row: str
-    method: str
-    seed: int
-    experiment: ExperimentConfig | None
-    samples: int = 0  # solved samples after every prompt
-    trained: Path | None = None  # the result of a finished run
-
-    @property
-    def name(self) -> str:
-        return self.row if self.experiment is None else f"{self.row}-{self.seed}"
-
-
-def parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
-    """The parts of a comparison: rows of `config`, or methods without training; bare first.
-
-    Raises ConfigError for an unknown method, and for one with trained parts that `config` lacks.
-    """
-    found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
-    for row in dict.fromkeys(rows):
-        method, samples = config.method(row), config.samples(row)
-        if (trained := config.trained(row)) is not None:
-            found.append(Part(row, method, 0, None, samples, trained))
-        elif Trainable in get_method(method).__mro__:
-            runs = [(seed, config.run(row, seed)) for seed in range(seeds)]
-            found += [Part(row, method, *run, samples) for run in runs]
-        else:
-            found.append(Part(row, method, 0, None, samples))
-    return found
-
-
-def check_untrained(config: CompareConfig, parts: Sequence[Part]) -> None:
-    """Loads the methods that are not trained, and looks for the results that others use.
-
-    Raises ConfigError for a method that needs a folder, and for a folder that is not there.
-    """
-    edge = load_model(config.base.edge, config.base.dtype)
-    for part in parts:
-        if part.trained is not None and not generator_folder(part.trained).is_dir():
-            raise ConfigError(
-                f"{part.row} uses {part.trained}, which is not a folder. Train it first, or leave "
-                "the row out (--methods)."
-            )
-        if part.experiment is None and part.trained is None:
-            get_method(part.method).load(edge)
 
 
 def measured(
@@ -109,30 +49,18 @@ def measured(
     """The figures of one part: from its file, or trained and asked now.
 
     `limit` asks about the first prompts of each split only. Returns {"trained_parameters",
-    "merged", "unseen_tasks", "frozen", "splits", "controls"}; a split has {"exact_match", "stderr",
-    "by_prompt", "edge_tokens", "context_tokens"}, a control is {split: the same}.
+    "merged", "unseen_tasks", "frozen", "device", "splits", "controls"}; a split has {"exact_match",
+    "stderr", "by_prompt", "edge_tokens", "context_tokens"}, a control is {split: the same}.
 
     Several processes train together and share the questions; the main one keeps the file. Raises
     OutputError if it was measured with other settings or data.
     """
-    samples = questions(config, limit)
-    path = Path(config.base.out) / "results" / f"{part.name}{f'-{limit}' if limit else ''}.json"
-    what = _identity(config, part, limit)
-    kept = gather_texts(path.read_text("utf-8") if is_main() and path.is_file() else "")[0]
-    if kept:
-        found = json.loads(kept)
-        if found["identity"] == what and found.get("figures") == FIGURES:
-            return found["result"]
-        if found["identity"] != what:
-            raise OutputError(
-                f"{path} was measured with other settings, models or data. Move it away to measure "
-                "again, or go back to the old ones."
-            )
-    edge = load_model(config.base.edge, config.base.dtype)
-    result = _figures(config, part, edge, samples, say)
-    kept = json.dumps({"figures": FIGURES, "identity": what, "result": result}) + "\n"
-    on_main(lambda: write_file(path, kept, overwrite=True))
-    return result
+
+    def measure() -> dict[str, Any]:
+        edge = load_model(config.base.edge, config.base.dtype)
+        return _figures(config, part, edge, questions(config, limit), say)
+
+    return kept.figures(config, part, limit, measure)
 
 
 def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSample]:
@@ -172,17 +100,22 @@ def _with_samples(config: CompareConfig, sample: WorldSample, count: int) -> dic
 
 
 def costs(
-    config: CompareConfig, parts: Sequence[Part], limit: int | None = None
+    config: CompareConfig, parts: Sequence[Part], limit: int | None = None, say: Say = print
 ) -> dict[str, dict[str, Any]]:
-    """`Costs` of a request under every method, of its first seed, and `seconds_per_request`.
+    """`Costs` of a request under every row, of its first seed, and `seconds_per_request`.
 
-    All methods take turns in this run. With several processes, the main one measures; the others
-    get an empty result.
+    Kept, or measured now: all methods take turns in one run. With several processes, the main one
+    measures; the others get an empty result.
     """
-    edge = load_model(config.base.edge, config.base.dtype)
-    methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
-    sample = questions(config, limit)[0]
-    return on_main(lambda: _costs(methods, edge, sample)) or {}
+
+    def measure() -> dict[str, dict[str, Any]]:
+        say("Measuring the costs of all methods, in turn ...")
+        edge = load_model(config.base.edge, config.base.dtype)
+        methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
+        sample = questions(config, limit)[0]
+        return on_main(lambda: _costs(methods, edge, sample)) or {}
+
+    return kept.costs(config, parts, limit, measure)
 
 
 def _costs(
@@ -190,38 +123,6 @@ def _costs(
 ) -> dict[str, dict[str, Any]]:
     found, times = method_costs(methods, edge, sample), method_seconds(methods, edge, sample)
     return {name: {**one, "seconds_per_request": times[name]} for name, one in found.items()}
-
-
-def _identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, Any]:
-    """Everything that a part's figures depend on."""
-    base = config.base
-    found: dict[str, Any] = {
-        "cloud": fingerprint(base.cloud),
-        "edge": fingerprint(base.edge),
-        "questions": to_dict(config.questions) | {"limit": limit},
-        "world": world_prompts.VERSION,
-    }
-    if isinstance(config.questions, TaskQuestions):
-        found["questions"] |= {"path": [file_digest(f) for f in task_files(config.questions.path)]}
-    if part.samples:
-        found["samples"] = part.samples
-    if part.trained is not None:
-        found["trained"] = _contents(generator_folder(part.trained))
-    if part.experiment is not None:
-        settings = to_dict(part.experiment)
-        for place in ("out", "cloud", "edge"):
-            del settings[place]
-        data = data_fingerprint(part.experiment.data.sources)
-        found |= {"experiment": settings, "data": data}
-    return json.loads(json.dumps(found))
-
-
-def _contents(folder: Path) -> str | dict[str, str]:
-    """The digest of a result's manifest; of a folder of several results, those of all files."""
-    if (folder / MANIFEST).exists():
-        return file_digest(folder / MANIFEST)
-    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
-    return {str(file.relative_to(folder)): file_digest(file) for file in files}
 
 
 def _figures(
@@ -237,6 +138,7 @@ def _figures(
         "merged": is_merged(method, edge, samples[0]),
         "unseen_tasks": follows_prompts(method, samples),
         "frozen": list(getattr(get_method(part.method), "frozen", ())),
+        "device": jax.devices()[0].device_kind,
         "splits": {sample.name: one for sample, one in zip(samples, found, strict=True)},
         "controls": {},
     }
@@ -329,6 +231,7 @@ def _method(
         "unseen_tasks": first["unseen_tasks"],
         "bigger_model": "cloud" in first["frozen"] and config.base.cloud != config.base.edge,
         "seeds": len(seeds) if first["trained_parameters"] else 0,
+        "devices": sorted({one["device"] for one in seeds if "device" in one}),
         **tokens,
         "splits": _splits(seeds, None if name == OURS else ours),
     }

@@ -1,0 +1,121 @@
+"""What is kept of a comparison: the figures of every part, and the costs of all rows.
+
+A file of figures is tied to all that they depend on, so that an interrupted comparison, or one with
+more rows or seeds, asks only what is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorage_jax.bundled import generator_folder
+from lorage_jax.config import CompareConfig, TaskQuestions
+from lorage_jax.data.records import file_digest
+from lorage_jax.data.sources import data_fingerprint
+from lorage_jax.data.written_tasks import task_files
+from lorage_jax.distributed import gather_texts, is_main, on_main
+from lorage_jax.errors import OutputError
+from lorage_jax.fields import to_dict
+from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.manifest import MANIFEST
+from lorage_jax.files.outputs import write_file
+from lorage_jax.provenance import provenance
+from lorage_jax.world.parts import Part
+from lorage_jax.world.prompts import VERSION as WORLD
+
+FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
+COSTS = "costs"
+
+
+def figures(
+    config: CompareConfig, part: Part, limit: int | None, measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a part: from its file, or measured now and written to it.
+
+    With several processes, all call `measure`; the main one keeps the file. Raises OutputError if
+    the file's figures were measured with other settings, models or data.
+    """
+    path = _file(config, part.name, limit)
+    what = identity(config, part, limit)
+    found = _read(path)
+    if found is not None and found.get("figures") == FIGURES and found["identity"] == what:
+        return found["result"]
+    if found is not None and found["identity"] != what:
+        raise OutputError(
+            f"{path} was measured with other settings, models or data. Move it away to measure "
+            "again, or go back to the old ones."
+        )
+    result = measure()
+    _write(path, {"figures": FIGURES, "identity": what, "result": result})
+    return result
+
+
+def costs(
+    config: CompareConfig,
+    parts: Sequence[Part],
+    limit: int | None,
+    measure: Callable[[], dict[str, dict[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """The costs of all rows: kept ones if one run measured all of these rows, or measured now."""
+    path = _file(config, COSTS, limit)
+    rows = {part.row: identity(config, part, limit) for part in parts if part.seed == 0}
+    found = _read(path)
+    if found is not None and all(found["rows"].get(row) == what for row, what in rows.items()):
+        return {row: found["costs"][row] for row in rows}
+    result = measure()
+    _write(path, {"rows": rows, "costs": result})
+    return result
+
+
+def _file(config: CompareConfig, name: str, limit: int | None) -> Path:
+    if limit is None:
+        return config.figures_folder / f"{name}.json"
+    return Path(config.base.out) / "results" / f"{name}-{limit}.json"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    text = gather_texts(path.read_text("utf-8") if is_main() and path.is_file() else "")[0]
+    return json.loads(text) if text else None
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    origin = provenance([Path(sys.argv[0]).name, *sys.argv[1:]])
+    del origin["command"]  # of one of many runs
+    text = json.dumps({**found, "provenance": origin}) + "\n"
+    on_main(lambda: write_file(path, text, overwrite=True))
+
+
+def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, Any]:
+    """Everything that a part's figures depend on."""
+    base = config.base
+    found: dict[str, Any] = {
+        "cloud": fingerprint(base.cloud),
+        "edge": fingerprint(base.edge),
+        "questions": to_dict(config.questions) | {"limit": limit},
+        "world": WORLD,
+    }
+    if isinstance(config.questions, TaskQuestions):
+        found["questions"] |= {"path": [file_digest(f) for f in task_files(config.questions.path)]}
+    if part.samples:
+        found["samples"] = part.samples
+    if part.trained is not None:
+        found["trained"] = _contents(generator_folder(part.trained))
+    if part.experiment is not None:
+        settings = to_dict(part.experiment)
+        for place in ("out", "cloud", "edge"):
+            del settings[place]
+        data = data_fingerprint(part.experiment.data.sources)
+        found |= {"experiment": settings, "data": data}
+    return json.loads(json.dumps(found))
+
+
+def _contents(folder: Path) -> str | dict[str, str]:
+    """The digest of a result's manifest; of a folder of several results, those of all files."""
+    if (folder / MANIFEST).exists():
+        return file_digest(folder / MANIFEST)
+    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
+    return {str(file.relative_to(folder)): file_digest(file) for file in files}
