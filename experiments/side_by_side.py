@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from lorage_jax.commands.experiment import load_experiment
+from lorage_jax.compare.measure import measured
+from lorage_jax.compare.parts import all_parts
 from lorage_jax.compilation import keep_programs
 from lorage_jax.config import CompareConfig
-from lorage_jax.world.compare import measured
-from lorage_jax.world.parts import all_parts
 
 
 def main() -> None:

@@ -18,7 +18,18 @@ ROOMS = (
     *("nano", "smollm2", "bundled"),
     *("config", "files", "ops", "sharding", "distributed", "flash", "cudnn", "models", "data"),
     *("gguf", "hf", "llamacpp", "generator"),
-    *("infer", "train", "methods", "evaluate", "bench", "world", "report", "aot", "serve"),
+    *(
+        "infer",
+        "train",
+        "methods",
+        "evaluate",
+        "bench",
+        "world",
+        "compare",
+        "report",
+        "aot",
+        "serve",
+    ),
     *("commands", "cli", PACKAGE),
 )
 FILE_LINES = 400

@@ -5,9 +5,9 @@
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
 
 Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed, and half an hour
-for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` with this file runs two
-at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_methods, and what is
-there is not made again.
+for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` with this file runs
+two at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_methods, and
+what is there is not made again.
 
 Two methods are no rows. `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
 bare edge here; `lorahub` combines 20 of them. `few_case` is a run per prompt.

@@ -21,6 +21,7 @@ from typing import Any
 import compare
 import generator as recipe
 
+from lorage_jax.compare.shots import solved
 from lorage_jax.config import ExperimentConfig, WorldQuestions
 from lorage_jax.files.outputs import write_file
 from lorage_jax.methods.lora import LoraSettings
@@ -29,7 +30,6 @@ from lorage_jax.methods.training import train
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import words
 from lorage_jax.world.samples import draw_world
-from lorage_jax.world.shots import solved
 
 FOLDER = recipe.RUNS / "loras"
 LORAS, EXAMPLES_EACH, SEED, STEPS = 20, 5, 0, 100

@@ -13,7 +13,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file, write_file
 
 if TYPE_CHECKING:
-    from lorage_jax.world.parts import Part
+    from lorage_jax.compare.parts import Part
 
 
 def run(options: Compare) -> dict[str, Any] | None:
@@ -29,8 +29,8 @@ def run(options: Compare) -> dict[str, Any] | None:
 
 
 def _compared(options: Compare) -> dict[str, Any]:
+    from lorage_jax.compare import measure
     from lorage_jax.report.comparison import to_markdown
-    from lorage_jax.world import compare
 
     with distributed.together():
         config, parts = _checked(options)
@@ -40,10 +40,10 @@ def _compared(options: Compare) -> dict[str, Any]:
     )
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
-        found.setdefault(part.row, []).append(compare.measured(config, part, options.limit))
-    result = compare.combined(config, found)
+        found.setdefault(part.row, []).append(measure.measured(config, part, options.limit))
+    result = measure.combined(config, found)
     if options.costs:
-        for name, one in compare.costs(config, parts, options.limit).items():
+        for name, one in measure.costs(config, parts, options.limit).items():
             result["methods"][name] |= one
     if not distributed.is_main():
         return result
@@ -56,7 +56,7 @@ def _compared(options: Compare) -> dict[str, Any]:
 
 def _checked(options: Compare) -> tuple[CompareConfig, list[Part]]:
     """The comparison and its parts, checked before the long work."""
-    from lorage_jax.world.parts import all_parts, check_untrained
+    from lorage_jax.compare.parts import all_parts, check_untrained
 
     config = load_experiment(options.experiment, CompareConfig)
     if options.out is not None:

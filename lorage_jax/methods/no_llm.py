@@ -27,7 +27,6 @@ from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import check_types, expand_home, from_dict, require, to_dict
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.losses import expert_usage, squared_cv
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.readers import (
@@ -61,6 +60,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.losses import expert_usage, squared_cv
 from lorage_jax.train.step import Loss
 
 KIND = parts_kind("no_llm", "a generator without a language model")

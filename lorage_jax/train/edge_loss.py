@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lorage_jax.data.batches import Rows
-from lorage_jax.generator.losses import frozen_head_nll
 from lorage_jax.models.cache import Past
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder, Output
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import model_leaves
+from lorage_jax.train.losses import frozen_head_nll
 
 
 def query_nll(

@@ -22,7 +22,6 @@ from lorage_jax.generator.generator import (
     prompt_gates,
     trained_leaves,
 )
-from lorage_jax.generator.losses import expert_usage, squared_cv
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.generator.pool import make_pool
 from lorage_jax.generator.router import statistics_leaves
@@ -34,6 +33,7 @@ from lorage_jax.sharding import Layout
 from lorage_jax.train.arithmetic import step_flops
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trained, Training
+from lorage_jax.train.losses import expert_usage, squared_cv
 from lorage_jax.train.step import Loss, LossFn
 
 # Switches that only training sees: they may differ from those of the generator in `init`.

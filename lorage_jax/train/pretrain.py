@@ -31,7 +31,6 @@ from lorage_jax.fields import to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MODEL, stored
-from lorage_jax.generator.losses import token_nll
 from lorage_jax.hf.family import get_family, to_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import check_describable, config_differences, save_model
@@ -43,6 +42,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
 from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_folder, run
+from lorage_jax.train.losses import token_nll
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.resume import Resume
 from lorage_jax.train.state import TrainState, abstract_state, first_state, shardings

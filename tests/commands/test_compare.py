@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
+from lorage_jax.compare import measure
 from lorage_jax.report.comparison import to_markdown
-from lorage_jax.world import compare
 from lorage_jax.world import prompts as world_prompts
 from tests.commands.world import lorage
 
@@ -135,7 +135,7 @@ def test_the_table(made):
 @pytest.mark.slow
 def test_what_is_there_is_not_made_again(made, monkeypatch):
     folder, command, result = made
-    monkeypatch.setattr(compare, "_figures", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measure, "_figures", lambda *_: pytest.fail("measured again"))
     assert lorage(*command) == 0
     again = json.loads((folder / "result.json").read_text())
     for name, method in again["methods"].items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.bundled import generator_folder
+from lorage_jax.compare.parts import Part
 from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import file_digest
 from lorage_jax.data.sources import data_fingerprint
@@ -24,7 +25,6 @@ from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
 from lorage_jax.provenance import provenance
-from lorage_jax.world.parts import Part
 from lorage_jax.world.prompts import VERSION as WORLD
 
 FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
@@ -108,6 +108,8 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
             del settings[place]
+        for source in settings["data"]["sources"]:  # wherever they lie
+            source["path"] = Path(source["path"]).name
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
     return json.loads(json.dumps(found))

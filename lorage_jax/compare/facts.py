@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lorage_jax.compare.shots import WithSamples
 from lorage_jax.config import ExperimentConfig, MeshConfig
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf.source import read_model_config
@@ -19,7 +20,6 @@ from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.world.samples import WorldSample
-from lorage_jax.world.shots import WithSamples
 
 UNSEEN = ("composition", "tools", "tasks")  # splits of tasks that are not in training
 

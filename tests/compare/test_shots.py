@@ -2,11 +2,11 @@
 
 import pytest
 
+from lorage_jax.compare.shots import WithSamples, texts_with_samples
 from lorage_jax.errors import DataError
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.samples import draw_world
-from lorage_jax.world.shots import WithSamples, texts_with_samples
 
 
 @pytest.mark.parametrize("family", ["words", "tools"])

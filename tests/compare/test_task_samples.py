@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from lorage_jax.compare.task_samples import draw_tasks, first_prompts
 from lorage_jax.config import HeldOut, TaskQuestions
 from lorage_jax.data.records import Record
 from lorage_jax.data.written_tasks import is_held_out
 from lorage_jax.errors import DataError
 from lorage_jax.world.samples import other_tasks
-from lorage_jax.world.task_samples import draw_tasks, first_prompts
 
 pytestmark = pytest.mark.fast
 HELD = HeldOut(tasks=0.4, paraphrases=0.4, instances=0.4, seed=2, by="group")

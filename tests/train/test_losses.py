@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lorage_jax.generator import losses
-from lorage_jax.generator.losses import cross_entropy, expert_usage, squared_cv
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.presets import SHAPES
 from lorage_jax.models.decoder import head_logits
+from lorage_jax.train import losses
+from lorage_jax.train.losses import cross_entropy, expert_usage, squared_cv
 
 
 def test_cross_entropy_against_torch():

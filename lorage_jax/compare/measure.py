@@ -14,6 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lorage_jax.compare import kept
+from lorage_jax.compare.costs import method_costs
+from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
+from lorage_jax.compare.parts import BARE, OURS, Part
+from lorage_jax.compare.shots import WithSamples, texts_with_samples
+from lorage_jax.compare.task_samples import TaskSample, draw_tasks, first_prompts
 from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import Record
 from lorage_jax.data.templates import few_shot_prompt
@@ -29,16 +35,10 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, Placement, get_method
 from lorage_jax.methods.training import train
 from lorage_jax.models.model import Model
-from lorage_jax.world import kept
 from lorage_jax.world import prompts as world_prompts
-from lorage_jax.world.costs import method_costs
-from lorage_jax.world.facts import follows_prompts, is_merged, trained_parameters
-from lorage_jax.world.parts import BARE, OURS, Part
 from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
 from lorage_jax.world.scores import MARGIN, measure, tokens_read
 from lorage_jax.world.seconds import method_seconds
-from lorage_jax.world.shots import WithSamples, texts_with_samples
-from lorage_jax.world.task_samples import TaskSample, draw_tasks, first_prompts
 
 Say = Callable[[str], Any]
 

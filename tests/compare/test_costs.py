@@ -6,12 +6,12 @@ import pytest
 
 from lorage_jax import nano
 from lorage_jax.buckets import bucket
+from lorage_jax.compare.costs import method_costs
 from lorage_jax.data.templates import question
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.in_context_cached import InContextCached, shared_ids
 from lorage_jax.methods.loramoe import LoraMoe, LoraMoeSettings
-from lorage_jax.world.costs import method_costs
 from lorage_jax.world.samples import draw_world
 from lorage_jax.world.seconds import median_group
 

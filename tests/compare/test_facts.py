@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lorage_jax import nano
+from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import Card
 from lorage_jax.hf.load import load_model
@@ -16,7 +17,6 @@ from lorage_jax.methods.in_context_cached import InContextCached
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning
 from lorage_jax.models.experts import Pool
-from lorage_jax.world.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.world.samples import draw_world
 
 

@@ -1,0 +1,140 @@
+"""Parts of a comparison, and what is kept of them: tied to settings, models, data and results."""
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import pytest
+
+from lorage_jax import nano
+from lorage_jax.compare import kept, measure
+from lorage_jax.compare.measure import combined
+from lorage_jax.compare.parts import all_parts, check_untrained
+from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
+from lorage_jax.errors import ConfigError, OutputError
+
+DATA = DataConfig((Source("synthetic", "synthetic"),))
+CONFIG = CompareConfig(
+    ExperimentConfig(cloud="a", edge="b", out="out", data=DATA, steps=100),
+    {"lora_gen": {}, "lora": {}},
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"setings": None}, r"has a field 'setings'; expected .* did you mean settings"),
+        ({"seed": 3}, r"the row lora sets seed, which the comparison sets"),
+        ({"samples": -1}, r"samples of lora is -1"),
+        (None, r"the row lora is None; expected a dictionary"),
+    ],
+)
+def test_a_row_with_a_field_that_no_experiment_has(row, says):
+    with pytest.raises(ConfigError, match=says):
+        CompareConfig(CONFIG.base, {"lora": row})
+
+
+def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(measure, "_figures", lambda *_: said.append(1) or {"x": 1})
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), out=str(tmp_path)
+    )
+    config = dataclasses.replace(CONFIG, base=base)
+    _, part = all_parts(config, ["lora"], 1)
+    assert measure.measured(config, part, 3) == measure.measured(config, part, 3) == {"x": 1}
+    assert len(said) == 1
+    assert measure.measured(config, part) == {"x": 1} and len(said) == 2
+    file = tmp_path / "results" / "lora-0-3.json"
+    file.write_text(file.read_text().replace('"figures": 2', '"figures": 1'))
+    assert measure.measured(config, part, 3) == {"x": 1} and len(said) == 3  # of an older version
+    other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
+    with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):
+        measure.measured(other, all_parts(other, ["lora"], 1)[1], 3)
+
+
+def test_figures_may_be_kept_beside_the_code(tmp_path, monkeypatch):
+    """Those of all questions; a check with a limit leaves nothing there."""
+    monkeypatch.setattr(measure, "_figures", lambda *_: {"x": 1})
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), out=str(tmp_path / "runs")
+    )
+    config = dataclasses.replace(CONFIG, base=base, figures=str(tmp_path / "kept"))
+    part = all_parts(config, ["lora"], 1)[1]
+    measure.measured(config, part, 3)
+    assert not (tmp_path / "kept").exists()
+    measure.measured(config, part)
+    origin = json.loads((tmp_path / "kept" / "lora-0.json").read_text())["provenance"]
+    assert origin["machine"]["cpu_cores"] and "command" not in origin
+
+
+def test_costs_are_kept_for_the_rows_of_one_run(tmp_path):
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), out=str(tmp_path)
+    )
+    config = dataclasses.replace(CONFIG, base=base)
+    runs = []
+
+    def costs(config, rows):
+        def measure():
+            runs.append(rows)
+            return {row: {"seconds_per_request": len(runs)} for row in ("bare", *rows)}
+
+        return kept.costs(config, all_parts(config, rows, 2), None, measure)
+
+    both = costs(config, ["lora", "lora_gen"])
+    assert list(both) == ["bare", "lora", "lora_gen"]
+    assert costs(config, ["lora"]) == {row: both[row] for row in ("bare", "lora")}
+    assert len(runs) == 1, "measured again"
+    other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
+    assert costs(other, ["lora"])["lora"] == {"seconds_per_request": 2}
+    assert costs(other, ["lora", "lora_gen"])["lora"] == {"seconds_per_request": 3}
+
+
+def test_figures_belong_to_a_finished_result(tmp_path):
+    """Those of a folder of LoRAs to all of them and the examples; without it, one clear error."""
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    rows = {"lorahub": {"trained": str(tmp_path / "loras")}}
+    config = dataclasses.replace(CONFIG, base=base, methods=rows)
+    found = all_parts(config, ["lorahub"], 2)
+    with pytest.raises(ConfigError, match=r"lorahub uses .*loras, which is not a folder. Train it"):
+        check_untrained(config, found)
+    files = [tmp_path / "loras" / name for name in ("00/lora/x.safetensors", "examples.jsonl")]
+    files[0].parent.mkdir(parents=True)
+    seen = []
+    for file, content in (*zip(files, ("a", "b"), strict=True), (files[0], "c"), (files[1], "d")):
+        file.write_text(content)
+        seen.append(kept.identity(config, found[1], None)["trained"])
+    check_untrained(config, found)
+    assert [len(one) for one in seen] == [1, 2, 2, 2]
+    assert all(a != b for a, b in pairwise(seen))
+
+
+def test_parts_of_a_comparison():
+    found = all_parts(CONFIG, ["lora_gen", "lora"], 2)
+    assert [one.name for one in found] == ["bare", "lora_gen-0", "lora_gen-1", "lora-0", "lora-1"]
+    assert found[-1].experiment.method == "lora" and found[-1].experiment.seed == 1
+    assert found[-1].experiment.out == "out/lora-1"
+    assert [one.name for one in all_parts(CONFIG, ["in_context", "bare"], 2)] == [
+        "in_context",
+        "bare",
+    ]
+    assert not any(one.samples for one in found)
+    rows = {
+        "three": {"method": "in_context", "samples": 3},
+        "shown": {"method": "lora", "steps": 70},
+    }
+    more = dataclasses.replace(CONFIG, methods=rows)
+    _, three, shown = all_parts(more, ["three", "shown"], 1)
+    assert (three.name, three.method, three.samples) == ("three", "in_context", 3)
+    assert shown.name == "shown-0" and shown.experiment is not None
+    run = shown.experiment
+    assert (run.method, run.steps, run.out) == ("lora", 70, "out/shown-0")
+    with pytest.raises(ConfigError, match="samples of x is -1; expected a number, 0 or more"):
+        dataclasses.replace(CONFIG, methods={"x": {"samples": -1}})
+    with pytest.raises(ConfigError, match="no method 'direct'; expected lora_gen, lora"):
+        all_parts(CONFIG, ["direct"], 1)
+    with pytest.raises(ConfigError, match="no method 'nothing'"):
+        all_parts(CONFIG, ["nothing"], 1)
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        combined(CONFIG, {})

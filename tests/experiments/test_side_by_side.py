@@ -1,0 +1,74 @@
+"""The script that runs the rows of a comparison side by side."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "side_by_side.py"
+EXPERIMENT = """
+from lorage_jax import nano
+from lorage_jax.config import *
+
+def config():
+    base = ExperimentConfig(cloud=str(nano.CLOUD), edge=str(nano.EDGE), out="runs",
+                            data=DataConfig((Source("synthetic", "synthetic", name="words"),)),
+                            steps=1, dtype="float32", optimizer=OptimizerConfig(warmup_steps=0))
+    return CompareConfig(base, {"in_context": {}},
+                         WorldQuestions(prompts=2, queries=1, families=("words",)))
+"""
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("side_by_side", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_at_most_so_many_at_once_and_every_end_is_said(script, monkeypatch, tmp_path, capsys):
+    codes, running, most = {"good": 0, "bad": 3, "last": 0}, [], []
+
+    def start(name, place, logs, options):
+        assert logs.is_dir() and place in (0, 1)
+        process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({codes[name]})"])
+        running.append(process)
+        most.append(sum(one.poll() is None for one in running))
+        return process
+
+    monkeypatch.setattr(script, "start", start)
+    options = argparse.Namespace(at_once=2, seconds=None)
+    script.run(list(codes), tmp_path / "logs", options)
+    said = capsys.readouterr().out
+    assert "good: done" in said and "bad: ended with 3" in said and "last: done" in said
+    assert len(most) == 3 and max(most) <= 2
+
+
+def test_what_is_not_finished_in_time_is_stopped(script, monkeypatch, tmp_path, capsys):
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = []
+    monkeypatch.setattr(
+        script, "start", lambda *_: started.append(subprocess.Popen(sleep)) or started[-1]
+    )
+    options = argparse.Namespace(at_once=1, seconds=0.2)
+    script.run(["long", "waiting"], tmp_path / "logs", options)
+    said = capsys.readouterr().out
+    assert started[0].returncode == -9 and len(started) == 1
+    assert "long: ended with -9" in said and "not begun: waiting." in said
+
+
+@pytest.mark.slow
+def test_rows_are_measured_and_kept(tmp_path):
+    (tmp_path / "exp.py").write_text(EXPERIMENT)
+    command = [sys.executable, str(SCRIPT), "exp.py", "--pin"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "bare: done" in first.stdout and "in_context: done" in first.stdout
+    kept = json.loads((tmp_path / "runs" / "results" / "in_context.json").read_text())
+    assert kept["result"]["splits"] and "Asking" in (tmp_path / "runs/logs/bare.log").read_text()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout == ""
