@@ -165,21 +165,28 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
     """The scores of one method on one split, and the lengths of its requests.
 
     `edge_tokens` counts everything in the edge's context, soft prompts and cached tokens, too;
-    `context_tokens` is the length with the prompt as text.
+    `context_tokens` is the length with the prompt as text, in the turns that the method speaks.
     """
     owners = [i for i, group in enumerate(sample.groups) for _ in group]
     unit = Unit(sample.name, sample.prompts, sample.records, owners)
     method = arm.method.method if isinstance(arm.method, WithSamples) else arm.method
     if isinstance(method, LoraGen):
         edge = method.generator.speaking(edge)
-    answered = ask([arm], edge, [unit], _answer)[arm.name][unit.name].answered
+    spoken = edge
+
+    def answer(arm: Arm, unit: Unit[Record], placement: Placement, rows: Any) -> Answered[str]:
+        nonlocal spoken
+        spoken = placement.model
+        return _answer(arm, unit, placement, rows)
+
+    answered = ask([arm], edge, [unit], answer)[arm.name][unit.name].answered
     score = measure(sample, answered.answers)
     return {
         "exact_match": score.exact_match,
         "stderr": score.stderr,
         "by_prompt": score.by_prompt,
         "edge_tokens": answered.edge_tokens + answered.front_slots,
-        "context_tokens": tokens_read(edge, sample, shown=True),
+        "context_tokens": tokens_read(spoken, sample, shown=True),
     }
 
 

@@ -82,7 +82,7 @@ def _properties(result: Mapping[str, Any]) -> Table:
     rows = [
         row(
             name,
-            _mark(method["edge_tokens"] <= method["context_tokens"] - 1),
+            _mark(method["edge_tokens"] < method["context_tokens"]),
             _mark(method["merged"]),
             _mark(method["unseen_tasks"]),
             _mark(method["bigger_model"]),
@@ -96,8 +96,8 @@ def _properties(result: Mapping[str, Any]) -> Table:
         *("knowledge of a bigger model", "what it is"),
     )
     notes = (
-        "The paper's Table 1, derived. shorter context: at least a token less at the edge than with "
-        "the prompt in its context. no extra parameters: answers need the edge's own weights alone, "
+        "The paper's Table 1, derived. shorter context: fewer tokens at the edge than with the "
+        "prompt in its context. no extra parameters: answers need the edge's own weights alone, "
         "with something merged into them. unseen tasks without training: something is made of the "
         "prompt of a task that was not in training, without solved examples. knowledge of a "
         "bigger model: the cloud reads the prompt.",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,10 @@ from lorage_jax.compare.measure import combined
 from lorage_jax.compare.parts import all_parts, check_untrained
 from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
 from lorage_jax.errors import ConfigError, OutputError
+from lorage_jax.evaluate.arms import Answered, Arm
+from lorage_jax.hf.load import load_model
+from lorage_jax.methods.bare import Bare
+from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
 CONFIG = CompareConfig(
@@ -138,3 +143,24 @@ def test_parts_of_a_comparison():
         all_parts(CONFIG, ["nothing"], 1)
     with pytest.raises(ConfigError, match="nothing was measured"):
         combined(CONFIG, {})
+
+
+def test_lengths_are_of_the_turns_that_a_method_speaks(monkeypatch):
+    edge = load_model(nano.EDGE)
+    spoken = dataclasses.replace(edge)
+    sample = draw_world(prompts=2, queries=1, seed=1, families=("words",))[0]
+
+    def ask(arms, model, units, answer):
+        assert model is edge
+        answers = [record.target for record in sample.records]
+        monkeypatch.setattr(measure, "_answer", lambda *_: Answered(answers, 5.0))
+        answered = answer(arms[0], units[0], SimpleNamespace(model=spoken), [])
+        return {"bare": {sample.name: SimpleNamespace(answered=answered)}}
+
+    monkeypatch.setattr(measure, "ask", ask)
+    monkeypatch.setattr(
+        measure, "tokens_read", lambda model, *_, shown: 9.0 if model is spoken else 0.0
+    )
+    found = measure.asked(Arm("bare", Bare()), edge, sample)
+    assert (found["edge_tokens"], found["context_tokens"]) == (5.0, 9.0)
+    assert found["exact_match"] == 1.0
