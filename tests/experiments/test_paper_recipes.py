@@ -68,6 +68,7 @@ def test_another_cloud(monkeypatch):
     assert config.edge.endswith("Qwen3-1.7B")
 
 
+@pytest.mark.slow
 def test_little_of_a_batch_is_padding(shared, monkeypatch):
     """On the recipe's mixture of Alpaca and reasoning tasks, with and without packing."""
     monkeypatch.setenv("LORAGE_DATA", str(shared / "data"))

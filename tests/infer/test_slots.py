@@ -105,7 +105,10 @@ class Engine:
         return self.outputs
 
 
-@pytest.fixture(scope="module", params=["qwen2", "gemma2", "opt"])
+SLOW_OPT = pytest.param("opt", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gemma2", SLOW_OPT])
 def served(request, tiny, cloud_dir):
     """An edge with a window, with scaled embeddings and caps, or with learned positions."""
     folder = tiny(request.param)[0]

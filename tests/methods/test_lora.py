@@ -253,7 +253,8 @@ def torch_folder(folder):
     ).eval()
 
 
-@pytest.mark.parametrize("form", ["dora", pytest.param("vera", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dora", "vera"])
 def test_other_forms_begin_as_the_bare_edge_and_learn(form, experiment, pair, tmp_path):
     """A LoRA that does not move is the bare edge; VeRA's projections stay as they were drawn."""
     settings = dataclasses.replace(FORMS[form], targets=None, dropout=0.1)

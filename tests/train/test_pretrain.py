@@ -94,6 +94,7 @@ def test_it_learns_and_leaves_a_model(config, family):
     assert resolved["steps"] == 16 and len(resolved["tokenizer_contents"]) == 64
 
 
+@pytest.mark.slow
 def test_it_can_begin_from_a_folder(config, tmp_path):
     """Weights and tokenizer are the folder's, and stay so with a tiny learning rate."""
     first = pretrain(config(steps=16, saved_dtype="float32"), progress=False)
@@ -116,6 +117,7 @@ def test_it_can_begin_from_a_folder(config, tmp_path):
     refused(nowhere, "nowhere, which is not a folder")
 
 
+@pytest.mark.slow  # so does a LoRA, in tests/methods/test_lora.py, by the same loop
 def test_resume_is_bit_exact(config, monkeypatch, tmp_path):
     """8 steps = 4 steps + kill at 6 + 4 steps, on other devices' shares, with moved data."""
     whole = pretrain(config(steps=8, out=str(tmp_path / "whole")), progress=False)
