@@ -61,6 +61,9 @@ class Batch(flax.struct.PyTreeNode):
         queries: the edge's rows, padded on the right; chunk i belongs to prompt chunk i.
         sources: the number of each prompt's source, [p, 1] per chunk, for methods that ask.
         vectors: a vector for each prompt, per chunk, for methods that ask.
+        shown: the queries behind their system prompts, per chunk, for a teacher (`data.shown`).
+        partners: for each slot of `queries`, the slot of `shown` that predicts the same target, as
+            an index into all slots of the chunk's rows; -1 if there is none.
         group_ids: origin of the rows, which `describe` of the data set looks up; host only.
         texts: the system prompts, in the order of the chunks; host only.
         truncated: number of texts that were cut; host only.
@@ -72,6 +75,8 @@ class Batch(flax.struct.PyTreeNode):
     truncated: int | None = None
     sources: tuple[Int[Array, "*A p 1"], ...] = ()
     vectors: tuple[Float[Array, "*A p w"], ...] = ()
+    shown: tuple[Rows, ...] = ()
+    partners: tuple[Int[Array, "*A R T"], ...] = ()
     texts: tuple[str, ...] = ()
 
     @property

@@ -18,6 +18,7 @@ import numpy as np
 
 from lorage_jax.config import DataConfig
 from lorage_jax.data.batches import Batch, Encoder, Group
+from lorage_jax.data.shown import ShownEncoder
 from lorage_jax.data.sources import LoadedSource, load_source
 from lorage_jax.data.templates import TemplateKind, chosen_kind
 from lorage_jax.errors import DataError
@@ -78,10 +79,12 @@ def make_dataset(
     seed: int,
     template: TemplateKind | None = None,
     in_context: bool = False,
+    shown: bool = False,
 ) -> Batches:
     """Builds the training data of a run, by default in the turns of `config.template`.
 
-    `in_context`: the edge, too, reads the system prompt, in front of each query.
+    `in_context`: the edge, too, reads the system prompt, in front of each query. `shown`: it does
+    as a teacher, beside the queries without it.
 
     Every process of a pod builds the same batches (shapes included) and feeds its own rows.
 
@@ -91,7 +94,8 @@ def make_dataset(
     # Copies, because another thread may be using the caller's tokenizers.
     template = template or chosen_kind(config.template, cloud_tokenizer, edge_tokenizer)
     pair = copy.deepcopy(cloud_tokenizer), copy.deepcopy(edge_tokenizer)
-    encoder = Encoder(config, *pair, template, in_context)
+    kind = ShownEncoder if shown else Encoder
+    encoder = kind(config, *pair, template, in_context)
     groups = mix(sources, [source.weight for source in config.sources], seed)
     note = "\n".join(source.note for source in sources if source.note)
     return Batches(groups, [source.places for source in sources], encoder, note)

@@ -9,20 +9,49 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import check_types, expand_home, require
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator
+from lorage_jax.methods.lora import Lora, merged_lora
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.sharding import Layout
-from lorage_jax.train.experiment import Trainable, Trained, Training
+from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
 from lorage_jax.train.generator import begun_generator, finished_generator, generator_training
 
 BATCH_ROWS = 8  # prompts per cloud pass
+
+
+@dataclass(frozen=True)
+class LoraGenSettings:
+    """Settings of a generator's training.
+
+    With `distilled` above 0, the edge without the prompt also learns from a teacher that has the
+    prompt in its context: a token's loss is (1 - distilled) * cross entropy + distilled *
+    KL(teacher || edge). The teacher is the edge itself, or with `teacher`, the folder of a LoRA
+    that was trained with `LoraSettings(prompt="in_context")`, the edge with that LoRA.
+    """
+
+    distilled: float = 0.0
+    teacher: str = ""
+
+    def __post_init__(self):
+        check_types(self)
+        expand_home(self, "teacher")
+        require(
+            0 <= self.distilled <= 1,
+            f"distilled is {self.distilled}; expected 0 to 1, both included.",
+        )
+        require(
+            self.distilled > 0 or not self.teacher,
+            f"teacher is {self.teacher}, but distilled is 0, so that nothing is learnt from it. "
+            "Raise distilled, or leave teacher out.",
+        )
 
 
 @register
@@ -41,6 +70,7 @@ class LoraGen(Method, Trainable):
     what: ClassVar[str] = "the prompt merged into the edge's weights, the bare question asked"
     result: ClassVar[str] = "generator"
     frozen: ClassVar[tuple[str, ...]] = ("cloud", "edge")
+    settings: ClassVar[type | None] = LoraGenSettings
 
     generator: Generator
     journal: Journal = field(default_factory=Journal)
@@ -83,7 +113,16 @@ class LoraGen(Method, Trainable):
     def training(
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
-        return generator_training(config, models, layout)
+        return generator_training(config, models, layout, settings_of(cls, config).distilled)
+
+    @classmethod
+    def has_teacher(cls, config: ExperimentConfig) -> bool:
+        return settings_of(cls, config).distilled > 0
+
+    @classmethod
+    def teacher(cls, config: ExperimentConfig, edge: Model) -> Model | None:
+        folder = settings_of(cls, config).teacher
+        return load_teacher(folder, edge) if folder else None
 
     @classmethod
     def begin(
@@ -95,7 +134,26 @@ class LoraGen(Method, Trainable):
     def finish(
         cls, config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
     ) -> Trained:
-        return finished_generator(config, models, trained, statistics)
+        share = settings_of(cls, config).distilled
+        facts = {"distilled": share} if share else {}
+        return finished_generator(config, models, trained, statistics, facts)
+
+
+def load_teacher(folder: str, edge: Model) -> Model:
+    """The edge with the LoRA of a teacher merged.
+
+    Raises ConfigError unless it was trained for this edge, with the prompt in its context.
+    """
+    try:
+        found = Lora.load(edge, Path(folder))
+    except WeightsError as error:
+        raise ConfigError(f"settings.teacher cannot be used: {error}") from None
+    if not found.edge_sees_prompt:
+        raise ConfigError(
+            f"settings.teacher is {folder}, a LoRA that was trained without the prompt, so that it "
+            'has nothing to teach. Train it with LoraSettings(prompt="in_context").'
+        )
+    return merged_lora(edge, found.lora, found.template)
 
 
 def journaled_cards(

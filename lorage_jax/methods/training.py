@@ -48,7 +48,7 @@ DEFAULT = "lora_gen"
 
 # Fields that may differ between a checkpoint and the run that resumes it. Models and data may have
 # moved: `cloud_weights` and the like identify them by their contents.
-RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources")
+RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources", "settings.teacher")
 
 # Names of methods in checkpoints, where they differ: those of the first versions.
 RECORDED = {"lora_gen": None, "lora": "multitask_lora"}
@@ -88,10 +88,12 @@ def train(
         check_devices(config, layout.mesh, reader is not None)
         check_run_folder(out, method.result, bool(resume))
         models = {name: _load(config, name, layout) for name in method.frozen}
+        models |= _teacher(method, config, models)
         configs = {name: model.config for name, model in models.items()}
         program, config = _program(method, config, configs, layout, checkpoints, resume)
         begun = method.begin(config, models)
         turns, batches = _data(method, config, models, checkpoints, resume)
+        _check_teacher(models.get("teacher"), turns)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
@@ -140,6 +142,25 @@ def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:
     return load_model(getattr(config, name), config.dtype, layout)
 
 
+def _teacher(
+    method: type[Trainable], config: ExperimentConfig, models: Mapping[str, Model]
+) -> dict[str, Model]:
+    """The teacher by its name, if the method has one with weights of its own."""
+    found = method.teacher(config, models["edge"]) if "edge" in models else None
+    return {} if found is None else {"teacher": found}
+
+
+def _check_teacher(teacher: Model | None, turns: TemplateKind) -> None:
+    """Raises ConfigError if the teacher was trained in other turns than the run's."""
+    if teacher is None or teacher.template is None:
+        return
+    if teacher.template.identity() != turns.on(teacher.tokenizer).identity():
+        raise ConfigError(
+            "settings.teacher was trained in other turns than this run's: they differ in "
+            "data.template, or in the edge's chat template. Train both in the same turns."
+        )
+
+
 def _with_parts(state: TrainState, begun: tuple[Any, Any, str] | None) -> TrainState:
     """The state with the trained parts and statistics of `Trainable.begin`, if there are any."""
     if begun is None:
@@ -158,6 +179,7 @@ def _write(
 ) -> str:
     """Writes the result of a finished run and returns its fingerprint."""
     parts = distributed.to_host((state.trained, state.statistics))
+    models = {name: models[name] for name in method.frozen}
     made = method.finish(config, models, *parts)
     with distributed.together():
         if distributed.is_main():
@@ -169,7 +191,7 @@ def _vocabularies(
     configs: Mapping[str, ModelConfig], reader: str | None
 ) -> dict[str, tuple[str, int]]:
     """For the fields of a batch: the model whose ids they hold, and the size of its vocabulary."""
-    fields = {"prompts": reader, "queries": "edge"}
+    fields = {"prompts": reader, "queries": "edge", "shown": "edge"}
     return {f: (name, configs[name].vocab_size) for f, name in fields.items() if name in configs}
 
 
@@ -227,8 +249,8 @@ def _data(
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
     turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
     cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]
-    in_context = method.edge_reads_prompt(config)
-    return turns, make_dataset(config.data, cloud, edge, config.seed, turns, in_context)
+    in_context, shown = method.edge_reads_prompt(config), method.has_teacher(config)
+    return turns, make_dataset(config.data, cloud, edge, config.seed, turns, in_context, shown)
 
 
 def _tokenizer(config: ExperimentConfig, models: Mapping[str, Model], name: str) -> Any:

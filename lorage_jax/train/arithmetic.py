@@ -3,7 +3,7 @@
 It counts model FLOPs (2 per multiply-accumulate) of the matrix products at the padded shapes, but
 not what remat computes again. A frozen matrix costs two passes, forward and the gradient of its
 input; a trained one, and attention, whose two sides are both activations, three. Prompts cost one
-where the cloud has no adapters.
+where the cloud has no adapters, and so does a teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def peak_flops() -> float | None:
 
 def step_flops(config: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, batch: Batch) -> int:
     """FLOPs of one step on a batch of the host."""
-    return cloud_flops(config, cloud, edge, batch) + edge_flops(config, edge, batch)
+    own = cloud_flops(config, cloud, edge, batch) + edge_flops(config, edge, batch)
+    return own + teacher_flops(edge, batch)
 
 
 def cloud_flops(
@@ -67,6 +68,16 @@ def edge_flops(config: GeneratorConfig, edge: ModelConfig, batch: Batch) -> int:
         macs += tokens * 2 * edge.vocab_size * edge.width  # the head
         macs += 3 * edge.layers * loras * lora
     return 2 * macs
+
+
+def teacher_flops(edge: ModelConfig, batch: Batch) -> int:
+    """FLOPs of a teacher's forward pass; its head is applied to the slots of the queries."""
+    macs = 0
+    for chunk, lengths in _lengths(batch.shown):
+        each = _layer_macs(edge, chunk.tokens.size, _pairs(lengths), backward=False)
+        macs += edge.layers * each
+    slots = sum(partners.size for partners in batch.partners)
+    return 2 * (macs + slots * edge.vocab_size * edge.width)
 
 
 def _lengths(chunks: Sequence[Rows]) -> Iterator[tuple[Rows, np.ndarray]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.data.batches import Rows
 from lorage_jax.models.cache import Past
@@ -39,15 +39,22 @@ def query_nll(
         queries: the chunks of queries.
         key: random key for dropout; None without dropout.
     """
-    total, done = jnp.zeros((), jnp.float32), 0
+    total = jnp.zeros((), jnp.float32)
     head = gathered_head(decoder, edge)
+    for chunk, rows, own in gated_chunks(gates, queries, key):
+        total += chunk_nll(decoder, edge, head, chunk, own, gates=rows, pool=pool)[0]
+    return total
+
+
+def gated_chunks(
+    gates: Float[Array, "P L E"], queries: Sequence[Rows], key: jax.Array | None
+) -> Iterator[tuple[Rows, Array, jax.Array | None]]:
+    """Each chunk of queries with its gates, per row or (packed) per slot, and its own key."""
     prompts = gates.shape[0] // len(queries)
     for number, chunk in enumerate(queries):
+        done = number * prompts
         rows = _row_gates(gates[done : done + prompts], gates, chunk)
-        own = None if key is None else jax.random.fold_in(key, number)
-        total += chunk_nll(decoder, edge, head, chunk, own, gates=rows, pool=pool)[0]
-        done += prompts
-    return total
+        yield chunk, rows, None if key is None else jax.random.fold_in(key, number)
 
 
 def queries_nll(
@@ -93,6 +100,40 @@ def chunk_nll(
     Returns:
         The loss, and the decoder's output at the slots before the targets.
     """
+    found = chunk_answers(decoder, edge, chunk, key, prefix=prefix, past=past, **inputs)
+    nll: Array = frozen_head_nll(
+        decoder.config, head, found.output.hidden, found.targets, found.wanted
+    )
+    return nll, found.output
+
+
+class Answers(NamedTuple):
+    """What a decoder makes of a chunk of queries, at N = T - 1 slots, those with a target in front.
+
+    Attributes:
+        output: the decoder's, without logits.
+        targets: the token that each slot predicts.
+        wanted: True where that token has a loss.
+        front: the slots in this order.
+    """
+
+    output: Output
+    targets: Int[Array, "R N"]
+    wanted: Bool[Array, "R N"]
+    front: Int[Array, "R N"]
+
+
+def chunk_answers(
+    decoder: Decoder,
+    edge: dict[str, Any],
+    chunk: Rows,
+    key: jax.Array | None,
+    *,
+    prefix: Float[Array, "*R M D"] | None = None,
+    past: Past | None = None,
+    **inputs: Any,
+) -> Answers:
+    """Runs the decoder on one chunk of queries; arguments as in `chunk_nll`."""
     assert chunk.loss_mask is not None
     targets, wanted = chunk.tokens[:, 1:], chunk.loss_mask[:, 1:]
     front = jnp.argsort(~wanted, axis=1, stable=True)  # targets first, see `frozen_head_nll`
@@ -120,8 +161,7 @@ def chunk_nll(
         **inputs,
     )
     targets, wanted = (jnp.take_along_axis(x, front, axis=1) for x in (targets, wanted))
-    nll: Array = frozen_head_nll(decoder.config, head, output.hidden, targets, wanted)
-    return nll, output
+    return Answers(output, targets, wanted, front)
 
 
 def _of_rows(x: Array, rows: int, axis: int) -> Array:

@@ -104,6 +104,16 @@ class Trainable(Protocol):
         return False
 
     @classmethod
+    def has_teacher(cls, config: ExperimentConfig) -> bool:
+        """True if batches also hold the queries behind their system prompts, for a teacher."""
+        return False
+
+    @classmethod
+    def teacher(cls, config: ExperimentConfig, edge: Model) -> Model | None:
+        """The teacher, where it has other weights than the edge: frozen, of the edge's shape."""
+        return None
+
+    @classmethod
     def completed(
         cls, config: ExperimentConfig, batches: Batches
     ) -> Callable[[Batch], Batch] | None:
@@ -164,8 +174,8 @@ def build_step(
 ) -> StepProgram:
     """Builds the jitted step and its abstract arguments; no array is made.
 
-    `models` holds the configurations of the models in `method.frozen`, by name. `config.remat` is
-    none or full (see `train.remat`).
+    `models` holds the configurations of the models in `method.frozen`, by name, and of a "teacher"
+    with weights of its own. `config.remat` is none or full (see `train.remat`).
     """
     assert config.remat != "auto", "remat is settled before a step is built"
     training = method.training(config, models, layout)
@@ -173,7 +183,7 @@ def build_step(
     state = abstract_state(training.leaves, training.statistics, optimizer, layout)
     frozen = {
         name: program_params(abstract_arrays(model_leaves(models[name]), config.dtype, layout))
-        for name in method.frozen
+        for name in (*method.frozen, *(("teacher",) if "teacher" in models else ()))
     }
     step = make_step(
         training.loss,

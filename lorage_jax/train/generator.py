@@ -31,6 +31,7 @@ from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.arithmetic import step_flops
+from lorage_jax.train.distilled import check_teacher_room, distilled_loss
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trained, Training
 from lorage_jax.train.losses import expert_usage, squared_cv
@@ -41,21 +42,28 @@ FREE = ("dropout", "gumbel_temperature", "cv_weight")
 
 
 def generator_training(
-    config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    config: ExperimentConfig,
+    models: Mapping[str, ModelConfig],
+    layout: Layout,
+    distilled: float = 0.0,
 ) -> Training:
     """Everything trained of a generator: meta tokens, cloud adapters, router and pool.
+
+    `distilled`: the share of a teacher in the loss, see `generator_loss`.
 
     Raises ConfigError unless the models are as deep and read as much as `config` needs.
     """
     cloud, edge = models["cloud"], models["edge"]
     check_models(config, cloud, edge)
+    if distilled:
+        check_teacher_room(config, edge)
 
     def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
         return new_trained(config.generator, cloud, edge, frozen["cloud"]["embed"], key)
 
     return Training(
         leaves=trained_leaves(config.generator, cloud, edge),
-        loss=generator_loss(config, cloud, edge, layout),
+        loss=generator_loss(config, cloud, edge, layout, distilled),
         statistics=statistics_leaves(config.generator, edge.layers),
         new=new,
         flops=functools.partial(step_flops, config.generator, cloud, edge),
@@ -63,12 +71,19 @@ def generator_training(
 
 
 def generator_loss(
-    config: ExperimentConfig, cloud: ModelConfig, edge: ModelConfig, layout: Layout
+    config: ExperimentConfig,
+    cloud: ModelConfig,
+    edge: ModelConfig,
+    layout: Layout,
+    distilled: float = 0.0,
 ) -> LossFn:
     """The loss of Eq. 9: the edge's on the targets, and a balance term on the gates.
 
     The cloud reads P prompts once, the edge their P x Q queries, each row under the gates of its
     prompt. Metrics: cv (before weighting), usage and mean gates (gate_mass) [L, E].
+
+    With `distilled` above 0, it is `train.distilled.distilled_loss`, with its metrics, on batches
+    with `shown`. The teacher's weights are `frozen["teacher"]`, if there are any, or the edge's.
     """
     dropout = config.generator.dropout
     decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
@@ -80,9 +95,15 @@ def generator_loss(
         parts = Parts(trained, statistics)
         gates, statistics = prompt_gates(reader, frozen["cloud"], parts, prompts, gate_key)
         pool = make_pool(trained["pool"], config.generator)
-        nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, dropout_key)
+        metrics = {}
+        if distilled:
+            nll, metrics = distilled_loss(
+                decoder, frozen, pool, gates, micro, dropout_key, distilled
+            )
+        else:
+            nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, dropout_key)
         cv = squared_cv(gates)
-        metrics = {
+        metrics |= {
             "cv": cv,
             "usage": expert_usage(gates),
             "gate_mass": jnp.mean(gates, axis=0),
@@ -93,9 +114,16 @@ def generator_loss(
 
 
 def finished_generator(
-    config: ExperimentConfig, models: Mapping[str, Model], trained: Any, statistics: Any
+    config: ExperimentConfig,
+    models: Mapping[str, Model],
+    trained: Any,
+    statistics: Any,
+    facts: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """The trained generator, to be written as a folder for `load_generator`."""
+    """The trained generator, to be written as a folder for `load_generator`.
+
+    `facts` are further ones about its training.
+    """
     edge = models["edge"]
     generator = Generator(
         config=config.generator,
@@ -122,6 +150,7 @@ def finished_generator(
             "dtype": config.dtype,
             "data": [_named(source) for source in config.data.sources],
             **_held_out(config),
+            **(facts or {}),
         },
     )
     write = functools.partial(save_generator, generator, overwrite=True)

@@ -53,7 +53,8 @@ class Job:
         step: (state, batch on the devices) -> (state, metrics); it may donate the state.
         batches: without end; their iterators have `get_state` and `set_state`.
         describe: the origin of a number in `group_ids`.
-        vocabularies: for `prompts` and `queries`, whose token ids they hold and how many there are.
+        vocabularies: for `prompts`, `queries` and `shown`, whose token ids they hold and how many
+            there are.
         place: puts a batch on the devices.
         shapes: the most shapes that batches can have; each needs a compiled program.
         checkpoints: folder or gs://..., instead of one in `out`.
@@ -316,7 +317,7 @@ def _abstract(state: TrainState) -> TrainState:
 def _check_ids(batch: Batch, vocabularies: Mapping[str, tuple[str, int]]) -> None:
     """Ids beyond the embedding table would be clamped on the device without a word."""
     for name, (whose, size) in vocabularies.items():
-        top = max(int(rows.tokens.max()) for rows in getattr(batch, name))
+        top = max((int(rows.tokens.max()) for rows in getattr(batch, name)), default=-1)
         if top >= size:
             raise DataError(
                 f"the {whose}'s tokenizer gives id {top}, but its vocabulary is 0 to {size - 1}. "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +44,15 @@ def frozen_head_nll(
     `params` holds the head, as `models.decoder.head_logits` reads it; no gradient flows to it.
     A chunk of slots in which no row has a target costs nothing, so put targets in front.
     """
-    return _chunked(config, params, hidden, targets, mask, lambda nll: nll)
+    return jnp.sum(_chunked(_head_nll(config, params), hidden, (targets, mask)))
 
 
 def _frozen_forward(config, params, hidden, targets, mask) -> Any:
     # A chunk's gradient together with its loss: the backward pass needs no logits then.
-    return _chunked(config, params, hidden, targets, mask, jax.value_and_grad)
+    run = jax.value_and_grad(_head_nll(config, params))
+    nll, slope = _chunked(run, hidden, (targets, mask))
+    slope = _joined(slope, hidden)
+    return jnp.sum(nll), slope
 
 
 def _frozen_backward(config, slope, scale):
@@ -58,9 +62,78 @@ def _frozen_backward(config, slope, scale):
 frozen_head_nll.defvjp(_frozen_forward, _frozen_backward)
 
 
-def _chunked(config, params, hidden, targets, mask, transform) -> Any:
-    """Applies `transform` to the loss of each chunk of slots: sums losses, joins gradients."""
-    rows, slots = mask.shape
+def _head_nll(config: ModelConfig, params: dict[str, Any]) -> Callable[..., Array]:
+    def nll(hidden, targets, mask):
+        return cross_entropy(head_logits(config, params, hidden), targets, mask)[0]
+
+    return nll
+
+
+class HeadLoss(NamedTuple):
+    """Sums over the targets, in nats; a gradient flows through `loss` only."""
+
+    loss: Float[Array, ""]
+    nll: Float[Array, ""]
+    kl: Float[Array, ""]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def frozen_head_kl(
+    config: ModelConfig,
+    share: float,
+    params: dict[str, Any],
+    hidden: Float[Array, "B N D"],
+    taught: Float[Array, "B N D"],
+    targets: Int[Array, "B N"],
+    paired: Bool[Array, "B N"],
+    mask: Bool[Array, "B N"],
+) -> HeadLoss:
+    """As `frozen_head_nll`, a part of each target's loss being the KL divergence from a teacher.
+
+    A paired target counts (1 - share) * nll + share * KL(teacher || student), another one its nll.
+    The logits of student and teacher are the same head's, of `hidden` and of `taught`; the latter
+    gets no gradient.
+    """
+    run = _head_kl(config, share, params)
+    loss, (nll, kl) = _chunked(run, hidden, (taught, targets, paired, mask))
+    return HeadLoss(jnp.sum(loss), jnp.sum(nll), jnp.sum(kl))
+
+
+def _kl_forward(config, share, params, hidden, taught, targets, paired, mask) -> Any:
+    run = jax.value_and_grad(_head_kl(config, share, params), has_aux=True)
+    (loss, (nll, kl)), slope = _chunked(run, hidden, (taught, targets, paired, mask))
+    return HeadLoss(jnp.sum(loss), jnp.sum(nll), jnp.sum(kl)), _joined(slope, hidden)
+
+
+def _kl_backward(config, share, slope, scales):
+    return None, (slope * scales.loss).astype(slope.dtype), None, None, None, None
+
+
+frozen_head_kl.defvjp(_kl_forward, _kl_backward)
+
+
+def _head_kl(config: ModelConfig, share: float, params: dict[str, Any]) -> Callable[..., Any]:
+    """(hidden, taught, targets, paired, mask) -> (loss, (nll, kl)), all sums."""
+
+    def run(hidden, taught, targets, paired, mask):
+        logits = head_logits(config, params, hidden)
+        own = jax.nn.log_softmax(logits.astype(jnp.float32))
+        told = jax.nn.log_softmax(head_logits(config, params, taught).astype(jnp.float32))
+        nll = jnp.where(mask, token_nll(logits, targets), 0.0)
+        kl = jnp.sum(jnp.exp(told) * (told - own), axis=-1)
+        kl = jnp.where(paired & mask, kl, 0.0)
+        loss = jnp.where(paired, 1 - share, 1.0) * nll + share * kl
+        return jnp.sum(loss), (jnp.sum(nll), jnp.sum(kl))
+
+    return run
+
+
+def _chunked(run: Callable[..., Any], hidden: Array, others: tuple[Array, ...]) -> Any:
+    """The results of `run(hidden, *others)` for each chunk of slots, with an axis of chunks.
+
+    The last of `others` is the mask: zeros for a chunk in which it is False everywhere.
+    """
+    rows, slots = hidden.shape[:2]
     count = -(-slots // CHUNK)
     size = min(slots, CHUNK)
 
@@ -69,21 +142,22 @@ def _chunked(config, params, hidden, targets, mask, transform) -> Any:
         return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
 
     def chunk(inputs):
-        hidden, targets, mask = inputs
+        hidden, *others = inputs
 
-        def nll(hidden):
-            return cross_entropy(head_logits(config, params, hidden), targets, mask)[0]
+        def of_states(hidden):
+            return run(hidden, *others)
 
-        run = transform(nll)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, hidden))
-        return jax.lax.cond(jnp.any(mask), run, lambda _: zeros, hidden)
+        shapes = jax.eval_shape(of_states, hidden)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.cond(jnp.any(others[-1]), of_states, lambda _: zeros, hidden)
 
-    out = jax.lax.map(chunk, tuple(split(x) for x in (hidden, targets, mask)))
-    if not isinstance(out, tuple):
-        return jnp.sum(out)
-    nll, slope = out
-    slope = slope.swapaxes(0, 1).reshape(rows, count * size, -1)[:, :slots]
-    return jnp.sum(nll), slope
+    return jax.lax.map(chunk, tuple(split(x) for x in (hidden, *others)))
+
+
+def _joined(slope: Float[Array, "C B S D"], hidden: Float[Array, "B N D"]) -> Array:
+    """The gradients of all chunks, as those of `hidden`."""
+    rows, slots = hidden.shape[:2]
+    return slope.swapaxes(0, 1).reshape(rows, slope.shape[0] * slope.shape[2], -1)[:, :slots]
 
 
 def squared_cv(gates: Float[Array, "P L E"]) -> Float[Array, ""]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.data.shown import with_shown
 from lorage_jax.sharding import Layout, local_memory
 from lorage_jax.train.experiment import Trainable, build_step
 from lorage_jax.train.step import longest_batch, micro_sharding
@@ -61,10 +62,12 @@ def step_memory(
 ) -> float:
     """Bytes that a device needs for a step on the longest batch; infinite if XLA gives up."""
     data = config.data
-    if method.edge_reads_prompt(config):
-        longest = data.max_query_tokens + data.max_prompt_tokens
-        data = dataclasses.replace(data, max_query_tokens=longest)
-    batch = longest_batch(data, config.optimizer.accumulate, micro_sharding(layout))
+    longest = data.max_query_tokens + data.max_prompt_tokens
+    longer = dataclasses.replace(data, max_query_tokens=longest)
+    places = config.optimizer.accumulate, micro_sharding(layout)
+    batch = longest_batch(longer if method.edge_reads_prompt(config) else data, *places)
+    if method.has_teacher(config):
+        batch = with_shown(batch, longest_batch(longer, *places))
     if method.prompt_reader() is None:
         batch = batch.replace(prompts=())
     program = build_step(method, config, models, layout)

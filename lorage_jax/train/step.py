@@ -162,7 +162,8 @@ def device_batch(batch: Batch, accumulate: int, sharding: NamedSharding) -> Batc
     def split(x: np.ndarray) -> Array:
         return spread(x.reshape(accumulate, -1, x.shape[-1]), sharding)
 
-    parts = Batch(batch.prompts, batch.queries, sources=batch.sources, vectors=batch.vectors)
+    # Absent parts have no arrays; what only the host knows stays there.
+    parts = batch.replace(group_ids=None, truncated=None, texts=())
     return jax.tree.map(split, parts)
 
 

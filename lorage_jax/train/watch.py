@@ -168,9 +168,10 @@ class Watch:
         stepping = time.monotonic() - self._began - self.compile_seconds
         left = stepping / max(step - self._first, 1) * (self.steps - step)
         cv = f"  cv {scalars['cv']:.3f}" if "cv" in scalars else ""
+        kl = f"  kl {scalars['kl']:.3f}" if "kl" in scalars else ""
         mfu = f"  mfu {scalars['mfu']:.1%}" if "mfu" in scalars else ""
         self.console.print(
-            f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}  "
+            f"step {step}/{self.steps}  loss {scalars['loss']:.4f}{cv}{kl}  "
             f"grad {scalars['grad_norm']:.3f}  {scalars['tokens_per_second']:,.0f} tokens/s{mfu}  "
             f"padding {scalars['padding_share']:.0%}  {left:,.0f} s left{compiled}",
             highlight=False,
