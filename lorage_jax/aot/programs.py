@@ -36,8 +36,8 @@ from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, inference_mesh, replicated
 from lorage_jax.train.experiment import build_step
+from lorage_jax.train.remat import longest_of
 from lorage_jax.train.state import abstract_arrays
-from lorage_jax.train.step import longest_batch, micro_sharding
 
 NEW_TOKENS = 64  # number of new tokens that fit into the cache of `decode`
 
@@ -99,8 +99,7 @@ def train_program(setting: Setting, row_tokens: int | None = None) -> Program:
     config, layout = setting.config, setting.layout
     models = {"cloud": setting.cloud, "edge": setting.edge}
     program = build_step(LoraGen, config, models, layout)
-    accumulate = config.optimizer.accumulate
-    batch = longest_batch(config.data, accumulate, micro_sharding(layout), row_tokens)
+    batch = longest_of(LoraGen, config, layout, row_tokens)
     name = "train_step" if row_tokens is None else "typical_step"
     return _program(name, program.step.trace, program.state, program.frozen, batch)
 

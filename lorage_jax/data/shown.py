@@ -47,7 +47,7 @@ class ShownEncoder(Encoder):
         return super().most_shapes(reads_prompts) * self.teacher.most_shapes(reads_prompts=False)
 
     def tokens(self, group: Group) -> ShownGroup:
-        """Token ids of one group for both, cut to the configured lengths. Errors as of `Encoder`"""
+        """Token ids of a group for both, cut to the configured lengths. Errors as in `Encoder`."""
         bare, told = super().tokens(group), self.teacher.tokens(group)
         cut = max(bare.truncated, told.truncated)
         return ShownGroup(
@@ -111,13 +111,19 @@ def answers(chat: Conversation) -> list[range]:
 
 def partners(ours: Rows, theirs: Rows) -> Int[np.ndarray, "R T"]:
     """`Batch.partners` of a chunk whose rows hold the numbers of `numbered`."""
-    here, there = (np.where(rows.loss_mask, rows.tokens, 0) for rows in (ours, theirs))
+    here, there = _numbers(ours), _numbers(theirs)
     places = np.full(1 + max(int(here.max()), int(there.max())), -1, np.int32)
     (taken,) = np.nonzero(there.reshape(-1))
     places[there.reshape(-1)[taken]] = taken - 1  # the slot before the token predicts it
     found = np.full(here.shape, -1, np.int32)
     found[:, :-1] = places[here[:, 1:]]
     return found
+
+
+def _numbers(rows: Rows) -> Int[np.ndarray, "R T"]:
+    """The numbers of targets, 0 at all other slots."""
+    assert rows.loss_mask is not None
+    return np.where(np.asarray(rows.loss_mask), np.asarray(rows.tokens), 0)
 
 
 def with_shown(batch: Batch, longer: Batch) -> Batch:

@@ -56,7 +56,7 @@ def distilled_loss(
         taught, paired = picked(states, partners)
         hidden = found.output.hidden
         rest = found.targets, paired, found.wanted
-        one = frozen_head_kl(decoder.config, share, head, hidden, taught, *rest)
+        one: HeadLoss = frozen_head_kl(decoder.config, share, head, hidden, taught, *rest)
         sums = HeadLoss(*map(jnp.add, sums, one))
         counts += jnp.stack([jnp.sum(found.wanted), jnp.sum(paired & found.wanted)])
     targets, pairs = jnp.maximum(counts, 1)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.data.batches import Batch
 from lorage_jax.data.shown import with_shown
 from lorage_jax.sharding import Layout, local_memory
 from lorage_jax.train.experiment import Trainable, build_step
@@ -61,15 +62,7 @@ def step_memory(
     layout: Layout,
 ) -> float:
     """Bytes that a device needs for a step on the longest batch; infinite if XLA gives up."""
-    data = config.data
-    longest = data.max_query_tokens + data.max_prompt_tokens
-    longer = dataclasses.replace(data, max_query_tokens=longest)
-    places = config.optimizer.accumulate, micro_sharding(layout)
-    batch = longest_batch(longer if method.edge_reads_prompt(config) else data, *places)
-    if method.has_teacher(config):
-        batch = with_shown(batch, longest_batch(longer, *places))
-    if method.prompt_reader() is None:
-        batch = batch.replace(prompts=())
+    batch = longest_of(method, config, layout)
     program = build_step(method, config, models, layout)
     try:
         compiled = program.step.lower(program.state, program.frozen, batch).compile()
@@ -78,6 +71,24 @@ def step_memory(
             raise
         return float("inf")
     return total_bytes(compiled)
+
+
+def longest_of(
+    method: type[Trainable],
+    config: ExperimentConfig,
+    layout: Layout,
+    row_tokens: int | None = None,
+) -> Batch:
+    """`train.step.longest_batch` of a method's run, with what the edge or its teacher is shown."""
+    data, place = config.data, micro_sharding(layout)
+    longest = data.max_query_tokens + data.max_prompt_tokens
+    longer = dataclasses.replace(data, max_query_tokens=longest)
+    own = longer if method.edge_reads_prompt(config) else data
+    batch = longest_batch(own, config.optimizer.accumulate, place, row_tokens)
+    if method.has_teacher(config):
+        told = longest_batch(longer, config.optimizer.accumulate, place, row_tokens)
+        batch = with_shown(batch, told)
+    return batch if method.prompt_reader() is not None else batch.replace(prompts=())
 
 
 def total_bytes(compiled: Any) -> int:
