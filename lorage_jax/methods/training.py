@@ -87,13 +87,11 @@ def train(
         layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reader is not None)))
         check_devices(config, layout.mesh, reader is not None)
         check_run_folder(out, method.result, bool(resume))
-        models = {name: _load(config, name, layout) for name in method.frozen}
-        models |= _teacher(method, config, models)
+        models = _models(method, config, layout)
         configs = {name: model.config for name, model in models.items()}
         program, config = _program(method, config, configs, layout, checkpoints, resume)
         begun = method.begin(config, models)
         turns, batches = _data(method, config, models, checkpoints, resume)
-        _check_teacher(models.get("teacher"), turns)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
@@ -142,12 +140,11 @@ def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:
     return load_model(getattr(config, name), config.dtype, layout)
 
 
-def _teacher(
-    method: type[Trainable], config: ExperimentConfig, models: Mapping[str, Model]
-) -> dict[str, Model]:
-    """The teacher by its name, if the method has one with weights of its own."""
-    found = method.teacher(config, models["edge"]) if "edge" in models else None
-    return {} if found is None else {"teacher": found}
+def _models(method: type[Trainable], config: ExperimentConfig, layout: Layout) -> dict[str, Model]:
+    """The frozen models by name, and the teacher, if the method has one with its own weights."""
+    models = {name: _load(config, name, layout) for name in method.frozen}
+    teacher = method.teacher(config, models["edge"]) if "edge" in models else None
+    return models if teacher is None else {**models, "teacher": teacher}
 
 
 def _check_teacher(teacher: Model | None, turns: TemplateKind) -> None:
@@ -244,10 +241,14 @@ def _data(
     checkpoints: str | None,
     resume: bool | Resume,
 ) -> tuple[TemplateKind, Batches]:
-    """The turns of the run, and its batches, whose prompts are in the reader's tokens."""
+    """The turns of the run, and its batches, whose prompts are in the reader's tokens.
+
+    Raises ConfigError if a teacher has other turns.
+    """
     _go_back(config, checkpoints, resume)
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
     turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
+    _check_teacher(models.get("teacher"), turns)
     cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]
     in_context, shown = method.edge_reads_prompt(config), method.has_teacher(config)
     return turns, make_dataset(config.data, cloud, edge, config.seed, turns, in_context, shown)

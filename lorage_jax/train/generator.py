@@ -95,13 +95,12 @@ def generator_loss(
         parts = Parts(trained, statistics)
         gates, statistics = prompt_gates(reader, frozen["cloud"], parts, prompts, gate_key)
         pool = make_pool(trained["pool"], config.generator)
-        metrics = {}
-        if distilled:
-            nll, metrics = distilled_loss(
-                decoder, frozen, pool, gates, micro, dropout_key, distilled
-            )
-        else:
+        if not distilled:
             nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, dropout_key)
+            metrics = {}
+        else:
+            rest = gates, micro, dropout_key, distilled
+            nll, metrics = distilled_loss(decoder, frozen, pool, *rest)
         cv = squared_cv(gates)
         metrics |= {
             "cv": cv,
