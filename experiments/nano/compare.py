@@ -25,6 +25,7 @@ import generator as recipe
 
 from lorage_jax.config import CompareConfig, OptimizerConfig, WorldQuestions
 from lorage_jax.methods.lora import LoraSettings
+from lorage_jax.methods.lora_gen import LoraGenSettings
 from lorage_jax.methods.loramoe import LoraMoeSettings
 from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
@@ -54,6 +55,7 @@ def config() -> CompareConfig:
             **{f"in_context_{n}": {"method": "in_context", "samples": n} for n in (1, 3, 5)},
             "in_context_cached": {},
             "lora_gen": {},
+            "lora_gen_distilled": {"method": "lora_gen", "settings": LoraGenSettings(0.5)},
             "direct": {},
             "no_llm": {},
             "lora": {"optimizer": LORA, "settings": LoraSettings()},
