@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from lorage_jax.config import GeneratorConfig, MeshConfig
 from lorage_jax.data.pipeline import make_dataset
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, TrainingError
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.generator import Parts, prompt_gates
@@ -20,6 +22,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.lora import LoraSettings, load_lora
 from lorage_jax.methods.lora_gen import LoraGenSettings
+from lorage_jax.methods.training import _check_teacher as check_teacher
 from lorage_jax.methods.training import train
 from lorage_jax.models.decoder import head_logits
 from lorage_jax.sharding import Layout, make_mesh
@@ -274,3 +277,12 @@ def test_bad_settings_are_told(experiment, teachers, tmp_path, pair):
         teachers["in_context"],
         edge=str(tmp_path / "other"),
     )
+
+
+def test_a_teacher_of_other_turns_is_refused(pair):
+    edge, turns = load_model(pair[1]), TemplateKind()
+    own = turns.on(edge.tokenizer)
+    other = SimpleNamespace(identity=lambda: {"template": "another"})
+    check_teacher(dataclasses.replace(edge, template=own), turns)
+    with pytest.raises(ConfigError, match="trained in other turns than this run's"):
+        check_teacher(SimpleNamespace(template=other, tokenizer=edge.tokenizer), turns)
