@@ -38,7 +38,8 @@ def main() -> None:
     parts.sort(key=lambda part: part.seed)  # whole tables of one seed first
     kept = config.figures_folder
     waiting = [part.name for part in parts if not (kept / f"{part.name}.json").exists()]
-    run(waiting, Path(config.base.out) / "logs", options)
+    if not run(waiting, Path(config.base.out) / "logs", options):
+        raise SystemExit(1)
 
 
 def parsed() -> argparse.Namespace:
@@ -50,13 +51,29 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="stop what is not finished after this time")
     parser.add_argument("--pin", action="store_true", help="share the cores among the processes")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.at_once < 1:
+        parser.error(f"--at-once is {options.at_once}; expected 1 or more")
+    return options
 
 
-def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> None:
-    """Starts the parts in their order, `at_once` at a time, and says how each ended."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a part; its training saves the step that it is at, if it does so within a minute."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> bool:
+    """Starts the parts in their order, `at_once` at a time, and says how each ended.
+
+    True if all of them are done.
+    """
     logs.mkdir(parents=True, exist_ok=True)
-    began, running = time.monotonic(), {}
+    began, running, failed = time.monotonic(), {}, False
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share a GPU's memory
     places = list(range(options.at_once))
     while waiting or running:
@@ -66,17 +83,18 @@ def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> None:
             running[name] = start(name, place, logs, options), place, time.monotonic()
         for name, (process, place, since) in list(running.items()):
             if late:
-                process.kill()
-                process.wait()
+                stop(process)
             if process.poll() is not None:
                 del running[name]
                 places.append(place)
                 end = "done" if process.returncode == 0 else f"ended with {process.returncode}"
+                failed |= process.returncode != 0
                 print(f"{name}: {end} after {time.monotonic() - since:.0f} s", flush=True)
         if late:
             print(f"The time is up; not begun: {', '.join(waiting) or 'none'}.", flush=True)
-            return
+            return False
         time.sleep(0.5)
+    return not failed
 
 
 def start(

@@ -1,7 +1,8 @@
-"""Attention by cuDNN's kernels on NVIDIA GPUs: [T, S] scores are never held in memory.
+"""Attention by cuDNN's kernels on NVIDIA GPUs: scores of all heads are never held in memory.
 
 `jax.nn.dot_product_attention` calls them. Unlike the kernels of `flash.py`, they take any mask, so
-they serve rows of several texts, continuations, windows and earlier keys alike.
+they serve rows of several texts, continuations, windows and earlier keys alike. A mask becomes one
+16-bit bias [B, 1, T, S] for all heads.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ def computes_attention(
 ) -> bool:
     """True if the kernels can compute this: in 16 bits, without a soft cap, on a recent GPU.
 
-    Without a layout, programs run on JAX's default device.
+    Without a layout, programs run on JAX's default device, or spread over several, which only a
+    layout tells how.
     """
+    if layout is None and jax.local_device_count() > 1:
+        return False
     device = jax.devices()[0] if layout is None else layout.mesh.devices.flat[0]
     return (
         _is_ampere_or_later(device)

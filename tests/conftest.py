@@ -35,7 +35,7 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("LORAGE_TEST_DEVICES
 # Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
 # and evaluate/{agent,gpt4tools}, which check what users pass with messages of their own.
 CHECKED = (
-    *("ops", "flash", "sharding", "distributed", "models", "hf", "llamacpp", "generator"),
+    *("ops", "flash", "cudnn", "sharding", "distributed", "models", "hf", "llamacpp", "generator"),
     *("aot", "train"),
     *("data.batches", "data.packing", "data.documents", "bench"),
     *("evaluate.arms", "evaluate.answers", "evaluate.commonsense", "evaluate.controls"),

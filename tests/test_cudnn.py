@@ -60,7 +60,7 @@ def test_equals_our_attention(products, queries, keys, mesh):
     arguments, mask, weights = case(queries, keys)
     layout = None
     if mesh is not None:
-        layout = Layout(make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))]))
+        layout = Layout(make_mesh(MeshConfig(*mesh), jax.devices("cpu")[: int(np.prod(mesh))]))
 
     def kernels(q, k, v):
         return cudnn.cudnn_attention(q, k, v, mask, 0.3, layout)
@@ -100,10 +100,16 @@ def test_what_the_kernels_compute(monkeypatch, capability, platform, dtype, size
     if capability is not None:
         device.compute_capability = capability
     monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     arguments, _, _ = case(8, 8, size=size, dtype=dtype)
     assert cudnn.computes_attention(*arguments, cap, None) is computed
     q, k, v = arguments
     assert not cudnn.computes_attention(q, k.astype(jnp.float32), v, cap, None)
+    layout = object.__new__(Layout)
+    object.__setattr__(layout, "mesh", SimpleNamespace(devices=np.array([device], object)))
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    assert cudnn.computes_attention(*arguments, cap, layout) is computed
+    assert not cudnn.computes_attention(*arguments, cap, None), "several devices, no layout"
 
 
 def test_decoder_asks_the_kernels(products, monkeypatch, tiny):

@@ -24,10 +24,10 @@ from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
-from lorage_jax.provenance import provenance
+from lorage_jax.provenance import machine, provenance
 from lorage_jax.world.prompts import VERSION as WORLD
 
-FIGURES = 2  # version of a part's file; of other versions, the trained method is asked again
+FIGURES = 3  # version of a part's file; of other versions, the trained method is asked again
 COSTS = "costs"
 
 
@@ -42,6 +42,8 @@ def figures(
     path = _file(config, part.name, limit)
     what = identity(config, part, limit)
     found = _read(path)
+    if found is not None:
+        _without_places(found["identity"])
     if found is not None and found.get("figures") == FIGURES and found["identity"] == what:
         return found["result"]
     if found is not None and found["identity"] != what:
@@ -60,11 +62,18 @@ def costs(
     limit: int | None,
     measure: Callable[[], dict[str, dict[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
-    """The costs of all rows: kept ones if one run measured all of these rows, or measured now."""
-    path = _file(config, COSTS, limit)
+    """The costs of all rows: kept ones if a run on such a machine measured them, or measured now.
+
+    With several processes, the main one alone has them if they are measured now.
+    """
+    path, here = _file(config, COSTS, limit), machine()
     rows = {part.row: identity(config, part, limit) for part in parts if part.seed == 0}
     found = _read(path)
-    if found is not None and all(found["rows"].get(row) == what for row, what in rows.items()):
+    if (
+        found is not None
+        and found["provenance"]["machine"] == here
+        and all(found["rows"].get(row) == what for row, what in rows.items())
+    ):
         return {row: found["costs"][row] for row in rows}
     result = measure()
     _write(path, {"rows": rows, "costs": result})
@@ -108,11 +117,16 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
             del settings[place]
-        for source in settings["data"]["sources"]:  # wherever they lie
-            source["path"] = Path(source["path"]).name
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
-    return json.loads(json.dumps(found))
+    return _without_places(json.loads(json.dumps(found)))
+
+
+def _without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """The identity with the names of data files alone, wherever they lie; digests tell contents."""
+    for source in found.get("experiment", {}).get("data", {}).get("sources", ()):
+        source["path"] = Path(source["path"]).name
+    return found
 
 
 def _contents(folder: Path) -> str | dict[str, str]:

@@ -51,7 +51,7 @@ def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
     assert len(said) == 1
     assert measure.measured(config, part) == {"x": 1} and len(said) == 2
     file = tmp_path / "results" / "lora-0-3.json"
-    file.write_text(file.read_text().replace('"figures": 2', '"figures": 1'))
+    file.write_text(file.read_text().replace('"figures": 3', '"figures": 1'))
     assert measure.measured(config, part, 3) == {"x": 1} and len(said) == 3  # of an older version
     other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
     with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):

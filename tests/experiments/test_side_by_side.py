@@ -43,7 +43,7 @@ def test_at_most_so_many_at_once_and_every_end_is_said(script, monkeypatch, tmp_
 
     monkeypatch.setattr(script, "start", start)
     options = argparse.Namespace(at_once=2, seconds=None)
-    script.run(list(codes), tmp_path / "logs", options)
+    assert not script.run(list(codes), tmp_path / "logs", options)
     said = capsys.readouterr().out
     assert "good: done" in said and "bad: ended with 3" in said and "last: done" in said
     assert len(most) == 3 and max(most) <= 2
@@ -56,10 +56,10 @@ def test_what_is_not_finished_in_time_is_stopped(script, monkeypatch, tmp_path, 
         script, "start", lambda *_: started.append(subprocess.Popen(sleep)) or started[-1]
     )
     options = argparse.Namespace(at_once=1, seconds=0.2)
-    script.run(["long", "waiting"], tmp_path / "logs", options)
+    assert not script.run(["long", "waiting"], tmp_path / "logs", options)
     said = capsys.readouterr().out
-    assert started[0].returncode == -9 and len(started) == 1
-    assert "long: ended with -9" in said and "not begun: waiting." in said
+    assert started[0].returncode == -15 and len(started) == 1
+    assert "long: ended with -15" in said and "not begun: waiting." in said
 
 
 @pytest.mark.slow
