@@ -1,4 +1,4 @@
-"""What is kept of a comparison: the figures of every part, and the costs of all rows.
+"""Keeps what a comparison measured: the figures of every part, and the costs of all rows.
 
 A file of figures is tied to all that they depend on, so that an interrupted comparison, or one with
 more rows or seeds, asks only what is not there.

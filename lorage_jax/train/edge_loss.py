@@ -108,7 +108,7 @@ def chunk_nll(
 
 
 class Answers(NamedTuple):
-    """What a decoder makes of a chunk of queries, at N = T - 1 slots, those with a target in front.
+    """A decoder's output on a chunk of queries, at N = T - 1 slots, those with a target in front.
 
     Attributes:
         output: the decoder's, without logits.
