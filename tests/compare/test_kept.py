@@ -69,7 +69,13 @@ def test_figures_may_be_kept_beside_the_code(tmp_path, monkeypatch):
     measure.measured(config, part, 3)
     assert not (tmp_path / "kept").exists()
     measure.measured(config, part)
-    origin = json.loads((tmp_path / "kept" / "lora-0.json").read_text())["provenance"]
+    file = tmp_path / "kept" / "lora-0.json"
+    text = file.read_text()
+    assert '"path": "synthetic"' in text
+    file.write_text(text.replace('"path": "synthetic"', '"path": "/elsewhere/synthetic"'))
+    monkeypatch.setattr(measure, "_figures", lambda *_: pytest.fail("measured again"))
+    assert measure.measured(config, part) == {"x": 1}, "kept where data lay elsewhere"
+    origin = json.loads(text)["provenance"]
     assert origin["machine"]["cpu_cores"] and "command" not in origin
 
 
