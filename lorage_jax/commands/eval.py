@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,10 @@ import jax
 from lorage_jax import distributed
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.config import HeldOut
-from lorage_jax.data.gpt4tools import ToolRecord, read_tool_records, to_tool_records
-from lorage_jax.data.records import ENDINGS, file_digest
+from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
-from lorage_jax.errors import ConfigError, DataError, did_you_mean
+from lorage_jax.errors import ConfigError, did_you_mean
 from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS
@@ -36,7 +34,7 @@ from lorage_jax.generator.store import edge_path, generator_path, load_generator
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.model import Model
-from lorage_jax.world.tools import draw
+from lorage_jax.world.tool_sets import ToolSet, benchmark_files, benchmark_set, generated_set
 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Eval
@@ -259,47 +257,18 @@ def _agent(
     return dataclasses.replace(found, result=dataclasses.replace(found.result, source=tools.source))
 
 
-@dataclass(frozen=True)
-class ToolSet:
-    """Records that are scored together: their name, where they are from, and a digest of that."""
-
-    name: str
-    source: str
-    files: str
-    records: list[ToolRecord]
-
-
 def _tool_sets(options: Eval) -> list[ToolSet]:
-    """The benchmark's files in the data folder, or generated records where there are none.
-
-    A file is a set of its own: the benchmark's test files differ in whether the tools were seen.
-    """
+    """The benchmark's files in the data folder, or generated records where there are none."""
     folder = None if options.data == "hub" else Path(options.data).expanduser() / AGENT
     if folder is None or not folder.is_dir():
-        return [_generated(split, options) for split in ("seen", "unseen")]
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))
-    training = [path for path in files if any(mark in path.name for mark in ("train", "71k"))]
-    files = [path for path in files if path not in training]
+        count = options.limit or GENERATED_RECORDS
+        hint = f"not the benchmark, whose files are read from {AGENT}/ in the data folder"
+        sets = [generated_set(split, count, options.seed) for split in ("seen", "unseen")]
+        return [dataclasses.replace(one, source=f"{one.source}, {hint}") for one in sets]
+    files, training = benchmark_files(folder)
     if training:
         print(f"Left out, as it is for training: {', '.join(path.name for path in training)}.")
-    if not files:
-        raise DataError(f"{folder}: no test records; expected GPT4Tools' {' or '.join(ENDINGS)}.")
-    sets = []
-    for path in files:
-        records = read_tool_records(path)
-        source = f"{len(records)} records of {path.name}"
-        sets.append(ToolSet(path.name.split(".")[0], source, file_digest(path), records))
-    return sets
-
-
-def _generated(split: str, options: Eval) -> ToolSet:
-    count = options.limit or GENERATED_RECORDS
-    rows = draw("train" if split == "seen" else split, count, options.seed)
-    source = (
-        f"{count} generated records with {split} tools (seed {options.seed}), not the benchmark, "
-        f"whose files are read from {AGENT}/ in the data folder"
-    )
-    return ToolSet(f"generated_{split}", source, "generated", to_tool_records(rows))
+    return [benchmark_set(path) for path in files]
 
 
 def _shots(text: str | None) -> dict[str, int]:
