@@ -22,7 +22,7 @@ from lorage_jax.models.cache import Cache, Past
 from lorage_jax.models.context import Branches, Context, make_context
 from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.layer import Layer, LayerInputs, LayerOutputs, norm_of
-from lorage_jax.models.leaves import model_leaves
+from lorage_jax.models.leaves import model_leaves, parameter
 from lorage_jax.sharding import Layout
 
 
@@ -142,8 +142,7 @@ class Decoder(nn.Module):
 
     def _parameter(self, name: str) -> Array:
         """A parameter outside the layers, by name."""
-        leaf = model_leaves(self.config)[name]
-        return self.param(name, lambda key: leaf.initialise(key, self.dtype))
+        return parameter(self, name, model_leaves(self.config)[name], self.dtype)
 
     def _final_norm(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         names = [name for name in model_leaves(self.config) if name.startswith("final_norm")]
@@ -243,6 +242,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]  flax takes trees
             length=self.config.layers,
+            check_constancy_invariants=False,  # it would trace the layer twice
         )
         return scanned(
             self.config,

@@ -17,7 +17,7 @@ from lorage_jax.flash import flash_attention
 from lorage_jax.models import routing
 from lorage_jax.models.bits import restored
 from lorage_jax.models.context import Context
-from lorage_jax.models.leaves import layer_leaves
+from lorage_jax.models.leaves import layer_leaves, parameter
 from lorage_jax.sharding import Layout
 
 
@@ -64,12 +64,9 @@ class Layer(nn.Module):
         self, x: Float[Array, "B T D"], context: Context, inputs: LayerInputs
     ) -> tuple[Float[Array, "B T D"], LayerOutputs]:
         config = self.config
-        w = {
-            name: self.param(name, lambda key, leaf=leaf: leaf.initialise(key, self.dtype))
-            for name, leaf in layer_leaves(config).items()
-        }
+        leaves = layer_leaves(config)
+        w = {name: parameter(self, name, leaf, self.dtype) for name, leaf in leaves.items()}
         if self.layout is not None:
-            leaves = layer_leaves(config)
             w = {name: self.layout.gathered(leaves[name], w[name]) for name in w}
             x = self.layout.rows(x)
         w = {name: restored(value) for name, value in w.items()}
