@@ -38,6 +38,7 @@ NONE = "null"
 LATER = ("cloud_arithmetic", "edge_arithmetic", "cloud_chat_template", "edge_chat_template")
 CHANGED = " If the data were changed on purpose: --resume-data changed."
 DISK = "Check the disk and its permissions."
+SHARED_WRITE = 2**24  # bytes of an array that each of its replicas then writes, at least
 
 T = TypeVar("T")
 
@@ -188,6 +189,8 @@ class Checkpoints:
             registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
         context = ocp.Context()
         context.checkpointables_options.registry = registry
+        # Devices with the same array write a part each, cut by a program per shape: not for less.
+        context.array_options.saving.min_slice_bytes_for_replica_parallel = SHARED_WRITE
         policies: Any = ocp.training.preservation_policies
         folder: Any = self.folder
         best = policies.BestN(
