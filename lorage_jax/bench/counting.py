@@ -2,7 +2,7 @@
 
 `matmul_macs` walks the program and counts matrix products exactly. `compiled_flops` asks the
 compiler, which includes all elementwise work (2 FLOPs per multiply-accumulate) and depends on the
-device: a CPU widens bfloat16, a GPU calls libraries.
+device: a CPU widens bfloat16, a GPU calls libraries, of which the compiler does not see attention.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from jax.extend.core import jaxpr_as_fun
 
 if TYPE_CHECKING:
     from jax.extend.core import ClosedJaxpr
+
+# Products of queries' and keys' size in cuDNN's attention, as many as without its kernels: scores
+# and outputs, and the slopes of both factors of either. That it computes scores again is its own.
+KERNELS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
 
 
 def matmul_macs(program: ClosedJaxpr) -> int:
@@ -35,6 +39,10 @@ def _matmul_macs(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             summed = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(summed[i] for i in contracted)
+            continue
+        if name in KERNELS:
+            q, k = (x.aval.shape for x in equation.invars[:2])  # [B, T, N, H], [B, S, K, H]
+            total += KERNELS[name] * math.prod(q) * k[1]
             continue
         parts = [_matmul_macs(part) for part in _parts(equation)]
         if any(parts) and name == "while":

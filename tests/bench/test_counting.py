@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 
@@ -54,6 +55,28 @@ def test_the_costliest_branch_counts():
 
     traced = jax.make_jaxpr(program)(np.ones((2, 2)), np.ones((2, 5)))
     assert matmul_macs(traced) == 2 * 2 * 2 + 2 * 2 * 5
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_of_cudnn_counts_as_its_products(monkeypatch, heads):
+    """Traced, not compiled: that needs an NVIDIA GPU."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k, v = (
+        jax.ShapeDtypeStruct((2, length, n, 16), jnp.bfloat16)
+        for length, n in zip((24, 32, 32), (heads[0], heads[1], heads[1]), strict=True)
+    )
+
+    def counts(implementation):
+        def attend(q, k, v):
+            mask = jnp.ones((2, 1, 24, 32), bool)
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+            return y.astype(jnp.float32).sum()
+
+        forward = matmul_macs(jax.make_jaxpr(attend)(q, k, v))
+        return forward, matmul_macs(jax.make_jaxpr(jax.grad(attend, (0, 1, 2)))(q, k, v))
+
+    assert counts("cudnn") == counts("xla")
+    assert counts("cudnn")[0] == 2 * 2 * 24 * 32 * heads[0] * 16
 
 
 def test_what_a_shard_computes_counts_for_every_shard():
