@@ -54,6 +54,7 @@ def test_add_a_family(tmp_path):
     assert example("add_a_family").main(tmp_path / "model") < 1e-4
 
 
+@pytest.mark.slow
 def test_train_your_own(tmp_path):
     """Two steps only: it trains, saves, loads and asks."""
     scores = example("train_your_own").main(tmp_path / "run", steps=2)

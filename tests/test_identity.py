@@ -33,8 +33,16 @@ def load_torch(folder):
     ).eval()
 
 
+WAYS = [*itertools.product(["factors", "products"], ["per_layer", "shared"])]
 CELLS = [
-    *itertools.product(FAMILIES[:4], ["factors", "products"], ["per_layer", "shared"]),
+    *((FAMILIES[0], *way) for way in WAYS),
+    *((family, *way) for family, way in zip(FAMILIES[1:4], WAYS[1:], strict=True)),
+    *(
+        pytest.param(family, *way, marks=pytest.mark.slow)
+        for i, family in enumerate(FAMILIES[1:4], 1)
+        for way in WAYS
+        if way != WAYS[i]
+    ),
     ("granite", "factors", "per_layer"),
     ("olmo2", "factors", "per_layer"),
     ("opt", "factors", "per_layer"),

@@ -116,14 +116,19 @@ TURNED = ShardingRules(embed="tensor", heads="fsdp", kv_heads="fsdp", ffn="fsdp"
     ("mesh", "combine", "rules"),
     [
         ((8, 1, 1), "factors", ShardingRules()),
-        ((8, 1, 1), "products", ShardingRules()),
         ((2, 2, 2), "factors", ShardingRules()),
-        ((2, 2, 2), "products", ShardingRules()),
-        ((1, 4, 2), "factors", ShardingRules()),
         ((1, 4, 2), "products", ShardingRules()),
         ((2, 2, 2), "factors", FFN_ONLY),
         ((2, 2, 2), "products", INPUTS),
         ((1, 2, 4), "factors", TURNED),
+        *(
+            pytest.param(mesh, combine, ShardingRules(), marks=pytest.mark.slow)
+            for mesh, combine in [
+                ((8, 1, 1), "products"),
+                ((2, 2, 2), "products"),
+                ((1, 4, 2), "factors"),
+            ]
+        ),
     ],
 )
 def test_no_collective_on_any_mesh(world, cloud_dir, mesh, combine, rules):

@@ -63,21 +63,27 @@ def transformers_ids(folder):
     return new[:-1] if new[-1] in (ends if isinstance(ends, list) else [ends]) else new
 
 
+SETTINGS = [
+    ({"repetition_penalty": 1.3}, True),
+    ({"repetition_penalty": 1.3, "do_sample": True, "temperature": 0.6, "top_k": 5}, True),
+    ({"eos_token_id": [2, 261]}, True),
+    ({"top_p": 0.1, "max_new_tokens": 3, "brand_new": 7}, True),
+    ({"no_repeat_ngram_size": 1}, False),
+    ({"suppress_tokens": [261, 286, 410]}, False),
+    ({"bad_words_ids": [[261]]}, False),
+    ({"num_beams": 3}, False),
+]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("settings", "obeyed"),
+    ("settings", "obeyed", "file"),
     [
-        ({"repetition_penalty": 1.3}, True),
-        ({"repetition_penalty": 1.3, "do_sample": True, "temperature": 0.6, "top_k": 5}, True),
-        ({"eos_token_id": [2, 261]}, True),
-        ({"top_p": 0.1, "max_new_tokens": 3, "brand_new": 7}, True),
-        ({"no_repeat_ngram_size": 1}, False),
-        ({"suppress_tokens": [261, 286, 410]}, False),
-        ({"bad_words_ids": [[261]]}, False),
-        ({"num_beams": 3}, False),
+        *((*one, defaults.FILE) for one in SETTINGS),
+        (*SETTINGS[0], defaults.CONFIG),
+        *(pytest.param(*one, defaults.CONFIG, marks=pytest.mark.slow) for one in SETTINGS[1:]),
     ],
 )
-@pytest.mark.parametrize("file", [defaults.FILE, defaults.CONFIG])
 def test_as_transformers_or_a_warning(with_settings, greedy, caplog, settings, obeyed, file):
     folder = with_settings(settings, file)
     model, right = load_model(folder), transformers_ids(folder)

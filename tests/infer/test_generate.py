@@ -36,6 +36,12 @@ def pair(request, tmp_path_factory):
     return torch_model, load_model(folder)
 
 
+def of_these(*families):
+    """Of the families, these in every run and the others with the slow tests."""
+    others = [pytest.param(x, marks=pytest.mark.slow) for x in FAMILIES if x not in families]
+    return pytest.mark.parametrize("pair", [*families, *others], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def stories():
     if not STORIES.is_dir():
@@ -65,6 +71,7 @@ def test_greedy_equals_transformers(pair):
     assert len({token for row in ours for token in row}) > 8  # no row is stuck on one token
 
 
+@of_these("llama", "gemma2", "opt")
 def test_cached_logits_equal_the_full_forward_pass(pair):
     _, model = pair
     rows = [row + generated for row, generated in zip(PROMPTS, [[5, 6, 7] * 4] * 3, strict=True)]
@@ -283,6 +290,7 @@ def test_errors(model):
         generate(model, "a", max_new_tokens=5, gates=gates)
 
 
+@of_these("llama")
 def test_the_repetition_penalty_is_that_of_transformers(pair):
     torch_model, model = pair
     prompts = PROMPTS[:1] * 2  # one length: transformers takes padding for a part of the prompt

@@ -133,6 +133,7 @@ def test_an_adapter_beyond_the_ffn_is_refused(edge, tmp_path):
         LoraHub.load(edge, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_lora_per_task(edge, pair, tmp_path):
     """Each prompt gets the LoRA of its task; one of another task gets nothing, and a fact."""
     drawn = world_prompts.draw_prompts("paraphrase", 40, 0, "words")

@@ -162,9 +162,8 @@ def whole(experiment_in, tmp_path_factory):
     return train(experiment_in(tmp_path_factory.mktemp("whole"), **RUN), progress=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["packed", *(pytest.param(x, marks=pytest.mark.slow) for x in ("chunks", "mesh"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME)
 def test_it_is_the_same_step(experiment, whole, name):
     """Losses of four steps, so gradients, too: packed, in chunks, on other devices' shares."""
     found = train(experiment(**RUN | SAME[name]), progress=False)
@@ -215,6 +214,7 @@ def teachers(experiment_in, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_trained_teacher(experiment, teachers, whole, pair, tmp_path):
     """Its weights count, are recorded, and may move; the generator is no larger for it."""
     settings = LoraGenSettings(0.5, str(teachers["in_context"]))

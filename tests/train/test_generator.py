@@ -116,10 +116,10 @@ STEP = {
 }
 SAME = {  # name: what else the run has
     "mesh": {"mesh": MeshConfig(8, 1, 1)},
-    "chunks": {"data": {"prompt_chunks": 4, "min_bucket": 8}},
     "packed": {"data": {"packed_rows": 2, "min_bucket": 8}},
 }
 SAME_SLOW = {
+    "chunks": {"data": {"prompt_chunks": 4, "min_bucket": 8}},
     "three axes": {"mesh": MeshConfig(2, 2, 2)},
     "fsdp": {"mesh": MeshConfig(1, 4, 2)},
     "four rows": {"data": {"packed_rows": 4, "min_bucket": 8}},
