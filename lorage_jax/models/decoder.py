@@ -242,7 +242,8 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]  flax takes trees
             length=self.config.layers,
-            check_constancy_invariants=False,  # it would trace the layer twice
+            # The check traces the layer twice, and dropout's keys are numbered in both.
+            check_constancy_invariants=self.dropout > 0.0,
         )
         return scanned(
             self.config,
