@@ -100,7 +100,8 @@ FAST = (
     *("train/test_arithmetic.py", "evaluate/test_gpt4tools.py", "evaluate/test_paired.py"),
     *("evaluate/test_results.py", "infer/test_text.py", "aot/test_hlo.py"),
     *("aot/test_roofline.py", "aot/test_topology.py", "aot/test_traffic.py"),
-    *("world/test_prompts.py", "world/test_tool_lists.py", "world/test_words.py"),
+    *("world/test_prompts.py", "world/test_tool_lists.py", "world/test_tool_sets.py"),
+    "world/test_words.py",
 )
 
 
