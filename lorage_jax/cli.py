@@ -42,6 +42,7 @@ RUNNERS: dict[type, str] = {
     experiment_options.Train: "train",
     experiment_options.Compile: "compile",
     options.Specialize: "specialize",
+    conversions.Adapters: "adapter_folders",
     conversions.Export: "export",
     conversions.Import: "import_gguf",
     experiment_options.Compare: "compare",
@@ -69,6 +70,7 @@ Command = Annotated[
     | experiment_options.Train
     | experiment_options.Compile
     | options.Specialize
+    | conversions.Adapters
     | conversions.Export
     | conversions.Import
     | experiment_options.Compare

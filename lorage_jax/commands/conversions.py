@@ -1,4 +1,7 @@
-"""Options of the commands that convert or share model files: `export`, `import` and `push`."""
+"""Options of the commands that write or share model files for others to load.
+
+They are `adapters`, `export`, `import` and `push`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorage_jax.commands.options import (
+    Cloud,
     Coordinator,
     Dtype,
+    Edge,
+    GeneratorFolder,
     GgufType,
     Json,
     Overwrite,
@@ -15,6 +21,28 @@ from lorage_jax.commands.options import (
     Processes,
     ProcessId,
 )
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Write a PEFT adapter per system prompt, for servers that hold many beside one base.
+
+    Folders that exist stay as they are, so that the list of prompts may grow.
+
+    Example: lorage adapters --generator runs/a/generator --prompts prompts.jsonl --out adapters
+    """
+
+    generator: GeneratorFolder
+    prompts: Path
+    """JSON lines {"name": ..., "system": ...}; the name becomes the folder's."""
+    out: Path
+    """Folder of all adapters."""
+    edge: Edge = None
+    cloud: Cloud = None
+    base_name: str | None = None
+    """Name of the base in the adapters' configs, as the server is given it; by default the Hub's,
+    or the folder's own."""
+    json: Json = None
 
 
 @dataclass(frozen=True)
