@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def main() -> None:
     parts.sort(key=lambda part: part.seed)  # whole tables of one seed first
     kept = config.figures_folder
     waiting = [part.name for part in parts if not (kept / f"{part.name}.json").exists()]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the parts, too
     if not run(waiting, Path(config.base.out) / "logs", options):
         raise SystemExit(1)
 
@@ -70,10 +72,24 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> bool:
     """Starts the parts in their order, `at_once` at a time, and says how each ended.
 
-    True if all of them are done.
+    True if all of them are done. None outlives an interruption.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    began, running, failed = time.monotonic(), {}, False
+    running: dict[str, tuple[subprocess.Popen[bytes], int, float]] = {}
+    try:
+        return _run(waiting, running, logs, options)
+    finally:
+        for process, *_ in running.values():
+            stop(process)
+
+
+def _run(
+    waiting: list[str],
+    running: dict[str, tuple[subprocess.Popen[bytes], int, float]],
+    logs: Path,
+    options: argparse.Namespace,
+) -> bool:
+    began, failed = time.monotonic(), False
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share a GPU's memory
     places = list(range(options.at_once))
     while waiting or running:
@@ -105,12 +121,17 @@ def start(
     command += ["--seeds", str(options.seeds)]
     if options.methods:
         command += ["--methods", options.methods]
-    cores = sorted(os.sched_getaffinity(0))[place :: options.at_once] if options.pin else []
     with (logs / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    if cores:
-        os.sched_setaffinity(process.pid, cores)
+    if options.pin:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(process.pid, share(cores, place, options.at_once))
     return process
+
+
+def share(cores: list[int], place: int, at_once: int) -> list[int]:
+    """The cores of one of `at_once` places: some of its own, or one with others if they are few."""
+    return cores[place::at_once] or [cores[place % len(cores)]]
 
 
 if __name__ == "__main__":

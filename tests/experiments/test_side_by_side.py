@@ -5,7 +5,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +62,36 @@ def test_what_is_not_finished_in_time_is_stopped(script, monkeypatch, tmp_path, 
     said = capsys.readouterr().out
     assert started[0].returncode == -15 and len(started) == 1
     assert "long: ended with -15" in said and "not begun: waiting." in said
+
+
+def test_no_part_outlives_an_interruption(script, monkeypatch, tmp_path):
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = []
+    monkeypatch.setattr(
+        script, "start", lambda *_: started.append(subprocess.Popen(sleep)) or started[-1]
+    )
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=interrupted)
+    monkeypatch.setattr(script, "time", clock)
+    options = argparse.Namespace(at_once=2, seconds=None)
+    with pytest.raises(KeyboardInterrupt):
+        script.run(["one", "two", "waiting"], tmp_path / "logs", options)
+    assert [process.returncode for process in started] == [-15, -15]
+
+
+@pytest.mark.parametrize(
+    ("cores", "at_once", "shares"),
+    [
+        ([0, 1], 2, [[0], [1]]),
+        ([0, 2, 4, 5], 2, [[0, 4], [2, 5]]),
+        ([3, 7], 3, [[3], [7], [3]]),
+    ],
+)
+def test_every_place_has_cores(script, cores, at_once, shares):
+    assert [script.share(cores, place, at_once) for place in range(at_once)] == shares
 
 
 @pytest.mark.slow
