@@ -119,6 +119,9 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
             del settings[place]
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
+        learnt = (part.experiment.init, getattr(part.experiment.settings, "teacher", ""))
+        if any(learnt):
+            found["learnt_from"] = [_contents(generator_folder(Path(x))) for x in learnt if x]
     return _without_places(json.loads(json.dumps(found)))
 
 

@@ -14,8 +14,10 @@ from lorage_jax.compare.parts import all_parts, check_untrained
 from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
 from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.evaluate.arms import Answered, Arm
+from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.lora_gen import LoraGenSettings
 from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
@@ -37,6 +39,26 @@ CONFIG = CompareConfig(
 def test_a_row_with_a_field_that_no_experiment_has(row, says):
     with pytest.raises(ConfigError, match=says):
         CompareConfig(CONFIG.base, {"lora": row})
+
+
+@pytest.mark.parametrize("field", ["init", "teacher"])
+def test_a_folder_that_the_run_learns_from_belongs_to_the_figures(tmp_path, field):
+    """Trained again in the same place, its figures are others."""
+    folder, base = (
+        tmp_path / "before",
+        dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE)),
+    )
+    row = {"init": str(folder)}
+    if field == "teacher":
+        row = {"settings": LoraGenSettings(distilled=0.5, teacher=str(folder))}
+    config = CompareConfig(base, {"lora_gen": row})
+    part = all_parts(config, ["lora_gen"], 1)[1]
+    folder.mkdir()
+    (folder / MANIFEST).write_text("{}")
+    first = kept.identity(config, part, None)
+    assert kept.identity(config, part, None) == first
+    (folder / MANIFEST).write_text('{"again": 1}')
+    assert kept.identity(config, part, None) != first
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
