@@ -18,7 +18,7 @@ from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import file_digest
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.written_tasks import task_files
-from lorage_jax.distributed import gather_texts, is_main, on_main
+from lorage_jax.distributed import check_same, gather_texts, is_main, on_main
 from lorage_jax.errors import OutputError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint
@@ -37,10 +37,15 @@ def figures(
     """The figures of a part: from its file, or measured now and written to it.
 
     With several processes, all call `measure`; the main one keeps the file. Raises OutputError if
-    the file's figures were measured with other settings, models or data.
+    the file's figures were measured with other settings, models or data, and ConfigError if those
+    of the processes differ.
     """
     path = _file(config, part.name, limit)
     what = identity(config, part, limit)
+    check_same(
+        {f"{name} of {part.name}": value for name, value in what.items()},
+        "All processes need the same models, data and experiment.",
+    )
     found = _read(path)
     if found is not None:
         _without_places(found["identity"])

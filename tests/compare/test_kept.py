@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorage_jax import nano
+from lorage_jax import distributed, nano
 from lorage_jax.compare import kept, measure
 from lorage_jax.compare.measure import combined
 from lorage_jax.compare.parts import all_parts, check_untrained
@@ -122,6 +122,18 @@ def test_costs_are_kept_for_the_rows_of_one_run(tmp_path):
     other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
     assert costs(other, ["lora"])["lora"] == {"seconds_per_request": 2}
     assert costs(other, ["lora", "lora_gen"])["lora"] == {"seconds_per_request": 3}
+
+
+def test_processes_with_other_data_are_told(monkeypatch):
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    config = dataclasses.replace(CONFIG, base=base)
+    others = lambda text: [text, text.replace("synthetic", "x")]  # noqa: E731  of two processes
+    monkeypatch.setattr(distributed, "gather_texts", others)
+    part = all_parts(config, ["lora"], 1)[1]
+    with pytest.raises(
+        ConfigError, match=r"^experiment of lora-0 is .* on process 1, .*same models"
+    ):
+        kept.figures(config, part, None, lambda: pytest.fail("measured"))
 
 
 def test_figures_belong_to_a_finished_result(tmp_path):
