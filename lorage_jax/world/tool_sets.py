@@ -37,9 +37,7 @@ def benchmark_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def benchmark_set(path: Path) -> ToolSet:
-    """One file of the benchmark, as a set of its own: its test files differ in whether the tools
-    were seen in training.
-    """
+    """One file of the benchmark; its test files differ in whether training had their tools."""
     records = read_tool_records(path)
     source = f"{len(records)} records of {path.name}"
     return ToolSet(path.name.split(".")[0], source, file_digest(path), records)

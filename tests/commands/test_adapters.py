@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from lorage_jax import cli, nano
+from lorage_jax.commands import adapter_folders
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.peft import load_adapter
@@ -13,8 +14,12 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 
 
-def test_an_adapter_folder_per_prompt(tmp_path, capsys):
-    prompts = {"upper": "Write all the words in upper case.", "back": "Reverse the words."}
+def test_an_adapter_folder_per_prompt(tmp_path, capsys, monkeypatch):
+    prompts = {
+        "upper": "Write all the words in upper case.",
+        "back": "Reverse the words.",
+        "first": "Write the first word only.",
+    }
     lines = [json.dumps({"name": name, "system": text}) for name, text in prompts.items()]
     (tmp_path / "prompts.jsonl").write_text(lines[0] + "\n")
     out, base = tmp_path / "out", ["--base-name", "/models/edge"]
@@ -24,9 +29,10 @@ def test_an_adapter_folder_per_prompt(tmp_path, capsys):
     assert "1 written, 0 were there" in capsys.readouterr().out
     before = (out / "upper" / "adapter_model.safetensors").stat().st_mtime_ns
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(adapter_folders, "AT_ONCE", 1)
     assert cli.main(asked) == 0
     made = json.loads((tmp_path / "made.json").read_text())
-    assert (made["written"], made["kept"]) == (["back"], ["upper"])
+    assert (made["written"], made["kept"]) == (["back", "first"], ["upper"])
     assert (out / "upper" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
     generator, edge = load_generator(nano.GENERATOR), load_model(nano.EDGE)

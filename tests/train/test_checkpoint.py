@@ -113,6 +113,18 @@ def test_arrays_may_be_donated_right_after_save(tmp_path):
         assert (array == i).all()
 
 
+def test_small_replicas_are_not_cut(tmp_path, caplog):
+    """Else orbax compiles a program per shape and device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    state = jax.device_put({"w": jnp.ones((64, 48))}, NamedSharding(mesh, PartitionSpec()))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            checkpoints.save(1, state, {}, None)
+        jax.jit(lambda x: x + 3)(1)
+    assert "Compiling jit(<lambda>)" in caplog.text  # is told at all
+    assert "slice" not in caplog.text
+
+
 def test_keeps_the_last(tmp_path):
     with Checkpoints(tmp_path / "ck", keep=2) as checkpoints:
         for step in (1, 2, 30, 4000):
