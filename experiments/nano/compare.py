@@ -6,7 +6,7 @@
 
 Hardware: two CPU cores. Wall time: about 6 minutes per trained method and seed, and half an hour
 for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` with this file runs
-two at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_methods, and
+two at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_short, and
 what is there is not made again.
 
 Two methods are no rows. `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
@@ -31,7 +31,7 @@ from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 
 STEPS = 250
-FIGURES = str(Path(__file__).parents[1] / "results" / "nano_methods")
+FIGURES = str(Path(__file__).parents[1] / "results" / "nano_short")  # also of `switches.py`
 LORA = OptimizerConfig(3e-3, "muon", betas=(0.9, 0.95), warmup_steps=20)
 VECTORS = OptimizerConfig(3e-1, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
 
