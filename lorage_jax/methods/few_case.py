@@ -86,11 +86,12 @@ class FewCase(Lora):
         if settings.train == "factors":
             shape = _shape(edge, pool, card, settings)
             leaves = lora_leaves(edge, shape.targets, shape.rank)
-            return Training(leaves, lora_loss(config, shape, edge, layout))
+            return Training(leaves, lora_loss(config, shape, edge, layout), shared=False)
         experts = jax.tree.map(_frozen_leaf, pool.experts)
         gates = Leaf(card.gates.shape, ("layers", "experts"), "zeros")
         loss = _gates_loss(config, settings, pool, edge, layout)
-        return Training({"logits": gates}, loss, {"experts": experts, "kept": gates})
+        statistics = {"experts": experts, "kept": gates}
+        return Training({"logits": gates}, loss, statistics, shared=False)
 
     @classmethod
     def begin(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -29,6 +30,9 @@ from lorage_jax.train.state import (
 )
 from lorage_jax.train.step import LossFn, make_step
 
+# Fields of an experiment that its step does not depend on; of `data`, the sources.
+NOT_IN_STEP = ("cloud", "edge", "out", "data", "init", "seed", "save_every", "keep", "log_every")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -40,6 +44,9 @@ class Training:
         statistics: leaves of running statistics, which no gradient changes.
         new: (frozen, key) -> (trained, statistics), instead of the leaves' own initial values.
         flops: FLOPs of a step on a batch, for the MFU.
+        shared: whether the loss depends on the experiment's settings and the models' configurations
+            alone, so that runs which differ in seed, data or folders share one program. False for a
+            loss that holds what was read from a file.
     """
 
     leaves: Any
@@ -47,6 +54,7 @@ class Training:
     statistics: Any = field(default_factory=dict)
     new: Callable[[Any, jax.Array], tuple[Any, Any]] | None = None
     flops: Callable[[Batch], int] | None = None
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,8 @@ def build_step(
     """Builds the jitted step and its abstract arguments; no array is made.
 
     `models` holds the configurations of the models in `method.frozen`, by name, and of a "teacher"
-    with weights of its own. `config.remat` is none or full (see `train.remat`).
+    with weights of its own. `config.remat` is none or full (see `train.remat`). A process that
+    trains again with other seeds, data or folders gets the same step, which is compiled.
     """
     assert config.remat != "auto", "remat is settled before a step is built"
     training = method.training(config, models, layout)
@@ -185,16 +194,41 @@ def build_step(
         name: program_params(abstract_arrays(model_leaves(models[name]), config.dtype, layout))
         for name in (*method.frozen, *(("teacher",) if "teacher" in models else ()))
     }
-    step = make_step(
-        training.loss,
-        optimizer,
-        learning_rate(config.optimizer, config.steps),
-        accumulate=config.optimizer.accumulate,
-        shardings=shardings(state),
-        frozen=shardings(frozen),
-        layout=layout,
-    )
+
+    def make() -> Any:
+        return make_step(
+            training.loss,
+            optimizer,
+            learning_rate(config.optimizer, config.steps),
+            accumulate=config.optimizer.accumulate,
+            shardings=shardings(state),
+            frozen=shardings(frozen),
+            layout=layout,
+        )
+
+    arrays, structure = jax.tree.flatten((state, frozen))
+    depends = (method, _settings(config), tuple(models.items()), layout, tuple(arrays), structure)
+    step = _shared_step(_StepOf(depends, make)) if training.shared else make()
     return StepProgram(training, step, state, frozen, optimizer)
+
+
+@dataclass(frozen=True)
+class _StepOf:
+    """A step by all that it depends on; equal ones are the same program."""
+
+    depends: tuple[Any, ...]
+    make: Callable[[], Any] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=4)
+def _shared_step(wanted: _StepOf) -> Any:
+    return wanted.make()
+
+
+def _settings(config: ExperimentConfig) -> tuple[Any, ...]:
+    """The settings of a run without its folders, seed, data and record."""
+    data = tuple(getattr(config.data, f.name) for f in fields(config.data) if f.name != "sources")
+    return data, *(getattr(config, f.name) for f in fields(config) if f.name not in NOT_IN_STEP)
 
 
 def new_state(program: StepProgram, frozen: dict[str, Any], seed: int) -> TrainState:

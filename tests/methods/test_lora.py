@@ -38,6 +38,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods import training
 from lorage_jax.methods.lora import Lora, LoraSettings, load_lora
+from lorage_jax.train import experiment as experiments
 from lorage_jax.train import loop
 from tests.tiny import padded_batch, torch_logits
 
@@ -100,6 +101,7 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, pair, tmp_
 
     monkeypatch.setattr(training, "device_batch", spy)
     config = experiment(steps=12, optimizer={"weight_decay": 0.0}, save_every=6)
+    experiments._shared_step.cache_clear()  # of other tests
     whole = train_lora(config, progress=False)
     losses = [loss for _, loss in whole.losses]
     assert len(losses) == 12
