@@ -100,7 +100,7 @@ class Compare:
     """Train several methods in one experiment, ask them the same questions, and make one table.
 
     The experiment file defines config() -> CompareConfig. Existing runs and measurements are
-    reused. The bare edge and the controls of lora_gen are asked in every comparison.
+    reused. The bare edge is asked in every comparison, the controls with lora_gen.
 
     Example: lorage compare experiments/nano/compare.py --methods lora_gen,lora --json methods.json
     """

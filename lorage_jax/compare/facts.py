@@ -18,6 +18,7 @@ from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
+from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.world.samples import WorldSample
 
@@ -51,6 +52,12 @@ def trained_parameters(
     leaves = kind.training(run, models, layout).leaves
     each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
     return sum(math.prod(leaf.shape) for leaf in each)
+
+
+def bigger_cloud(run: ExperimentConfig) -> bool:
+    """Whether the cloud has more parameters than the edge, by their config.json."""
+    cloud, edge = (parameter_count(read_model_config(Path(x))) for x in (run.cloud, run.edge))
+    return cloud > edge
 
 
 def is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lorage_jax.bundled import generator_folder
 from lorage_jax.compare.parts import Part
-from lorage_jax.config import CompareConfig, TaskQuestions
+from lorage_jax.config import CompareConfig, ExperimentConfig, TaskQuestions
 from lorage_jax.data.records import file_digest
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.written_tasks import task_files
@@ -124,10 +124,16 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
             del settings[place]
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
-        learnt = (part.experiment.init, getattr(part.experiment.settings, "teacher", ""))
-        if any(learnt):
-            found["learnt_from"] = [_contents(generator_folder(Path(x))) for x in learnt if x]
+        if learnt := _learnt_from(part.experiment):
+            found["learnt_from"] = learnt
     return _without_places(json.loads(json.dumps(found)))
+
+
+def _learnt_from(run: ExperimentConfig) -> list[str | dict[str, str]]:
+    """Contents of the folders and files that a run begins with or learns from."""
+    names = [getattr(run.settings, name, "") for name in ("teacher", "generator", "card", "folder")]
+    places = [generator_folder(Path(place)) for place in (run.init, *names) if place]
+    return [file_digest(place) if place.is_file() else _contents(place) for place in places]
 
 
 def _without_places(found: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ measured again.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
-from lorage_jax.evaluate.paired import mean_stderr, paired_gap
+from lorage_jax.evaluate.paired import Gap, is_significant, mean_stderr, paired_gap
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
@@ -201,22 +202,32 @@ def _answer(
 
 
 def combined(
-    config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]]
+    config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]], bigger_cloud: bool
 ) -> dict[str, Any]:
     """The comparison as JSON values; `found` has the figures of each row's seeds.
 
     A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
-    `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds.
+    `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds; its error
+    is over prompts and, where a side has seeds, over these as well. `bigger_cloud`: whether the
+    cloud has more parameters than the edge.
     """
     if not found:
         raise ConfigError("nothing was measured; expected at least one method.")
     ours = found.get(OURS)
-    methods = {name: _method(config, name, seeds, ours) for name, seeds in found.items()}
+    methods = {
+        name: _method(config, name, seeds, ours) | {"bigger_model": bigger_cloud and _reads(seeds)}
+        for name, seeds in found.items()
+    }
     controls: dict[str, Any] = {BARE: {"splits": methods[BARE]["splits"]}}
     for name in ours[0]["controls"] if ours is not None else ():
         each = [{"splits": one["controls"][name]} for one in ours or ()]
         controls[name] = {"splits": _splits(each, ours)}
     return {"methods": methods, "controls": controls}
+
+
+def _reads(seeds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the cloud has a part in what the method knows."""
+    return "cloud" in seeds[0]["frozen"]
 
 
 def _method(
@@ -236,7 +247,6 @@ def _method(
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
         "unseen_tasks": first["unseen_tasks"],
-        "bigger_model": "cloud" in first["frozen"] and config.base.cloud != config.base.edge,
         "seeds": len(seeds) if first["trained_parameters"] else 0,
         "devices": sorted({one["device"] for one in seeds if "device" in one}),
         **tokens,
@@ -257,10 +267,25 @@ def _splits(
             "prompts": len(first["by_prompt"]),
         }
         if ours is not None:
-            gap = paired_gap(_by_prompt(seeds, split), _by_prompt(ours, split))
-            one["gap"] = dataclasses.asdict(gap)
+            one["gap"] = dataclasses.asdict(_gap(seeds, ours, split))
         result[split] = one
     return result
+
+
+def _gap(seeds: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], split: str) -> Gap:
+    """The paired gap, with the squared errors over prompts and over the seeds of both sides added.
+
+    Prompts alone would say how the trained ones of these seeds differ, not the methods.
+    """
+    over_prompts = paired_gap(_by_prompt(seeds, split), _by_prompt(ours, split))
+    if over_prompts.gap is None or over_prompts.stderr is None:
+        return over_prompts
+    errors = [over_prompts.stderr]
+    for side in (seeds, ours):
+        scores = [one["splits"][split]["exact_match"] for one in side]
+        errors.append(mean_stderr(scores)[1] or 0.0)
+    gap, stderr, prompts = over_prompts.gap, math.hypot(*errors), seeds[0]["splits"][split]
+    return Gap(gap, stderr, is_significant(gap, stderr, len(prompts["by_prompt"])))
 
 
 def _by_prompt(seeds: Sequence[Mapping[str, Any]], split: str) -> list[float]:

@@ -19,9 +19,13 @@ CONTROL_WORDS = {
 
 def to_markdown(result: Mapping[str, Any], title: str = "Methods") -> str:
     """Exact match with controls, costs if measured, and the properties of the paper's Table 1."""
-    blocks: list[Block] = [_scores(result), _properties(result)]
-    if all("seconds_per_request" in method for method in result["methods"].values()):
-        blocks.insert(1, _costs(result))
+    methods = result["methods"].values()
+    blocks: list[Block] = [_scores(result)]
+    if any("gap" in split for method in methods for split in method["splits"].values()):
+        blocks.append(_gaps(result))
+    if all("seconds_per_request" in method for method in methods):
+        blocks.append(_costs(result))
+    blocks.append(_properties(result))
     return render(Page(title, (Section("All methods on the same questions", tuple(blocks)),)))
 
 
@@ -40,8 +44,44 @@ def _scores(result: Mapping[str, Any]) -> Table:
         "± is one standard error, over seeds where a method was trained with several, else over "
         "prompts. * differs significantly from lora_gen on the same prompts.",
         *(f"{name}: {CONTROL_WORDS[name]}." for name in controls),
+        *_devices(methods),
     ]
     return Table("Exact match", ("method", *splits), tuple(rows), tuple(notes))
+
+
+def _devices(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the methods were trained and asked, if not all on the same."""
+    rows: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        if where := ", ".join(method.get("devices", ())):
+            rows.setdefault(where, []).append(name)
+    if len(rows) < 2:
+        return []
+    return [f"Asked on {where}: {', '.join(names)}." for where, names in rows.items()]
+
+
+def _gaps(result: Mapping[str, Any]) -> Table:
+    methods = {**result["methods"], **{f"control: {n}": c for n, c in result["controls"].items()}}
+    splits = list(next(iter(methods.values()))["splits"])
+    rows = [
+        row(name, *(_gap(method["splits"][split]) for split in splits))
+        for name, method in methods.items()
+        if any("gap" in split for split in method["splits"].values()) and name != f"control: {BARE}"
+    ]
+    note = (
+        "Exact match less that of lora_gen on the same prompts. ± is one standard error: over "
+        "prompts and, where a side was trained with several seeds, over these as well."
+    )
+    return Table("Gap to lora_gen", ("method", *splits), tuple(rows), (note,))
+
+
+def _gap(split: Mapping[str, Any]) -> Cell:
+    gap = split.get("gap")
+    if gap is None or gap["gap"] is None:
+        return Cell(DASH)
+    mark = "*" if gap["significant"] else ""
+    error = "" if gap["stderr"] is None else f"± {gap['stderr']:.3f}"
+    return Cell(f"{gap['gap']:+.3f}{mark}", error)
 
 
 def _figure(split: Mapping[str, Any]) -> Cell:

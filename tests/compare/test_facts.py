@@ -7,7 +7,13 @@ import jax
 import numpy as np
 
 from lorage_jax import nano
-from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
+from lorage_jax.compare.facts import (
+    bigger_cloud,
+    follows_prompts,
+    is_merged,
+    trained_parameters,
+)
+from lorage_jax.config import DataConfig, ExperimentConfig, Source
 from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import Card
 from lorage_jax.hf.load import load_model
@@ -78,3 +84,16 @@ def test_what_is_merged():
     assert [is_merged(method, edge, sample) for method in (Bare(), ours, cached)] == [
         *(None, True, False)
     ]
+
+
+def test_a_bigger_cloud_has_more_parameters():
+    run = ExperimentConfig(
+        cloud=str(nano.CLOUD),
+        edge=str(nano.EDGE),
+        out="out",
+        data=DataConfig((Source("synthetic", "synthetic"),)),
+        steps=100,
+    )
+    assert bigger_cloud(run)
+    assert not bigger_cloud(dataclasses.replace(run, cloud=run.edge, edge=run.cloud))
+    assert not bigger_cloud(dataclasses.replace(run, cloud=run.edge))

@@ -17,7 +17,9 @@ from lorage_jax.evaluate.arms import Answered, Arm
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
+from lorage_jax.methods.few_case import FewCaseSettings
 from lorage_jax.methods.lora_gen import LoraGenSettings
+from lorage_jax.methods.no_llm import NoLlmSettings
 from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
@@ -59,6 +61,30 @@ def test_a_folder_that_the_run_learns_from_belongs_to_the_figures(tmp_path, fiel
     assert kept.identity(config, part, None) == first
     (folder / MANIFEST).write_text('{"again": 1}')
     assert kept.identity(config, part, None) != first
+
+
+def test_what_a_method_begins_with_belongs_to_the_figures(tmp_path):
+    """A card, the generator that it is of, and a sentence encoder."""
+    card, encoder = tmp_path / "card.json", tmp_path / "encoder"
+    encoder.mkdir()
+    weights = encoder / "model.safetensors"
+    for file in (card, weights):
+        file.write_text("{}")
+    rows = {
+        "few_case": {"settings": FewCaseSettings(generator=str(nano.GENERATOR), card=str(card))},
+        "no_llm": {"settings": NoLlmSettings("sentence", str(encoder))},
+    }
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    config = CompareConfig(base, rows)
+    parts = all_parts(config, list(rows), 1)[1:]
+    first = [kept.identity(config, part, None) for part in parts]
+    assert [len(one["learnt_from"]) for one in first] == [2, 1]
+    for changed, file in enumerate((card, weights)):
+        file.write_text("{ }")
+        again = kept.identity(config, parts[changed], None)
+        assert again["learnt_from"][-1] != first[changed]["learnt_from"][-1]
+        again["learnt_from"] = first[changed]["learnt_from"]
+        assert again == first[changed]
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
@@ -182,7 +208,7 @@ def test_parts_of_a_comparison():
     with pytest.raises(ConfigError, match="no method 'nothing'"):
         all_parts(CONFIG, ["nothing"], 1)
     with pytest.raises(ConfigError, match="nothing was measured"):
-        combined(CONFIG, {})
+        combined(CONFIG, {}, True)
 
 
 def test_lengths_are_of_the_turns_that_a_method_speaks(monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from lorage_jax.compare.measure import combined
@@ -53,7 +54,7 @@ def result():
         "in_context": [figures([1.0] * 24, 40.0, merged=None, unseen=True, parameters=0)],
         "lora": [figures([0.5] * 24)],
     }
-    made = combined(CONFIG, found)
+    made = combined(CONFIG, found, bigger_cloud=True)
     for method in made["methods"].values():
         costs = {"flops_per_request": 3e6, "parameter_bytes": 2**20, "cache_bytes": 2**18}
         method |= costs | {"seconds_per_request": 0.002}
@@ -70,7 +71,10 @@ def test_seeds_are_averaged_and_gaps_are_paired(result):
     }
     assert methods["lora"]["over"] == "prompts" and methods["lora"]["stderr"] == 0.5
     gap = methods["lora"]["gap"]
-    assert gap["gap"] == pytest.approx(-0.25) and gap["significant"]
+    # Of the difference over prompts, and of our two seeds, 1.0 and 0.5.
+    over_prompts = np.std([0.0] * 12 + [0.5] * 12, ddof=1) / 24**0.5
+    assert gap["gap"] == pytest.approx(-0.25) and not gap["significant"]
+    assert gap["stderr"] == pytest.approx(np.hypot(over_prompts, 0.25))
     control = result["controls"]["shuffled"]["splits"]["x"]
     assert control["exact_match"] == 0 and control["gap"]["gap"] == -0.75
 
@@ -89,11 +93,37 @@ def test_properties_are_derived(result):
     assert shown["**lora_gen**"] == ["yes", "yes", "yes", "yes"]
     assert shown["lora"] == ["yes", "yes", "no", "no"]
     three = dataclasses.replace(CONFIG, methods={"bare": {"samples": 3}})
-    what = combined(three, {"bare": [figures([0.0])]})["methods"]["bare"]["what"]
+    what = combined(three, {"bare": [figures([0.0])]}, True)["methods"]["bare"]["what"]
     assert what.endswith("; 3 solved samples after every prompt")
-    assert [cell.strip() for cell in text.split("| lora |")[2].split("|")[:6]] == [
+    assert [cell.strip() for cell in text.split("| lora |")[3].split("|")[:6]] == [
         *("5", "10.0", "2.00", "3.0", "1.25", "1")
     ]
+
+
+def test_gaps_are_shown_with_their_errors(result):
+    gaps = to_markdown(result).partition("**Gap to lora_gen**")[2].partition("\n\n**")[0]
+    cells = dict(
+        line.strip("| ").split(" | ") for line in gaps.splitlines() if line.count("|") == 3
+    )
+    del cells["method"], cells["---"]
+    assert cells == {
+        "bare": "-0.750\\* ± 0.255",
+        "in_context": "+0.250 ± 0.255",
+        "lora": "-0.250 ± 0.255",
+        "control: shuffled": "-0.750\\* ± 0.255",
+    }
+    split = {key: x for key, x in result["methods"]["lora"]["splits"]["x"].items() if key != "gap"}
+    alone = {"lora": {**result["methods"]["lora"], "splits": {"x": split}}}
+    assert "Gap to" not in to_markdown({"methods": alone, "controls": {}})
+
+
+def test_devices_are_named_if_they_differ(result):
+    def text(**devices):
+        methods = {name: result["methods"][name] | {"devices": on} for name, on in devices.items()}
+        return to_markdown({**result, "methods": methods})
+
+    assert "Asked on" not in text(bare=["cpu"], lora=["cpu"])
+    assert "Asked on NVIDIA H200: lora." in text(bare=["cpu"], lora=["NVIDIA H200"])
 
 
 def test_a_table_without_costs(result):
