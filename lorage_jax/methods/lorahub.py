@@ -4,7 +4,8 @@ The weights w, one per LoRA and the same in all layers, are searched on a few so
 task: A = sum_i w_i A_i and B = sum_i w_i B_i, summed apart. They are the gates of a card whose pool
 holds the LoRAs, so a combination is merged and exported as any card is. The search starts at w = 0,
 the bare edge. It minimises the cross entropy divided by the number of examples, as the authors'
-code does, plus 0.05 mean |w|.
+code does, plus 0.05 mean |w|. It is a CMA-ES (`methods.search`) whose best point is taken, in the
+place of the authors' NGOpt with its recommendation.
 
 The folder to load from holds PEFT folders, results of `lorage train` or anybody's LoRA on the FFN,
 and `examples.jsonl`: rows {system, user, target}, the solved examples of each prompt.

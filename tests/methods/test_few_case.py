@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import peft
 import pytest
 
 from lorage_jax.config import (
@@ -16,11 +17,16 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.generator.store import load_pool, save_generator
+from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.few_case import FewCase, FewCaseSettings
 from lorage_jax.methods.training import train
-from tests.tiny import make_generator, random_card
+from tests.methods.test_lora import torch_folder
+from tests.tiny import make_generator, random_card, torch_logits
+
+# peft asks transformers in a way that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 TOKENS = np.arange(5, 25)[None]
 
@@ -71,6 +77,13 @@ def test_a_card_is_trained_further(pair, tmp_path, data_file, combine, trained):
     method = FewCase.load(edge, moved.folder)
     logits = np.asarray(forward(method.place(edge, method.prepare(["?"])).model, TOKENS))
     assert np.abs(logits - expected).max() > 1e-3
+    theirs = peft.PeftModel.from_pretrained(torch_folder(pair[1]), str(moved.folder)).eval()
+    atol = 2e-5 * np.abs(logits).max()
+    np.testing.assert_allclose(torch_logits(theirs, TOKENS), logits, atol=atol)
+    model = method.place(edge, method.prepare(["?"])).model
+    export_merged(model, tmp_path / "merged", base=pair[1])
+    whole = torch_logits(torch_folder(tmp_path / "merged").eval(), TOKENS)
+    np.testing.assert_allclose(whole, logits, atol=atol)
     pool = load_pool(tmp_path / "generator")
     assert pool.generator == generator.fingerprint
     for name, one in generator.pool.experts.items():

@@ -15,6 +15,7 @@ from lorage_jax.generator import loras
 from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.lora_folder import write_lora
 from lorage_jax.generator.peft import load_adapter
+from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.lora import load_lora
@@ -78,6 +79,9 @@ def test_a_combination_is_the_one_of_peft(edge, modules, pair, tmp_path):
         TOKENS,
     )
     np.testing.assert_allclose(ours, read, atol=2e-5 * np.abs(ours).max())
+    export_merged(hub.place(edge, rows).model, tmp_path / "merged", base=pair[1])
+    whole = torch_logits(torch_folder(tmp_path / "merged").eval(), TOKENS)
+    np.testing.assert_allclose(ours, whole, atol=2e-5 * np.abs(ours).max())
 
 
 def test_one_weight_is_that_lora_and_signs_cancel(edge, modules):
