@@ -12,9 +12,8 @@ from typing import Any
 
 from lorage_jax.bench.counting import compiled_flops, matmul_macs
 from lorage_jax.bench.programs import cloud_program, merge_programs, prefill_program
+from lorage_jax.bench.routed import ROUTED
 from lorage_jax.config import GeneratorConfig, ModelConfig
-from lorage_jax.methods.loramoe import LoraMoe
-from lorage_jax.methods.mixlora import MixLora
 
 
 def bench_flops(
@@ -39,7 +38,7 @@ def bench_flops(
         name: prefill_program(edge, tokens, dtype=dtype) for name, tokens in lengths.items()
     }
     whole = lengths["with_prompt"]
-    for method in (LoraMoe, MixLora):
+    for method in ROUTED:
         programs[method.name] = prefill_program(edge, whole, dtype=dtype, method=method)
     programs["cloud_pass"] = cloud_program(generator, cloud, edge, instruction_tokens, dtype)
     macs = {name: matmul_macs(program) for name, program in programs.items()}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from lorage_jax.bench.routed import ROUTED, routed_pool
 from lorage_jax.buckets import bucket
 from lorage_jax.chips import GIB
 from lorage_jax.config import ModelConfig
@@ -19,6 +20,7 @@ from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.infer.generate import compiled_continue, compiled_start, padded_prompt
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.bits import cache_dtype, program_params, shared_bytes
+from lorage_jax.models.experts import Routed
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import parameter_count, structs
 
@@ -37,6 +39,10 @@ def bench_memory(
     include weights and cache), temporaries, output, and their total less the memory that output
     and arguments share. `request` is prefill and all new tokens in one program; `decode` continues
     after a prefill, in the donated cache.
+
+    `with_prompt` (base, LoRA) reads instruction and input, as do `loramoe` and `mixlora`, with all
+    their experts and routers beside the edge: `adapters_gib_*`, float32, which their arguments
+    include and `weights_gib` does not. `specialized` (LoRA-Gen) reads the input alone.
     """
     result: dict[str, Any] = {
         "layers": config.layers,
@@ -47,19 +53,24 @@ def bench_memory(
     }
     params = _params(config, dtype)
     cached = jnp.dtype(cache_dtype(params)).name
-    lengths = {"with_prompt": instruction_tokens + input_tokens, "specialized": input_tokens}
+    whole = instruction_tokens + input_tokens
+    pools = {method.name: routed_pool(method, config, _abstract) for method in ROUTED}
+    lengths = {"with_prompt": whole, "specialized": input_tokens} | dict.fromkeys(pools, whole)
     for way, tokens in lengths.items():
         length, size = padded_prompt(tokens), bucket(new_tokens)
         result[f"tokens_{way}"] = tokens
         result[f"cache_slots_{way}"] = length + size
         result[f"cache_gib_{way}"] = cache_bytes(config, length + size, cached) / GIB
-        for part, sizes in _programs(config, params, length, size).items():
+        for part, sizes in _programs(config, params, pools.get(way), length, size).items():
             for kind, each in sizes.items():
                 result[f"{part}_{kind}_gib_{way}"] = each / GIB
-    for part in ("request", "decode"):
-        result[f"ratio_{part}_beyond_weights"] = _beyond(result, part, "with_prompt") / _beyond(
-            result, part, "specialized"
-        )
+    for way, pool in pools.items():
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
+        result[f"adapters_gib_{way}"] = held / GIB
+    for way, ending in {"with_prompt": "", **{way: f"_{way}" for way in pools}}.items():
+        for part in ("request", "decode"):
+            ratio = _beyond(result, part, way) / _beyond(result, part, "specialized")
+            result[f"ratio_{part}_beyond_weights{ending}"] = ratio
     return result
 
 
@@ -75,26 +86,28 @@ def _beyond(result: dict[str, Any], part: str, way: str) -> float:
 
 def _params(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """Abstract parameters on the first device, as `generate` hands them to its programs."""
+    return program_params(_abstract(model_leaves(config), dtype))
+
+
+def _abstract(leaves: Any, dtype: str = "float32") -> Any:
+    """Shapes of a tree of leaves, on the first device."""
     here = SingleDeviceSharding(jax.devices()[0])
-    return program_params(
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            structs(model_leaves(config), dtype),
-        )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), structs(leaves, dtype)
     )
 
 
 def _programs(
-    config: ModelConfig, params: dict[str, Any], length: int, size: int
+    config: ModelConfig, params: dict[str, Any], pool: Routed | None, length: int, size: int
 ) -> dict[str, dict[str, int]]:
     """Bytes of the two programs of `generate` for one row of `length` and `size` new tokens."""
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, length), bool)
     controls = Sampling().operands() | {"eos": np.zeros(0, np.int32), "pad": np.int32(0)}
     limit = np.int32(size)
-    start = compiled_start.lower(config, size, params, tokens, mask, controls, None, None, limit)
+    start = compiled_start.lower(config, size, params, tokens, mask, controls, pool, None, limit)
     cache, progress = start.out_info
-    more = compiled_continue.lower(config, params, cache, progress, controls, None, None, limit)
+    more = compiled_continue.lower(config, params, cache, progress, controls, pool, None, limit)
     twice = shared_bytes(params)
     return {"request": _sizes(start.compile(), twice), "decode": _sizes(more.compile(), twice)}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from lorage_jax.bench.routed import routed_pool
 from lorage_jax.config import GeneratorConfig, ModelConfig
 from lorage_jax.generator.generator import compiled_gates, trained_leaves
 from lorage_jax.generator.merge import compiled_assemble, compiled_merge
@@ -34,9 +35,8 @@ def prefill_program(
     With a `method`, its experts and routers stand beside the model, float32, by its own settings.
     """
     pool = None
-    if method is not None and method.settings is not None:
-        settings = method.settings()
-        pool = method.routed(structs(method.leaves(config, settings), "float32"), settings)
+    if method is not None:
+        pool = routed_pool(method, config, lambda leaves: structs(leaves, "float32"))
 
     def prefill(params, row, pool):
         return Decoder(config).apply({"params": params}, row, pool=pool, last=last).logits

@@ -125,7 +125,8 @@ class Flops(EdgeShape):
 class Latency(EdgeShape):
     """Time a request with and without the prompt: prefill, decoding, and the whole request.
 
-    The prompt is read anew, or its keys are kept from before and copied to the request.
+    The prompt is read anew, or its keys are kept from before and copied to the request. A prefill
+    with the prompt is also timed with LoRAMoE's and with MixLoRA's experts beside the edge.
 
     Example: lorage bench latency --shape tinyllama --dtype float32 --repeats 5
     """
@@ -142,6 +143,8 @@ class Latency(EdgeShape):
 @dataclass(frozen=True, kw_only=True)
 class Memory(EdgeShape):
     """Read the memory of a request with and without the prompt from the compiled programs.
+
+    With the prompt, also with LoRAMoE's and with MixLoRA's experts beside the edge.
 
     Example: lorage bench memory --shape qwen2-1.5b --dtype float32
     """
