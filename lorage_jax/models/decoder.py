@@ -94,8 +94,6 @@ class Decoder(nn.Module):
     ) -> Output:
         """Runs the model over P prefix vectors, S tokens and M suffix vectors per row.
 
-        The results are those of the T = S + M slots behind the prefix.
-
         Args:
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
@@ -106,15 +104,13 @@ class Decoder(nn.Module):
             adapter_scale: factor on the adapters' updates, alpha / R.
             prefix: vectors in front of each row's tokens as if they were embedded tokens (a soft
                 prompt), at positions 0 to P - 1.
-            prefix_mask: True at vectors that the row has, whose positions leave out the others; not
-                with branches. Default: all.
+            prefix_mask: False where a row's prefix is padding. Default: nowhere. Not with branches.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
-            cache: keys and values of earlier slots, to be extended by the new ones, which are
-                tokens: without prefix, suffix or branches.
+            cache: keys and values of earlier slots, which the new ones, tokens alone, extend.
             past: keys and values of earlier slots, which the new ones only read; not with a cache.
             branches: positions and visibility of all T slots, for rows of several texts; behind a
                 prefix or a `Past` of one text, positions count from there, with one text per row.
-            at: the N slots of each row to return. Default: all.
+            at: the N slots of each row to return. Default: all T = S + M behind the prefix.
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
