@@ -74,7 +74,7 @@ def read_tokens(model: Model, texts: Sequence[Sequence[int]]) -> list[Prefix]:
                     f"a prompt has {len(row)} tokens; the model's context of "
                     f"{model.config.max_positions} must hold it and a question."
                 )
-        k, v, _ = _read(model, batch, None)
+        k, v, _ = _read(model, batch, None, None)
         for i, row in enumerate(batch):
             own = slice(k.shape[2] - len(row), None)
             name = request_key("tokens", np.asarray(row, np.int32).tobytes())
@@ -85,7 +85,7 @@ def read_tokens(model: Model, texts: Sequence[Sequence[int]]) -> list[Prefix]:
 def read_vectors(model: Model, vectors: Float[Array | np.ndarray, "M D"]) -> Prefix:
     """The prefix of a soft prompt: vectors in the place of embedded tokens."""
     vectors = jnp.asarray(vectors, jnp.float32)
-    k, v, _ = _read(model, [[]], vectors)
+    k, v, _ = _read(model, [[]], vectors, None)
     count = len(vectors)
     name = request_key("vectors", np.asarray(vectors).tobytes())
     return Prefix(k[:, 0, -count:], v[:, 0, -count:], name, np.arange(count))
@@ -95,8 +95,9 @@ def read_suffix(
     model: Model,
     texts: Sequence[Sequence[int]],
     vectors: Float[Array | np.ndarray, "M D"],
+    fronts: Float[np.ndarray, "P F D"] | None = None,
 ) -> tuple[list[Prefix], Float[np.ndarray, "P M D"]]:
-    """Reads texts, each followed by the same vectors.
+    """Reads texts, each followed by the same vectors, and behind F vectors of its own, if given.
 
     Returns the keys and values of the vectors' slots, at their positions behind each text, and
     their hidden states after the final norm, float32. Raises ConfigError for a text that leaves no
@@ -104,7 +105,8 @@ def read_suffix(
     """
     made, hidden, count = [], [], len(vectors)
     vectors = jnp.asarray(vectors, jnp.float32)
-    room = model.config.max_positions - count
+    lead = 0 if fronts is None else fronts.shape[1]
+    context, room = model.config.max_positions, model.config.max_positions - lead - count
     key = request_key("suffix", np.asarray(vectors).tobytes())
     for begin in range(0, len(texts), BATCH_ROWS):
         batch = texts[begin : begin + BATCH_ROWS]
@@ -112,31 +114,36 @@ def read_suffix(
             if len(row) >= room:
                 raise ConfigError(
                     f"a prompt has {len(row)} tokens; the model reads fewer than {room} (context "
-                    f"{model.config.max_positions} less {count} vectors). Shorten the prompt."
+                    f"{context} less {lead + count} vectors). Shorten the prompt."
                 )
-        k, v, states = _read(model, batch, vectors)
+        own = None if fronts is None else fronts[begin : begin + BATCH_ROWS]
+        k, v, states = _read(model, batch, vectors, own)
         hidden.append(np.asarray(states, np.float32)[: len(batch)])
         for i, row in enumerate(batch):
-            name = request_key(key, np.asarray(row, np.int32).tobytes())
-            at = len(row) + np.arange(count)
+            front = () if own is None else (np.asarray(own[i]).tobytes(),)
+            name = request_key(key, np.asarray(row, np.int32).tobytes(), *front)
+            at = lead + len(row) + np.arange(count)
             made.append(Prefix(k[:, i, -count:], v[:, i, -count:], name, at))
     return made, np.concatenate(hidden)
 
 
 def _read(
-    model: Model, rows: Sequence[Sequence[int]], vectors: Float[Array, "M D"] | None
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    vectors: Float[Array, "M D"] | None,
+    fronts: Float[np.ndarray, "B F D"] | None,
 ) -> tuple[Array, Array, Array]:
-    """Keys and values [L, B, S + M, K, H] of padded rows and the vectors; the latter's states."""
+    """Keys and values [L, B, F + S + M, K, H] of padded rows and vectors; the latter's states."""
     longest = max(map(len, rows))
     tokens, mask = left_pad(rows, bucket(longest, per_octave=4) if longest else 0)
-    return _compiled_read(model.config, program_params(model.params), tokens, mask, vectors)
+    return _compiled_read(model.config, program_params(model.params), tokens, mask, vectors, fronts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compiled_read(config, params, tokens, mask, vectors):
+def _compiled_read(config, params, tokens, mask, vectors, fronts):
     length = tokens.shape[1]
     output = Decoder(config).apply(
-        {"params": params}, tokens, mask, suffix=vectors, head=False, keys=True
+        {"params": params}, tokens, mask, prefix=fronts, suffix=vectors, head=False, keys=True
     )
     assert output.past is not None
     return output.past.k, output.past.v, output.hidden[:, length:]

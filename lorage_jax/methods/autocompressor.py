@@ -1,15 +1,18 @@
-"""AutoCompressor (arXiv 2305.14788), one segment: the edge compresses the prompt for itself.
+"""AutoCompressor (arXiv 2305.14788): the edge compresses the prompt for itself.
 
 It reads the prompt, followed by M trained summary vectors; their states after the final norm are
-the soft prompt in front of every question. Trained are the vectors and, by default, a LoRA on q, k,
-v and o, which is on in both passes; the gradient flows through both.
+the soft prompt in front of every question. A prompt in several segments is read one after another,
+each behind the summaries of those before it and followed by the M vectors; all summaries together
+are the soft prompt of the questions. Trained are the vectors and, by default, a LoRA on q, k, v and
+o, which is on in all passes; the gradient flows through all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
-from lorage_jax.data.batches import Batch
+from lorage_jax.data.batches import Batch, Rows
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, require
@@ -60,10 +63,12 @@ class CompressorSettings:
     rank: int | None = None
     alpha: float | None = None  # scales the LoRA by alpha / rank
     dropout: float | None = None  # on the inputs of the LoRA
+    segments: int = 1  # s: parts of equal length that a prompt is read in; M vectors for each
 
     def __post_init__(self):
         check_types(self)
         require(self.vectors >= 1, f"vectors is {self.vectors}; expected 1 or more.")
+        require(self.segments >= 1, f"segments is {self.segments}; expected 1 or more.")
         require(self.rank is None or self.rank >= 1, f"rank is {self.rank}; expected 1 or more.")
         rate = self.dropout
         require(rate is None or 0 <= rate < 1, f"dropout is {rate}; expected 0 <= dropout < 1.")
@@ -100,6 +105,7 @@ class Compressor(Method, Trainable):
     vectors: Float[Array, "M D"]
     template: TemplateKind
     identity: str
+    segments: int = 1
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> Self:
@@ -112,7 +118,8 @@ class Compressor(Method, Trainable):
             layers = loras.layer_updates(edge.config, parts["lora"], settings.scale)
             updates = Lora(layers, [], identity)
             whole = merge_loras(whole, [updates], [1.0])
-        return cls(whole, updates, parts["summary"], TemplateKind.of(values), identity)
+        turns = TemplateKind.of(values)
+        return cls(whole, updates, parts["summary"], turns, identity, settings.segments)
 
     @classmethod
     def prompt_reader(cls) -> str | None:
@@ -120,27 +127,50 @@ class Compressor(Method, Trainable):
 
     @classmethod
     @abstractmethod
-    def lead(cls, output: Output, count: int) -> dict[str, Any]:
-        """The front of questions in training: `prefix` or `past` of `chunk_nll`."""
+    def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:
+        """The front of what follows, in training: `prefix` or `past` of the decoder.
+
+        `outputs` are those of the segments so far, each with `count` vectors as its last slots.
+        """
 
     @classmethod
     @abstractmethod
-    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
-        """The front of questions in use, from the vectors' keys and values, and their states."""
+    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "sM D"]) -> Prefix:
+        """The front of questions in use.
+
+        It comes from the vectors' keys and values behind the last segment, and from their states
+        behind all of them.
+        """
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Reads each distinct prompt once. Raises DataError if one does not fit the context."""
         distinct = list(dict.fromkeys(prompts))
-        turns, slots = self.template.on(self.edge.tokenizer), len(self.vectors) + 1
-        rows = prompt_ids(self.edge, turns, distinct, slots)
-        prefixes, states = read_suffix(self.edge, rows, self.vectors)
-        ready = {}
-        for prompt, ids, prefix, one in zip(distinct, rows, prefixes, states, strict=True):
-            name = request_key(self.name, self.identity, np.asarray(ids, np.int32).tobytes())
+        turns, slots = self.template.on(self.edge.tokenizer), len(self.vectors) * self.segments
+        rows = prompt_ids(self.edge, turns, distinct, slots + 1)
+        ready, several = {}, () if self.segments == 1 else (self.segments,)
+        for prompt, ids, (prefix, one) in zip(distinct, rows, self._read(rows), strict=True):
+            tokens = np.asarray(ids, np.int32).tobytes()
+            name = request_key(self.name, self.identity, tokens, *several)
             kept = dataclasses.replace(self.kept(self.edge, prefix, one), identity=name)
             facts = {"prefix_slots": kept.slots, "prompt_tokens": len(ids)}
             ready[prompt] = Conditioning(prefix=kept, facts=facts)
         return [ready[prompt] for prompt in prompts]
+
+    def _read(self, rows: Sequence[list[int]]) -> list[tuple[Prefix, Float[np.ndarray, "sM D"]]]:
+        """What `kept` needs of each prompt of token ids: s segments, s <= `segments`, are read."""
+        parts = [_parts(ids, self.segments) for ids in rows]
+        read: list[Any] = [None] * len(rows)
+        for i in range(self.segments):
+            at = [row for row, own in enumerate(parts) if len(own) > i]
+            if not at:
+                break
+            fronts = np.stack([read[row][1] for row in at]) if i else None
+            texts = [parts[row][i] for row in at]
+            found = read_suffix(self.edge, texts, self.vectors, fronts)
+            for row, prefix, states in zip(at, *found, strict=True):
+                before = () if i == 0 else (read[row][1],)
+                read[row] = prefix, np.concatenate([*before, states])
+        return read
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         """Raises ConfigError if a row has no prefix, as `prepare` gives it."""
@@ -159,7 +189,7 @@ class Compressor(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         settings, edge = settings_of(cls, config).filled(config), models["edge"]
-        check_room(config, edge, settings.vectors)
+        check_room(config, edge, settings.vectors * settings.segments)
         parts = leaves(settings, edge)
 
         def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -181,6 +211,7 @@ class Compressor(Method, Trainable):
         """The edge's loss on the queries behind what it keeps of the prompts."""
         dropout = settings.dropout if settings.lora and settings.dropout else 0.0
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
+        passes = settings.segments + 1  # the last one is that of the questions
 
         def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
             params, total = frozen["edge"], jnp.zeros((), jnp.float32)
@@ -188,26 +219,43 @@ class Compressor(Method, Trainable):
             if settings.lora:
                 given = {"adapters": trained["lora"], "adapter_scale": settings.scale}
             for i, (prompts, queries) in enumerate(zip(micro.prompts, micro.queries, strict=True)):
-                keys = [None, None]
+                keys = [None] * passes
                 if dropout:
-                    keys = list(jax.random.split(jax.random.fold_in(key, i)))
-                output = decoder.apply(
+                    keys = list(jax.random.split(jax.random.fold_in(key, i), passes))
+                read = functools.partial(
+                    decoder.apply,
                     {"params": params},
-                    prompts.tokens,
-                    prompts.mask,
                     suffix=trained["summary"],
                     head=False,
                     keys=cls.keys,
-                    rngs={} if keys[0] is None else {"dropout": keys[0]},
                     **given,
                 )
-                front = cls.lead(output, settings.vectors)
+                front = cls._front(read, prompts, settings, keys[:-1])
                 each = queries.tokens.shape[0] // prompts.tokens.shape[0]
                 front = _repeated(front, each)
-                total += chunk_nll(decoder, params, head, queries, keys[1], **front, **given)[0]
+                total += chunk_nll(decoder, params, head, queries, keys[-1], **front, **given)[0]
             return Loss(total)
 
         return loss
+
+    @classmethod
+    def _front(
+        cls,
+        read: Callable[..., Output],
+        prompts: Rows,
+        settings: CompressorSettings,
+        keys: Sequence[jax.Array | None],
+    ) -> dict[str, Any]:
+        """The front of the questions of each prompt, whose segments `read` reads in turn."""
+        parts, outputs, front = cut(prompts, settings.segments), [], {}
+        for part, key in zip(parts, keys, strict=True):
+            rngs = {} if key is None else {"dropout": key}
+            outputs.append(read(part.tokens, part.mask, rngs=rngs, **front))
+            front = cls.lead(outputs, settings.vectors)
+        if settings.segments > 1:  # without those of segments that are all padding
+            real = jnp.stack([jnp.any(part.mask, axis=1) for part in parts], axis=1)
+            front["prefix_mask"] = jnp.repeat(real, settings.vectors, axis=1)
+        return front
 
     @classmethod
     def finish(
@@ -228,11 +276,12 @@ class AutoCompressor(Compressor):
     kind: ClassVar[Kind] = parts_kind("autocompressor", "an AutoCompressor")
 
     @classmethod
-    def lead(cls, output: Output, count: int) -> dict[str, Any]:
-        return {"prefix": output.hidden[:, -count:]}
+    def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:
+        summaries = [output.hidden[:, -count:] for output in outputs]
+        return {"prefix": jnp.concatenate(summaries, axis=1)}
 
     @classmethod
-    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "M D"]) -> Prefix:
+    def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "sM D"]) -> Prefix:
         return read_vectors(edge, states)
 
 
@@ -243,6 +292,32 @@ def leaves(settings: CompressorSettings, edge: ModelConfig) -> dict[str, Any]:
         assert settings.rank is not None
         parts["lora"] = loras.lora_leaves(edge, LINEARS, settings.rank)
     return parts
+
+
+def cut(prompts: Rows, segments: int) -> list[Rows]:
+    """Each prompt in parts of equal length, of which the last may be shorter, or padding alone.
+
+    `prompts`, [B, S], are padded on the left, and so are their parts, [B, ceil(S / segments)]. A
+    prompt's parts depend on its own tokens alone, not on its padding.
+    """
+    if segments == 1:
+        return [prompts]
+    width = prompts.tokens.shape[1]
+    columns = jnp.arange(-(-width // segments) - 1, -1, -1)  # counted from the end
+    length = jnp.sum(prompts.mask, axis=1, keepdims=True)
+    size, parts = -(-length // segments), []
+    for i in range(segments):
+        end = jnp.minimum((i + 1) * size, length)
+        at = jnp.maximum(width - length + end - 1 - columns, 0)
+        tokens = jnp.take_along_axis(prompts.tokens, at, axis=1)
+        parts.append(Rows(tokens, columns < end - i * size))
+    return parts
+
+
+def _parts(ids: list[int], segments: int) -> list[list[int]]:
+    """`cut` of one prompt, without parts that would be empty."""
+    size = -(-len(ids) // segments)
+    return [ids[begin : begin + size] for begin in range(0, len(ids), size)]
 
 
 def _repeated(front: dict[str, Any], each: int) -> dict[str, Any]:

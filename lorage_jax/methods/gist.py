@@ -3,17 +3,22 @@
 The edge reads the prompt, followed by k gist vectors, and every question attends to their keys and
 values instead of the prompt's. This is what the paper's masked pass computes, in two passes.
 Questions take the positions that they would have behind the whole prompt and the gists. Trained are
-the vectors and, by default, a LoRA on q, k, v and o (the paper trains all weights).
+the vectors and, by default, a LoRA on q, k, v and o (the paper trains all weights). The vectors
+begin at the end-of-text embedding, as an AutoCompressor's do, and are 16 by default; the authors
+begin at the mean of the table of embeddings and use at most 10.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
+from lorage_jax.config import ExperimentConfig, ModelConfig
+from lorage_jax.errors import ConfigError
 from lorage_jax.files.manifest import Kind
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.methods.autocompressor import Compressor
@@ -22,6 +27,8 @@ from lorage_jax.methods.parts import parts_kind
 from lorage_jax.models.cache import Past
 from lorage_jax.models.decoder import Output
 from lorage_jax.models.model import Model
+from lorage_jax.sharding import Layout
+from lorage_jax.train.experiment import Training, settings_of
 
 
 @register
@@ -36,7 +43,20 @@ class Gist(Compressor):
     keys: ClassVar[bool] = True
 
     @classmethod
-    def lead(cls, output: Output, count: int) -> dict[str, Any]:
+    def training(
+        cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
+    ) -> Training:
+        segments = settings_of(cls, config).segments
+        if segments > 1:
+            raise ConfigError(
+                f"segments is {segments}, but {cls.name} reads a prompt as one; leave segments "
+                "out, or train an autocompressor."
+            )
+        return super().training(config, models, layout)
+
+    @classmethod
+    def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:
+        (output,) = outputs
         whole = output.past
         assert whole is not None
         k, v = whole.k[:, :, -count:], whole.v[:, :, -count:]

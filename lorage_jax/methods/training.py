@@ -274,6 +274,8 @@ def _resolved(
     del values["data"]["template"]  # recorded as what it came to
     if values["data"]["assistant_turns"] == "last":  # as in all runs that recorded none
         del values["data"]["assistant_turns"]
+    if (values["settings"] or {}).get("segments") == 1:  # likewise
+        del values["settings"]["segments"]
     return {
         **values,
         "method": RECORDED.get(method.name, method.name),

@@ -80,6 +80,7 @@ class Decoder(nn.Module):
         adapters: dict[str, dict[str, Array]] | None = None,
         adapter_scale: float = 0.0,
         prefix: Float[Array, "B P D"] | None = None,
+        prefix_mask: Bool[Array, "B P"] | None = None,
         suffix: Float[Array, "M D"] | None = None,
         cache: Cache | None = None,
         past: Past | None = None,
@@ -93,8 +94,6 @@ class Decoder(nn.Module):
     ) -> Output:
         """Runs the model over P prefix vectors, S tokens and M suffix vectors per row.
 
-        The results are those of the T = S + M slots behind the prefix.
-
         Args:
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
@@ -105,13 +104,13 @@ class Decoder(nn.Module):
             adapter_scale: factor on the adapters' updates, alpha / R.
             prefix: vectors in front of each row's tokens as if they were embedded tokens (a soft
                 prompt), at positions 0 to P - 1.
+            prefix_mask: False where a row's prefix is padding. Default: nowhere. Not with branches.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
-            cache: keys and values of earlier slots, to be extended by the new ones, which are
-                tokens: without prefix, suffix or branches.
+            cache: keys and values of earlier slots, which the new ones, tokens alone, extend.
             past: keys and values of earlier slots, which the new ones only read; not with a cache.
             branches: positions and visibility of all T slots, for rows of several texts; behind a
                 prefix or a `Past` of one text, positions count from there, with one text per row.
-            at: the N slots of each row to return. Default: all.
+            at: the N slots of each row to return. Default: all T = S + M behind the prefix.
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
@@ -119,7 +118,8 @@ class Decoder(nn.Module):
             keys: return keys and values.
         """
         embed, lead = self._parameter("embed"), 0 if prefix is None else prefix.shape[1]
-        x, mask = self._embedded(embed, tokens, mask, prefix, suffix)
+        assert prefix_mask is None or branches is None, "branches stand behind a whole prefix"
+        x, mask = self._embedded(embed, tokens, mask, prefix, prefix_mask, suffix)
         context, positions = self._context(pool, mask, cache, past, branches, lead)
         x = self._at_positions(x, positions)
         flash = past is None and self._flash(cache, branches, prefix, suffix)
@@ -150,7 +150,13 @@ class Decoder(nn.Module):
         return norm_of(self.config, params, "final_norm", x)
 
     def _embedded(
-        self, embed: Array, tokens: Any, mask: Any, prefix: Array | None, suffix: Array | None
+        self,
+        embed: Array,
+        tokens: Any,
+        mask: Any,
+        prefix: Array | None,
+        prefix_mask: Array | None,
+        suffix: Array | None,
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Embeddings of the tokens, between prefix and suffix, and their mask."""
         if self.has_variable("params", TABLE):
@@ -163,7 +169,9 @@ class Decoder(nn.Module):
             mask = jnp.ones(x.shape[:2], bool)
         if prefix is not None:
             x = jnp.concatenate([prefix.astype(x.dtype), x], axis=1)
-            mask = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), mask], axis=1)
+            if prefix_mask is None:
+                prefix_mask = jnp.ones(prefix.shape[:2], bool)
+            mask = jnp.concatenate([prefix_mask, mask], axis=1)
         if suffix is not None:
             rows, count = x.shape[0], suffix.shape[0]
             appended = jnp.broadcast_to(suffix.astype(x.dtype), (rows, *suffix.shape))
