@@ -286,6 +286,7 @@ def test_a_padded_batch_of_segments_equals_single_prompts(lengths, llama, pair, 
             np.testing.assert_allclose(own, due, atol=1e-3 * np.abs(due).max())
 
 
+@pytest.mark.slow
 def test_it_trains_in_segments_and_resumes(pair, tmp_path, monkeypatch):
     settings = CompressorSettings(vectors=2, rank=2, alpha=4.0, dropout=0.1, segments=2)
     fields = {"settings": settings, "steps": 4}
