@@ -55,7 +55,7 @@ def trained_parameters(
 
 
 def bigger_cloud(run: ExperimentConfig) -> bool:
-    """Whether the cloud has more parameters than the edge, by their config.json."""
+    """True if the cloud has more parameters than the edge, by their config.json."""
     cloud, edge = (parameter_count(read_model_config(Path(x))) for x in (run.cloud, run.edge))
     return cloud > edge
 

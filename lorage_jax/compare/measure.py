@@ -208,15 +208,14 @@ def combined(
 
     A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
     `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds; its error
-    is over prompts and, where a side has seeds, over these as well. `bigger_cloud`: whether the
-    cloud has more parameters than the edge.
+    is over prompts and, where a side has seeds, over these as well. `bigger_cloud`: the cloud has
+    more parameters than the edge.
     """
     if not found:
         raise ConfigError("nothing was measured; expected at least one method.")
     ours = found.get(OURS)
     methods = {
-        name: _method(config, name, seeds, ours) | {"bigger_model": bigger_cloud and _reads(seeds)}
-        for name, seeds in found.items()
+        name: _method(config, name, seeds, ours, bigger_cloud) for name, seeds in found.items()
     }
     controls: dict[str, Any] = {BARE: {"splits": methods[BARE]["splits"]}}
     for name in ours[0]["controls"] if ours is not None else ():
@@ -225,16 +224,12 @@ def combined(
     return {"methods": methods, "controls": controls}
 
 
-def _reads(seeds: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the cloud has a part in what the method knows."""
-    return "cloud" in seeds[0]["frozen"]
-
-
 def _method(
     config: CompareConfig,
     name: str,
     seeds: Sequence[Mapping[str, Any]],
     ours: Sequence[Mapping[str, Any]] | None,
+    bigger_cloud: bool,
 ) -> dict[str, Any]:
     method, first, samples = get_method(config.method(name)), seeds[0], config.samples(name)
     tokens = {
@@ -247,6 +242,7 @@ def _method(
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
         "unseen_tasks": first["unseen_tasks"],
+        "bigger_model": bigger_cloud and "cloud" in first["frozen"],
         "seeds": len(seeds) if first["trained_parameters"] else 0,
         "devices": sorted({one["device"] for one in seeds if "device" in one}),
         **tokens,

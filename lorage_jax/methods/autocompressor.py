@@ -157,7 +157,7 @@ class Compressor(Method, Trainable):
         return [ready[prompt] for prompt in prompts]
 
     def _read(self, rows: Sequence[list[int]]) -> list[tuple[Prefix, Float[np.ndarray, "sM D"]]]:
-        """What `kept` needs of each prompt of token ids: s segments, s <= `segments`, are read."""
+        """Reads each prompt of token ids in s <= `segments` segments: what `kept` needs of it."""
         parts = [_parts(ids, self.segments) for ids in rows]
         read: list[Any] = [None] * len(rows)
         for i in range(self.segments):

@@ -50,7 +50,7 @@ def _scores(result: Mapping[str, Any]) -> Table:
 
 
 def _devices(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the methods were trained and asked, if not all on the same."""
+    """Names the devices that methods were asked on, if there are several."""
     rows: dict[str, list[str]] = {}
     for name, method in methods.items():
         if where := ", ".join(method.get("devices", ())):
