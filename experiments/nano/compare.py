@@ -1,6 +1,7 @@
 """Every method on the nano pair, in one table: short runs on word tasks, all with the same data.
 
     python experiments/nano/loras.py    # for the row `lorahub`
+    python experiments/nano/encoder.py  # for the row `no_llm_sentence`
     lorage compare experiments/nano/compare.py --seeds 3
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
 
@@ -14,8 +15,8 @@ bare edge here; `lorahub` combines 20 of them. `few_case` is a run per prompt.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three
-solved samples behind every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper; LoRA is
-asked both ways.
+solved samples behind every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper, and so do
+DoRA and VeRA; LoRA is asked both ways.
 """
 
 import dataclasses
@@ -28,11 +29,14 @@ from lorage_jax.methods.lora import LoraSettings
 from lorage_jax.methods.lora_gen import LoraGenSettings
 from lorage_jax.methods.loramoe import LoraMoeSettings
 from lorage_jax.methods.mixlora import MixLoraSettings
+from lorage_jax.methods.no_llm import NoLlmSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
 
 STEPS = 250
+ENCODER = recipe.RUNS / "encoder"
 FIGURES = str(Path(__file__).parents[1] / "results" / "nano_short")  # also of `switches.py`
 LORA = OptimizerConfig(3e-3, "muon", betas=(0.9, 0.95), warmup_steps=20)
+VERA = OptimizerConfig(3e-2, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
 VECTORS = OptimizerConfig(3e-1, betas=(0.9, 0.95), warmup_steps=20, weight_decay=0.0)
 
 
@@ -56,13 +60,31 @@ def config() -> CompareConfig:
             "in_context_cached": {},
             "lora_gen": {},
             "lora_gen_distilled": {"method": "lora_gen", "settings": LoraGenSettings(0.5)},
+            "gumbel": {
+                "method": "lora_gen",
+                "generator": dataclasses.replace(base.generator, routing="gumbel"),
+            },
             "direct": {},
             "no_llm": {},
+            "no_llm_sentence": {
+                "method": "no_llm",
+                "settings": NoLlmSettings("sentence", str(ENCODER)),
+            },
             "lora": {"optimizer": LORA, "settings": LoraSettings()},
             "lora_in_context": {
                 "method": "lora",
                 "optimizer": LORA,
                 "settings": LoraSettings(prompt="in_context"),
+            },
+            "dora": {
+                "method": "lora",
+                "optimizer": LORA,
+                "settings": LoraSettings("dora", prompt="in_context"),
+            },
+            "vera": {
+                "method": "lora",
+                "optimizer": VERA,
+                "settings": LoraSettings("vera", prompt="in_context"),
             },
             "loramoe": {"optimizer": LORA, "settings": LoraMoeSettings(dropout=0.0)},
             "mixlora": {"optimizer": LORA, "settings": MixLoraSettings(dropout=0.0)},
