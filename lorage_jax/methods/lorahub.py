@@ -13,7 +13,7 @@ and `examples.jsonl`: rows {system, user, target}, the solved examples of each p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -31,13 +31,21 @@ from lorage_jax.generator.peft import own_turns
 from lorage_jax.hf.peft import CONFIG
 from lorage_jax.hf.peft_weights import Lora, read_lora
 from lorage_jax.infer.score import score
-from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.methods.method import (
+    Conditioning,
+    FromSamples,
+    Method,
+    Placement,
+    Solved,
+    beside,
+    register,
+    shared,
+)
 from lorage_jax.methods.search import minimise
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 EXAMPLES = "examples.jsonl"
-Solved = Mapping[str, Sequence[tuple[str, str]]]  # prompt -> (user, target) pairs
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class SearchSettings:
 
 @register
 @dataclass(frozen=True, eq=False)
-class LoraHub(Method):
+class LoraHub(Method, FromSamples):
     """A combination of trained LoRAs for each prompt that has solved examples.
 
     Attributes:

@@ -26,6 +26,7 @@ All files of this folder are discovered, so that adding a method changes no othe
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -33,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 from jax.sharding import NamedSharding
 
@@ -46,6 +47,8 @@ from lorage_jax.models.model import Model
 
 _REGISTRY: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_REGISTRY)  # complete after `discover()`
+
+Solved = Mapping[str, Sequence[tuple[str, str]]]  # prompt -> solved (user, target) pairs
 
 M = TypeVar("M", bound="type[Method]")
 E = TypeVar("E", bound=Experts)
@@ -131,6 +134,19 @@ class Method(Protocol):
         the weights. Several are applied unmerged, row by row.
         """
         ...
+
+
+class FromSamples:
+    """Marks a method that learns from solved samples of a prompt's task when it prepares it.
+
+    A dataclass. A comparison gives it the samples that other methods read behind the prompt.
+    """
+
+    solved: Solved
+
+    def given(self, solved: Solved) -> Self:
+        """The same method with these samples."""
+        return dataclasses.replace(cast(Any, self), solved=solved)
 
 
 def register(cls: M) -> M:

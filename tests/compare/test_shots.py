@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorage_jax.compare.shots import WithSamples, texts_with_samples
+from lorage_jax.compare.shots import WithSamples, solved_samples, texts_with_samples
 from lorage_jax.errors import DataError
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.world import prompts as world_prompts
@@ -13,7 +13,7 @@ from lorage_jax.world.samples import draw_world
 def test_samples_are_solved_requests_that_are_not_asked(family):
     for sample in draw_world(3, 4, seed=3, families=(family,)):
         drawn = world_prompts.draw_prompts(sample.split, 3, 3, family)
-        texts = {n: texts_with_samples(sample, drawn, n) for n in (0, 1, 3)}
+        texts = {n: texts_with_samples(solved_samples(sample, drawn, n)) for n in (0, 1, 3)}
         for prompt, group in zip(drawn, sample.groups, strict=True):
             none, one, three = (texts[n][prompt.system] for n in (0, 1, 3))
             assert none == prompt.system.strip()
@@ -33,7 +33,7 @@ def test_what_is_asked_is_not_shown():
     asked = sample.groups[0][1]
     drawn = iter([(asked.user, asked.target), ("new", "right"), ("new", "right"), ("last", "too")])
     prompt = world_prompts.Prompt(asked.system, "", "words", lambda rng: next(drawn))
-    (text,) = texts_with_samples(sample, [prompt], 2).values()
+    (text,) = texts_with_samples(solved_samples(sample, [prompt], 2)).values()
     shown = "User: new\nAssistant: right\n\nUser: last\nAssistant: too"
     assert text == f"{asked.system}\n\n{shown}"
 
@@ -50,4 +50,4 @@ def test_more_samples_than_there_are_user_texts_are_refused():
     )
     few = type(prompt)(prompt.system, prompt.task, "words", lambda rng: ("x", "y"))
     with pytest.raises(DataError, match="2 samples are too many for the task"):
-        texts_with_samples(sample, [few], 2)
+        solved_samples(sample, [few], 2)

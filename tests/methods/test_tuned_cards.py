@@ -1,0 +1,147 @@
+"""Cards tuned on solved samples: peft on torch is the oracle; no prompt learns from another's."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+
+from lorage_jax.config import GeneratorConfig
+from lorage_jax.errors import DataError
+from lorage_jax.generator.lora_folder import write_lora
+from lorage_jax.generator.pool import assemble, assembled_rank
+from lorage_jax.generator.store import save_generator
+from lorage_jax.hf.load import load_model
+from lorage_jax.infer.forward import forward
+from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh, TuningSettings
+from tests.methods.test_lora import torch_folder
+from tests.tiny import make_generator, torch_logits
+
+# peft asks transformers in a way that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+TOKENS = np.arange(5, 25)[None]
+SOLVED = {
+    "Say it twice.": [("go", "go go"), ("stop it", "stop it stop it")],
+    "Shout.": [("go", "GO")],
+}
+
+
+@pytest.fixture(scope="module")
+def edge(pair):
+    return load_model(pair[1])
+
+
+@pytest.fixture(scope="module")
+def folder(pair, tmp_path_factory):
+    switches = GeneratorConfig(combine="products", top_k=2, rank=3, alpha=6.0, cloud_rank=4)
+    folder = tmp_path_factory.mktemp("tuned") / "generator"
+    save_generator(make_generator(pair[0], pair[1], switches, strength=0.05), folder)
+    return folder
+
+
+def tuned(kind, edge, folder, solved=SOLVED, **settings):
+    method = kind.load(edge, folder).given(solved)
+    return dataclasses.replace(method, tuning=TuningSettings(samples=2, **settings))
+
+
+def logits(method, edge, rows, tokens=TOKENS):
+    placed = method.place(edge, rows)
+    return np.asarray(forward(placed.model, tokens, gates=placed.cards, pool=placed.pool))
+
+
+def test_three_steps_are_those_of_torch(pair, edge, folder, tmp_path):
+    """From the card's PEFT folder: the summed loss of the answers' tokens, and torch's Adam."""
+    prompt = "Say it twice."
+    method = tuned(TunedCards, edge, folder, steps=3, learning_rate=5e-3)
+    [row, _] = method.prepare([prompt, "Shout."])
+    found = logits(method, edge, [row])
+
+    pool, [start] = method.ours.generator.pool, method.ours.prepare([prompt])
+    assert start.card is not None
+    rank = assembled_rank(pool, start.card.gates)
+    factors = assemble(pool, jnp.asarray(start.card.gates), rank)
+    updates = {name: {"a": np.asarray(a), "b": np.asarray(b)} for name, (a, b) in factors.items()}
+    (tmp_path / "card").mkdir()
+    write_lora(tmp_path / "card", edge, updates, rank, float(rank))
+    model: Any = peft.PeftModel.from_pretrained(
+        torch_folder(pair[1]), str(tmp_path / "card"), is_trainable=True
+    )
+    begun = torch_logits(model, TOKENS)
+    adam = torch.optim.Adam([x for x in model.parameters() if x.requires_grad], 5e-3)
+    assert method.edge.template is not None
+    for _ in range(3):
+        adam.zero_grad()
+        for user, target in SOLVED[prompt]:
+            asked, answer = method.edge.template.prompt(user), method.edge.template.answer(target)
+            out = model(input_ids=torch.tensor([asked + answer])).logits[0, len(asked) - 1 : -1]
+            torch.nn.functional.cross_entropy(out, torch.tensor(answer), reduction="sum").backward()
+        adam.step()
+    theirs = torch_logits(model, TOKENS)
+    moved = np.abs(theirs - begun).max()
+    assert moved > 0.02
+    np.testing.assert_allclose(found, theirs, atol=0.02 * moved)
+
+
+def test_a_prompt_learns_from_its_own_samples_alone(edge, folder):
+    method = tuned(TunedCards, edge, folder, steps=4)
+    both = method.prepare([*SOLVED, *SOLVED])
+    assert both[0] is both[2]
+    [alone] = method.prepare(["Shout."])
+    assert both[1].card is not None and alone.card is not None
+    assert both[1].card.pool is not None and alone.card.pool is not None
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+        both[1].card.pool.experts,
+        alone.card.pool.experts,
+    )
+    assert [row.facts["examples"] for row in both[:2]] == [2, 1]
+    merged = [logits(method, edge, [row])[0] for row in both[:2]]
+    beside = logits(method, edge, both[:2], np.repeat(TOKENS, 2, axis=0))
+    np.testing.assert_allclose(beside, merged, atol=2e-5 * np.abs(beside).max())
+    assert np.abs(merged[0] - merged[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("prompt", ["Say it twice.", "nothing solved"])
+def test_it_begins_with_the_card(edge, folder, prompt):
+    """Without samples, or without a step that moves, it is the card's own merge."""
+    method = tuned(TunedCards, edge, folder, steps=1, learning_rate=1e-12)
+    found = logits(method, edge, method.prepare([prompt]))
+    card = logits(method.ours, edge, method.ours.prepare([prompt]))
+    np.testing.assert_allclose(found, card, atol=2e-5 * np.abs(card).max())
+    if prompt not in SOLVED:
+        far = dataclasses.replace(method, tuning=TuningSettings(steps=3, learning_rate=1.0))
+        kept = logits(far, edge, far.prepare([prompt]))
+        np.testing.assert_allclose(kept, card, atol=2e-5 * np.abs(card).max())
+
+
+def test_a_fresh_lora_knows_no_card(edge, folder):
+    """It begins at the bare edge, with the rank of a card's LoRA, and learns from the samples."""
+    still = tuned(TunedFresh, edge, folder, steps=1, learning_rate=1e-12)
+    [row] = still.prepare(["Shout."])
+    bare = np.asarray(forward(edge, TOKENS))
+    np.testing.assert_allclose(logits(still, edge, [row]), bare, atol=1e-5 * np.abs(bare).max())
+    card = tuned(TunedCards, edge, folder, steps=1).prepare(["Shout."])[0].card
+    assert row.card is not None and row.card.pool is not None and card is not None
+    shapes = [jax.tree.map(np.shape, one.pool.experts) for one in (row.card, card)]
+    assert shapes[0] == shapes[1]
+
+    def loss(method, prompt):
+        model = method.place(edge, method.prepare([prompt])).model
+        [(user, target)] = SOLVED["Shout."]
+        asked, answer = model.template.prompt(user), model.template.answer(target)
+        out = np.asarray(forward(model, [asked + answer]))[0, len(asked) - 1 : -1]
+        return -torch.log_softmax(torch.tensor(out), -1)[range(len(answer)), answer].sum().item()
+
+    learnt = tuned(TunedFresh, edge, folder, steps=10, learning_rate=1e-2)
+    assert loss(learnt, "Shout.") < loss(still, "Shout.") - 0.1
+
+
+def test_a_sample_that_is_too_long(edge, folder):
+    method = tuned(TunedCards, edge, folder, {"Shout.": [("go", "GO" * 400)]})
+    with pytest.raises(DataError, match=r"a solved sample has \d+ tokens; expected at most 256"):
+        method.prepare(["Shout."])
