@@ -1,20 +1,23 @@
 """Trains what LoraHub combines: LoRAs of single word tasks, and solved examples of every question.
 
-    python experiments/nano/loras.py                                     # -> runs/nano/loras
-    lorage compare experiments/nano/compare.py --methods lorahub,bare
+    python experiments/nano/loras.py             # -> runs/nano/loras-0
+    python experiments/nano/loras.py --seed 1    # -> runs/nano/loras-1
+    lorage compare experiments/nano/compare.py --methods lorahub,bare --seeds 2
 
 Hardware: two CPU cores. Wall time: 12 minutes; seconds if all LoRAs are there.
 
 The tasks are drawn from the 841 seen ones, as many as in LoraHub's paper (arXiv 2307.13269, Section
 4.1). `examples.jsonl` holds five solved examples of every prompt that `compare.py` asks about, none
-of which is asked: LoraHub searches for its weights with them.
+of which is asked: those that the comparison gives LoraHub for its search, for use without it.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -31,11 +34,14 @@ from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import words
 from lorage_jax.world.samples import draw_world
 
-FOLDER = recipe.RUNS / "loras"
-LORAS, EXAMPLES_EACH, SEED, STEPS = 20, 5, 0, 100
+LORAS, EXAMPLES_EACH, STEPS = 20, 5, 100
 
 
-def experiment(number: int, task: str) -> ExperimentConfig:
+def folder(seed: int) -> Path:
+    return recipe.RUNS / f"loras-{seed}"
+
+
+def experiment(number: int, task: str, seed: int) -> ExperimentConfig:
     """The run of one task: a quarter of the prompts, as all of them say the same."""
     base = compare.config().base
     [source] = base.data.sources
@@ -50,7 +56,8 @@ def experiment(number: int, task: str) -> ExperimentConfig:
             prompts_per_batch=4,
             prompt_chunks=1,
         ),
-        out=str(FOLDER / f"{number:02}"),
+        out=str(folder(seed) / f"{number:02}"),
+        seed=seed,
         steps=STEPS,
         save_every=STEPS,
     )
@@ -68,12 +75,15 @@ def examples() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    tasks = Random(SEED).sample([task.name for task in words.tasks("train")], LORAS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the tasks and the trainings")
+    seed = parser.parse_args().seed
+    tasks = Random(seed).sample([task.name for task in words.tasks("train")], LORAS)
     for number, task in enumerate(tasks):
         print(f"LoRA {number + 1} of {LORAS}: {task}", flush=True)
-        train(experiment(number, task), resume=True)
+        train(experiment(number, task, seed), resume=True)
     rows = "".join(json.dumps(row) + "\n" for row in examples())
-    write_file(FOLDER / EXAMPLES, rows, overwrite=True)
+    write_file(folder(seed) / EXAMPLES, rows, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ class Compressor(Method, Trainable):
 
     @classmethod
     @abstractmethod
+    def first(cls, edge: ModelConfig, table: Float[Array, "V D"]) -> Float[Array, "D"]:
+        """The float32 embedding that every vector begins at, of the edge's table."""
+
+    @classmethod
+    @abstractmethod
     def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:
         """The front of what follows, in training: `prefix` or `past` of the decoder.
 
@@ -194,8 +199,7 @@ class Compressor(Method, Trainable):
 
         def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
             trained = initialise(parts, key)
-            end = edge.eos_ids[0] if edge.eos_ids else edge.pad_id or 0
-            row = frozen["edge"]["embed"][end].astype(jnp.float32) * edge.embedding_scale
+            row = cls.first(edge, frozen["edge"]["embed"]) * edge.embedding_scale
             return trained | {"summary": jnp.broadcast_to(row, trained["summary"].shape)}, {}
 
         return Training(parts, cls._loss(config, settings, edge, layout), new=new)
@@ -274,6 +278,11 @@ class AutoCompressor(Compressor):
     what: ClassVar[str] = "the prompt as summary vectors that the edge made itself"
     result: ClassVar[str] = "autocompressor"
     kind: ClassVar[Kind] = parts_kind("autocompressor", "an AutoCompressor")
+
+    @classmethod
+    def first(cls, edge: ModelConfig, table: Float[Array, "V D"]) -> Float[Array, "D"]:
+        end = edge.eos_ids[0] if edge.eos_ids else edge.pad_id or 0
+        return table[end].astype(jnp.float32)
 
     @classmethod
     def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 The edge reads the prompt, followed by k gist vectors, and every question attends to their keys and
 values instead of the prompt's. This is what the paper's masked pass computes, in two passes.
-Questions take the positions that they would have behind the whole prompt and the gists. Trained are
-the vectors and, by default, a LoRA on q, k, v and o (the paper trains all weights). The vectors
-begin at the end-of-text embedding, as an AutoCompressor's do, and are 16 by default; the authors
-begin at the mean of the table of embeddings and use at most 10.
+Questions take the positions that they would have behind the whole prompt and the gists. The vectors
+begin at the mean of the table of embeddings. Trained are the vectors, 16 by default, and a LoRA on
+q, k, v and o; the authors train all weights, and one vector that they repeat at most 10 times.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError
@@ -53,6 +53,10 @@ class Gist(Compressor):
                 "out, or train an autocompressor."
             )
         return super().training(config, models, layout)
+
+    @classmethod
+    def first(cls, edge: ModelConfig, table: Float[Array, "V D"]) -> Float[Array, "D"]:
+        return jnp.mean(table[: edge.vocab_size].astype(jnp.float32), axis=0)
 
     @classmethod
     def lead(cls, outputs: Sequence[Output], count: int) -> dict[str, Any]:

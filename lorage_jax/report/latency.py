@@ -22,6 +22,10 @@ WAYS = {
     "prompt_cached": "prompt in the context, its keys kept",
     "specialized": "specialised, no prompt",
 }
+ROUTED = {  # rows only where they were measured
+    "loramoe": "LoRAMoE's experts beside the edge, prompt in the context",
+    "mixlora": "MixLoRA's experts beside the edge, prompt in the context",
+}
 # Arms in the picture, and the paper's method that gives each its marker.
 DRAWN = {"model": BASE, "in_context": BASE, "few_shot": BASE, "lora_gen": OURS}
 
@@ -101,7 +105,8 @@ def times(inputs: Inputs) -> Section | None:
         values = one.values
         about = (values.get(key) for key in ("shape", "depth", "dtype"))
         rows.append(group(f"{', '.join(str(each) for each in about if each)} ({one.name})"))
-        rows += [_time_row(values, way) for way in WAYS]
+        routed = {way: title for way, title in ROUTED.items() if f"tokens_{way}" in values}
+        rows += [_time_row(values, *way) for way in (WAYS | routed).items()]
     if not rows:
         return None
     columns = (
@@ -122,12 +127,12 @@ def times(inputs: Inputs) -> Section | None:
     return Section("Time of a request", (Table(caption, columns, tuple(rows), notes),))
 
 
-def _time_row(values: dict[str, Any], way: str) -> Row:
+def _time_row(values: dict[str, Any], way: str, title: str) -> Row:
     own, other = (number(values.get(f"request_ms_{each}")) for each in (way, "specialized"))
     ratio = own / other if own is not None and other else None
     parts = ("prefill", "decode_per_token", "request")
     return row(
-        WAYS[way],
+        title,
         decimal(values.get(f"tokens_{way}"), ".0f"),
         *(decimal(values.get(f"{part}_ms_{way}")) for part in parts),
         decimal(ratio, ".2f", "x"),

@@ -108,8 +108,9 @@ def test_the_gradient_flows_through_both_passes(cls, llama, pair, tmp_path):
     layout = Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     training = cls.training(config, {"edge": ours.config}, layout)
     trained, _ = training.new({"edge": ours.params}, jax.random.key(0))
-    eos = ours.params["embed"][ours.config.eos_ids[0]]
-    np.testing.assert_array_equal(trained["summary"], np.tile(eos, (VECTORS, 1)))
+    table = np.asarray(ours.params["embed"])
+    first = table.mean(0) if cls is Gist else table[ours.config.eos_ids[0]]
+    np.testing.assert_allclose(trained["summary"], np.tile(first, (VECTORS, 1)), rtol=1e-4)
     trained["summary"] = jnp.asarray(summary())
     row = np.asarray([QUESTION + ANSWER], np.int32)
     real = np.ones(row.shape, bool)
