@@ -163,7 +163,9 @@ def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Facto
     if edge.card is not None or edge.loras:
         raise WeightsError("this model already has an adapter merged; merge into the base edge.")
     card.check(edge, pool)
-    factors = compiled_assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
+    factors = compiled_assemble(
+        pool.replace(generator=""), jnp.asarray(card.gates), assembled_rank(pool, card.gates)
+    )
     return {name: edge.params["layers"][name] for name in edge.config.projections}, factors
 
 

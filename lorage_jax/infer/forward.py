@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.models import model as models
-from lorage_jax.models.experts import Experts
+from lorage_jax.models.experts import Experts, nameless
 from lorage_jax.models.model import Model
 
 
@@ -43,4 +43,4 @@ def forward(
         if mask.shape != tokens.shape:
             raise ConfigError(f"attention_mask is {mask.shape}; tokens are {tokens.shape}.")
     pool, rows = row_gates(model, gates, pool, tokens.shape[0])
-    return models.forward(model, tokens, mask, rows, pool)
+    return models.forward(model, tokens, mask, rows, nameless(pool))

@@ -32,7 +32,7 @@ from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.cache import Cache
-from lorage_jax.models.experts import Experts
+from lorage_jax.models.experts import Experts, nameless
 from lorage_jax.models.model import Model
 
 # A text, token ids (also as `tokenizer(text)` returns them), or the messages of a chat.
@@ -168,6 +168,7 @@ def generate_tokens(
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
+    pool = nameless(pool)
     unread, past = (rows, None) if prefixes is None else behind(prefixes, rows)
     tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
     ends = tuple(sorted({*eos_ids(model), *ends}))

@@ -32,7 +32,7 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.cache import Past
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder, head_logits
-from lorage_jax.models.experts import Experts
+from lorage_jax.models.experts import Experts, nameless
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.sharding import ShardingRules
@@ -121,7 +121,7 @@ def score(
     todo = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
     rows = _rows([(i, *fitted[i], which[i], fronts[i]) for i in sorted(todo.values())])
     if rows:
-        run = _Runner(model, pool, stacked, batch_tokens, prefixes is not None)
+        run = _Runner(model, nameless(pool), stacked, batch_tokens, prefixes is not None)
         with progress(label, len(todo) // journal.processes) as advance, journal.exchanged():
             for found in _scored(run, journal.part(_batches(rows, batch_tokens, run.devices))):
                 journal.add({keys[i]: value for i, value in found.items()})

@@ -88,3 +88,8 @@ class Routed(flax.struct.PyTreeNode):
 
 
 Experts = Pool | Routed
+
+
+def nameless(experts: Experts | None) -> Experts | None:
+    """The experts without their fingerprint, so that all generators share compiled programs."""
+    return None if experts is None else experts.replace(generator="")

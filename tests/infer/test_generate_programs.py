@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from lorage_jax.config import MeshConfig
+from lorage_jax.generator.merge import compiled_assemble, merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
 from lorage_jax.infer.generate import generate_tokens
@@ -11,6 +12,7 @@ from lorage_jax.infer.place import place
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.sharding import Layout, make_mesh
 from tests.infer.rows import PROMPTS, with_eos
+from tests.tiny import make_generator, random_card
 
 
 def test_calls_within_a_bucket_share_a_program(model):
@@ -113,3 +115,22 @@ def test_prompts_are_padded_by_at_most_a_quarter(model, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             generate_tokens(model, [[7] * count], max_new_tokens=4)
     assert lengths == [40, 48, 56, 64, 64]
+
+
+def test_generators_share_programs(pair):
+    """Pools that differ in their experts and fingerprints: one program to decode, one to merge."""
+    edge = load_model(pair[1])
+    made = [make_generator(*pair, seed=seed) for seed in (0, 1)]
+    cards = [random_card(generator) for generator in made]
+    assert cards[0].generator != cards[1].generator
+
+    def programs():
+        return module.compiled_start._cache_size(), compiled_assemble._cache_size()
+
+    found, counts = [], []
+    for generator, card in zip(made, cards, strict=True):
+        beside = generate_tokens(edge, [[1, 7]], gates=card, pool=generator.pool, max_new_tokens=8)
+        merge(edge, generator.pool, card)
+        found.append(beside)
+        counts.append(programs())
+    assert found[0] != found[1] and counts[0] == counts[1]
