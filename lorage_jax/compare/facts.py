@@ -16,6 +16,7 @@ from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf.source import read_model_config
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, get_method
+from lorage_jax.methods.training import DEFAULT
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import parameter_count
@@ -44,7 +45,7 @@ def trained_parameters(
         return sum(math.prod(file.shape(name)) for file in files for name in file.names())
     if run is None:
         return 0
-    kind: Any = get_method(run.method)
+    kind: Any = get_method(run.method or DEFAULT)
     models = {"edge": edge.config}
     if "cloud" in kind.frozen:
         models["cloud"] = read_model_config(Path(run.cloud))

@@ -2,10 +2,8 @@
 
 A card's LoRA becomes plain factors, which a few steps of Adam fit to solved samples of the prompt's
 task: what `few_case` does in a run of its own, here for many prompts at once and while a prompt is
-prepared. Prompts are tuned side by side, as experts of one pool of which each row uses its own;
-Adam's steps are elementwise, so no prompt learns from another's samples. `tuned_fresh` is the
-control: the same samples and steps from a fresh LoRA of the same rank, so that the prompt has no
-share in it.
+prepared. `tuned_fresh` is the control: the same samples and steps from a fresh LoRA of the same
+rank, so that the prompt has no share in it.
 """
 
 from __future__ import annotations
@@ -26,7 +24,8 @@ from lorage_jax.data.batches import Rows
 from lorage_jax.errors import DataError
 from lorage_jax.fields import check_types, require_least
 from lorage_jax.files.fingerprint import fingerprint_arrays
-from lorage_jax.generator.pool import assemble, assembled_rank, expert_leaves
+from lorage_jax.generator.loras import Updates, lora_leaves, without_expert_axis
+from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.trees import flatten
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import (
@@ -40,7 +39,6 @@ from lorage_jax.methods.method import (
 from lorage_jax.methods.own_loras import own_card, place_own
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.experts import Pool
 from lorage_jax.models.leaves import initialise
 from lorage_jax.models.model import Model
 from lorage_jax.train.edge_loss import chunk_nll
@@ -107,15 +105,15 @@ class TunedCards(Method, FromSamples):
         for begin in range(0, len(distinct), BATCH):
             part = slice(begin, begin + BATCH)
             each = [self._start(card, rank) for card in cards[part]]
-            experts = jax.tree.map(lambda *one: jnp.concatenate(one, axis=1), *each)
+            factors = jax.tree.map(lambda *one: jnp.stack(one), *each)
             rows = _rows(asked[part], self.tuning.samples, bucket(longest))
-            tuned += self._tuned(experts, rows, len(each))
+            tuned += self._tuned(factors, rows, len(each))
         found = {
             prompt: Conditioning(
-                card=own_card(self.edge, experts, 1.0, fingerprint_arrays(flatten(experts))),
+                card=own_card(self.edge, factors, 1.0, fingerprint_arrays(flatten(factors))),
                 facts={**one.facts, "examples": len(pairs)},
             )
-            for prompt, one, pairs, experts in zip(distinct, made, asked, tuned, strict=True)
+            for prompt, one, pairs, factors in zip(distinct, made, asked, tuned, strict=True)
         }
         return [found[prompt] for prompt in prompts]
 
@@ -137,20 +135,21 @@ class TunedCards(Method, FromSamples):
             found.append((question, answer))
         return found
 
-    def _start(self, card: Any, rank: int) -> dict[str, Any]:
-        """The factors of a card, or of a fresh LoRA, as one expert per layer."""
+    def _start(self, card: Any, rank: int) -> Updates:
+        """The factors A [L, in, R] and B [L, R, out] of a card, or of a fresh LoRA."""
         if self.fresh:
-            leaves = expert_leaves(self.edge.config, 1, rank, "per_layer")
-            return initialise(leaves, jax.random.key(self.tuning.seed))
+            leaves = lora_leaves(self.edge.config, self.edge.config.projections, rank)
+            return without_expert_axis(initialise(leaves, jax.random.key(self.tuning.seed)))
         factors = assemble(self.ours.generator.pool, jnp.asarray(card.gates), rank)
-        return {name: {"a": a[:, None], "b": b[:, None]} for name, (a, b) in factors.items()}
+        return {name: {"a": a, "b": b} for name, (a, b) in factors.items()}
 
-    def _tuned(self, experts: Any, rows: Rows, count: int) -> list[Any]:
-        """The experts after the steps, one tree per prompt."""
-        sizes = (self.edge.config, self.tuning.steps, self.tuning.samples)
-        params = program_params(self.edge.params)
-        done = _compiled(*sizes, params, experts, rows, self.tuning.learning_rate)
-        return [jax.tree.map(lambda x, i=i: x[:, i : i + 1], done) for i in range(count)]
+    def _tuned(self, factors: Updates, rows: Rows, count: int) -> list[Updates]:
+        """The factors of each prompt after the steps, as one expert per layer."""
+        params, settings = program_params(self.edge.params), self.tuning
+        done = _compiled(
+            self.edge.config, settings.steps, params, factors, rows, settings.learning_rate
+        )
+        return [jax.tree.map(lambda x, i=i: x[i][:, None], done) for i in range(count)]
 
 
 @register
@@ -166,7 +165,7 @@ class TunedFresh(TunedCards):
 def _rows(
     asked: Sequence[Sequence[tuple[list[int], list[int]]]], samples: int, length: int
 ) -> Rows:
-    """Samples as right-padded rows, prompt by prompt; a missing sample is a row without a loss."""
+    """Samples as right-padded rows [P, samples, T]; a missing one is a row without a loss."""
     shape = (len(asked), samples, length)
     tokens, mask, wanted = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
     mask[..., 0] = True  # no row is empty
@@ -176,30 +175,30 @@ def _rows(
             tokens[i, j, :end] = question + answer
             mask[i, j, :end] = True
             wanted[i, j, len(question) : end] = True
-    return Rows(*(x.reshape(-1, length) for x in (tokens, mask, wanted)))
+    return Rows(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(wanted))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
-def _compiled(config, steps, samples, params, experts, rows, rate):
-    """Trains experts [L, P, ...] on the rows of P prompts, prompt by prompt.
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
+def _compiled(config, steps, params, factors, rows, rate):
+    """Trains the factors [P, ...] of P prompts side by side, each on its own rows [P, samples, T].
 
-    The loss is summed over all answers' tokens, as Adam takes the same steps for any multiple.
+    The loss is summed over a prompt's answer tokens, as Adam takes the same steps for any multiple.
     """
     decoder, optimizer = Decoder(config), optax.adam(rate)
     name = "embed" if config.tied_head else "head"
     head = {name: params[name]}
-    prompts = rows.tokens.shape[0] // samples
-    own = jnp.repeat(jnp.eye(prompts), samples, axis=0)[:, None]
-    gates = jnp.broadcast_to(own, (own.shape[0], config.layers, prompts))
 
-    def loss(experts):
-        pool = Pool(experts, "factors", 1.0, "per_layer")
-        return chunk_nll(decoder, params, head, rows, None, gates=gates, pool=pool)[0]
+    def tuned(factors, rows):
+        def loss(factors):
+            given = {"adapters": factors, "adapter_scale": 1.0}
+            return chunk_nll(decoder, params, head, rows, None, **given)[0]
 
-    def step(carry, _):
-        experts, state = carry
-        changes, state = optimizer.update(jax.grad(loss)(experts), state)
-        return (optax.apply_updates(experts, changes), state), None
+        def step(carry, _):
+            factors, state = carry
+            changes, state = optimizer.update(jax.grad(loss)(factors), state)
+            return (optax.apply_updates(factors, changes), state), None
 
-    begin = (experts, optimizer.init(experts))
-    return jax.lax.scan(step, begin, None, length=steps)[0][0]
+        begin = (factors, optimizer.init(factors))
+        return jax.lax.scan(step, begin, None, length=steps)[0][0]
+
+    return jax.vmap(tuned)(factors, rows)

@@ -23,8 +23,9 @@ def config():
         generator=GeneratorConfig(rank=4, cloud_rank=4),
         optimizer=OptimizerConfig(1e-3, warmup_steps=1),
         steps=2, dtype="float32", remat="none")
-    return CompareConfig(base, {"in_context": {}, "lora_gen": {}, "lora": {}},
-                         WorldQuestions(prompts=6, queries=1, families=("words",)))
+    tuned = {"after": "lora_gen", "samples": 2}
+    rows = {"in_context": {}, "lora_gen": {}, "lora": {}, "tuned_cards": tuned}
+    return CompareConfig(base, rows, WorldQuestions(prompts=6, queries=1, families=("words",)))
 """
 
 
@@ -89,7 +90,7 @@ def made(tmp_path_factory):
 def test_all_methods_answer_the_same_questions(made):
     _, _, result = made
     methods = result["methods"]
-    assert list(methods) == ["bare", "in_context", "lora_gen", "lora"]
+    assert list(methods) == ["bare", "in_context", "lora_gen", "lora", "tuned_cards"]
     assert set(result["controls"]) == {"bare", "shuffled", "random", "mean_gates"}
     splits = list(methods["bare"]["splits"])
     assert "words/paraphrase" in splits
@@ -102,6 +103,7 @@ def test_all_methods_answer_the_same_questions(made):
     assert methods["lora"]["splits"]["words/train"]["exact_match"] < 0.5
     gap = methods["in_context"]["splits"]["words/train"]["gap"]["gap"]
     ours = methods["lora_gen"]["splits"]["words/train"]
+    assert methods["tuned_cards"]["splits"] != methods["lora_gen"]["splits"]
     assert gap == pytest.approx(
         methods["in_context"]["splits"]["words/train"]["exact_match"] - ours["exact_match"]
     )
@@ -111,16 +113,25 @@ def test_all_methods_answer_the_same_questions(made):
 def test_costs_are_facts(made):
     _, _, result = made
     methods = result["methods"]
-    assert [one["merged"] for one in methods.values()] == [None, None, True, True]
-    assert [one["trained_parameters"] > 0 for one in methods.values()] == [False, False, True, True]
+    assert [one["merged"] for one in methods.values()] == [None, None, True, True, True]
+    trained = {name: one["trained_parameters"] for name, one in methods.items()}
+    assert trained["bare"] == trained["in_context"] == 0
+    assert trained["tuned_cards"] == trained["lora_gen"] > trained["lora"]
     assert methods["lora"]["trained_parameters"] == 6 * 3 * 4 * (128 + 256)  # L x 3 x R x (D + F)
     assert methods["in_context"]["edge_tokens"] > methods["bare"]["edge_tokens"]
     assert methods["lora_gen"]["edge_tokens"] == methods["bare"]["edge_tokens"]
     assert methods["lora_gen"]["bigger_model"] and not methods["lora"]["bigger_model"]
     assert all(one["seconds_per_request"] > 0 for one in methods.values())
-    assert [one["unseen_tasks"] for one in methods.values()] == [False, True, True, False]
+    assert [one["unseen_tasks"] for one in methods.values()] == [False, True, True, False, False]
     flops = {name: one["flops_per_request"] for name, one in methods.items()}
-    assert flops["lora_gen"] == flops["lora"] == flops["bare"] < flops["in_context"]
+    assert methods["tuned_cards"]["what"].endswith("merged; 2 solved samples per prompt")
+    assert (
+        flops["lora_gen"]
+        == flops["tuned_cards"]
+        == flops["lora"]
+        == flops["bare"]
+        < flops["in_context"]
+    )
 
 
 @pytest.mark.slow

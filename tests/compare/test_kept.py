@@ -11,7 +11,9 @@ from lorage_jax import distributed, nano
 from lorage_jax.compare import kept, measure
 from lorage_jax.compare.measure import combined
 from lorage_jax.compare.parts import all_parts, check_untrained
-from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source
+from lorage_jax.compare.shots import WithSamples
+from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Source, WorldQuestions
+from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.evaluate.arms import Answered, Arm
 from lorage_jax.files.manifest import MANIFEST
@@ -20,6 +22,7 @@ from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.few_case import FewCaseSettings
 from lorage_jax.methods.lora_gen import LoraGenSettings
 from lorage_jax.methods.no_llm import NoLlmSettings
+from lorage_jax.methods.tuned_cards import TunedCards
 from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
@@ -36,6 +39,8 @@ CONFIG = CompareConfig(
         ({"seed": 3}, r"the row lora sets seed, which the comparison sets"),
         ({"samples": -1}, r"samples of lora is -1"),
         (None, r"the row lora is None; expected a dictionary"),
+        ({"after": "none"}, r"the row lora comes after 'none'; expected a row that is trained"),
+        ({"after": "lora"}, r"the row lora comes after 'lora'; expected a row that is trained"),
     ],
 )
 def test_a_row_with_a_field_that_no_experiment_has(row, says):
@@ -85,6 +90,54 @@ def test_what_a_method_begins_with_belongs_to_the_figures(tmp_path):
         assert again["learnt_from"][-1] != first[changed]["learnt_from"][-1]
         again["learnt_from"] = first[changed]["learnt_from"]
         assert again == first[changed]
+
+
+def test_a_row_may_use_the_runs_of_another():
+    """It has their settings and seeds, and figures of its own."""
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    rows = {"ours": {"method": "lora_gen", "steps": 70}}
+    rows |= {"tuned_cards": {"after": "ours", "samples": 5}}
+    config = CompareConfig(base, rows)
+    _, *parts = all_parts(config, ["ours", "tuned_cards"], 2)
+    assert [part.name for part in parts] == [
+        *("ours-0", "ours-1"),
+        *("tuned_cards-0", "tuned_cards-1"),
+    ]
+    ours, tuned = parts[1], parts[3]
+    assert tuned.experiment == ours.experiment and (tuned.method, tuned.samples) == (
+        "tuned_cards",
+        5,
+    )
+    first, own = (kept.identity(config, part, None) for part in (ours, tuned))
+    assert own == first | {"samples": 5, "method": "tuned_cards"}
+    with pytest.raises(ConfigError, match="uses the runs of ours, so it cannot set steps"):
+        CompareConfig(base, rows | {"other": {"after": "ours", "steps": 3}})
+
+
+def test_finished_results_may_have_a_seed(tmp_path):
+    rows = {"lorahub": {"trained": str(tmp_path / "loras-{seed}"), "samples": 5}}
+    found = all_parts(CompareConfig(CONFIG.base, rows), ["lorahub"], 2)[1:]
+    assert [part.name for part in found] == ["lorahub-0", "lorahub-1"]
+    assert [part.trained for part in found] == [tmp_path / "loras-0", tmp_path / "loras-1"]
+
+
+def test_samples_are_learnt_from_or_read():
+    """A method that learns from samples gets them; every other one reads them as text."""
+    edge = load_model(nano.EDGE)
+    asked = WorldQuestions(prompts=2, queries=1, families=("words",))
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    rows = {
+        "tuned_cards": {"trained": str(nano.GENERATOR), "samples": 3},
+        "in_context": {"samples": 3},
+    }
+    config = CompareConfig(base, rows, asked)
+    _, *parts = all_parts(config, list(rows), 1)
+    learning, reading = (measure.load_method(config, part, edge) for part in parts)
+    prompt = measure.questions(config)[0].prompts[0]
+    assert isinstance(learning, TunedCards) and isinstance(reading, WithSamples)
+    pairs = learning.solved[prompt]
+    assert len(pairs) == 3
+    assert reading.texts[prompt] == few_shot_prompt(prompt, pairs)
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
