@@ -12,9 +12,11 @@ import torch
 
 from lorage_jax.config import GeneratorConfig
 from lorage_jax.errors import DataError
+from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.lora_folder import write_lora
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.store import save_generator
+from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh, TuningSettings
@@ -85,6 +87,19 @@ def test_three_steps_are_those_of_torch(pair, edge, folder, tmp_path):
     moved = np.abs(theirs - begun).max()
     assert moved > 0.02
     np.testing.assert_allclose(found, theirs, atol=0.02 * moved)
+
+
+def test_what_was_tuned_is_exported(pair, edge, folder, tmp_path):
+    method = tuned(TunedCards, edge, folder, steps=2, learning_rate=5e-3)
+    [row] = method.prepare(["Shout."])
+    ours = logits(method, edge, [row])
+    assert row.card is not None and row.card.pool is not None
+    export_adapter(row.card.pool, row.card, method.edge, tmp_path / "adapter")
+    adapted = peft.PeftModel.from_pretrained(torch_folder(pair[1]), str(tmp_path / "adapter"))
+    export_merged(method.place(edge, [row]).model, tmp_path / "merged", base=pair[1])
+    for model in (adapted.eval(), torch_folder(tmp_path / "merged")):
+        atol = 2e-5 * np.abs(ours).max()
+        np.testing.assert_allclose(torch_logits(model, TOKENS), ours, atol=atol)
 
 
 def test_a_prompt_learns_from_its_own_samples_alone(edge, folder):
