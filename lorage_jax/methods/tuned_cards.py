@@ -106,7 +106,9 @@ class TunedCards(Method, FromSamples):
             part = slice(begin, begin + BATCH)
             each = [self._start(card, rank) for card in cards[part]]
             factors = jax.tree.map(lambda *one: jnp.stack(one), *each)
-            rows = _rows(asked[part], self.tuning.samples, bucket(longest))
+            rows = _rows(
+                asked[part], self.tuning.samples, bucket(longest, smallest=16, per_octave=4)
+            )
             tuned += self._tuned(factors, rows, len(each))
         found = {
             prompt: Conditioning(
