@@ -1,6 +1,6 @@
 """Every method on the nano pair, in one table: short runs on word tasks, all with the same data.
 
-    python experiments/nano/loras.py    # for the row `lorahub`
+    python experiments/nano/loras.py    # for the row `lorahub`, and with --seed 1 and 2
     python experiments/nano/encoder.py  # for the row `no_llm_sentence`
     lorage compare experiments/nano/compare.py --seeds 3
     lorage compare experiments/nano/compare.py --methods lora_gen,lora --limit 8
@@ -10,8 +10,8 @@ for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` w
 two at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_short, and
 what is there is not made again.
 
-Two methods are no rows. `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
-bare edge here; `lorahub` combines 20 of them. `few_case` is a run per prompt.
+One method is no row: `lora_per_task` would need a LoRA for each of 841 tasks to be more than the bare
+edge here; `lorahub` combines 20 of them. `few_case`, a run per prompt, is asked as `tuned_cards`.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three
