@@ -38,7 +38,8 @@ def main() -> None:
         return
     parts.sort(key=lambda part: part.seed)  # whole tables of one seed first
     kept = config.figures_folder
-    waiting = [part.name for part in parts if not (kept / f"{part.name}.json").exists()]
+    todo = [part for part in parts if not (kept / f"{part.name}.json").exists()]
+    waiting = {part.name: part.experiment.out if part.experiment else part.name for part in todo}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the parts, too
     if not run(waiting, Path(config.base.out) / "logs", options):
         raise SystemExit(1)
@@ -69,33 +70,39 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def run(waiting: list[str], logs: Path, options: argparse.Namespace) -> bool:
+def run(waiting: dict[str, str], logs: Path, options: argparse.Namespace) -> bool:
     """Starts the parts in their order, `at_once` at a time, and says how each ended.
 
+    `waiting` has the folder of each part's run; those of the same folder run one after another.
     True if all of them are done. None outlives an interruption.
     """
     logs.mkdir(parents=True, exist_ok=True)
     running: dict[str, tuple[subprocess.Popen[bytes], int, float]] = {}
     try:
-        return _run(waiting, running, logs, options)
+        return _run(dict(waiting), running, logs, options)
     finally:
         for process, *_ in running.values():
             stop(process)
 
 
 def _run(
-    waiting: list[str],
+    waiting: dict[str, str],
     running: dict[str, tuple[subprocess.Popen[bytes], int, float]],
     logs: Path,
     options: argparse.Namespace,
 ) -> bool:
-    began, failed = time.monotonic(), False
+    began, failed, folders = time.monotonic(), False, dict(waiting)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share a GPU's memory
     places = list(range(options.at_once))
     while waiting or running:
         late = options.seconds is not None and time.monotonic() - began > options.seconds
-        while waiting and places and not late:
-            name, place = waiting.pop(0), places.pop(0)
+        while places and not late:
+            busy = {folders[name] for name in running}
+            name = next((one for one, folder in waiting.items() if folder not in busy), None)
+            if name is None:
+                break
+            del waiting[name]
+            place = places.pop(0)
             running[name] = start(name, place, logs, options), place, time.monotonic()
         for name, (process, place, since) in list(running.items()):
             if late:

@@ -10,8 +10,9 @@ for MixLoRA, which computes all its FFNs; `python experiments/side_by_side.py` w
 two at once. Runs are kept in runs/nano/compare, figures in experiments/results/nano_short, and
 what is there is not made again.
 
-One method is no row: `lora_per_task` would need a LoRA for each of 841 tasks to be more than the bare
-edge here; `lorahub` combines 20 of them. `few_case`, a run per prompt, is asked as `tuned_cards`.
+One method is no row: `lora_per_task` would need a LoRA for each of 841 tasks to be more than the
+bare edge here; `lorahub` combines 20 of them. `few_case`, a run per prompt, is asked as
+`tuned_cards`.
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three

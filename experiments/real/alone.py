@@ -1,6 +1,7 @@
 """What carries over to unseen kinds of tasks: short runs on instructions alone, on a real model.
 
-    python experiments/side_by_side.py experiments/real/alone.py --seeds 3 --at-once 8   # one GPU
+    python experiments/side_by_side.py experiments/real/alone.py --methods lora_in_context   # a GPU
+    python experiments/side_by_side.py experiments/real/alone.py --seeds 3 --at-once 8
     lorage compare experiments/real/alone.py --seeds 3 --no-costs \
         --json experiments/results/real/alone.json --table experiments/results/real/alone.md
 
@@ -12,6 +13,7 @@ prompt or a fresh LoRA. `distilled` learns from `lora_in_context` of seed 0, whi
 """
 
 import dataclasses
+from pathlib import Path
 
 import generator as recipe
 import methods
@@ -47,15 +49,15 @@ def config() -> CompareConfig:
                 "method": "lora_gen",
                 "data": dataclasses.replace(data, sources=(instructions, alpaca)),
             },
+            "lora": {"settings": LoraSettings()},
+            "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
             "distilled": {
                 "method": "lora_gen",
                 "settings": LoraGenSettings(0.5, f"{OUT}/lora_in_context-0/lora"),
             },
-            "lora": {"settings": LoraSettings()},
-            "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
             "tuned_cards": {"after": "lora_gen", "samples": 5},
             "tuned_fresh": {"after": "lora_gen", "samples": 5},
         },
         questions=methods.questions(),
-        figures=str(recipe.Path(methods.FIGURES).parent / "alone"),
+        figures=str(Path(methods.FIGURES).parent / "alone"),
     )

@@ -17,6 +17,7 @@ from lorage_jax.hf.source import read_model_config
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, get_method
 from lorage_jax.methods.training import DEFAULT
+from lorage_jax.methods.tuned_cards import TunedCards
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import parameter_count
@@ -38,6 +39,7 @@ def trained_parameters(
         result: the finished result, or folder of results, that it was loaded from instead.
     """
     loaded = method.method if isinstance(method, WithSamples) else method
+    loaded = loaded.ours if isinstance(loaded, TunedCards) else loaded
     if result is not None and isinstance(loaded, LoraGen):
         return sum(x.size for x in jax.tree.leaves(loaded.generator.trained))
     if result is not None:

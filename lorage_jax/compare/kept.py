@@ -24,6 +24,7 @@ from lorage_jax.fields import to_dict
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
+from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.provenance import machine, provenance
 from lorage_jax.world.prompts import VERSION as WORLD
 
@@ -124,10 +125,13 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
             del settings[place]
         data = data_fingerprint(part.experiment.data.sources)
         found |= {"experiment": settings, "data": data}
-        if part.method != part.experiment.method:
-            found["method"] = part.method
         if learnt := _learnt_from(part.experiment):
             found["learnt_from"] = learnt
+    if part.method != (part.row if part.experiment is None else part.experiment.method):
+        found["method"] = part.method
+    kind = get_method(part.method)
+    if issubclass(kind, FromSamples):
+        found["learning"] = to_dict(kind.learning())
     return _without_places(json.loads(json.dumps(found)))
 
 

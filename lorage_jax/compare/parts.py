@@ -10,7 +10,7 @@ from lorage_jax.bundled import generator_folder
 from lorage_jax.config import CompareConfig, ExperimentConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.load import load_model
-from lorage_jax.methods.method import get_method
+from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.train.experiment import Trainable
 
 OURS, BARE = "lora_gen", "bare"
@@ -18,12 +18,12 @@ OURS, BARE = "lora_gen", "bare"
 
 @dataclass(frozen=True)
 class Part:
-    """One row's method, trained with one seed.
+    """One row's method, once or for one of its seeds.
 
     Attributes:
         row: its row in the table.
         method: what is asked.
-        seed: of its run.
+        seed: of its run or result.
         experiment: the run, of this method or of one whose result it uses; None if there is none.
         samples: solved samples of every prompt.
         trained: the result of a finished run.
@@ -57,12 +57,28 @@ def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Pa
                 result = config.trained(row, seed)
                 found.append(Part(row, method, seed, None, samples, result, each))
         elif config.uses_runs(row) or Trainable in get_method(method).__mro__:
+            _check_uses(config, row)
             for seed in range(seeds):
                 run = config.run(row, seed)
                 found.append(Part(row, method, seed, run, samples, has_seeds=True))
         else:
             found.append(Part(row, method, 0, None, samples))
     return found
+
+
+def _check_uses(config: CompareConfig, row: str) -> None:
+    """Raises ConfigError if a row uses runs of a row without any, or has no samples to learn from.
+
+    Without samples, such a row would repeat the other one.
+    """
+    if not config.uses_runs(row):
+        return
+    method = get_method(config.method(row))
+    if FromSamples in method.__mro__ and not config.samples(row):
+        raise ConfigError(f"the row {row} learns from samples, but has none; give it `samples`.")
+    other = config.run(row, 0).method
+    if other is None or Trainable not in get_method(other).__mro__:
+        raise ConfigError(f"the row {row} uses runs of {other}, a method that is not trained.")
 
 
 def check_untrained(config: CompareConfig, parts: Sequence[Part]) -> None:

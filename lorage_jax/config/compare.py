@@ -118,7 +118,7 @@ class CompareConfig:
     def _check_after(self, name: str, row: Mapping[str, Any]) -> None:
         if (other := row.get("after")) is None:
             return
-        found = self.methods.get(other)
+        found = self.methods.get(other) if isinstance(other, str) else None
         require(
             found is not None and not {"after", "trained"} & set(found),
             f"the row {name} comes after {other!r}; expected a row that is trained here.",
@@ -139,7 +139,7 @@ class CompareConfig:
         return self.methods.get(name, {}).get("method", name)
 
     def samples(self, name: str) -> int:
-        """The number of solved samples that a row appends to every prompt."""
+        """The number of solved samples of every prompt in a row."""
         return self.methods.get(name, {}).get("samples", 0)
 
     def trained(self, name: str, seed: int = 0) -> Path | None:
@@ -150,7 +150,7 @@ class CompareConfig:
     def has_seeds(self, name: str) -> bool:
         """True if a row with finished results has one for each seed."""
         folder = self.methods.get(name, {}).get("trained")
-        return folder is not None and _numbered(folder, 0) != folder
+        return folder is not None and _numbered(folder, 0) != str(folder)
 
     def run(self, name: str, seed: int) -> ExperimentConfig:
         """The run of one row and seed. Raises ConfigError for a row that is not in here."""
@@ -170,5 +170,5 @@ class CompareConfig:
         return "after" in self.methods.get(name, {})
 
 
-def _numbered(folder: str, seed: int) -> str:
-    return folder.replace("{seed}", str(seed))
+def _numbered(folder: str | Path, seed: int) -> str:
+    return str(folder).replace("{seed}", str(seed))

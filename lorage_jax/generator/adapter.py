@@ -22,10 +22,10 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.export import write_template
 from lorage_jax.hf.hub_card import (
-    METHOD,
     SCORES,
     describe_card,
     licence_text,
+    origin,
     portable_name,
     write_hub_card,
 )
@@ -101,7 +101,7 @@ In lorage_jax: `lg.load_adapter("{adapter}", lg.load_model("{base}"))`."""
 def _write_hub_card(folder: Path, card: Card, edge: Model, base_name: str | None) -> None:
     base = base_name or ("the edge" if edge.source is None else portable_name(edge.source))
     parts = {
-        "": f"A LoRA for `{base}`, computed from a system prompt by {METHOD}; nothing was trained.",
+        "": f"A LoRA for `{base}`, {origin(card)}.",
         "Use": USE.format(base=base, adapter="THIS_FOLDER"),
         "Made from": describe_card(card),
         "Scores": SCORES,

@@ -29,10 +29,10 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.config import read_config
 from lorage_jax.hf.folder import open_folder
 from lorage_jax.hf.hub_card import (
-    METHOD,
     SCORES,
     describe_card,
     licence_text,
+    origin,
     portable_name,
     write_hub_card,
 )
@@ -164,8 +164,8 @@ def _write_hub_card(model: Model, base: Path, folder: Path) -> None:
         parts = {"": f"`{name}` with {made}, written by lorage_jax."}
     else:
         parts = {
-            "": f"`{name}`, specialised for a system prompt by {METHOD}: only the FFN's matrices "
-            "differ from the base. Nothing was trained for the prompt.",
+            "": f"`{name}`, specialised for a system prompt: only the FFN's matrices differ from "
+            f"the base. Their LoRA was {origin(model.card)}.",
             "Use": USE,
             "Made from": describe_card(model.card),
             "Scores": SCORES,

@@ -110,6 +110,12 @@ def licence_text(bases: Mapping[str, Path | None]) -> str:
     return "\n".join(said)
 
 
+def origin(card: Any) -> str:
+    """How a card's LoRA came about, as the page of an export says it."""
+    usual = f"computed from a system prompt by {METHOD}; nothing was trained for the prompt"
+    return card.about.get("origin", usual)
+
+
 def describe_card(card: Any) -> str:
     """The facts of a card, for the page of an export; `card` is a `generator.card.Card`."""
     digest, tokens = card.about.get("prompt_sha256"), card.about.get("cloud_tokens")

@@ -54,6 +54,7 @@ from lorage_jax.train.step import Loss
 
 KIND = parts_kind("direct", "a head for direct generation")
 BATCH_ROWS = 8  # prompts per cloud pass
+ORIGIN = "computed from a system prompt by direct generation; nothing was trained for the prompt"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Direct(Method, Trainable):
 
     def _card(self, experts: Any, ids: Sequence[int]) -> Card:
         name = request_key("direct", self.identity, np.asarray(ids, np.int32).tobytes())
-        return own_card(self.edge, experts, self.config.scale, name)
+        return own_card(self.edge, experts, self.config.scale, name, ORIGIN)
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return place_own(edge, rows, self.edge.template)

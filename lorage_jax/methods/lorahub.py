@@ -13,6 +13,7 @@ and `examples.jsonl`: rows {system, user, target}, the solved examples of each p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,15 @@ class LoraHub(Method, FromSamples):
                 solved.setdefault(record.system, []).append((record.user, record.target))
         pool = stacked(edge.config, list(folders.values()))
         return cls(edge, pool, tuple(folders), template, solved)
+
+    def given(self, solved: Solved) -> LoraHub:
+        most = max(map(len, solved.values()), default=self.search.examples)
+        search = dataclasses.replace(self.search, examples=most)
+        return dataclasses.replace(self, solved=solved, search=search)
+
+    @classmethod
+    def learning(cls) -> SearchSettings:
+        return SearchSettings()
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Searches once per prompt. Without examples, nothing is combined, as a fact says."""

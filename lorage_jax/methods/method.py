@@ -137,16 +137,22 @@ class Method(Protocol):
 
 
 class FromSamples:
-    """Marks a method that learns from solved samples of a prompt's task when it prepares it.
+    """A method that learns from solved samples of a prompt's task when it prepares the prompt.
 
-    A dataclass. A comparison gives it the samples that other methods read behind the prompt.
+    Its class is a dataclass. A comparison gives it the samples that other methods read behind the
+    prompt.
     """
 
     solved: Solved
 
     def given(self, solved: Solved) -> Self:
-        """The same method with these samples."""
+        """The same method with these samples, all of which it uses."""
         return dataclasses.replace(cast(Any, self), solved=solved)
+
+    @classmethod
+    def learning(cls) -> Any:
+        """The settings, a dataclass, with which it learns in a comparison."""
+        raise NotImplementedError
 
 
 def register(cls: M) -> M:

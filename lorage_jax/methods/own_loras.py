@@ -15,21 +15,24 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.merge import merge
+from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.methods.method import Conditioning, Placement, beside, shared
 from lorage_jax.methods.parts import recorded_turns
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 
-def own_card(edge: Model, experts: Any, scale: float, name: str) -> Card:
+def own_card(edge: Model, experts: Any, scale: float, name: str, origin: str) -> Card:
     """A card whose pool is one expert: `a` [L, 1, in, R] and `b` [L, 1, R, out] per projection.
 
-    The edge is in the turns of the training; `name` is the identity of the LoRA.
+    The edge is in the turns of the training; `name` is the identity of the LoRA, and `origin` says
+    how it came about, after "The LoRA was".
     """
     pool = Pool(experts, "factors", scale, "per_layer", name)
     gates = np.ones((edge.config.layers, 1), np.float32)
     about, chat_template = recorded_turns(edge)
-    return Card(gates, name, edge.fingerprint, about, pool, chat_template=chat_template)
+    known = {"edge_arithmetic": arithmetic(edge.config), "chat_template": chat_template}
+    return Card(gates, name, edge.fingerprint, {**about, "origin": origin}, pool, **known)
 
 
 def place_own(edge: Model, rows: Sequence[Conditioning], template: Template | None) -> Placement:

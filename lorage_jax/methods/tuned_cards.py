@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ import optax
 
 from lorage_jax.buckets import bucket
 from lorage_jax.data.batches import Rows
-from lorage_jax.errors import DataError
+from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import check_types, require_least
-from lorage_jax.files.fingerprint import fingerprint_arrays
+from lorage_jax.files.journal import request_key
+from lorage_jax.generator.card import Card
 from lorage_jax.generator.loras import Updates, lora_leaves, without_expert_axis
 from lorage_jax.generator.pool import assemble, assembled_rank
-from lorage_jax.generator.trees import flatten
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import (
     Conditioning,
@@ -44,20 +44,23 @@ from lorage_jax.models.model import Model
 from lorage_jax.train.edge_loss import chunk_nll
 
 BATCH = 8  # prompts that are tuned side by side
+Pair = tuple[list[int], list[int]]  # token ids of a question and its answer
 
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """Settings of the tuning."""
+    """Settings of the tuning, by Adam with a constant learning rate.
+
+    The default rate was better than a third and three times of it on the nano pair.
+    """
 
     steps: int = 30
-    learning_rate: float | None = None  # of Adam, constant; by default the method's `rate`
-    samples: int = 5  # most solved samples per prompt
+    learning_rate: float = 1e-3
     seed: int = 0  # of fresh LoRAs
 
     def __post_init__(self):
         check_types(self)
-        require_least(self, 1, "steps", "samples")
+        require_least(self, 1, "steps")
 
 
 @register
@@ -78,7 +81,6 @@ class TunedCards(Method, FromSamples):
     what: ClassVar[str] = "the prompt's card, trained further on solved samples, merged"
     frozen: ClassVar[tuple[str, ...]] = LoraGen.frozen
     fresh: ClassVar[bool] = False
-    rate: ClassVar[float] = 1e-3  # better than three times of it on the nano pair
 
     edge: Model
     ours: LoraGen
@@ -86,72 +88,83 @@ class TunedCards(Method, FromSamples):
     tuning: TuningSettings = field(default_factory=TuningSettings)
 
     @classmethod
-    def load(cls, edge: Model, source: Path | None = None) -> TunedCards:
+    def load(cls, edge: Model, source: Path | None = None) -> Self:
+        if source is None:
+            raise ConfigError(f"{cls.name} needs the folder of a generator; none was given.")
         ours = LoraGen.load(edge, source)
-        return cls(ours.generator.speaking(edge), ours)
+        return cls(ours.generator.speaking(edge), ours, tuning=cls.learning())
+
+    @classmethod
+    def learning(cls) -> TuningSettings:
+        return TuningSettings()
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Makes and tunes a card per distinct prompt.
 
-        Raises DataError for a sample that is longer than the edge's context.
+        A sample that is longer than the edge's context loses the start of its question. Raises
+        DataError if an answer alone is longer, and WeightsError for a generator of another edge.
         """
-        distinct = list(dict.fromkeys(prompts))
-        made = self.ours.prepare(distinct)
-        asked = [self._tokens(prompt) for prompt in distinct]
-        longest = max((len(q) + len(a) for one in asked for q, a in one), default=1)
-        cards = [one.card for one in made if one.card is not None]
-        pool = self.ours.generator.pool
-        rank = max((assembled_rank(pool, card.gates) for card in cards), default=1)
-        tuned: list[Any] = []
+        asked = {prompt: self._tokens(prompt) for prompt in dict.fromkeys(prompts)}
+        distinct = sorted(asked, key=lambda prompt: _longest(asked[prompt]))
+        made = dict(zip(distinct, self.ours.prepare(distinct), strict=True))
+        starts = {prompt: self._start(made[prompt].card) for prompt in distinct}
+        rank = max((_rank(start) for start in starts.values()), default=1)
+        most = max(map(len, asked.values()), default=0)
+        found: dict[str, Conditioning] = {}
         for begin in range(0, len(distinct), BATCH):
-            part = slice(begin, begin + BATCH)
-            each = [self._start(card, rank) for card in cards[part]]
-            factors = jax.tree.map(lambda *one: jnp.stack(one), *each)
-            rows = _rows(
-                asked[part], self.tuning.samples, bucket(longest, smallest=16, per_octave=4)
-            )
-            tuned += self._tuned(factors, rows, len(each))
-        found = {
-            prompt: Conditioning(
-                card=own_card(self.edge, factors, 1.0, fingerprint_arrays(flatten(factors))),
-                facts={**one.facts, "examples": len(pairs)},
-            )
-            for prompt, one, pairs, factors in zip(distinct, made, asked, tuned, strict=True)
-        }
+            part = distinct[begin : begin + BATCH]
+            factors = [_with_rank(starts[prompt], rank) for prompt in part]
+            rows = _rows([asked[prompt] for prompt in part], max(most, 1))
+            for prompt, experts in zip(part, self._tuned(factors, rows), strict=True):
+                facts = {**made[prompt].facts, "examples": len(asked[prompt])}
+                found[prompt] = Conditioning(card=self._card(prompt, experts), facts=facts)
         return [found[prompt] for prompt in prompts]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return place_own(edge, rows, self.edge.template)
 
-    def _tokens(self, prompt: str) -> list[tuple[list[int], list[int]]]:
-        """The (question, answer) token ids of a prompt's samples."""
-        edge = self.edge
-        assert edge.template is not None  # of `speaking`
+    def _tokens(self, prompt: str) -> list[Pair]:
+        """The token ids of a prompt's samples."""
+        turns, room = self.edge.template, self.edge.config.max_positions
+        assert turns is not None  # of `speaking`
         found = []
-        for user, target in self.solved.get(prompt, ())[: self.tuning.samples]:
-            question, answer = edge.template.prompt(user), edge.template.answer(target)
-            if len(question) + len(answer) > edge.config.max_positions:
+        for user, target in self.solved.get(prompt, ()):
+            question, answer = turns.prompt(user), turns.answer(target)
+            if len(answer) >= room:
                 raise DataError(
-                    f"a solved sample has {len(question) + len(answer)} tokens; expected at most "
-                    f"{edge.config.max_positions}, the edge's context. Leave it out."
+                    f"the answer of a solved sample has {len(answer)} tokens; expected fewer than "
+                    f"{room}, the edge's context. It begins {target[:40]!r}. Leave it out."
                 )
-            found.append((question, answer))
+            found.append((question[-(room - len(answer)) :], answer))
         return found
 
-    def _start(self, card: Any, rank: int) -> Updates:
+    def _start(self, card: Card | None) -> Updates:
         """The factors A [L, in, R] and B [L, R, out] of a card, or of a fresh LoRA."""
+        assert card is not None
+        pool = self.ours.generator.pool
+        card.check(self.edge, pool)
+        rank = assembled_rank(pool, card.gates)
         if self.fresh:
             leaves = lora_leaves(self.edge.config, self.edge.config.projections, rank)
             return without_expert_axis(initialise(leaves, jax.random.key(self.tuning.seed)))
-        factors = assemble(self.ours.generator.pool, jnp.asarray(card.gates), rank)
+        factors = assemble(pool, jnp.asarray(card.gates), rank)
         return {name: {"a": a, "b": b} for name, (a, b) in factors.items()}
 
-    def _tuned(self, factors: Updates, rows: Rows, count: int) -> list[Updates]:
+    def _tuned(self, factors: Sequence[Updates], rows: Rows) -> list[Updates]:
         """The factors of each prompt after the steps, as one expert per layer."""
+        stacked = jax.tree.map(lambda *one: jnp.stack(one), *factors)
         params, settings = program_params(self.edge.params), self.tuning
-        rate = self.rate if settings.learning_rate is None else settings.learning_rate
-        done = _compiled(self.edge.config, settings.steps, params, factors, rows, rate)
-        return [jax.tree.map(lambda x, i=i: x[i][:, None], done) for i in range(count)]
+        rate = settings.learning_rate
+        done = _compiled(self.edge.config, settings.steps, params, stacked, rows, rate)
+        return [jax.tree.map(lambda x, i=i: x[i][:, None], done) for i in range(len(factors))]
+
+    def _card(self, prompt: str, experts: Updates) -> Card:
+        pairs = self.solved.get(prompt, ())
+        texts = [self.name, str(self.tuning), prompt, *(text for pair in pairs for text in pair)]
+        name = request_key("tuned", self.ours.generator.fingerprint, *texts)
+        start = "a fresh LoRA" if self.fresh else "the card of a system prompt"
+        origin = f"trained on {len(pairs)} solved samples, beginning with {start}"
+        return own_card(self.edge, experts, 1.0, name, origin)
 
 
 @register
@@ -162,14 +175,35 @@ class TunedFresh(TunedCards):
     name: ClassVar[str] = "tuned_fresh"
     what: ClassVar[str] = "a fresh LoRA per prompt, trained on solved samples, merged"
     fresh: ClassVar[bool] = True
-    rate: ClassVar[float] = 3e-3  # better than a third and three times of it on the nano pair
+
+    @classmethod
+    def learning(cls) -> TuningSettings:
+        return TuningSettings(learning_rate=3e-3)
 
 
-def _rows(
-    asked: Sequence[Sequence[tuple[list[int], list[int]]]], samples: int, length: int
-) -> Rows:
+def _longest(pairs: Sequence[Pair]) -> int:
+    return max((len(question) + len(answer) for question, answer in pairs), default=1)
+
+
+def _rank(factors: Updates) -> int:
+    return next(iter(factors.values()))["a"].shape[-1]
+
+
+def _with_rank(factors: Updates, rank: int) -> Updates:
+    """The same update with ranks added whose A and B are zero; no gradient reaches those."""
+    more = rank - _rank(factors)
+    return {
+        name: {
+            "a": jnp.pad(one["a"], ((0, 0), (0, 0), (0, more))),
+            "b": jnp.pad(one["b"], ((0, 0), (0, more), (0, 0))),
+        }
+        for name, one in factors.items()
+    }
+
+
+def _rows(asked: Sequence[Sequence[Pair]], samples: int) -> Rows:
     """Samples as right-padded rows [P, samples, T]; a missing one is a row without a loss."""
-    shape = (len(asked), samples, length)
+    shape = (len(asked), samples, bucket(max(map(_longest, asked)), per_octave=4))
     tokens, mask, wanted = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
     mask[..., 0] = True  # no row is empty
     for i, pairs in enumerate(asked):

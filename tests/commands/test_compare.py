@@ -103,7 +103,6 @@ def test_all_methods_answer_the_same_questions(made):
     assert methods["lora"]["splits"]["words/train"]["exact_match"] < 0.5
     gap = methods["in_context"]["splits"]["words/train"]["gap"]["gap"]
     ours = methods["lora_gen"]["splits"]["words/train"]
-    assert methods["tuned_cards"]["splits"] != methods["lora_gen"]["splits"]
     assert gap == pytest.approx(
         methods["in_context"]["splits"]["words/train"]["exact_match"] - ours["exact_match"]
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +39,7 @@ CONFIG = CompareConfig(
         ({"seed": 3}, r"the row lora sets seed, which the comparison sets"),
         ({"samples": -1}, r"samples of lora is -1"),
         (None, r"the row lora is None; expected a dictionary"),
+        ({"after": ["lora"]}, r"the row lora comes after \['lora'\]; expected a row"),
         ({"after": "none"}, r"the row lora comes after 'none'; expected a row that is trained"),
         ({"after": "lora"}, r"the row lora comes after 'lora'; expected a row that is trained"),
     ],
@@ -109,9 +110,28 @@ def test_a_row_may_use_the_runs_of_another():
         5,
     )
     first, own = (kept.identity(config, part, None) for part in (ours, tuned))
-    assert own == first | {"samples": 5, "method": "tuned_cards"}
+    learning = {"steps": 30, "learning_rate": 1e-3, "seed": 0}
+    assert own == first | {"samples": 5, "method": "tuned_cards", "learning": learning}
     with pytest.raises(ConfigError, match="uses the runs of ours, so it cannot set steps"):
         CompareConfig(base, rows | {"other": {"after": "ours", "steps": 3}})
+    untrained = {"bare": {}, "tuned_cards": {"after": "bare", "samples": 5}}
+    for wrong, says in (
+        (untrained, "uses runs of bare, a method that is not trained"),
+        (rows | {"tuned_cards": {"after": "ours"}}, "learns from samples, but has none"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            all_parts(CompareConfig(base, wrong), ["tuned_cards"], 1)
+
+
+def test_a_finished_result_may_be_used_by_other_methods():
+    """Each has figures of its own."""
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    found = []
+    for method in ("lora_gen", "tuned_cards", "tuned_fresh"):
+        rows = {"row": {"method": method, "trained": nano.GENERATOR, "samples": 5}}
+        config = CompareConfig(base, rows)
+        found.append(kept.identity(config, all_parts(config, ["row"], 1)[1], None))
+    assert all(a != b for a, b in combinations(found, 2))
 
 
 def test_finished_results_may_have_a_seed(tmp_path):

@@ -45,7 +45,7 @@ def test_at_most_so_many_at_once_and_every_end_is_said(script, monkeypatch, tmp_
 
     monkeypatch.setattr(script, "start", start)
     options = argparse.Namespace(at_once=2, seconds=None)
-    assert not script.run(list(codes), tmp_path / "logs", options)
+    assert not script.run({name: name for name in codes}, tmp_path / "logs", options)
     said = capsys.readouterr().out
     assert "good: done" in said and "bad: ended with 3" in said and "last: done" in said
     assert len(most) == 3 and max(most) <= 2
@@ -58,7 +58,7 @@ def test_what_is_not_finished_in_time_is_stopped(script, monkeypatch, tmp_path, 
         script, "start", lambda *_: started.append(subprocess.Popen(sleep)) or started[-1]
     )
     options = argparse.Namespace(at_once=1, seconds=0.2)
-    assert not script.run(["long", "waiting"], tmp_path / "logs", options)
+    assert not script.run({"long": "a", "waiting": "b"}, tmp_path / "logs", options)
     said = capsys.readouterr().out
     assert started[0].returncode == -15 and len(started) == 1
     assert "long: ended with -15" in said and "not begun: waiting." in said
@@ -78,8 +78,25 @@ def test_no_part_outlives_an_interruption(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "time", clock)
     options = argparse.Namespace(at_once=2, seconds=None)
     with pytest.raises(KeyboardInterrupt):
-        script.run(["one", "two", "waiting"], tmp_path / "logs", options)
+        script.run({"one": "a", "two": "b", "waiting": "c"}, tmp_path / "logs", options)
     assert [process.returncode for process in started] == [-15, -15]
+
+
+def test_parts_of_one_folder_run_one_after_another(script, monkeypatch, tmp_path):
+    at_once = []
+
+    def start(name, place, logs, options):
+        at_once.append([one for one, process in running.items() if process.poll() is None])
+        running[name] = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+        return running[name]
+
+    running: dict[str, subprocess.Popen] = {}
+    monkeypatch.setattr(script, "start", start)
+    options = argparse.Namespace(at_once=3, seconds=None)
+    parts = {"lora_gen-0": "x", "tuned-0": "x", "lora_gen-1": "y"}
+    assert script.run(parts, tmp_path / "logs", options)
+    assert list(running) == ["lora_gen-0", "lora_gen-1", "tuned-0"]
+    assert at_once[1] == ["lora_gen-0"] and "lora_gen-0" not in at_once[2]
 
 
 @pytest.mark.parametrize(

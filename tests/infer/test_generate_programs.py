@@ -7,9 +7,11 @@ from lorage_jax.config import MeshConfig
 from lorage_jax.generator.merge import compiled_assemble, merge
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer import generate as module
+from lorage_jax.infer import score as score_module
 from lorage_jax.infer.generate import generate_tokens
 from lorage_jax.infer.place import place
 from lorage_jax.infer.sample import Sampling
+from lorage_jax.infer.score import score
 from lorage_jax.sharding import Layout, make_mesh
 from tests.infer.rows import PROMPTS, with_eos
 from tests.tiny import make_generator, random_card
@@ -118,19 +120,21 @@ def test_prompts_are_padded_by_at_most_a_quarter(model, monkeypatch):
 
 
 def test_generators_share_programs(pair):
-    """Pools that differ in their experts and fingerprints: one program to decode, one to merge."""
+    """Pools that differ in their experts and fingerprints: one program for each use."""
     edge = load_model(pair[1])
     made = [make_generator(*pair, seed=seed) for seed in (0, 1)]
     cards = [random_card(generator) for generator in made]
     assert cards[0].generator != cards[1].generator
 
     def programs():
-        return module.compiled_start._cache_size(), compiled_assemble._cache_size()
+        made = (one._cache_size() for one in (module.compiled_start, compiled_assemble))
+        return *made, score_module._program.cache_info().currsize
 
     found, counts = [], []
     for generator, card in zip(made, cards, strict=True):
         beside = generate_tokens(edge, [[1, 7]], gates=card, pool=generator.pool, max_new_tokens=8)
         merge(edge, generator.pool, card)
+        score(edge, [([1, 7], [9])], gates=card, pool=generator.pool)
         found.append(beside)
         counts.append(programs())
     assert found[0] != found[1] and counts[0] == counts[1]

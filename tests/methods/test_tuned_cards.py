@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lorage_jax.config import GeneratorConfig
-from lorage_jax.errors import DataError
+from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.lora_folder import write_lora
 from lorage_jax.generator.pool import assemble, assembled_rank
@@ -19,9 +19,10 @@ from lorage_jax.generator.store import save_generator
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
+from lorage_jax.methods import tuned_cards
 from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh, TuningSettings
 from tests.methods.test_lora import torch_folder
-from tests.tiny import make_generator, torch_logits
+from tests.tiny import make_generator, make_tiny, torch_logits
 
 # peft asks transformers in a way that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -48,7 +49,7 @@ def folder(pair, tmp_path_factory):
 
 def tuned(kind, edge, folder, solved=SOLVED, **settings):
     method = kind.load(edge, folder).given(solved)
-    return dataclasses.replace(method, tuning=TuningSettings(samples=2, **settings))
+    return dataclasses.replace(method, tuning=TuningSettings(**settings))
 
 
 def logits(method, edge, rows, tokens=TOKENS):
@@ -95,6 +96,8 @@ def test_what_was_tuned_is_exported(pair, edge, folder, tmp_path):
     ours = logits(method, edge, [row])
     assert row.card is not None and row.card.pool is not None
     export_adapter(row.card.pool, row.card, method.edge, tmp_path / "adapter")
+    page = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert "trained on 1 solved samples, beginning with the card" in page
     adapted = peft.PeftModel.from_pretrained(torch_folder(pair[1]), str(tmp_path / "adapter"))
     export_merged(method.place(edge, [row]).model, tmp_path / "merged", base=pair[1])
     for model in (adapted.eval(), torch_folder(tmp_path / "merged")):
@@ -156,7 +159,52 @@ def test_a_fresh_lora_knows_no_card(edge, folder):
     assert loss(learnt, "Shout.") < loss(still, "Shout.") - 0.1
 
 
+def test_batches_do_not_matter(edge, folder, monkeypatch):
+    """Prompts in any order, of two lengths and numbers of samples, in one batch or three."""
+    solved = {**SOLVED, "Whisper.": [("STOP THAT NOW PLEASE", "stop that now please")] * 6}
+    method = tuned(TunedCards, edge, folder, solved, steps=2)
+    prompts = ["Whisper.", "Shout.", "Say it twice."]
+    together = method.prepare(prompts)
+    monkeypatch.setattr(tuned_cards, "BATCH", 1)
+    alone = method.prepare(prompts)
+    assert [row.facts["examples"] for row in together] == [6, 1, 2]
+    for one, other in zip(together, alone, strict=True):
+        assert one.card is not None and other.card is not None
+        assert one.card.generator == other.card.generator
+        found, again = logits(method, edge, [one]), logits(method, edge, [other])
+        np.testing.assert_allclose(found, again, atol=1e-4 * np.abs(again).max())
+
+
+def test_added_ranks_stay_empty():
+    """A card with fewer open gates gets no capacity from those beside it."""
+    factors = {"up": {"a": jnp.ones((2, 3, 1)), "b": jnp.ones((2, 1, 4))}}
+    wide = tuned_cards._with_rank(factors, 3)["up"]
+
+    def square(one):
+        return jnp.sum(jnp.square(one["a"] @ one["b"] - 2.0))
+
+    slope = jax.grad(square)(wide)
+    np.testing.assert_array_equal(wide["a"] @ wide["b"], np.ones((2, 3, 4)))
+    assert not slope["a"][..., 1:].any() and not slope["b"][:, 1:].any() and slope["a"].any()
+
+
 def test_a_sample_that_is_too_long(edge, folder):
-    method = tuned(TunedCards, edge, folder, {"Shout.": [("go", "GO" * 400)]})
-    with pytest.raises(DataError, match=r"a solved sample has \d+ tokens; expected at most 256"):
-        method.prepare(["Shout."])
+    """It loses the start of its question; an answer has to fit."""
+    long = tuned(TunedCards, edge, folder, {"Shout.": [("go" * 400, "GO")]}, steps=1)
+    [(question, answer)] = long._tokens("Shout.")
+    assert (
+        len(question) + len(answer) == 256
+        and long.edge.template.prompt("go" * 400)[-1:] == (question[-1:])
+    )
+    far = tuned(TunedCards, edge, folder, {"Shout.": [("go", "GO" * 400)]})
+    with pytest.raises(DataError, match=r"has \d+ tokens; expected fewer than 256, the edge's"):
+        far.prepare(["Shout."])
+
+
+def test_a_generator_of_another_edge(edge, folder, tmp_path):
+    make_tiny(edge.config.family, tmp_path, seed=5)
+    other = load_model(tmp_path)
+    with pytest.raises(WeightsError, match="this card is for the edge model"):
+        tuned(TunedCards, other, folder).prepare(["Shout."])
+    with pytest.raises(ConfigError, match="tuned_cards needs the folder of a generator"):
+        TunedCards.load(edge)
