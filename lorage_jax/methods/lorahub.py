@@ -103,9 +103,9 @@ class LoraHub(Method, FromSamples):
         pool = stacked(edge.config, list(folders.values()))
         return cls(edge, pool, tuple(folders), template, solved)
 
-    def given(self, solved: Solved) -> LoraHub:
+    def given(self, solved: Solved, seed: int = 0) -> LoraHub:
         most = max(map(len, solved.values()), default=self.search.examples)
-        search = dataclasses.replace(self.search, examples=most)
+        search = dataclasses.replace(self.search, examples=most, seed=seed)
         return dataclasses.replace(self, solved=solved, search=search)
 
     @classmethod

@@ -26,15 +26,15 @@ All files of this folder are discovered, so that adding a method changes no othe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import pkgutil
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from jax.sharding import NamedSharding
 
@@ -145,14 +145,14 @@ class FromSamples:
 
     solved: Solved
 
-    def given(self, solved: Solved) -> Self:
-        """The same method with these samples, all of which it uses."""
-        return dataclasses.replace(cast(Any, self), solved=solved)
+    @abstractmethod
+    def given(self, solved: Solved, seed: int = 0) -> Self:
+        """The same method with these samples, all of which it uses, and a seed of its draws."""
 
     @classmethod
+    @abstractmethod
     def learning(cls) -> Any:
         """The settings, a dataclass, with which it learns in a comparison."""
-        raise NotImplementedError
 
 
 def register(cls: M) -> M:

@@ -8,6 +8,7 @@ rank, so that the prompt has no share in it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,10 @@ class TunedCards(Method, FromSamples):
     @classmethod
     def learning(cls) -> TuningSettings:
         return TuningSettings()
+
+    def given(self, solved: Solved, seed: int = 0) -> Self:
+        tuning = dataclasses.replace(self.tuning, seed=seed)
+        return dataclasses.replace(self, solved=solved, tuning=tuning)
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Makes and tunes a card per distinct prompt.

@@ -110,6 +110,10 @@ def test_the_search_uses_its_examples_and_says_so(edge, modules, monkeypatch):
     assert unknown.card is not None and not unknown.card.gates.any()
     assert unknown.facts["examples"] == 0
 
+    given = hub.given({"What?": SOLVED * 3}, seed=3)
+    assert given.solved == {"What?": SOLVED * 3}
+    assert given.search == SearchSettings(budget=12, examples=6, seed=3)
+
     turns = hub.template.on(edge.tokenizer)
     total = count = 0.0
     model = hub.place(edge, [known]).model
