@@ -10,6 +10,7 @@ first suite, 103 tasks; `with_alpaca` has Alpaca's rows with an input beside the
 many prompts as the bundled generator saw of that suite. `tuned_cards` and `tuned_fresh` are the
 replies' Table 12: five solved samples of a task, which `in_context_5` reads, train the card of its
 prompt or a fresh LoRA. `distilled` learns from `lora_in_context` of seed 0, which must be there.
+Not run yet.
 """
 
 import dataclasses
