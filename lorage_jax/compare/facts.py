@@ -17,7 +17,7 @@ from lorage_jax.hf.source import read_model_config
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, get_method
 from lorage_jax.methods.training import DEFAULT
-from lorage_jax.methods.tuned_cards import TunedCards
+from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import parameter_count
@@ -30,7 +30,7 @@ UNSEEN = ("composition", "tools", "tasks")  # splits of tasks that are not in tr
 def trained_parameters(
     method: Method, edge: Model, run: ExperimentConfig | None, result: Path | None
 ) -> int:
-    """The number of values that training changes.
+    """The number of values that training changes; of `tuned_fresh`, those of one prompt.
 
     Args:
         method: the method, loaded.
@@ -39,6 +39,8 @@ def trained_parameters(
         result: the finished result, or folder of results, that it was loaded from instead.
     """
     loaded = method.method if isinstance(method, WithSamples) else method
+    if isinstance(loaded, TunedFresh):
+        return _count(loaded.leaves)
     loaded = loaded.ours if isinstance(loaded, TunedCards) else loaded
     if result is not None and isinstance(loaded, LoraGen):
         return sum(x.size for x in jax.tree.leaves(loaded.generator.trained))
@@ -52,7 +54,10 @@ def trained_parameters(
     if "cloud" in kind.frozen:
         models["cloud"] = read_model_config(Path(run.cloud))
     layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
-    leaves = kind.training(run, models, layout).leaves
+    return _count(kind.training(run, models, layout).leaves)
+
+
+def _count(leaves: Any) -> int:
     each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
     return sum(math.prod(leaf.shape) for leaf in each)
 

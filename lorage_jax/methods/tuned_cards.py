@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +40,20 @@ from lorage_jax.methods.method import (
 from lorage_jax.methods.own_loras import own_card, place_own
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.leaves import initialise
+from lorage_jax.models.leaves import Leaf, initialise
 from lorage_jax.models.model import Model
 from lorage_jax.train.edge_loss import chunk_nll
 
 BATCH = 8  # prompts that are tuned side by side
 Pair = tuple[list[int], list[int]]  # token ids of a question and its answer
+
+
+@dataclass(frozen=True)
+class Start:
+    """The factors A [L, in, R] and B [L, R, out] that a tuning begins with, and facts of them."""
+
+    factors: Updates
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class TunedCards(Method, FromSamples):
     name: ClassVar[str] = "tuned_cards"
     what: ClassVar[str] = "the prompt's card, trained further on solved samples, merged"
     frozen: ClassVar[tuple[str, ...]] = LoraGen.frozen
-    fresh: ClassVar[bool] = False
+    beginning: ClassVar[str] = "the card of a system prompt"
 
     edge: Model
     ours: LoraGen
@@ -111,17 +119,16 @@ class TunedCards(Method, FromSamples):
         """
         asked = {prompt: self._tokens(prompt) for prompt in dict.fromkeys(prompts)}
         distinct = sorted(asked, key=lambda prompt: _longest(asked[prompt]))
-        made = dict(zip(distinct, self.ours.prepare(distinct), strict=True))
-        starts = {prompt: self._start(made[prompt].card) for prompt in distinct}
-        rank = max((_rank(start) for start in starts.values()), default=1)
+        starts = dict(zip(distinct, self._starts(distinct), strict=True))
+        rank = max((_rank(start.factors) for start in starts.values()), default=1)
         most = max(map(len, asked.values()), default=0)
         found: dict[str, Conditioning] = {}
         for begin in range(0, len(distinct), BATCH):
             part = distinct[begin : begin + BATCH]
-            factors = [_with_rank(starts[prompt], rank) for prompt in part]
+            factors = [_with_rank(starts[prompt].factors, rank) for prompt in part]
             rows = _rows([asked[prompt] for prompt in part], max(most, 1))
             for prompt, experts in zip(part, self._tuned(factors, rows), strict=True):
-                facts = {**made[prompt].facts, "examples": len(asked[prompt])}
+                facts = {**starts[prompt].facts, "examples": len(asked[prompt])}
                 found[prompt] = Conditioning(card=self._card(prompt, experts), facts=facts)
         return [found[prompt] for prompt in prompts]
 
@@ -143,17 +150,17 @@ class TunedCards(Method, FromSamples):
             found.append((question[-(room - len(answer)) :], answer))
         return found
 
-    def _start(self, card: Card | None) -> Updates:
-        """The factors A [L, in, R] and B [L, R, out] of a card, or of a fresh LoRA."""
-        assert card is not None
-        pool = self.ours.generator.pool
-        card.check(self.edge, pool)
-        rank = assembled_rank(pool, card.gates)
-        if self.fresh:
-            leaves = lora_leaves(self.edge.config, self.edge.config.projections, rank)
-            return without_expert_axis(initialise(leaves, jax.random.key(self.tuning.seed)))
-        factors = assemble(pool, jnp.asarray(card.gates), rank)
-        return {name: {"a": a, "b": b} for name, (a, b) in factors.items()}
+    def _starts(self, prompts: Sequence[str]) -> list[Start]:
+        """What the tuning of each prompt begins with."""
+        pool, found = self.ours.generator.pool, []
+        for one in self.ours.prepare(prompts):
+            assert one.card is not None
+            one.card.check(self.edge, pool)
+            rank = assembled_rank(pool, one.card.gates)
+            factors = assemble(pool, jnp.asarray(one.card.gates), rank)
+            begun = {name: {"a": a, "b": b} for name, (a, b) in factors.items()}
+            found.append(Start(begun, one.facts))
+        return found
 
     def _tuned(self, factors: Sequence[Updates], rows: Rows) -> list[Updates]:
         """The factors of each prompt after the steps, as one expert per layer."""
@@ -167,8 +174,7 @@ class TunedCards(Method, FromSamples):
         pairs = self.solved.get(prompt, ())
         texts = [self.name, str(self.tuning), prompt, *(text for pair in pairs for text in pair)]
         name = request_key("tuned", self.ours.generator.fingerprint, *texts)
-        start = "a fresh LoRA" if self.fresh else "the card of a system prompt"
-        origin = f"trained on {len(pairs)} solved samples, beginning with {start}"
+        origin = f"trained on {len(pairs)} solved samples, beginning with {self.beginning}"
         return own_card(self.edge, experts, 1.0, name, origin)
 
 
@@ -179,7 +185,24 @@ class TunedFresh(TunedCards):
 
     name: ClassVar[str] = "tuned_fresh"
     what: ClassVar[str] = "a fresh LoRA per prompt, trained on solved samples, merged"
-    fresh: ClassVar[bool] = True
+    frozen: ClassVar[tuple[str, ...]] = ("edge",)
+    beginning: ClassVar[str] = "a fresh LoRA"
+
+    @property
+    def rank(self) -> int:
+        """The rank of a card's LoRA."""
+        config = self.ours.generator.config
+        opened = config.experts if config.routing == "gumbel" else config.top_k
+        return config.rank * (opened if config.combine == "products" else 1)
+
+    @property
+    def leaves(self) -> dict[str, dict[str, Leaf]]:
+        """What is trained for each prompt."""
+        return lora_leaves(self.edge.config, self.edge.config.projections, self.rank)
+
+    def _starts(self, prompts: Sequence[str]) -> list[Start]:
+        drawn = initialise(self.leaves, jax.random.key(self.tuning.seed))
+        return [Start(without_expert_axis(drawn), {})] * len(prompts)
 
     @classmethod
     def learning(cls) -> TuningSettings:

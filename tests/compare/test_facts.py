@@ -22,7 +22,7 @@ from lorage_jax.methods.in_context import InContext
 from lorage_jax.methods.in_context_cached import InContextCached
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning
-from lorage_jax.methods.tuned_cards import TunedCards
+from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh
 from lorage_jax.models.experts import Pool
 from lorage_jax.world.samples import draw_world
 
@@ -74,6 +74,11 @@ def test_parameters_of_results_that_were_trained_before(tmp_path):
     tuned = TunedCards.load(edge, nano.GENERATOR)
     counts = [trained_parameters(one, edge, None, nano.GENERATOR) for one in (method, tuned)]
     assert counts[0] == counts[1]
+    fresh = TunedFresh.load(edge, nano.GENERATOR).given({})
+    [row] = fresh.prepare(["Shout."])
+    assert row.card is not None and row.card.pool is not None
+    own = sum(x.size for x in jax.tree.leaves(row.card.pool.experts))
+    assert trained_parameters(fresh, edge, None, nano.GENERATOR) == own < counts[0]
     for name in ("one", "two"):
         (tmp_path / name / "lora").mkdir(parents=True)
         arrays = {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}
