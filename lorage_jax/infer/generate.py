@@ -168,7 +168,6 @@ def generate_tokens(
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
-    pool = nameless(pool)
     unread, past = (rows, None) if prefixes is None else behind(prefixes, rows)
     tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
     ends = tuple(sorted({*eos_ids(model), *ends}))
@@ -182,7 +181,7 @@ def generate_tokens(
         tokens, mask, weights = spread_rows(model.params, tokens, mask, weights)
     size, params = bucket(max_new_tokens), program_params(model.params)
     limit = np.int32(max_new_tokens if watch is None else min(CHUNK, max_new_tokens))
-    started = [model.config, size, params, tokens, mask, controls, pool, weights, limit]
+    started = [model.config, size, params, tokens, mask, controls, nameless(pool), weights, limit]
     if past is not None:
         whole = left_pad(rows, padded_prompt(max(map(len, rows))))
         started += [past, whole if "penalty" in controls else None]
@@ -206,7 +205,7 @@ def generate_tokens(
             return outputs
         limit = np.int32(min(step + CHUNK, max_new_tokens))
         cache, progress = compiled_continue(
-            model.config, params, cache, progress, controls, pool, weights, limit
+            model.config, params, cache, progress, controls, nameless(pool), weights, limit
         )
 
 
