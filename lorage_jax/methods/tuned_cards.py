@@ -60,7 +60,7 @@ class Start:
 class TuningSettings:
     """Settings of the tuning, by Adam with a constant learning rate.
 
-    The default rate was better than a third and three times of it on the nano pair.
+    On the nano pair, the default rate was better than three times of it.
     """
 
     steps: int = 30
