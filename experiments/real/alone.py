@@ -1,4 +1,4 @@
-"""What carries over to unseen kinds of tasks: short runs on instructions alone, on a real model.
+"""Short runs on instructions alone, on a real model: do they carry over to unseen kinds of tasks?
 
     python experiments/side_by_side.py experiments/real/alone.py --methods lora_in_context   # a GPU
     python experiments/side_by_side.py experiments/real/alone.py --seeds 3 --at-once 8

@@ -151,7 +151,7 @@ class TunedCards(Method, FromSamples):
         return found
 
     def _starts(self, prompts: Sequence[str]) -> list[Start]:
-        """What the tuning of each prompt begins with."""
+        """The start of each prompt's tuning."""
         pool, found = self.ours.generator.pool, []
         for one in self.ours.prepare(prompts):
             assert one.card is not None
@@ -197,7 +197,7 @@ class TunedFresh(TunedCards):
 
     @property
     def leaves(self) -> dict[str, dict[str, Leaf]]:
-        """What is trained for each prompt."""
+        """The factors that are trained for each prompt."""
         return lora_leaves(self.edge.config, self.edge.config.projections, self.rank)
 
     def _starts(self, prompts: Sequence[str]) -> list[Start]:
