@@ -12,7 +12,6 @@ import jax
 
 from lorage_jax import distributed
 from lorage_jax.commands.adapters import load_adapted
-from lorage_jax.config import HeldOut
 from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
@@ -26,11 +25,17 @@ from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_nam
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
-from lorage_jax.fields import at_home, from_dict
+from lorage_jax.fields import at_home
 from lorage_jax.files.journal import Journal
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
-from lorage_jax.generator.store import edge_path, generator_path, load_generator, read_values
+from lorage_jax.generator.store import (
+    edge_path,
+    generator_path,
+    held_out,
+    load_generator,
+    read_values,
+)
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.models.model import Model
@@ -76,8 +81,8 @@ def _evaluated(options: Eval) -> dict[str, Any]:
         found = dataclasses.replace(options, generator=generator_path(options.generator))
     if files:
         check_installed()
-        held, most = _held_out(found), options.max_new_tokens
-        written = written_tasks(files, shots, held, options.seed, most)
+        held = [] if found.generator is None else held_out(read_values(found.generator))
+        written = written_tasks(files, shots, held, options.seed, options.max_new_tokens)
         print(f"{len(written.tasks)} tasks of {', '.join(files)}.")
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
     if twice := [name for name in plain if name in written.tasks]:
@@ -120,14 +125,6 @@ def _evaluated(options: Eval) -> dict[str, Any]:
 def is_file(name: str) -> bool:
     """True if `name` of --tasks is a file of tasks, or a folder of such files."""
     return name.endswith(ENDINGS) or ("/" in name and Path(name).is_dir())
-
-
-def _held_out(options: Eval) -> list[HeldOut]:
-    """The held-out parts that the generator's training recorded; empty for a model."""
-    if options.generator is None:
-        return []
-    about = read_values(options.generator)["about"]
-    return [from_dict(HeldOut, one) for one in about.get("held_out", [])]
 
 
 def progress_path(result: Path | None) -> Path | None:

@@ -14,7 +14,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
-from lorage_jax.generator.store import GENERATOR, TENSORS, load_generator, read_values
+from lorage_jax.generator.store import GENERATOR, TENSORS, held_out, load_generator, read_values
 from lorage_jax.report.explain import to_text
 from lorage_jax.report.pictures import expert_heatmap, gate_heatmap, gate_text
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lorage_jax.commands.options import Inspect
 
 PROMPTS = 512  # of each family that --tasks draws
-PICTURED = ("operation", "format")
+PICTURED = ("operation", "format", "kind", "unseen kind")
 
 
 def run(options: Inspect) -> dict[str, Any]:
@@ -39,9 +39,10 @@ def run(options: Inspect) -> dict[str, Any]:
 
 
 def _check(options: Inspect, is_generator: bool) -> None:
-    for name in ("prompt", "cloud"):
+    for name in ("prompt", "cloud", "task_file"):
         if getattr(options, name) is not None and not options.tasks:
-            raise ConfigError(f"--{name} needs --tasks, which lets a generator read prompts.")
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} needs --tasks, which lets a generator read prompts.")
     if options.tasks and not is_generator:
         raise ConfigError(
             f"{options.path} is not a generator; --tasks needs a folder that `lorage train` wrote."
@@ -66,12 +67,16 @@ def _card(options: Inspect) -> dict[str, Any]:
 
 def _tasks(options: Inspect) -> dict[str, Any]:
     """The facts of a generator, and the tasks that its experts serve."""
-    from lorage_jax.world.explain import explain  # imports what training needs
+    from lorage_jax.report.role_prompts import explain_tasks, explain_world  # imports training
 
     prompt = None if options.prompt is None else read_text(options.prompt)
     generator = load_generator(options.path, options.cloud)
     facts = _generator(options.path)
-    found = explain(generator, prompts_per_family=PROMPTS, seed=0, prompt=prompt)
+    if options.task_file is None:
+        found = explain_world(generator, prompts_per_family=PROMPTS, seed=0, prompt=prompt)
+    else:
+        held = held_out(facts)
+        found = explain_tasks(generator, options.task_file, held=held, prompt=prompt)
     print(f"\n{to_text(found)}")
     if options.png is not None:
         rows = {kind: gates for kind, gates in found["gates"].items() if kind in PICTURED}

@@ -208,7 +208,8 @@ class Serve:
 class Inspect:
     """Show a card's gates by layer and expert as text and picture, or the facts of a generator.
 
-    With --tasks, also show what a generator's experts do, measured on the gates of drawn prompts.
+    With --tasks, also show what a generator's experts do, measured on the gates of many prompts:
+    of built-in tasks, or of your own.
 
     Example: lorage inspect special/card.json --png gates.png
     """
@@ -216,13 +217,16 @@ class Inspect:
     path: Positional[Path]
     """Card file, or folder that lorage_jax wrote, or nano or smollm2 for a bundled generator."""
     tasks: bool = False
-    """Also show which experts serve which built-in tasks, and the nearest prompts."""
+    """Also show which experts serve which tasks, and the nearest prompts."""
+    task_file: Path | None = None
+    """With --tasks: files of tasks as for `lorage eval`, whose definitions are read; by default
+    built-in tasks."""
     prompt: str | None = None
     """With --tasks: text file with a system prompt, to list its neighbours; - reads stdin."""
     cloud: Path | None = None
     """With --tasks: the cloud model, if it has moved since the generator was saved."""
     png: Path | None = None
-    """Picture to write: a card's gates, or with --tasks the experts by operation and format."""
+    """Picture to write: a card's gates, or with --tasks the experts by task."""
     json: Json = None
     overwrite: bool = False
     """Replace the picture if it exists."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.bundled import MODELS, generator_folder, kept_models
-from lorage_jax.config import GeneratorConfig, ModelConfig
+from lorage_jax.config import GeneratorConfig, HeldOut, ModelConfig
 from lorage_jax.data.templates import TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
@@ -187,6 +187,11 @@ def read_values(folder: str | Path) -> dict[str, Any]:
     recorded = {name: kind for name, kind in OPTIONAL.items() if _has(values, name)}
     check_fields(folder, values, recorded)
     return values
+
+
+def held_out(values: dict[str, Any]) -> list[HeldOut]:
+    """What training held out of its files of tasks, by `read_values`; empty if there were none."""
+    return [from_dict(HeldOut, one) for one in values["about"].get("held_out", [])]
 
 
 def _template(folder: Path, values: dict[str, Any]) -> TemplateKind:

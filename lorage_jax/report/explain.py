@@ -1,7 +1,8 @@
-"""The figures of `explain` as text for a terminal, in lines of less than 100 characters."""
+"""The roles of experts (`roles.explain_gates`) as text, in lines of less than 100 characters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 LAYERS = 4  # the layers with most information
 SHARES = 6  # the experts with the largest shares
 WIDTH = 99
+VALUES = 40  # of a kind that are shown, those with most prompts
+LABEL = 18
 
 
 def to_text(found: Mapping[str, Any]) -> str:
@@ -20,7 +23,7 @@ def to_text(found: Mapping[str, Any]) -> str:
 
 def _prompts(found: Mapping[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{count} of {family}" for family, count in found["prompts"].items())
-    yield f"Drawn prompts: {counts}; in wordings of training and in unseen ones."
+    yield f"Prompts: {counts}."
     for family, count in found.get("left_out", {}).items():
         if count:
             yield f"Left out, as they are longer than the cloud's context: {count} of {family}."
@@ -32,12 +35,15 @@ def _serves(found: Mapping[str, Any]) -> Iterator[str]:
     yield "chance: the largest difference between the two with values shuffled over the prompts."
     for kind, values in found["serves"].items():
         yield f"{kind:20}prompts  chance"
-        for value, one in values.items():
+        shown = _most(values, values)
+        for value, one in shown.items():
             experts = "  ".join(
                 f"{e['layer']:>3}/{e['expert']:<3}{e['gate']:.2f} ({e['others']:.2f})"
                 for e in one["experts"]
             )
-            yield f"  {value:18}{one['prompts']:7}  {one['chance']:6.2f}  {experts}"
+            label = value[: LABEL - 1]
+            yield f"  {label:{LABEL}}{one['prompts']:7}  {one['chance']:6.2f}  {experts}"
+        yield from _rest(len(values) - len(shown))
 
 
 def _tells(found: Mapping[str, Any]) -> Iterator[str]:
@@ -60,8 +66,10 @@ def _usage(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {f'layer {layer}':18}{_strongest(shares)}"
     for kind, values in found["usage"]["values"].items():
         yield kind
-        for value, shares in values.items():
-            yield f"  {value:18}{_strongest(shares)}"
+        shown = _most(values, found["serves"][kind])
+        for value, shares in shown.items():
+            yield f"  {value[: LABEL - 1]:{LABEL}}{_strongest(shares)}"
+        yield from _rest(len(values) - len(shown))
 
 
 def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
@@ -81,6 +89,18 @@ def _neighbours(found: Mapping[str, Any]) -> Iterator[str]:
         parts = " ".join(",".join(values) for values in one["parts"].values())
         yield f"  {one['cosine']:.3f}  {one['from']:17} {parts}"
         yield f"         {_line(one['prompt'])}"
+
+
+def _most(values: Mapping[str, Any], serves: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with most prompts, in their order; one that all prompts have is among them."""
+    counts = {value: serves[value]["prompts"] if value in serves else math.inf for value in values}
+    kept = sorted(counts, key=lambda value: -counts[value])[:VALUES]
+    return {value: one for value, one in values.items() if value in kept}
+
+
+def _rest(count: int) -> Iterator[str]:
+    if count:
+        yield f"  and {count} more (all with --json)"
 
 
 def _strongest(shares: Sequence[float]) -> str:

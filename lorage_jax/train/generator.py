@@ -25,7 +25,7 @@ from lorage_jax.generator.generator import (
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts
 from lorage_jax.generator.pool import make_pool
 from lorage_jax.generator.router import statistics_leaves
-from lorage_jax.generator.store import load_generator, read_values, save_generator
+from lorage_jax.generator.store import held_out, load_generator, read_values, save_generator
 from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
@@ -165,7 +165,7 @@ def _held_out(config: ExperimentConfig) -> dict[str, Any]:
     """The `held_out` of the sources of tasks, also of the generator that training began with."""
     found = [to_dict(one.held_out) for one in config.data.sources if one.kind == "tasks"]
     if config.init:
-        found += read_values(config.init)["about"].get("held_out", [])
+        found += map(to_dict, held_out(read_values(config.init)))
     unique = [one for i, one in enumerate(found) if one not in found[:i]]
     return {"held_out": unique} if unique else {}
 

@@ -10,7 +10,7 @@ import pytest
 
 import lorage_jax as lg
 from lorage_jax.commands import inspect
-from lorage_jax.world import explain as explaining
+from lorage_jax.report import role_prompts
 from tests.commands.world import PROMPT, lorage
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -63,6 +63,27 @@ def test_tasks_with_a_prompt_from_standard_input_and_a_moved_cloud(
     assert "gates, to: Be kind.\n" in capfd.readouterr().out
 
 
+def test_a_file_of_tasks(world, tmp_path, refuse, capfd):
+    path, png = tmp_path / "mine.jsonl", tmp_path / "experts.png"
+    asked = [{"input": "a", "output": "b"}]
+    rows = [
+        {"name": name, "definition": [f"{name} {n}" for n in range(5)], "instances": asked}
+        for name in ("Reverse", "Double")
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    args = ("inspect", world.generator, "--tasks", "--task-file", path)
+    assert lorage(*args, "--png", png, "--json", tmp_path / "facts.json") == 0
+    assert "Prompts: 10 of tasks." in capfd.readouterr().out
+    assert png.read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "facts.json").read_text())["tasks"]
+    assert set(found["gates"]["kind"]) == {"Reverse", "Double"}
+    path.write_text(json.dumps(rows[0]))
+    refuse(*args, says="too few prompts .5 of tasks.: fewer than 8 .* context of 256 tokens")
+    path.write_text("no")
+    refuse(*args, says="mine.jsonl")
+    refuse("inspect", world.generator, "--task-file", path, says="--task-file needs --tasks")
+
+
 def test_misuse(world, tmp_path, refuse, monkeypatch):
     card, prompt = world.special / "card.json", world.root / "prompt.txt"
     for path in (card, world.special, tmp_path / "nowhere"):
@@ -74,7 +95,7 @@ def test_misuse(world, tmp_path, refuse, monkeypatch):
     (tmp_path / "mine.png").write_text("mine")
     tasks = ("inspect", world.generator, "--tasks")
     with monkeypatch.context() as patch:
-        patch.setattr(explaining, "explain", None)  # these are refused before the work
+        patch.setattr(role_prompts, "explain_world", None)  # these are refused before the work
         refuse(*tasks, "--png", tmp_path / "mine.png", says="mine.png")
         refuse(*tasks, "--prompt", tmp_path / "none.txt", says="Expected a file with the text")
     (tmp_path / "long.txt").write_text("x" * 300)

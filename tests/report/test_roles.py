@@ -8,14 +8,17 @@ from random import Random
 import numpy as np
 import pytest
 
+from lorage_jax.config import HeldOut
+from lorage_jax.data.written_tasks import is_held_out
 from lorage_jax.errors import DataError
 from lorage_jax.generator.generator import specialize
 from lorage_jax.report import pictures
+from lorage_jax.report import role_prompts as module
 from lorage_jax.report.explain import to_text
-from lorage_jax.world import explain as module
+from lorage_jax.report.role_prompts import explain_tasks, explain_world
+from lorage_jax.report.roles import Sample, explain_gates
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import tools as world_tools
-from lorage_jax.world.explain import Sample, explain, explain_gates
 from tests.tiny import make_generator, make_tiny
 
 LAYERS, EXPERTS = 3, 19  # one more than there are operations
@@ -282,7 +285,7 @@ def generator(tmp_path_factory):
 
 
 def test_explain_reads_the_drawn_prompts(generator):
-    found = explain(generator, prompts_per_family=9, seed=5, prompt="Say yes.")
+    found = explain_world(generator, prompts_per_family=9, seed=5, prompt="Say yes.")
     assert found["prompts"] == {"words": 9, "tools": 9}
     assert found["left_out"] == {"words": 0, "tools": 0}
     drawn = [
@@ -312,9 +315,71 @@ def test_explain_reads_the_drawn_prompts(generator):
 
 def test_prompts_that_the_cloud_cannot_read_are_left_out(generator, monkeypatch):
     monkeypatch.setattr(module, "fit_cloud", lambda _, text: (text, "Workbench" in text))
-    found = explain(generator, prompts_per_family=10, seed=0)
+    found = explain_world(generator, prompts_per_family=10, seed=0)
     assert found["prompts"] == {"words": 10} and found["left_out"] == {"words": 0, "tools": 10}
     assert set(found["serves"]) == {"operation", "style", "format"}
     monkeypatch.setattr(module, "fit_cloud", lambda _, text: (text, Random(text).random() < 0.9))
-    with pytest.raises(DataError, match="fewer than 8 fit into the cloud's context of 4096 tokens"):
-        explain(generator, prompts_per_family=10, seed=0)
+    with pytest.raises(DataError, match=r"10 of words, 10 of tools\): fewer than 8"):
+        explain_world(generator, prompts_per_family=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Six tasks of three kinds with ten wordings each, as a file."""
+    path = tmp_path_factory.mktemp("tasks") / "mine.jsonl"
+    rows = [
+        {
+            "name": f"{kind}{number}",
+            "group": kind,
+            "definition": [f"{kind.title()} the word, please ({number}/{n})." for n in range(10)],
+            "instances": [{"input": "a", "output": "b"}],
+        }
+        for kind in ("reverse", "double", "spell")
+        for number in (0, 1)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_the_definitions_of_a_file_of_tasks(generator, tasks):
+    found = explain_tasks(generator, tasks)
+    assert found["prompts"] == {"tasks": 48} and found["left_out"] == {"tasks": 0}
+    assert {kind: one["prompts"] for kind, one in found["serves"]["kind"].items()} == {
+        "reverse": 16,
+        "double": 16,
+        "spell": 16,
+    }
+    assert found == explain_tasks(generator, tasks) != explain_tasks(generator, tasks, seed=1)
+    text = to_text(found)
+    assert "Prompts: 48 of tasks.\n" in text and max(map(len, text.split("\n"))) < 100
+
+
+def test_tasks_that_training_held_out_stand_apart(generator, tasks):
+    held = HeldOut(tasks=0.4, paraphrases=0.3, seed=2, by="group")
+    new = {kind for kind in ("reverse", "double", "spell") if is_held_out("task", kind, 0.4, 2)}
+    assert len(new) == 1
+    found = explain_tasks(generator, tasks, held=[held], prompt="Reverse it.")
+    assert found["prompts"] == {"tasks": 16 * (3 - len(new)), "unseen tasks": 16 * len(new)}
+    assert set(found["usage"]["values"]["unseen kind"]) == new
+    assert not new & set(found["usage"]["values"]["kind"])
+    for one in found["nearest"]["neighbours"]:
+        wording = "unseen" if is_held_out("definition", one["prompt"], 0.3, 2) else "seen"
+        kind = one["prompt"].split()[0].casefold()
+        family = "unseen tasks" if kind in new else "tasks"
+        assert one["from"] == f"{family}/{wording} wording"
+    # What only one of two sources held out was in training.
+    both = explain_tasks(generator, tasks, held=[held, HeldOut(tasks=0.0, paraphrases=0.0)])
+    assert both["prompts"] == {"tasks": 48}
+
+
+def test_many_values_are_cut_in_the_text(words):
+    _, _, found = words
+    kind, values = "operation", found["serves"]["operation"]
+    many = {
+        f"{value} number {n} of its kind": one for n in range(3) for value, one in values.items()
+    }
+    shares = {name: [0.5, 0.5] for name in many}
+    usage = {**found["usage"], "values": {kind: shares}}
+    text = to_text({**found, "serves": {kind: many}, "usage": usage})
+    assert text.count(f"  and {len(many) - 40} more (all with --json)") == 2
+    assert max(map(len, text.split("\n"))) < 100

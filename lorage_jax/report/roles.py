@@ -1,7 +1,8 @@
-"""The roles of a generator's experts in the built-in world, read from the gates of drawn prompts.
+"""The roles of a generator's experts, read from the gates of prompts of which something is known.
 
-The parts of the prompts are known (`world_prompts.Prompt.parts`: operation, format, verb, ...), so
-their gates [P, L, E] show the purpose of an expert (layer, number). `explain` returns JSON values:
+With what is known of each prompt (its kind of task, or in the built-in world its operation, format,
+verb, ...) the gates [P, L, E] show the purpose of an expert (layer, number). `explain_gates`
+returns JSON values:
 
     serves[kind][value]   `experts`: the experts whose mean gate under prompts with this value
                           exceeds their mean gate under the family's other prompts the most, with
@@ -26,22 +27,12 @@ their gates [P, L, E] show the purpose of an expert (layer, number). `explain` r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lorage_jax.errors import DataError
-from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.methods.lora_gen import LoraGen, fit_cloud
-from lorage_jax.world import prompts as world_prompts
-from lorage_jax.world.prompts import Prompt
-
-FAMILIES = ("words", "tools")
-SPLITS = ("train", "paraphrase")  # half of the prompts each
-BATCH_PROMPTS = 16
-FEWEST = 8  # prompts of a family; with fewer it is left out
 PER_SYMBOL = 8  # prompts needed for each set of open experts
 SHUFFLES = 20
 EXPERTS = 3  # experts named for each value
@@ -49,13 +40,25 @@ NEIGHBOURS = 5
 TIE = 1e-6  # cosines within this count as equal; with a single open expert many are
 
 
+class Described(Protocol):
+    """A system prompt with its `parts`: of every kind the values that it has."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Drawn prompts of one family, with their splits and gates [P, L, E] in float64."""
+    """Prompts of one family, with their splits and gates [P, L, E] in float64.
+
+    All have parts of the same kinds, and no two families share a kind.
+    """
 
     family: str
-    prompts: list[Prompt]
-    splits: list[str]
+    prompts: Sequence[Described]
+    splits: Sequence[str]
     gates: np.ndarray
 
     def kinds(self) -> Iterator[tuple[str, list[str], np.ndarray]]:
@@ -66,51 +69,17 @@ class Sample:
             yield kind, values, np.asarray(rows, np.float64)
 
 
-def explain(
-    generator: Generator, *, prompts_per_family: int, seed: int, prompt: str | None = None
-) -> dict[str, Any]:
-    """Explains the experts by drawn prompts, and finds the neighbours of one prompt.
-
-    Args:
-        generator: its cloud reads the prompts.
-        prompts_per_family: prompts drawn from each family, half of them in unseen wordings.
-        seed: seed for the prompts and shuffles.
-        prompt: the prompt to find neighbours of; by default one of those drawn.
-
-    Prompts longer than the cloud's context are left out and counted. Raises DataError if `prompt`
-    is too long, or too few of the others remain.
-    """
-    query = None if prompt is None else (prompt, specialize(generator, prompt).gates)
-    method = LoraGen(generator, batch_rows=BATCH_PROMPTS)
-    samples, left_out = [], {}
-    for family in FAMILIES:
-        halves = (prompts_per_family // 2, prompts_per_family - prompts_per_family // 2)
-        drawn = [
-            (p, split)
-            for split, n in zip(SPLITS, halves, strict=True)
-            for p in world_prompts.draw_prompts(split, n, seed, family)
-        ]
-        kept = [(p, split) for p, split in drawn if not fit_cloud(generator, p.system)[1]]
-        left_out[family] = len(drawn) - len(kept)
-        if len(kept) < FEWEST:
-            continue
-        prompts = [p for p, _ in kept]
-        rows = method.prepare([p.system for p in prompts])
-        cards = [row.card for row in rows if row.card is not None]
-        gates = np.asarray([card.gates for card in cards], np.float64)
-        samples.append(Sample(family, prompts, [split for _, split in kept], gates))
-    if not samples:
-        raise DataError(
-            f"of {prompts_per_family} prompts per family, fewer than {FEWEST} fit into the cloud's "
-            f"context of {generator.cloud.config.max_positions} tokens; nothing can be said."
-        )
-    return explain_gates(samples, seed=seed, query=query) | {"left_out": left_out, "seed": seed}
-
-
 def explain_gates(
     samples: Sequence[Sample], *, seed: int, query: tuple[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """`explain` for known gates. `query`: a prompt and its gates [L, E], to find neighbours of."""
+    """The roles of all experts, as the head of this file says.
+
+    Args:
+        samples: the prompts with their gates, by family.
+        seed: seed for the shuffles.
+        query: a prompt and its gates [L, E], to find neighbours of; by default the last of the
+            first family.
+    """
     found: dict[str, Any] = {
         "prompts": {sample.family: len(sample.prompts) for sample in samples},
         "serves": {},
@@ -225,7 +194,6 @@ def _agreement(sample: Sample) -> dict[str, Any]:
 
 def _neighbours(samples: Sequence[Sample], query: tuple[str, np.ndarray] | None) -> dict[str, Any]:
     """The nearest prompts of all samples whose text differs."""
-    # The last prompt drawn is a paraphrase.
     text, gates = query or (samples[0].prompts[-1].system, samples[0].gates[-1])
     unit, others = _unit(gates[None].astype(np.float64))[0], []
     for sample in samples:
