@@ -175,9 +175,6 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
     """
     owners = [i for i, group in enumerate(sample.groups) for _ in group]
     unit = Unit(sample.name, sample.prompts, sample.records, owners)
-    method = arm.method.method if isinstance(arm.method, WithSamples) else arm.method
-    if isinstance(method, LoraGen):
-        edge = method.generator.speaking(edge)
     spoken = edge
 
     def answer(arm: Arm, unit: Unit[Record], placement: Placement, rows: Any) -> Answered[str]:

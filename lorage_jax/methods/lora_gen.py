@@ -99,11 +99,14 @@ class LoraGen(Method, Trainable):
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         """Merges a single card for all rows; several stay unmerged, one per row.
 
-        Raises ConfigError if a row has no card.
+        The edge answers in the turns of the generator's training. Raises ConfigError if a row has
+        no card.
         """
         cards = [row.card for row in rows if row.card is not None]
         if len(cards) < len(rows) or not rows:
             raise ConfigError("a row has no card; expected the conditionings of lora_gen.prepare.")
+        if edge.tokenizer is not None:
+            edge = self.generator.speaking(edge)
         pool = beside(self.generator.pool, edge)
         if shared(rows):
             return Placement(merge(edge, pool, cards[0]))
