@@ -17,7 +17,7 @@ LABEL = 18
 
 def to_text(found: Mapping[str, Any]) -> str:
     """Tables of experts by value, information by layer, shares, agreement and neighbours."""
-    parts = (_prompts, _serves, _tells, _usage, _agreement, _neighbours)
+    parts = (_prompts, _serves, _tells, _usage, _agreement, _unseen, _neighbours)
     return "\n".join(line[:WIDTH].rstrip() for part in parts for line in part(found))
 
 
@@ -80,6 +80,15 @@ def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
         for kind, one in kinds.items():
             figures = f"{one['share']:7.2f}{one['chance']:8.2f}{one['possible']:10.2f}"
             yield f"  {kind:18}{figures}"
+
+
+def _unseen(found: Mapping[str, Any]) -> Iterator[str]:
+    if kinds := found["nearest"].get("kinds"):
+        yield ""
+        yield "Unseen kinds, each with the kinds of training whose gates are most like its own (cosine):"
+        for kind, nearest in kinds.items():
+            likes = ", ".join(f"{one['value']} ({one['cosine']:.2f})" for one in nearest[:2])
+            yield f"  {kind[: LABEL - 1]:{LABEL}}{likes}"
 
 
 def _neighbours(found: Mapping[str, Any]) -> Iterator[str]:

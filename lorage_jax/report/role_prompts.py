@@ -18,7 +18,7 @@ from lorage_jax.data.written_tasks import WrittenTask, is_held_out, read_tasks, 
 from lorage_jax.errors import DataError
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.methods.lora_gen import LoraGen, fit_cloud
-from lorage_jax.report.roles import Described, Sample, explain_gates
+from lorage_jax.report.roles import Described, Sample, explain_gates, nearest_values
 from lorage_jax.world import prompts as world_prompts
 
 FAMILIES = ("words", "tools")
@@ -26,6 +26,7 @@ SPLITS = ("train", "paraphrase")  # half of the prompts each
 BATCH_PROMPTS = 16
 FEWEST = 8  # prompts of a family; with fewer it is left out
 WORDINGS = 8  # of a task, at most
+SEEN, UNSEEN = "kind", "unseen kind"
 
 Candidate = tuple[Described, str]  # a prompt and its split
 
@@ -81,18 +82,24 @@ def explain_tasks(
         seed: seed for the drawn definitions and for the shuffles.
         prompt: the prompt to find neighbours of; by default one of the definitions.
 
+    Returns `explain_gates`, and in `nearest["kinds"]` for each unseen kind of task the kinds of
+    training whose gates are most like its own.
+
     Raises DataError for a file that cannot be read, and as `explain_world` does.
     """
     tasks = [task for task in read_tasks([path]) if task.definitions]
     unseen = [task for task in tasks if held and all(task_held_out(task, one) for one in held)]
     seen = [task for task in tasks if task not in unseen]
-    families = (("tasks", "kind", seen), ("unseen tasks", "unseen kind", unseen))
+    families = (("tasks", SEEN, seen), ("unseen tasks", UNSEEN, unseen))
     candidates = {
         family: [pair for task in own for pair in _definitions(task, kind, held, seed)]
         for family, kind, own in families
         if own
     }
-    return _explain(generator, candidates, seed, prompt)
+    found = _explain(generator, candidates, seed, prompt)
+    if {SEEN, UNSEEN} <= set(found["gates"]):
+        found["nearest"]["kinds"] = nearest_values(found["gates"][UNSEEN], found["gates"][SEEN])
+    return found
 
 
 def _definitions(

@@ -192,6 +192,31 @@ def _agreement(sample: Sample) -> dict[str, Any]:
     return found
 
 
+def nearest_values(of: Mapping[str, Any], among: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """For each value of one kind, the values of another with the most similar mean gates.
+
+    Args:
+        of: mean gates [L, E] by value, as `explain_gates` returns them.
+        among: the same of the other kind.
+
+    Returns [{"value", "cosine"}, ...] for each value of `of`, the nearest first. The cosines are
+    those of the differences from the mean over `among`, since all gates have much in common.
+    """
+    centre = np.mean([np.ravel(gates) for gates in among.values()], axis=0)
+
+    def rows(kind: Mapping[str, Any]) -> np.ndarray:
+        return _unit(np.asarray([np.ravel(gates) - centre for gates in kind.values()]))
+
+    cosines, names = rows(of) @ rows(among).T, list(among)
+    return {
+        value: [
+            {"value": names[i], "cosine": _json(row[i])}
+            for i in np.argsort(-row, kind="stable")[:NEIGHBOURS]
+        ]
+        for value, row in zip(of, cosines, strict=True)
+    }
+
+
 def _neighbours(samples: Sequence[Sample], query: tuple[str, np.ndarray] | None) -> dict[str, Any]:
     """The nearest prompts of all samples whose text differs."""
     text, gates = query or (samples[0].prompts[-1].system, samples[0].gates[-1])

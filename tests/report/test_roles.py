@@ -16,7 +16,7 @@ from lorage_jax.report import pictures
 from lorage_jax.report import role_prompts as module
 from lorage_jax.report.explain import to_text
 from lorage_jax.report.role_prompts import explain_tasks, explain_world
-from lorage_jax.report.roles import Sample, explain_gates
+from lorage_jax.report.roles import Sample, explain_gates, nearest_values
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world import tools as world_tools
 from tests.tiny import make_generator, make_tiny
@@ -367,9 +367,27 @@ def test_tasks_that_training_held_out_stand_apart(generator, tasks):
         kind = one["prompt"].split()[0].casefold()
         family = "unseen tasks" if kind in new else "tasks"
         assert one["from"] == f"{family}/{wording} wording"
+    [unseen] = new
+    likes = found["nearest"]["kinds"][unseen]
+    assert {one["value"] for one in likes} == {"reverse", "double", "spell"} - new
+    assert f"  {unseen:18}{likes[0]['value']} ({likes[0]['cosine']:.2f}), " in to_text(found)
     # What only one of two sources held out was in training.
     both = explain_tasks(generator, tasks, held=[held, HeldOut(tasks=0.0, paraphrases=0.0)])
     assert both["prompts"] == {"tasks": 48}
+
+
+def test_values_of_similar_gates():
+    shared = np.full((2, 4), 0.25)
+    first, second = np.zeros((2, 4)), np.zeros((2, 4))
+    first[0, 0] = second[1, 3] = 0.5
+    among = {"first": shared + first, "second": shared + second, "neither": shared}
+    found = nearest_values({"new": shared + 0.8 * second + 0.1 * first}, among)["new"]
+    assert found[0]["value"] == "second"
+    centre = np.mean(list(among.values()), axis=0)
+    own, other = 0.8 * second + 0.1 * first + shared - centre, shared + second - centre
+    cosine = np.vdot(own, other) / np.linalg.norm(own) / np.linalg.norm(other)
+    assert found[0]["cosine"] == pytest.approx(cosine, abs=1e-4)
+    assert "kinds" not in explain_gates([planted("words", "operation")[0]], seed=0)["nearest"]
 
 
 def test_many_values_are_cut_in_the_text(words):
