@@ -30,6 +30,7 @@ from lorage_jax.methods.routed import RoutedMethod, Sums, check_numbers
 from lorage_jax.models.experts import Routed
 from lorage_jax.models.leaves import Leaf, initialise
 from lorage_jax.train.experiment import settings_of
+from lorage_jax.train.step import per_prompt
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ class LoraMoe(RoutedMethod):
         cls, config: ExperimentConfig, batches: Batches
     ) -> Callable[[Batch], Batch] | None:
         """With the numbers of sources, if rows of some are to prefer the first half of experts."""
-        settings = settings_of(cls, config)
-        if settings.balance == 0 or settings.delta == 0:
+        if not _asks_sources(settings_of(cls, config)):
             return None
         require(
             config.data.packed_rows is None,
@@ -116,6 +116,17 @@ class LoraMoe(RoutedMethod):
             "Leave one of them out.",
         )
         return batches.with_sources
+
+    @classmethod
+    def longest(cls, config: ExperimentConfig, batch: Batch) -> Batch:
+        if not _asks_sources(settings_of(cls, config)):
+            return batch
+        return batch.replace(sources=per_prompt(batch.prompts, 1, jnp.int32))
+
+
+def _asks_sources(settings: LoraMoeSettings) -> bool:
+    """True if the balance term tells the rows of some sources from others."""
+    return settings.balance != 0 and settings.delta != 0
 
 
 def localised_balance(

@@ -61,7 +61,7 @@ from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
 from lorage_jax.train.losses import expert_usage, squared_cv
-from lorage_jax.train.step import Loss
+from lorage_jax.train.step import Loss, per_prompt
 
 KIND = parts_kind("no_llm", "a generator without a language model")
 BATCH_ROWS = 8  # prompts that are read at once
@@ -241,6 +241,14 @@ class NoLlm(Method, Trainable):
             return batch.replace(vectors=tuple(chunks))
 
         return with_vectors
+
+    @classmethod
+    def longest(cls, config: ExperimentConfig, batch: Batch) -> Batch:
+        settings = settings_of(cls, config)
+        if settings.reader != "sentence":
+            return batch
+        width = vector_width(settings.folder)
+        return batch.replace(vectors=per_prompt(batch.prompts, width, jnp.float32))
 
     @classmethod
     def finish(

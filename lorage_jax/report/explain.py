@@ -85,7 +85,7 @@ def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
 def _unseen(found: Mapping[str, Any]) -> Iterator[str]:
     if kinds := found["nearest"].get("kinds"):
         yield ""
-        yield "Unseen kinds, each with the kinds of training whose gates are most like its own (cosine):"
+        yield "Unseen kinds, and the kinds of training with the most similar gates (cosine):"
         for kind, nearest in kinds.items():
             likes = ", ".join(f"{one['value']} ({one['cosine']:.2f})" for one in nearest[:2])
             yield f"  {kind[: LABEL - 1]:{LABEL}}{likes}"

@@ -125,11 +125,16 @@ class Trainable(Protocol):
     def completed(
         cls, config: ExperimentConfig, batches: Batches
     ) -> Callable[[Batch], Batch] | None:
-        """Adds to a batch of the host what else the loss needs, `sources` or `vectors`.
+        """Returns a function that adds what else the loss needs to a batch of the host.
 
-        None if it needs nothing else.
+        That is `sources` or `vectors`; None if it needs neither.
         """
         return None
+
+    @classmethod
+    def longest(cls, config: ExperimentConfig, batch: Batch) -> Batch:
+        """The shapes of the longest batch with what `completed` adds, and the same shardings."""
+        return batch
 
     @classmethod
     def begin(

@@ -79,7 +79,7 @@ def longest_of(
     layout: Layout,
     row_tokens: int | None = None,
 ) -> Batch:
-    """`train.step.longest_batch` of a method's run, with what the edge or its teacher is shown."""
+    """`train.step.longest_batch` of a method's run, with all that its loss reads."""
     data, place = config.data, micro_sharding(layout)
     longest = data.max_query_tokens + data.max_prompt_tokens
     longer = dataclasses.replace(data, max_query_tokens=longest)
@@ -88,6 +88,7 @@ def longest_of(
     if method.has_teacher(config):
         told = longest_batch(longer, config.optimizer.accumulate, place, row_tokens)
         batch = with_shown(batch, told)
+    batch = method.longest(config, batch)
     return batch if method.prompt_reader() is not None else batch.replace(prompts=())
 
 

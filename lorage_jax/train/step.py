@@ -6,7 +6,7 @@ are summed over it inside the same compiled step. A loss sees one micro-batch at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import flax.struct
@@ -165,6 +165,16 @@ def device_batch(batch: Batch, accumulate: int, sharding: NamedSharding) -> Batc
     # Absent parts have no arrays; what only the host knows stays there.
     parts = batch.replace(group_ids=None, truncated=None, texts=())
     return jax.tree.map(split, parts)
+
+
+def per_prompt(prompts: Sequence[Rows], width: int, dtype: Any) -> tuple[Any, ...]:
+    """Shapes [A, p, width], one per chunk of abstract unpacked prompts, sharded like these."""
+    return tuple(
+        jax.ShapeDtypeStruct(
+            (*chunk.tokens.shape[:-1], width), dtype, sharding=chunk.tokens.sharding
+        )
+        for chunk in prompts
+    )
 
 
 def longest_batch(

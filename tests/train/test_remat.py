@@ -10,11 +10,14 @@ import pytest
 from lorage_jax.config import MeshConfig
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora import Lora
+from lorage_jax.methods.loramoe import LoraMoe, LoraMoeSettings
+from lorage_jax.methods.no_llm import NoLlm, NoLlmSettings
 from lorage_jax.methods.training import train
 from lorage_jax.sharding import Layout, local_memory, make_mesh
 from lorage_jax.train import remat
 from lorage_jax.train.experiment import build_step
-from lorage_jax.train.remat import device_memory, settled_remat, step_memory
+from lorage_jax.train.remat import device_memory, longest_of, settled_remat, step_memory
+from tests.tiny import make_encoder
 
 
 @pytest.fixture
@@ -61,6 +64,21 @@ def test_activations_that_are_kept_need_more(experiment, pair, layout):
     assert 0 < again < kept
     longer = dataclasses.replace(config.data, max_query_tokens=144)
     assert step_memory(Lora, dataclasses.replace(config, data=longer), models, layout) > kept
+
+
+def test_the_longest_batch_has_all_that_the_loss_reads(experiment, pair, layout, tmp_path):
+    """A method may ask for sources or vectors, which the host adds to a batch."""
+    models = {"edge": load_model(pair[1]).config}
+    encoder = str(make_encoder(tmp_path / "encoder"))
+    for method, settings, added, width in (
+        (LoraMoe, LoraMoeSettings(balance=0.1, delta=0.1, dropout=0.0), "sources", 1),
+        (NoLlm, NoLlmSettings("sentence", encoder), "vectors", 16),
+    ):
+        config = experiment(method=method.name, settings=settings)
+        batch = longest_of(method, config, layout)
+        assert [one.shape for one in getattr(batch, added)] == [(1, 8, width)]
+        program = build_step(method, config, models, layout)
+        program.step.lower(program.state, program.frozen, batch)
 
 
 def test_a_step_is_not_built_before(experiment, layout):
