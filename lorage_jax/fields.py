@@ -48,6 +48,22 @@ def at_home(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
+def learnt_from() -> str:
+    """A field of a method's settings: a folder or file that it learns from, empty if there is none.
+
+    Its contents belong to the identity of what was trained with it.
+    """
+    return dataclasses.field(default="", metadata={"learnt_from": True})
+
+
+def places_learnt_from(settings: Any) -> tuple[str, ...]:
+    """The folders and files in the `learnt_from` fields of a method's settings, if it has any."""
+    if settings is None:
+        return ()
+    marked = [one.name for one in dataclasses.fields(settings) if "learnt_from" in one.metadata]
+    return tuple(place for name in marked if (place := getattr(settings, name)))
+
+
 def expand_home(config: Any, *paths: str) -> None:
     """Replaces `~` by the home folder in the paths of a frozen dataclass, as it is made."""
     for name in paths:

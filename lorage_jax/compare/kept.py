@@ -20,7 +20,7 @@ from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.written_tasks import task_files
 from lorage_jax.distributed import check_same, gather_texts, is_main, on_main
 from lorage_jax.errors import OutputError
-from lorage_jax.fields import to_dict
+from lorage_jax.fields import places_learnt_from, to_dict
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
@@ -106,10 +106,10 @@ def _write(path: Path, found: dict[str, Any]) -> None:
 
 def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, Any]:
     """Everything that a part's figures depend on."""
-    base = config.base
+    run = part.experiment or config.base
     found: dict[str, Any] = {
-        "cloud": fingerprint(base.cloud),
-        "edge": fingerprint(base.edge),
+        "cloud": fingerprint(run.cloud),
+        "edge": fingerprint(run.edge),
         "questions": to_dict(config.questions) | {"limit": limit},
         "world": WORLD,
     }
@@ -137,8 +137,8 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
 
 def _learnt_from(run: ExperimentConfig) -> list[str | dict[str, str]]:
     """Contents of the folders and files that a run begins with or learns from."""
-    names = [getattr(run.settings, name, "") for name in ("teacher", "generator", "card", "folder")]
-    places = [generator_folder(Path(place)) for place in (run.init, *names) if place]
+    names = (run.init, *places_learnt_from(run.settings))
+    places = [generator_folder(Path(place)) for place in names if place]
     return [file_digest(place) if place.is_file() else _contents(place) for place in places]
 
 

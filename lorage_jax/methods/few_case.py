@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.errors import ConfigError
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, expand_home, learnt_from, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card, load_card
 from lorage_jax.generator.loras import Updates, lora_leaves
@@ -47,13 +47,14 @@ CLOSED = -1e30  # the logit of a gate that the card has closed
 class FewCaseSettings:
     """Settings of the method `few_case`."""
 
-    generator: str = ""  # folder of the generator that made the card
-    card: str = ""  # the card's file, or a folder with one
+    generator: str = learnt_from()  # folder of the generator that made the card
+    card: str = learnt_from()  # the card's file, or a folder with one
     train: Literal["factors", "gates"] = "factors"
     dropout: float = 0.0
 
     def __post_init__(self):
         check_types(self)
+        expand_home(self, "generator", "card")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected 0 <= dropout < 1.")
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.fields import check_types, expand_home, require
+from lorage_jax.fields import check_types, expand_home, learnt_from, require
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator, specialize
@@ -38,7 +38,7 @@ class LoraGenSettings:
     """
 
     distilled: float = 0.0
-    teacher: str = ""
+    teacher: str = learnt_from()
 
     def __post_init__(self):
         check_types(self)

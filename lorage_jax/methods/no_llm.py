@@ -25,7 +25,7 @@ from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.fields import check_types, expand_home, from_dict, require, to_dict
+from lorage_jax.fields import check_types, expand_home, from_dict, learnt_from, require, to_dict
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
@@ -73,7 +73,7 @@ class NoLlmSettings:
     """Settings of a generator without a language model (`generator.readers` says who may read)."""
 
     reader: Reader = "bag"
-    folder: str = ""  # of the frozen encoder, with the reader `sentence`
+    folder: str = learnt_from()  # of the frozen encoder, with the reader `sentence`
 
     def __post_init__(self):
         check_types(self)

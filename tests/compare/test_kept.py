@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from itertools import combinations, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from lorage_jax.config import CompareConfig, DataConfig, ExperimentConfig, Sourc
 from lorage_jax.data.templates import few_shot_prompt
 from lorage_jax.errors import ConfigError, OutputError
 from lorage_jax.evaluate.arms import Answered, Arm
+from lorage_jax.fields import learnt_from
+from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
@@ -91,6 +94,37 @@ def test_what_a_method_begins_with_belongs_to_the_figures(tmp_path):
         assert again["learnt_from"][-1] != first[changed]["learnt_from"][-1]
         again["learnt_from"] = first[changed]["learnt_from"]
         assert again == first[changed]
+
+
+def test_a_setting_of_any_method_may_name_what_is_learnt_from(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        number: int = 1
+        corpus: str = learnt_from()
+
+    file = tmp_path / "corpus.txt"
+    file.write_text("a")
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), settings=Mine(corpus=str(file))
+    )
+    config = CompareConfig(base, {"lora": {}})
+    part = all_parts(config, ["lora"], 1)[1]
+    first = kept.identity(config, part, None)["learnt_from"]
+    file.write_text("b")
+    assert len(first) == 1 and kept.identity(config, part, None)["learnt_from"] != first
+    assert FewCaseSettings(card="~/a.json").card == str(Path.home() / "a.json")
+
+
+def test_a_row_with_a_cloud_of_its_own(tmp_path):
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    config = CompareConfig(
+        base, {"lora_gen": {}, "own": {"method": "lora_gen", "cloud": base.edge}}
+    )
+    ours, own = (
+        kept.identity(config, part, None) for part in all_parts(config, config.methods, 1)[1:]
+    )
+    assert (ours["cloud"], own["cloud"]) == (fingerprint(nano.CLOUD), fingerprint(nano.EDGE))
+    assert ours["edge"] == own["edge"] == fingerprint(nano.EDGE)
 
 
 def test_a_row_may_use_the_runs_of_another():
