@@ -77,7 +77,7 @@ class _Room(ModuleType):
 
 
 class _Face(ModuleType):
-    """This module. Importing a room makes it an attribute here, in the place of the function."""
+    """This module. Importing a room makes it an attribute here, instead of the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _HOMES and isinstance(value, ModuleType):

@@ -173,7 +173,10 @@ def _message(error: Exception) -> str | None:
         return f"not enough memory ({first[:200]}). Use smaller models or batches, or bfloat16."
     if "Gloo" in str(error) or "oordination service" in str(error):
         reason = str(error).splitlines()[0][:200].rstrip(".")
-        return f"the other processes are gone ({reason}). See their messages; then --resume."
+        return (
+            f"lost contact with the other processes ({reason}). Check their messages, then "
+            "continue with --resume."
+        )
     if isinstance(error, OSError):
         at = f"{error.filename}: " if error.filename else ""
         return f"{at}{error.strerror or error}."

@@ -30,8 +30,7 @@ def computes_attention(
 ) -> bool:
     """True if the kernels can compute this: in 16 bits, without a soft cap, on a recent GPU.
 
-    Without a layout, programs run on JAX's default device, or spread over several, which only a
-    layout tells how.
+    Without a layout, the program must run on JAX's default device, so False if there are several.
     """
     if layout is None and jax.local_device_count() > 1:
         return False

@@ -63,7 +63,7 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
 
 
 def _compiled(program: Program) -> Any:
-    """Compiles a program also if it does not fit, unless it is far too large."""
+    """Compiles a program even if it does not fit, unless it is far too large."""
     lowered = program.traced.lower()
     try:
         return lowered.compile(compiler_options=OPTIONS)

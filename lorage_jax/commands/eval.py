@@ -99,7 +99,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
     print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
     if len(journal):
-        print(f"Going on: {len(journal)} finished requests were found.")
+        print(f"Resuming: found {len(journal)} finished requests.")
     result, samples = _tasks(options, plain, data, edge, generator, journal)
     result = dataclasses.replace(
         result,

@@ -11,7 +11,9 @@ from lorage_jax.commands.options import Coordinator, Experiment, Json, Processes
 
 @dataclass(frozen=True)
 class Train:
-    """Train a generator from an experiment file, which defines config() -> ExperimentConfig.
+    """Train a generator, or another method with trained parts, from an experiment file.
+
+    The file defines config() -> ExperimentConfig.
 
     On several hosts, start the same command on every host. TPU pods, SLURM and Open MPI supply
     each process's rank. Elsewhere, give --coordinator, --num-processes and --process-id, or set
@@ -111,7 +113,7 @@ class Compare:
     seeds: int = 1
     """Number of seeds with which each method is trained."""
     limit: int | None = None
-    """Ask about the first prompts of every split only."""
+    """Ask about only the first N prompts of every split."""
     out: Path | None = None
     """Folder for the runs and their figures, instead of the experiment's own."""
     table: Path | None = None

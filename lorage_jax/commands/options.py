@@ -234,7 +234,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Eval:
-    """Score a model, or a generator with its edge, on lm-eval's tasks, files of tasks, GPT4Tools.
+    """Score a model, or a generator with its edge: lm-eval's tasks, files of tasks, or GPT4Tools.
 
     With --generator, the cloud reads the task's description and few-shot samples once per task, and
     the edge reads the bare question. The few-shot baseline and the controls run in the same call.

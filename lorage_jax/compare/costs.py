@@ -18,7 +18,7 @@ from lorage_jax.bench.counting import compiled_flops
 from lorage_jax.bench.memory import cache_bytes
 from lorage_jax.evaluate.answers import encoded, turns
 from lorage_jax.infer.gates import row_gates
-from lorage_jax.infer.prefixes import behind
+from lorage_jax.infer.prefixes import unread_part
 from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.methods.method import Method, Placement
 from lorage_jax.models.bits import cache_dtype, program_params
@@ -74,7 +74,7 @@ def _costs(method: Method, edge: Model, sample: WorldSample, known: dict[str, fl
 def _programs(placement: Placement, row: list[int], new: int) -> tuple[ClosedJaxpr, ClosedJaxpr]:
     """The prefill of a row, and the decoding of one token."""
     model, prefixes = placement.model, placement.prefix_rows(1)
-    unread, past = ([row], None) if prefixes is None else behind(prefixes, [row])
+    unread, past = ([row], None) if prefixes is None else unread_part(prefixes, [row])
     pool, gates = row_gates(model, placement.cards, placement.pool, 1)
     params = program_params(model.params)
 

@@ -274,7 +274,7 @@ def _splits(
 def _gap(seeds: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], split: str) -> Gap:
     """The paired gap, with the squared errors over prompts and over the seeds of both sides added.
 
-    Prompts alone would say how the trained ones of these seeds differ, not the methods.
+    An error over prompts alone would compare these trained models, not the methods.
     """
     over_prompts = paired_gap(_by_prompt(seeds, split), _by_prompt(ours, split))
     if over_prompts.gap is None or over_prompts.stderr is None:

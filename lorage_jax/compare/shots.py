@@ -20,7 +20,7 @@ from lorage_jax.world.samples import WorldSample
 
 @dataclass(frozen=True)
 class WithSamples(Method):
-    """A method that is given other texts in the place of the prompts: those with samples.
+    """A method that is given other texts instead of the prompts: those with samples.
 
     It is not registered: it exists in a comparison only.
 

@@ -269,8 +269,8 @@ def require_text(row: Row, name: str, where: str, empty: bool = False) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair; no tokenizer can read it.
-        raise DataError(f"{where}: the field {name} holds half a surrogate pair.") from None
+        # JSON can spell an unpaired surrogate; no tokenizer can read it.
+        raise DataError(f"{where}: the field {name} contains an unpaired surrogate.") from None
     return value
 
 

@@ -1,8 +1,8 @@
-"""Batches for a teacher: every query once more, behind its system prompt, and who predicts what.
+"""Batches for distillation: each query again, after its system prompt, for the teacher to read.
 
-The student's rows are those of `Encoder.batch`. Beside them stand the teacher's, whole or packed as
-they are, and for each slot of the student that predicts a target, the teacher's slot that predicts
-the same one.
+The student's rows are those of `Encoder.batch`. The teacher's have the same layout, whole or
+packed; `partners` gives, for each slot of the student that predicts a target, the teacher's slot
+that predicts the same token.
 """
 
 from __future__ import annotations

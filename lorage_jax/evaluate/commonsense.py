@@ -6,6 +6,7 @@ determines the model that answers and the text of the question.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -320,8 +321,7 @@ def _cards(method: LoraGen, prompts: dict[str, SystemPrompt]) -> dict[str, Card]
     for (name, prompt), one in zip(prompts.items(), ready, strict=True):
         if one.card is not None:
             about = one.card.about | {"prompt": prompt.text, "shots": prompt.shots}
-            card = one.card
-            cards[name] = Card(card.gates, card.generator, card.edge, about)
+            cards[name] = dataclasses.replace(one.card, about=about)
     return cards
 
 

@@ -144,8 +144,8 @@ def check_arithmetic(recorded: Any, edge: Model, what: str) -> None:
         return
     if different := different_arithmetic(recorded, edge.config):
         raise WeightsError(
-            f"{edge.source} has the weights of the edge that {what} is for, but its config.json is "
-            f"another:\n{bullets(different)}"
+            f"{edge.source} has the right weights for {what}, but its config.json differs:\n"
+            f"{bullets(different)}"
         )
 
 
@@ -156,9 +156,9 @@ def check_turns(recorded: Any, digest: str | None, model: Model) -> None:
     """
     if isinstance(recorded, str) and digest not in (None, recorded):
         raise WeightsError(
-            f"{model.source or 'the model'} has another tokenizer or chat template than in "
-            "training: the same text has other token ids. Put back the tokenizer files "
-            "(chat_template.jinja, too) of the training."
+            f"{model.source or 'the model'} does not tokenize as in training: its tokenizer or "
+            "chat template has changed. Restore the tokenizer files of the training, "
+            "chat_template.jinja included."
         )
 
 
@@ -176,7 +176,7 @@ def load_card(path: str | Path) -> Card:
         found = [path / name for name in ("card.json", MANIFEST) if (path / name).exists()]
         if not found:
             raise WeightsError(
-                f"a card does not exist in {path}; expected card.json, or an export's {MANIFEST}."
+                f"{path} contains no card; expected card.json, or an export's {MANIFEST}."
             )
         path = found[0]
     try:

@@ -1,4 +1,4 @@
-"""Small readers of system prompts in the place of the cloud: no language model at all.
+"""Small readers of system prompts instead of the cloud: no language model at all.
 
 They give one vector per prompt. Two work on the token embeddings of the edge, float32 and divided
 by the table's root mean square:

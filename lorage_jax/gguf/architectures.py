@@ -24,6 +24,12 @@ class Architecture:
         softcaps: attention and logits are soft-capped.
         wide_at: with this number of layers, queries are scaled by width / heads.
         activation: the FFN's.
+        llama3_rope: rope may be scaled as in llama3.
+        partial_rope: rope may turn a part of each head.
+        ties_head: the head is the table of embeddings.
+        default_window: the window of a file that names none.
+        trained_windows: all layers were trained with a window, which llama.cpp lacks.
+        local_rope: layers with a window have a rope of their own.
     """
 
     name: str
@@ -35,19 +41,40 @@ class Architecture:
     softcaps: bool = False
     wide_at: int | None = None
     activation: str = "silu"
+    llama3_rope: bool = False
+    partial_rope: bool = False
+    ties_head: bool = False
+    default_window: int | None = None
+    trained_windows: bool = False
+    local_rope: bool = False
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", permuted=True, biases=frozenset({"qkv", "out", "ffn"})),
-    "mistral": Architecture("llama", permuted=True),
+    "llama": Architecture(
+        "llama", permuted=True, biases=frozenset({"qkv", "out", "ffn"}), llama3_rope=True
+    ),
+    "mistral": Architecture("llama", permuted=True, llama3_rope=True),
     "qwen2": Architecture("qwen2", biases=frozenset({"qkv"}), whole_heads=True),
     "qwen3": Architecture("qwen3"),
-    "gemma": Architecture("gemma", activation="gelu_tanh"),
+    "gemma": Architecture("gemma", activation="gelu_tanh", ties_head=True),
     "gemma2": Architecture(
-        "gemma2", full_every=2, softcaps=True, wide_at=46, activation="gelu_tanh"
+        "gemma2",
+        full_every=2,
+        softcaps=True,
+        wide_at=46,
+        activation="gelu_tanh",
+        ties_head=True,
+        default_window=4096,
     ),
-    "gemma3_text": Architecture("gemma3", full_every=6, wide_at=62, activation="gelu_tanh"),
-    "phi3": Architecture("phi3", whole_heads=True),
+    "gemma3_text": Architecture(
+        "gemma3",
+        full_every=6,
+        wide_at=62,
+        activation="gelu_tanh",
+        ties_head=True,
+        local_rope=True,
+    ),
+    "phi3": Architecture("phi3", whole_heads=True, partial_rope=True, trained_windows=True),
     "smollm3": Architecture("smollm3", permuted=True, unrotated_every=4),
 }
 
@@ -87,9 +114,9 @@ def _problems(config: ModelConfig, row: Architecture) -> list[str]:
         problems.append(f"queries scaled by {config.query_scale:.6g}; it takes {scale:.6g}")
     if scaling is not None and scaling.kind == "yarn":
         problems.append("rope scaled by yarn")
-    if scaling is not None and scaling.kind == "llama3" and row.name != "llama":
+    if scaling is not None and scaling.kind == "llama3" and not row.llama3_rope:
         problems.append("rope scaled as in llama3")
-    if config.rotary_fraction != 1 and row.name != "phi3":
+    if config.rotary_fraction != 1 and not row.partial_rope:
         problems.append("rope on a part of each head")
     if row.full_every is not None and config.sliding != tuple(
         (layer + 1) % row.full_every != 0 for layer in layers
@@ -103,7 +130,7 @@ def _problems(config: ModelConfig, row: Architecture) -> list[str]:
         problems.append(f"attention soft-capped at {config.attn_softcap}")
     if row.softcaps and config.final_softcap is None:
         problems.append("logits without a soft-cap")
-    if row.name.startswith("gemma") and not config.tied_head:
+    if row.ties_head and not config.tied_head:
         problems.append("a head that differs from the embeddings")
     return problems
 

@@ -22,7 +22,7 @@ for _family, _row in ARCHITECTURES.items():
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 LONG = ("rope_factors_long.weight", "rope_factors_short.weight")
 # Keys of gemma2 whose defaults llama.cpp has.
-SOFTCAPS, WINDOW = (50.0, 30.0), 4096
+SOFTCAPS = (50.0, 30.0)
 UNREAD = ("rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor", "attention.scale")
 
 
@@ -120,7 +120,7 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
         f"{row.name}.{name} is not supported" for name in UNREAD if keys.get(name) is not None
     ]
     rotary = keys.number("rope.dimension_count", head_dim)
-    if rotary != head_dim and row.name != "phi3":
+    if rotary != head_dim and not row.partial_rope:
         keys.problems.append(f"{rotary} of {head_dim} channels of a head rotate")
     theta = keys.number("rope.freq_base", 10_000.0)
     embeddings = file.tensors.get("token_embd.weight")
@@ -171,15 +171,15 @@ def _caps(row: Architecture, keys: _Keys) -> dict[str, Any]:
 
 def _windows(row: Architecture, keys: _Keys, layers: int) -> dict[str, Any]:
     """The layers that slide and those that rotate (llama.cpp has no windows elsewhere)."""
-    window = keys.get("attention.sliding_window", WINDOW if row.name == "gemma2" else None)
+    window = keys.get("attention.sliding_window", row.default_window)
     found: dict[str, Any] = {"window": None, "sliding": (False,) * layers}
     if row.full_every is not None and window:
         every = keys.get("attention.sliding_window_pattern", row.full_every)
         sliding = tuple(bool(every) and (layer + 1) % every != 0 for layer in range(layers))
         found = {"window": window, "sliding": sliding}
-    if row.name == "phi3" and window:  # the model was trained with them
+    if row.trained_windows and window:
         found = {"window": window, "sliding": (True,) * layers}
-    if row.name == "gemma3":
+    if row.local_rope:
         found["local_rope_theta"] = float(keys.number("rope.freq_base_swa", 10_000.0))
     if row.unrotated_every is not None:
         every = row.unrotated_every

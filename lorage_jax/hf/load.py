@@ -127,5 +127,5 @@ def folder_template(folder: Path, tokenizer: Any) -> Template | None:
         try:
             return ChatTemplate(tokenizer, untrained=True)
         except DataError as error:
-            _log.warning("%s: %s. Chats go on in plain turns (User:, Assistant:).", folder, error)
+            _log.warning("%s: %s. Falling back to plain turns (User:, Assistant:).", folder, error)
     return TemplateKind().on(tokenizer)

@@ -26,7 +26,7 @@ from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.place import spread_rows
-from lorage_jax.infer.prefixes import Prefix, behind
+from lorage_jax.infer.prefixes import Prefix, unread_part
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
 from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
@@ -168,7 +168,7 @@ def generate_tokens(
     if not rows:
         return []
     pool, weights = row_gates(model, gates, pool, len(rows))
-    unread, past = (rows, None) if prefixes is None else behind(prefixes, rows)
+    unread, past = (rows, None) if prefixes is None else unread_part(prefixes, rows)
     tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
     ends = tuple(sorted({*eos_ids(model), *ends}))
     if sampling is None:

@@ -83,7 +83,7 @@ def read_tokens(model: Model, texts: Sequence[Sequence[int]]) -> list[Prefix]:
 
 
 def read_vectors(model: Model, vectors: Float[Array | np.ndarray, "M D"]) -> Prefix:
-    """The prefix of a soft prompt: vectors in the place of embedded tokens."""
+    """The prefix of a soft prompt: vectors instead of embedded tokens."""
     vectors = jnp.asarray(vectors, jnp.float32)
     k, v, _ = _read(model, [[]], vectors, None)
     count = len(vectors)
@@ -176,9 +176,9 @@ def past_of(fronts: Sequence[tuple[Prefix, int]]) -> Past:
     return Past(stack("k"), stack("v"), jnp.asarray(valid), jnp.asarray(positions))
 
 
-def behind(
+def unread_part(
     prefixes: Sequence[Prefix], rows: Sequence[Sequence[int]]
 ) -> tuple[list[Sequence[int]], Past]:
-    """The part of every row that is still to be read, and what stands in front of it."""
+    """The unread part of every row, and the past that precedes it."""
     fronts = [(one, one.shared(row)) for one, row in zip(prefixes, rows, strict=True)]
     return [row[n:] for row, (_, n) in zip(rows, fronts, strict=True)], past_of(fronts)

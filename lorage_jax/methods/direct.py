@@ -31,8 +31,8 @@ from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leave
 from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.store import check_identity, recorded_path
 from lorage_jax.hf.load import load_model
+from lorage_jax.methods.cards import own_card, place_own
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
-from lorage_jax.methods.own_loras import own_card, place_own
 from lorage_jax.methods.parts import (
     parts_kind,
     read_manifest,
@@ -136,7 +136,7 @@ class Direct(Method, Trainable):
         return own_card(self.edge, experts, self.config.scale, name, ORIGIN)
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        return place_own(edge, rows, self.edge.template)
+        return place_own(edge, rows)
 
     @classmethod
     def training(

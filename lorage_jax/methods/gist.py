@@ -34,7 +34,7 @@ from lorage_jax.train.experiment import Training, settings_of
 @register
 @dataclass(frozen=True, eq=False)
 class Gist(Compressor):
-    """Keys and values of gist vectors behind the prompt, in front of every question."""
+    """Keys and values of gist vectors, read after the prompt and placed before every question."""
 
     name: ClassVar[str] = "gist"
     what: ClassVar[str] = "the prompt as keys and values of gist tokens"

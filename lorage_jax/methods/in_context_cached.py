@@ -24,7 +24,7 @@ PROBES = ("a", "The", "1", '"', "ü")
 @register
 @dataclass(frozen=True, eq=False)
 class InContextCached(Method):
-    """The edge reads the prompt once, and each question behind its cached keys and values."""
+    """The edge reads the prompt once; each question follows its cached keys and values."""
 
     name: ClassVar[str] = "in_context_cached"
     what: ClassVar[str] = "no adapter, the same system prompt in the edge's cache, read once"

@@ -14,10 +14,10 @@ from lorage_jax.fields import check_types, expand_home, learnt_from, require
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator, specialize
-from lorage_jax.generator.merge import merge
 from lorage_jax.generator.store import load_generator
+from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.lora import Lora, merged_lora
-from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.methods.method import Conditioning, Method, Placement, register
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 from lorage_jax.sharding import Layout
@@ -97,20 +97,7 @@ class LoraGen(Method, Trainable):
         ]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        """Merges a single card for all rows; several stay unmerged, one per row.
-
-        The edge answers in the turns of the generator's training. Raises ConfigError if a row has
-        no card.
-        """
-        cards = [row.card for row in rows if row.card is not None]
-        if len(cards) < len(rows) or not rows:
-            raise ConfigError("a row has no card; expected the conditionings of lora_gen.prepare.")
-        if edge.tokenizer is not None:
-            edge = self.generator.speaking(edge)
-        pool = beside(self.generator.pool, edge)
-        if shared(rows):
-            return Placement(merge(edge, pool, cards[0]))
-        return Placement(edge, cards, pool)
+        return place_cards(edge, self.generator.pool, rows, self.name)
 
     @classmethod
     def training(

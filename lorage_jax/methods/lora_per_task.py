@@ -16,13 +16,12 @@ import numpy as np
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.sources import source_kind, task_marks
-from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.manifest import stored
-from lorage_jax.generator.loras import stacked
+from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.lora import Lora, LoraSettings, check_edge
-from lorage_jax.methods.lorahub import card_of, place_cards, read_loras
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
+from lorage_jax.methods.trained_loras import combination, read_loras
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
@@ -66,23 +65,22 @@ class LoraPerTask(Method, Trainable):
     edge: Model
     pool: Pool
     tasks: tuple[Task, ...]
-    template: TemplateKind
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> LoraPerTask:
         if source is None:
             raise ConfigError("lora_per_task needs the folder of trained LoRAs; none was given.")
         source = Path(source).expanduser()
-        found, template = read_loras(source, edge)
+        found = read_loras(source, edge)
         tasks = []
-        for name in found:
+        for name in found.names:
             values = stored(source / name)
             if not isinstance(values.get("task"), dict):
                 raise WeightsError(f"{source / name} is not a LoRA of one task.")
             check_edge(source / name, values["base"], edge)
             task = values["task"]
             tasks.append(Task(task["name"], task["kind"], tuple(task["marks"])))
-        return cls(edge, stacked(edge.config, list(found.values())), tuple(tasks), template)
+        return cls(found.edge, found.pool, tuple(tasks))
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         ready: dict[str, Conditioning] = {}
@@ -92,12 +90,12 @@ class LoraPerTask(Method, Trainable):
                 weights = np.eye(len(weights))[np.argmax(weights)]
             trained = bool(weights.any())
             task = self.tasks[int(np.argmax(weights))].name if trained else None
-            card = card_of(self.edge, self.pool, weights, self.template)
+            card = combination(self.edge, self.pool, weights)
             ready[prompt] = Conditioning(card=card, facts={"task": task, "trained": trained})
         return [ready[prompt] for prompt in prompts]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        return place_cards(edge, self.pool, rows)
+        return place_cards(edge, self.pool, rows, self.name)
 
     @classmethod
     def training(

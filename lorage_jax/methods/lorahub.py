@@ -22,27 +22,20 @@ from typing import ClassVar
 import numpy as np
 
 from lorage_jax.data.records import read_rows, to_record
-from lorage_jax.data.templates import TemplateKind
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, require
-from lorage_jax.generator.card import Card
-from lorage_jax.generator.loras import stacked
-from lorage_jax.generator.merge import merge
-from lorage_jax.generator.peft import own_turns
-from lorage_jax.hf.peft import CONFIG
-from lorage_jax.hf.peft_weights import Lora, read_lora
 from lorage_jax.infer.score import score
+from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.method import (
     Conditioning,
     FromSamples,
     Method,
     Placement,
     Solved,
-    beside,
     register,
-    shared,
 )
 from lorage_jax.methods.search import minimise
+from lorage_jax.methods.trained_loras import combination, equal_gates, read_loras
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -72,10 +65,9 @@ class LoraHub(Method, FromSamples):
     """A combination of trained LoRAs for each prompt that has solved examples.
 
     Attributes:
-        edge: the model of the search.
+        edge: the model of the search, in the turns of the LoRAs' training.
         pool: the LoRAs, one expert each.
         names: the LoRAs' folders.
-        template: the turns of their training.
         solved: examples of the prompts.
         search: settings.
     """
@@ -86,7 +78,6 @@ class LoraHub(Method, FromSamples):
     edge: Model
     pool: Pool
     names: tuple[str, ...]
-    template: TemplateKind
     solved: Solved
     search: SearchSettings = field(default_factory=SearchSettings)
 
@@ -94,14 +85,13 @@ class LoraHub(Method, FromSamples):
     def load(cls, edge: Model, source: Path | None = None) -> LoraHub:
         if source is None:
             raise ConfigError("lorahub needs a folder of PEFT folders; none was given.")
-        folders, template = read_loras(Path(source), edge)
+        found = read_loras(Path(source), edge)
         solved: dict[str, list[tuple[str, str]]] = {}
         if (Path(source) / EXAMPLES).exists():
             for place, row in read_rows(Path(source) / EXAMPLES):
                 record = to_record(row, place)
                 solved.setdefault(record.system, []).append((record.user, record.target))
-        pool = stacked(edge.config, list(folders.values()))
-        return cls(edge, pool, tuple(folders), template, solved)
+        return cls(found.edge, found.pool, found.names, solved)
 
     def given(self, solved: Solved, seed: int = 0) -> LoraHub:
         most = max(map(len, solved.values()), default=self.search.examples)
@@ -118,7 +108,7 @@ class LoraHub(Method, FromSamples):
         return [found[prompt] for prompt in prompts]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        return place_cards(edge, self.pool, rows)
+        return place_cards(edge, self.pool, rows, self.name)
 
     def _prepared(self, prompt: str) -> Conditioning:
         solved = self.solved.get(prompt, ())[: self.search.examples]
@@ -131,16 +121,17 @@ class LoraHub(Method, FromSamples):
             "loss": loss,
             "weights": dict(zip(self.names, weights.tolist(), strict=True)),
         }
-        return Conditioning(card=card_of(self.edge, self.pool, weights, self.template), facts=facts)
+        return Conditioning(card=combination(self.edge, self.pool, weights), facts=facts)
 
     def searched(self, solved: Sequence[tuple[str, str]]) -> tuple[np.ndarray, float]:
         """The weights [n] that suit solved (user, target) pairs best, and their objective."""
-        turns = self.template.on(self.edge.tokenizer)
+        turns = self.edge.template
+        assert turns is not None  # of `load`
         asked = [(turns.prompt(user), turns.answer(target)) for user, target in solved]
         tokens = sum(len(answer) for _, answer in asked)
 
         def objective(points: np.ndarray) -> np.ndarray:
-            gates = [_gates(self.edge, weights) for weights in points]
+            gates = [equal_gates(self.edge, weights) for weights in points]
             each = [one for one in gates for _ in asked]
             scores = score(
                 self.edge, asked * len(gates), gates=each, pool=self.pool, label="search"
@@ -156,46 +147,3 @@ class LoraHub(Method, FromSamples):
             bound=self.search.bound,
             seed=self.search.seed,
         )
-
-
-def card_of(edge: Model, pool: Pool, weights: np.ndarray, template: TemplateKind) -> Card:
-    """A card with the same weights [n] in every layer, for a pool of `stacked` LoRAs."""
-    about = {"what": "a combination of LoRAs", **template.to_dict()}
-    return Card(_gates(edge, weights), pool.generator, edge.fingerprint, about)
-
-
-def _gates(edge: Model, weights: np.ndarray) -> np.ndarray:
-    return np.tile(np.asarray(weights, np.float32), (edge.config.layers, 1))
-
-
-def place_cards(edge: Model, pool: Pool, rows: Sequence[Conditioning]) -> Placement:
-    """Merges a single card for all rows; several stay unmerged, one per row."""
-    cards = [row.card for row in rows if row.card is not None]
-    pool = beside(pool, edge)
-    if shared(rows):
-        return Placement(merge(edge, pool, cards[0]))
-    turns = cards[0].turns(edge) if edge.tokenizer is not None else None
-    return Placement(edge.replace(template=turns), cards, pool)
-
-
-def read_loras(source: Path, edge: Model) -> tuple[dict[str, Lora], TemplateKind]:
-    """The LoRAs of all PEFT folders in `source`, or one folder below, and their common turns.
-
-    Raises WeightsError if there are none, if they do not fit the edge, or have different turns.
-    """
-    source = source.expanduser()
-    found = sorted(
-        {*source.glob(CONFIG), *source.glob(f"*/{CONFIG}"), *source.glob(f"*/*/{CONFIG}")}
-    )
-    folders = [file.parent for file in found]
-    if not folders:
-        raise WeightsError(f"{source} holds no PEFT folders; expected results of `lorage train`.")
-    loras = {str(folder.relative_to(source)): read_lora(folder, edge) for folder in folders}
-    kinds = {kind for folder in folders if (kind := own_turns(folder)) is not None}
-    if len(kinds) > 1:
-        raise WeightsError(
-            f"the LoRAs in {source} were trained in different turns "
-            f"({', '.join(sorted(map(str, kinds)))}); combine those of one kind."
-        )
-    default = TemplateKind() if edge.template is None else edge.template.kind
-    return loras, next(iter(kinds), default)

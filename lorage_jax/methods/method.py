@@ -61,7 +61,7 @@ class Conditioning:
     Attributes:
         card: gates [L, E] for the placement's pool.
         context: text that the edge itself reads before every question.
-        prefix: keys and values that stand in front of every question.
+        prefix: keys and values that precede every question.
         facts: JSON values to record in the result, such as `cloud_tokens`.
     """
 
@@ -139,7 +139,7 @@ class Method(Protocol):
 class FromSamples:
     """A method that learns from solved samples of a prompt's task when it prepares the prompt.
 
-    Its class is a dataclass. A comparison gives it the samples that other methods read behind the
+    Must be a dataclass. A comparison passes it the samples that other methods read after the
     prompt.
     """
 

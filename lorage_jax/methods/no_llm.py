@@ -26,8 +26,6 @@ from lorage_jax.data.pipeline import Batches
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import check_types, expand_home, from_dict, learnt_from, require, to_dict
-from lorage_jax.generator.card import Card
-from lorage_jax.generator.merge import merge
 from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.readers import (
     Encoder,
@@ -41,14 +39,14 @@ from lorage_jax.generator.readers import (
 from lorage_jax.generator.reading import prompt_ids
 from lorage_jax.generator.router import route, router_leaves, statistics_leaves
 from lorage_jax.generator.sentences import SentenceEncoder, load_encoder, vector_width
-from lorage_jax.methods.method import Conditioning, Method, Placement, beside, register, shared
+from lorage_jax.methods.cards import card_for, place_cards
+from lorage_jax.methods.method import Conditioning, Method, Placement, register
 from lorage_jax.methods.parts import (
     parts_kind,
     read_manifest,
     read_parts,
     read_settings,
     recorded_kind,
-    recorded_turns,
     speaking,
     trained_parts,
 )
@@ -70,7 +68,7 @@ LAYER_STD = 0.02  # of the layers' vectors at the start
 
 @dataclass(frozen=True)
 class NoLlmSettings:
-    """Settings of a generator without a language model (`generator.readers` says who may read)."""
+    """Settings of a generator without a language model (readers: see `generator.readers`)."""
 
     reader: Reader = "bag"
     folder: str = learnt_from()  # of the frozen encoder, with the reader `sentence`
@@ -150,19 +148,9 @@ class NoLlm(Method, Trainable):
             kind = (self.config, self.reader, self.edge.config)
             gates = _compiled(*kind, table, self.parts, tokens, mask, vectors)
             for prompt, own in zip(texts, np.asarray(gates, np.float32), strict=False):
-                made[prompt] = Conditioning(card=self._card(own), facts=self._facts(prompt))
+                card = card_for(self.edge, own, self.pool)
+                made[prompt] = Conditioning(card=card, facts=self._facts(prompt))
         return [made[prompt] for prompt in prompts]
-
-    def _card(self, gates: np.ndarray) -> Card:
-        about, chat_template = recorded_turns(self.edge)
-        return Card(
-            gates,
-            self.pool.generator,
-            self.edge.fingerprint,
-            about,
-            self.pool,
-            chat_template=chat_template,
-        )
 
     def _facts(self, prompt: str) -> dict[str, Any]:
         if self.encoder is None:
@@ -170,17 +158,7 @@ class NoLlm(Method, Trainable):
         return {"reader_truncated": self.encoder.tokens(prompt) > self.encoder.pooling.longest}
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        """Merges a single card for all rows; several stay unmerged, one per row.
-
-        Raises ConfigError if a row has no card.
-        """
-        cards = [row.card for row in rows if row.card is not None]
-        if len(cards) < len(rows) or not rows:
-            raise ConfigError("a row has no card; expected the conditionings of no_llm.prepare.")
-        pool = beside(self.pool, edge)
-        if shared(rows):
-            return Placement(merge(edge, pool, cards[0]))
-        return Placement(edge.replace(template=self.edge.template), cards, pool)
+        return place_cards(edge, self.pool, rows, self.name)
 
     @classmethod
     def training(
@@ -272,7 +250,7 @@ def states_of(
     mask: Bool[Array, "P S"],
     vectors: Float[Array, "P w"] | None = None,
 ) -> Float[Array, "P L D"]:
-    """The router's inputs, in the place of meta tokens' states: prompt's plus layer's vector.
+    """The router's inputs, instead of meta tokens' states: the prompt's plus the layer's vector.
 
     `vectors` are those of a sentence encoder, which reads the prompts itself.
     """

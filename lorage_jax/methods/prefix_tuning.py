@@ -73,10 +73,10 @@ class PrefixTuningSettings:
 @register
 @dataclass(frozen=True, eq=False)
 class PrefixTuning(Method, Trainable):
-    """The edge behind trained keys and values."""
+    """The edge with trained keys and values before its tokens."""
 
     name: ClassVar[str] = "prefix_tuning"
-    what: ClassVar[str] = "trained keys and values in front of the bare question"
+    what: ClassVar[str] = "trained keys and values before the bare question"
     mergeable: ClassVar[bool] = False
     result: ClassVar[str] = "prefix_tuning"
     frozen: ClassVar[tuple[str, ...]] = ("edge",)

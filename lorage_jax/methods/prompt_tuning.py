@@ -1,4 +1,4 @@
-"""Prompt tuning (arXiv 2104.08691): trained vectors in the place of embedded tokens.
+"""Prompt tuning (arXiv 2104.08691): trained vectors instead of embedded tokens.
 
 One soft prompt for all training data, in front of every question; it ignores the system prompt.
 The vectors begin as embeddings of a real prompt, at the scale of the edge's own embeddings.
@@ -46,7 +46,7 @@ KIND = parts_kind("prompt_tuning", "a soft prompt")
 
 @dataclass(frozen=True)
 class PromptTuningSettings:
-    """Settings of prompt tuning. The rate of learning is 100 times a LoRA's or more."""
+    """Settings of prompt tuning, which needs at least 100 times a LoRA's learning rate."""
 
     vectors: int = 100  # M
     text: str | None = None  # where the vectors begin; None: the first system prompt of the data

@@ -28,6 +28,7 @@ from lorage_jax.files.journal import request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.loras import Updates, lora_leaves, without_expert_axis
 from lorage_jax.generator.pool import assemble, assembled_rank
+from lorage_jax.methods.cards import own_card, place_own
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import (
     Conditioning,
@@ -37,7 +38,6 @@ from lorage_jax.methods.method import (
     Solved,
     register,
 )
-from lorage_jax.methods.own_loras import own_card, place_own
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import Leaf, initialise
@@ -60,7 +60,7 @@ class Start:
 class TuningSettings:
     """Settings of the tuning, by Adam with a constant learning rate.
 
-    On the nano pair, the default rate was better than three times of it.
+    On the nano pair, the default rate was better than one three times as large.
     """
 
     steps: int = 30
@@ -133,7 +133,7 @@ class TunedCards(Method, FromSamples):
         return [found[prompt] for prompt in prompts]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
-        return place_own(edge, rows, self.edge.template)
+        return place_own(edge, rows)
 
     def _tokens(self, prompt: str) -> list[Pair]:
         """The token ids of a prompt's samples."""

@@ -109,10 +109,10 @@ def _costs(result: Mapping[str, Any]) -> Table:
         *("MFLOPs per request", "MiB", "seeds"),
     )
     notes = (
-        "edge tokens: all that stands in the edge's context, soft prompts and cached tokens, too.",
+        "edge tokens: everything in the edge's context, including soft prompts and cached tokens.",
         "ms: of one run, methods taking turns. MFLOPs: prefill and answer, by the compiler; what "
-        "is cached is not computed again. MiB: the edge's weights and what stands beside them, "
-        "with the keys and values of one request. Reading and placing a prompt is not included.",
+        "is cached is not computed again. MiB: the edge's weights and any unmerged experts, "
+        "plus the keys and values of one request. Reading and placing a prompt is not included.",
     )
     return Table("Costs", columns, tuple(rows), notes)
 

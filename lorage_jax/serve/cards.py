@@ -110,7 +110,7 @@ class CardShelf:
         self._known.pop(name, None)
 
     def all(self) -> dict[str, Card]:
-        """Every card by name; files that are none of this generator and edge are left out."""
+        """Every card by name; files for another generator or edge are skipped."""
         found = {}
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             if not NAME.fullmatch(path.stem):

@@ -31,7 +31,7 @@ def distilled_loss(
     """The loss of a micro-batch with a teacher, summed over the targets in nats.
 
     Each target that the teacher, too, predicts counts (1 - share) * cross entropy + share *
-    KL(teacher || student), another one its cross entropy alone.
+    KL(teacher || student), any other its cross entropy alone.
 
     Args:
         decoder: the edge's decoder, with a layout.
@@ -82,8 +82,8 @@ def picked(
 ) -> tuple[Float[Array, "B N D"], Bool[Array, "B N"]]:
     """The teacher's state for each slot of the student, and True where there is one.
 
-    `partners` count from the first row of the batch. Rows of several micro-batches are whole, those
-    of student and teacher in the same order, so that the remainder counts from the micro-batch's.
+    `partners` indexes the slots of the whole batch. Micro-batches split the rows of student and
+    teacher alike, so the index modulo a micro-batch's slots is the index within it.
     """
     flat = states.reshape(-1, states.shape[-1])
     return flat[jnp.maximum(partners, 0) % flat.shape[0]], partners >= 0

@@ -51,7 +51,8 @@ def generator_training(
 
     `distilled`: the share of a teacher in the loss, see `generator_loss`.
 
-    Raises ConfigError unless the models are as deep and read as much as `config` needs.
+    Raises ConfigError if the cloud lacks `hidden_layer`, or a context is too short for the lengths
+    in `config`.
     """
     cloud, edge = models["cloud"], models["edge"]
     check_models(config, cloud, edge)
@@ -188,7 +189,7 @@ def begun_generator(
         )
     if different := different_arithmetic(arithmetic(begun.edge), edge.config):
         raise ConfigError(
-            f"init is {config.init}, a generator for an edge of these weights with another "
+            f"init is {config.init}, a generator whose edge has the same weights but another "
             f"config.json:\n{bullets(different)}"
         )
     changed = [r for r, m in models.items() if is_changed(begun.chat_templates.get(r), m.tokenizer)]

@@ -152,8 +152,8 @@ def run(
     config, out = job.config, Path(job.config.out)
     if profile is not None and profile[1] > config.steps:
         raise ConfigError(
-            f"steps {profile[0]} to {profile[1]} are to be profiled, but the run has "
-            f"{config.steps}; expected steps of the run. Profile earlier ones, or raise steps."
+            f"--profile asks for steps {profile[0]} to {profile[1]}, but the run has "
+            f"{config.steps} steps. Choose earlier steps, or raise steps."
         )
     state, stream, first = job.state, iter(job.batches), 0
     check_same(job.resolved, "All processes need the same models, data and experiment.")
@@ -301,7 +301,7 @@ def _steps(
             checkpoints.wait()
             raise Preempted(
                 f"stopped by SIGTERM after step {number} of {config.steps}, which is saved. "
-                "Go on with --resume."
+                "Continue with --resume."
             )
     settle()
     return state

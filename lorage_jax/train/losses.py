@@ -88,9 +88,10 @@ def frozen_head_kl(
     paired: Bool[Array, "B N"],
     mask: Bool[Array, "B N"],
 ) -> HeadLoss:
-    """As `frozen_head_nll`, a part of each target's loss being the KL divergence from a teacher.
+    """Like `frozen_head_nll`, but part of a paired target's loss is the KL from a teacher.
 
-    A paired target counts (1 - share) * nll + share * KL(teacher || student), another one its nll.
+    A paired target counts (1 - share) * nll + share * KL(teacher || student), an unpaired one its
+    cross entropy alone.
     The logits of student and teacher are the same head's, of `hidden` and of `taught`; the latter
     gets no gradient.
     """

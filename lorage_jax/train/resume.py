@@ -1,4 +1,4 @@
-"""How a run goes on: from which checkpoint, and what may have changed since."""
+"""How a run resumes: from which checkpoint, and what may have changed since."""
 
 from __future__ import annotations
 

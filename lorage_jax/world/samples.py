@@ -54,7 +54,7 @@ def draw_world(
 ) -> list[WorldSample]:
     """Every split of the families, `train` included: seen wordings, but prompts drawn anew.
 
-    `prompts` different prompts a split, with `queries` different user texts each.
+    `prompts` different prompts per split, with `queries` different user texts each.
     """
     return [
         WorldSample(

@@ -102,7 +102,7 @@ def test_every_bad_file_is_named_at_once(files, tmp_path, refused):
         ],
     )
     refused(tmp_path, "--out", tmp_path / "out", says=["is damaged"])
-    refused(files, "--out", tmp_path / "out", says=["a card does not exist in", "Expected files"])
+    refused(files, "--out", tmp_path / "out", says=["contains no card", "Expected files"])
 
 
 def test_the_target_is_checked_and_replaced_only_when_ours(files, tmp_path, refused):

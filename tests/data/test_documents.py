@@ -268,7 +268,7 @@ def test_instruction_rows_share_their_prompt(data_file, tokenizer):
         ('{"txt": "a"}', r"prose\.jsonl:2: the field text is missing; found txt"),
         ('{"text": 3}', r"prose\.jsonl:2: the field text is a number"),
         ('{"text": " "}', r"prose\.jsonl:2: the field text is empty"),
-        ('{"text": "\\ud800"}', r"prose\.jsonl:2: .*half a surrogate pair"),
+        ('{"text": "\\ud800"}', r"prose\.jsonl:2: .*unpaired surrogate"),
         ("{", r"prose\.jsonl:2: is not JSON"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_json_file_may_be_one_object(tmp_path):
         ({**ROW, "system": ""}, "system is empty"),
         ({**ROW, "target": None}, "target is null; expected a string"),
         ({**ROW, "user": ["u"]}, "user is a list"),
-        ({**ROW, "target": "\ud800"}, "target holds half a surrogate"),
+        ({**ROW, "target": "\ud800"}, "target contains an unpaired surrogate"),
         (_chat(("user", "u"), ("assistant", "t")), "has the roles user, assistant"),
         (_chat(("system", "s"), ("user", ""), ("assistant", "t")), "user message.*is empty"),
         ({"messages": ["hello"]}, "not a list of objects"),

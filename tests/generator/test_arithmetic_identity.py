@@ -82,7 +82,7 @@ def read_cloud(generator):
     return load_generator(generator).cloud.source
 
 
-CHANGED = r"config.json is another:\n.*rope_theta is 5.0; in training it was 777.0"
+CHANGED = r"config.json differs:\n.*rope_theta is 5.0; in training it was 777.0"
 
 
 @pytest.fixture(scope="module")

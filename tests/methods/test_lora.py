@@ -176,7 +176,7 @@ def test_the_loss_is_that_of_the_edge_and_no_batching_changes_it(experiment, pai
     assert (found.folder / "chat_template.jinja").read_text() == edge.template.jinja()
     turned = edge.replace(config=dataclasses.replace(edge.config, rope_theta=5.0))
     for load in (load_lora, load_adapter):
-        with pytest.raises(WeightsError, match=r"config.json is another:\n.*rope_theta is 5.0"):
+        with pytest.raises(WeightsError, match=r"config.json differs:\n.*rope_theta is 5.0"):
             load(found.folder, turned)
     file = found.folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])

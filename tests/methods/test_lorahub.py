@@ -20,7 +20,8 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.lora import load_lora
 from lorage_jax.methods.lora_per_task import LoraPerTask
-from lorage_jax.methods.lorahub import LoraHub, SearchSettings, card_of
+from lorage_jax.methods.lorahub import LoraHub, SearchSettings
+from lorage_jax.methods.trained_loras import combination
 from lorage_jax.methods.training import train
 from lorage_jax.world import prompts as world_prompts
 from tests.methods.test_lora import torch_folder
@@ -60,7 +61,7 @@ def test_a_combination_is_the_one_of_peft(edge, modules, pair, tmp_path):
     """The sums of A and of B apart: peft's "linear", which takes the square of each weight."""
     hub, weights = LoraHub.load(edge, modules), np.array([0.7, 1.2, 0.0])
     assert hub.names == ("one", "three", "two")
-    card = card_of(edge, hub.pool, weights, hub.template)
+    card = combination(hub.edge, hub.pool, weights)
     rows = [dataclasses.replace(hub.prepare(["?"])[0], card=card)]
     ours = np.asarray(forward(hub.place(edge, rows).model, TOKENS))
 
@@ -89,7 +90,7 @@ def test_one_weight_is_that_lora_and_signs_cancel(edge, modules):
     hub = LoraHub.load(edge, modules)
 
     def logits(*weights):
-        card = card_of(edge, hub.pool, np.array(weights), hub.template)
+        card = combination(hub.edge, hub.pool, np.array(weights))
         rows = [dataclasses.replace(hub.prepare(["?"])[0], card=card)]
         return np.asarray(forward(hub.place(edge, rows).model, TOKENS))
 
@@ -114,7 +115,7 @@ def test_the_search_uses_its_examples_and_says_so(edge, modules, monkeypatch):
     assert given.solved == {"What?": SOLVED * 3}
     assert given.search == SearchSettings(budget=12, examples=6, seed=3)
 
-    turns = hub.template.on(edge.tokenizer)
+    turns = hub.edge.template
     total = count = 0.0
     model = hub.place(edge, [known]).model
     for user, target in SOLVED:

@@ -96,7 +96,7 @@ def test_lora_gen_merges_one_card_and_keeps_several_unmerged(edge, generator):
         np.testing.assert_array_equal(row.card.gates, card.gates)
         assert row.facts == {"cloud_tokens": card.about["cloud_tokens"]}
     unmerged = method.place(edge, rows)
-    assert unmerged.model is edge
+    assert unmerged.model.params is edge.params and unmerged.model.card is None
     tokens, mask = padded_batch(rows=2)
     logits = forward(edge, tokens, mask, gates=list(unmerged.cards), pool=unmerged.pool)
     for number, row in enumerate(rows):

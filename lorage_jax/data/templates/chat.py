@@ -53,8 +53,8 @@ def notice_change(source: str | None, tokenizer: Any, where: Any) -> None:
 @functools.cache
 def _warn_of_change(where: str) -> None:
     _log.warning(
-        "The chat template of %s was changed after training; the generator and its cards go on in "
-        "the template of their training.",
+        "The chat template of %s was changed after training; the generator and its cards keep "
+        "using the template of their training.",
         where,
     )
 

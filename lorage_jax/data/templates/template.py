@@ -62,7 +62,10 @@ class Template(ABC):
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
-        """Token ids of what `text` returned. Contents in it are not told from turns any more."""
+        """Token ids of what `text` returned.
+
+        Control tokens inside a content are no longer distinguished from the template's own.
+        """
 
     @abstractmethod
     def read(self, system: str) -> list[int]:

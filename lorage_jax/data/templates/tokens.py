@@ -23,7 +23,7 @@ def encode(tokenizer: Any, text: str, bos: bool) -> list[int]:
 
     Text that spells a special token ("</s>") is read as plain text, so a user cannot end the turn.
 
-    Raises DataError for text that is not valid Unicode (half a surrogate pair, a stray byte).
+    Raises DataError for text that is not valid Unicode (an unpaired surrogate, a stray byte).
     """
     _check(tokenizer, text)
     # verbose=False: no warning about the maximum length, because the callers cut.

@@ -1,4 +1,8 @@
-"""A LoRA for each prompt: cards whose pool is their only expert, merged or side by side."""
+"""Cards of methods: made with all that guards them, and placed, merged or side by side.
+
+A method chooses among the experts of one pool, or makes a LoRA for each prompt: then a card's pool
+is its only expert.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorage_jax.data.templates import Template
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import request_key
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.merge import merge
+from lorage_jax.generator.merge import merge, trained_template
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.methods.method import Conditioning, Placement, beside, shared
 from lorage_jax.methods.parts import recorded_turns
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
+
+
+def card_for(edge: Model, gates: np.ndarray, pool: Pool, **facts: Any) -> Card:
+    """A card for an edge in the turns of the training, with `facts` about how it was made.
+
+    The card knows these turns, and the arithmetic of the edge's config.
+    """
+    about, chat_template = recorded_turns(edge)
+    known = {"edge_arithmetic": arithmetic(edge.config), "chat_template": chat_template}
+    return Card(gates, pool.generator, edge.fingerprint, about | facts, pool, **known)
+
+
+def place_cards(edge: Model, pool: Pool, rows: Sequence[Conditioning], maker: str) -> Placement:
+    """Merges a single card for all rows; several stay unmerged, one per row.
+
+    The edge answers in the turns of the cards' training. `maker` is the method that made the cards.
+    Raises ConfigError if a row has no card.
+    """
+    cards = [row.card for row in rows if row.card is not None]
+    if len(cards) < len(rows) or not rows:
+        raise ConfigError(f"a row has no card; expected the conditionings of {maker}.prepare.")
+    pool = beside(pool, edge)
+    if shared(rows):
+        return Placement(merge(edge, pool, cards[0]))
+    return Placement(edge.replace(template=trained_template(edge, cards[0])), cards, pool)
 
 
 def own_card(edge: Model, experts: Any, scale: float, name: str, origin: str) -> Card:
@@ -30,16 +58,13 @@ def own_card(edge: Model, experts: Any, scale: float, name: str, origin: str) ->
     """
     pool = Pool(experts, "factors", scale, "per_layer", name)
     gates = np.ones((edge.config.layers, 1), np.float32)
-    about, chat_template = recorded_turns(edge)
-    known = {"edge_arithmetic": arithmetic(edge.config), "chat_template": chat_template}
-    return Card(gates, name, edge.fingerprint, {**about, "origin": origin}, pool, **known)
+    return card_for(edge, gates, pool, origin=origin)
 
 
-def place_own(edge: Model, rows: Sequence[Conditioning], template: Template | None) -> Placement:
+def place_own(edge: Model, rows: Sequence[Conditioning]) -> Placement:
     """Merges a single LoRA for all rows; several stay unmerged, as the experts of one pool.
 
-    `template` has the turns of the unmerged edge; a card knows its own. Raises ConfigError if a row
-    has no LoRA.
+    The edge answers in the turns of the LoRAs' training. Raises ConfigError if a row has no LoRA.
     """
     cards = [row.card for row in rows if row.card is not None and row.card.pool is not None]
     if len(cards) < len(rows) or not rows:
@@ -48,7 +73,8 @@ def place_own(edge: Model, rows: Sequence[Conditioning], template: Template | No
         assert cards[0].pool is not None
         return Placement(merge(edge, beside(cards[0].pool, edge), cards[0]))
     pool, own = side_by_side(cards)
-    return Placement(edge.replace(template=template), own, beside(pool, edge))
+    turns = trained_template(edge, cards[0])
+    return Placement(edge.replace(template=turns), own, beside(pool, edge))
 
 
 def side_by_side(cards: Sequence[Card]) -> tuple[Pool, list[Card]]:
