@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -99,7 +100,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     try:
         command = tyro.cli(Command, args=_plain(words), prog="lorage", description=DESCRIPTION)
-        with _cleaning_up_on_sigterm():
+        with _cleaning_up_on_sigterm(), _warnings_told():
             chosen = command.measurement if isinstance(command, bench.Bench) else command
             _run(_at_home(chosen), words)
             sys.stdout.flush()
@@ -116,6 +117,24 @@ def main(args: list[str] | None = None) -> int:
             raise  # a bug of ours: keep the traceback
         return _failed(message)
     return 0
+
+
+class _Warnings(logging.Handler):
+    """Tells a warning of the package as the command line tells its errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"lorage: {self.format(record)}", file=sys.stderr)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """While a command runs, warnings of the package are lines of its own."""
+    log, handler = logging.getLogger("lorage_jax"), _Warnings(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _run(command: Any, words: list[str]) -> None:

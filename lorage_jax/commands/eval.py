@@ -16,9 +16,9 @@ from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, did_you_mean
-from lorage_jax.evaluate.agent import AgentOutcome, evaluate_agent
+from lorage_jax.evaluate.agent import AGENT_TOKENS, AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
-from lorage_jax.evaluate.arms import CONTROLS
+from lorage_jax.evaluate.arms import CONTROLS, MAIN
 from lorage_jax.evaluate.host_chat import HostChat
 from lorage_jax.evaluate.host_settings import as_hf_adapts
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from lorage_jax.commands.options import Eval
 
 AGENT = "gpt4tools"
-HARNESS_TOKENS, AGENT_TOKENS = 256, 512  # of an answer: lm-eval's default, the benchmark's limit
 GENERATED_RECORDS = 100  # per set of our own, where GPT4Tools' files are not there
 
 
@@ -200,7 +199,7 @@ def _tasks(
     if not names:
         return EvalResult(), []
     from lorage_jax.evaluate.commonsense import Run, evaluate_generator, evaluate_model
-    from lorage_jax.evaluate.harness import LorageLM  # these need lm-eval
+    from lorage_jax.evaluate.harness import HARNESS_TOKENS, LorageLM  # need lm-eval
 
     lm = LorageLM(
         edge,
@@ -227,7 +226,7 @@ def _agent(
     print(f"GPT4Tools: {tools.source}")
     arms = None
     if generator is not None:
-        arms = ["lora_gen"]
+        arms = [MAIN]
         arms += ["in_context", "no_tools", "lora_gen_tools"] * options.baseline
         arms += [*CONTROLS * options.controls]
     found = evaluate_agent(

@@ -10,15 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorage_jax.compare.shots import WithSamples
 from lorage_jax.config import ExperimentConfig, MeshConfig
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf.source import read_model_config
-from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import Conditioning, Method, get_method
 from lorage_jax.methods.training import DEFAULT
-from lorage_jax.methods.tuned_cards import TunedCards, TunedFresh
-from lorage_jax.models.leaves import Leaf
+from lorage_jax.models.leaves import count_values
 from lorage_jax.models.model import Model
 from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, make_mesh
@@ -38,12 +35,9 @@ def trained_parameters(
         run: how it is trained; None if it is not trained here.
         result: the finished result, or folder of results, that it was loaded from instead.
     """
-    loaded = method.method if isinstance(method, WithSamples) else method
-    if isinstance(loaded, TunedFresh):
-        return _count(loaded.leaves)
-    loaded = loaded.ours if isinstance(loaded, TunedCards) else loaded
-    if result is not None and isinstance(loaded, LoraGen):
-        return sum(x.size for x in jax.tree.leaves(loaded.generator.trained))
+    known = method.trained_values()
+    if known is not None:
+        return known
     if result is not None:
         files = [Checkpoint.open_file(file) for file in sorted(result.rglob("*.safetensors"))]
         return sum(math.prod(file.shape(name)) for file in files for name in file.names())
@@ -54,12 +48,7 @@ def trained_parameters(
     if "cloud" in kind.frozen:
         models["cloud"] = read_model_config(Path(run.cloud))
     layout = Layout(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
-    return _count(kind.training(run, models, layout).leaves)
-
-
-def _count(leaves: Any) -> int:
-    each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
-    return sum(math.prod(leaf.shape) for leaf in each)
+    return count_values(kind.training(run, models, layout).leaves)
 
 
 def bigger_cloud(run: ExperimentConfig) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from lorage_jax.compare import kept
 from lorage_jax.compare.costs import method_costs
 from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
-from lorage_jax.compare.parts import BARE, OURS, Part
+from lorage_jax.compare.parts import Part
 from lorage_jax.compare.shots import WithSamples, solved_samples, texts_with_samples
 from lorage_jax.compare.task_samples import TaskSample, draw_tasks, first_prompts
 from lorage_jax.config import CompareConfig, TaskQuestions
@@ -26,7 +26,7 @@ from lorage_jax.data.records import Record
 from lorage_jax.distributed import on_main
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
-from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
+from lorage_jax.evaluate.arms import BARE, MAIN, Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import Gap, is_significant, mean_stderr, paired_gap
 from lorage_jax.evaluate.shared_journal import SharedJournal
@@ -63,11 +63,11 @@ def measured(
     OutputError if it was measured with other settings or data.
     """
 
-    def measure() -> dict[str, Any]:
+    def measured_now() -> dict[str, Any]:
         edge = load_model(config.base.edge, config.base.dtype)
         return _figures(config, part, edge, questions(config, limit), say)
 
-    return kept.figures(config, part, limit, measure)
+    return kept.figures(config, part, limit, measured_now)
 
 
 def questions(config: CompareConfig, limit: int | None = None) -> list[WorldSample]:
@@ -114,14 +114,14 @@ def costs(
     measures; the others get an empty result.
     """
 
-    def measure() -> dict[str, dict[str, Any]]:
+    def measured_now() -> dict[str, dict[str, Any]]:
         say("Measuring the costs of all methods, in turn ...")
         edge = load_model(config.base.edge, config.base.dtype)
         methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
         sample = questions(config, limit)[0]
         return on_main(lambda: _costs(methods, edge, sample)) or {}
 
-    return kept.costs(config, parts, limit, measure)
+    return kept.costs(config, parts, limit, measured_now)
 
 
 def _costs(
@@ -215,7 +215,7 @@ def combined(
     """
     if not found:
         raise ConfigError("nothing was measured; expected at least one method.")
-    ours = found.get(OURS)
+    ours = found.get(MAIN)
     methods = {
         name: _method(config, name, seeds, ours, bigger_cloud) for name, seeds in found.items()
     }
@@ -249,7 +249,7 @@ def _method(
         "seeds": len(seeds) if first["trained_parameters"] else 0,
         "devices": sorted({one["device"] for one in seeds if "device" in one}),
         **tokens,
-        "splits": _splits(seeds, None if name == OURS else ours),
+        "splits": _splits(seeds, None if name == MAIN else ours),
     }
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from lorage_jax.bundled import generator_folder
 from lorage_jax.config import CompareConfig, ExperimentConfig
 from lorage_jax.errors import ConfigError
+from lorage_jax.evaluate.arms import BARE
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.train.experiment import Trainable
-
-OURS, BARE = "lora_gen", "bare"
 
 
 @dataclass(frozen=True)

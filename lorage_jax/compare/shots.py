@@ -45,6 +45,9 @@ class WithSamples(Method):
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return self.method.place(edge, rows)
 
+    def trained_values(self) -> int | None:
+        return self.method.trained_values()
+
 
 def solved_samples(sample: WorldSample, prompts: Sequence[Prompt], count: int) -> Solved:
     """For each prompt, `count` solved requests of its task, none of which is asked.

@@ -33,7 +33,7 @@ from lorage_jax.evaluate.answers import (
     mean_tokens,
     room_for_input,
 )
-from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask, paired_gaps, verdicts
+from lorage_jax.evaluate.arms import MAIN, Answered, Arm, Asked, Unit, ask, paired_gaps, verdicts
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
 from lorage_jax.evaluate.protocol import ENCODINGS, Encoding
@@ -47,13 +47,13 @@ from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 
 STOP = "Observation:"
-MAIN = "lora_gen"
+AGENT_TOKENS = 512  # of an answer: the benchmark's limit
 # The part of an `Instruction` that the edge reads in each arm.
 READS = {
     "in_context": "text",
     "no_tools": "without_tools",
     "lora_gen_tools": "without_tools",
-    "lora_gen": "dynamic",
+    MAIN: "dynamic",
     "shuffled": "dynamic",
     "random": "dynamic",
     "mean_gates": "dynamic",
@@ -78,7 +78,7 @@ def evaluate_agent(
     *,
     arms: Sequence[str] | None = None,
     template: Encoding = "trained",
-    max_new_tokens: int = 512,
+    max_new_tokens: int = AGENT_TOKENS,
     batch_rows: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     limit: int | None = None,
@@ -167,7 +167,7 @@ def _generator_arms(method: LoraGen, records: Sequence[ToolRecord], seed: int) -
         return Arm("random", RandomText(method, texts))
 
     return {
-        "lora_gen": lambda: Arm("lora_gen", method),
+        MAIN: lambda: Arm(MAIN, method),
         "lora_gen_tools": lambda: Arm("lora_gen_tools", method),
         "shuffled": shuffled,
         "random": random,

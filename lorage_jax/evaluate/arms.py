@@ -28,7 +28,8 @@ from lorage_jax.models.model import Model
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
-CONTROLS = ("shuffled", "random", "mean_gates", "bare")
+MAIN, BARE = "lora_gen", "bare"  # the arm that is to be shown, and the edge without a prompt
+CONTROLS = ("shuffled", "random", "mean_gates", BARE)
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by arm, then by task or score: the records
 
 

@@ -18,6 +18,7 @@ from lorage_jax.data.task_table import TASKS, paper_tasks
 from lorage_jax.data.tasks import Task
 from lorage_jax.errors import LorageError
 from lorage_jax.evaluate.arms import (
+    MAIN,
     Answered,
     Arm,
     Asked,
@@ -58,7 +59,7 @@ from lorage_jax.models.model import Model
 
 SEEN = tuple(task.name for task in paper_tasks() if task.seen)
 UNSEEN = tuple(task.name for task in paper_tasks() if not task.seen)
-MAIN, MODEL = "lora_gen", "model"
+MODEL = "model"
 FEWEST_TASKS = 4  # with fewer, mean gates are taken over the prompts of all described tasks
 AS_IT_IS = "the model as it is, lm-eval's own few-shot prompt in its context"
 
@@ -82,9 +83,9 @@ class Run:
         number = self.shots.get(name, self.shots.get("*"))
         return self.data.default_shots(name) if number is None else number
 
-    def checked(self, name: str, **text: Any) -> Any:
+    def checked(self, name: str) -> Any:
         """Loads a task. Raises DataError if its data are missing or its answers have no room."""
-        task = self.data.load(name, self.shots_of(name), **text)
+        task = self.data.load(name, self.shots_of(name))
         if task.OUTPUT_TYPE == "generate_until":
             self.lm.room(task.config.generation_kwargs)
         return task

@@ -48,6 +48,8 @@ from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
 
+HARNESS_TOKENS = 256  # of an answer: lm-eval's default
+
 # Token ids, stop strings, maximum of new tokens, repetition penalty.
 Job = tuple[list[int], tuple[str, ...], int, float]
 
@@ -67,7 +69,7 @@ class LorageLM(ChatRequests, TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         batch_tokens: int | str = BATCH_TOKENS,
-        max_gen_toks: int | str = 256,
+        max_gen_toks: int | str = HARNESS_TOKENS,
         encoding: str = "harness",
         journal: Journal | None = None,
         *,

@@ -8,14 +8,15 @@ end a text there, whatever they are. All other texts have the same tokens.
 from __future__ import annotations
 
 import json
+import logging
 import re
-import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from lorage_jax.errors import ConfigError, WeightsError
 
+_log = logging.getLogger(__name__)
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "\u2581"  # stands for a space in SentencePiece's tokens
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -200,10 +201,10 @@ def _scores(tokens: list[str], kinds: list[int], merges: list[tuple[str, ...]]) 
         for token in normal
     )
     if others:
-        print(
-            "lorage: llama.cpp may split some texts otherwise than this tokenizer, which has "
-            f"{others} tokens that are spelled by a pair it does not merge.",
-            file=sys.stderr,
+        _log.warning(
+            "llama.cpp may split some texts otherwise than this tokenizer, which has %d tokens "
+            "that are spelled by a pair it does not merge.",
+            others,
         )
     last = len(merges)
     return [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from pathlib import Path
 
 from lorage_jax.chips import GIB
@@ -12,6 +12,7 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.models.presets import parameter_count
 
+_log = logging.getLogger(__name__)
 AUTO = "auto"
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -21,7 +22,7 @@ def choose_dtype(dtype: str, config: ModelConfig, platform: str) -> str:
 
     On a CPU, bfloat16 is faster only with instructions for it (AVX512-BF16), and small updates of
     the weights round away in it. So it is taken there only for a model that does not fit the memory
-    in float32, and standard error says so.
+    in float32, with a warning.
     """
     if dtype != AUTO:
         return dtype
@@ -30,10 +31,11 @@ def choose_dtype(dtype: str, config: ModelConfig, platform: str) -> str:
     needed, free = 4 * parameter_count(config), free_memory()
     if free is None or needed <= free:
         return "float32"
-    print(
-        f"lorage: float32 weights would take {needed / GIB:.1f} GiB, of which {free / GIB:.1f} GiB "
-        "are free; the model is loaded in bfloat16.",
-        file=sys.stderr,
+    _log.warning(
+        "float32 weights would take %.1f GiB, of which %.1f GiB are free; the model is loaded in "
+        "bfloat16.",
+        needed / GIB,
+        free / GIB,
     )
     return "bfloat16"
 

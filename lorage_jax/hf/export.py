@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.hf.source import open_model
 from lorage_jax.models.model import Model
+
+_log = logging.getLogger(__name__)
 
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
 # in other formats and the README, which describes the base model, are not copied.
@@ -120,7 +122,7 @@ def export_merged(
         _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))
     if (words := kept.words()) is not None:
-        print(f"lorage: {words}", file=sys.stderr)
+        _log.warning("%s", words)
 
 
 def _export_over_gguf(
@@ -141,7 +143,7 @@ def _export_over_gguf(
         _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, [found], dtype))
     if (words := kept.words()) is not None:
-        print(f"lorage: {words}", file=sys.stderr)
+        _log.warning("%s", words)
 
 
 USE = """Ask in the turns of this folder's chat template, without a system message, which is in the

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import check_types, expand_home, learnt_from, require
@@ -98,6 +100,9 @@ class LoraGen(Method, Trainable):
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return place_cards(edge, self.generator.pool, rows, self.name)
+
+    def trained_values(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self.generator.trained))
 
     @classmethod
     def training(

@@ -135,6 +135,13 @@ class Method(Protocol):
         """
         ...
 
+    def trained_values(self) -> int | None:
+        """The number of values that training changes, if the loaded method knows it.
+
+        By default None: a comparison counts them in the method's run, or in its folder.
+        """
+        return None
+
 
 class FromSamples:
     """A method that learns from solved samples of a prompt's task when it prepares the prompt.

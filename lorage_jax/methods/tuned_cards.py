@@ -40,7 +40,7 @@ from lorage_jax.methods.method import (
 )
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.leaves import Leaf, initialise
+from lorage_jax.models.leaves import Leaf, count_values, initialise
 from lorage_jax.models.model import Model
 from lorage_jax.train.edge_loss import chunk_nll
 
@@ -135,6 +135,9 @@ class TunedCards(Method, FromSamples):
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return place_own(edge, rows)
 
+    def trained_values(self) -> int:
+        return self.ours.trained_values()
+
     def _tokens(self, prompt: str) -> list[Pair]:
         """The token ids of a prompt's samples."""
         turns, room = self.edge.template, self.edge.config.max_positions
@@ -199,6 +202,10 @@ class TunedFresh(TunedCards):
     def leaves(self) -> dict[str, dict[str, Leaf]]:
         """The factors that are trained for each prompt."""
         return lora_leaves(self.edge.config, self.edge.config.projections, self.rank)
+
+    def trained_values(self) -> int:
+        """Those of one prompt."""
+        return count_values(self.leaves)
 
     def _starts(self, prompts: Sequence[str]) -> list[Start]:
         drawn = initialise(self.leaves, jax.random.key(self.tuning.seed))

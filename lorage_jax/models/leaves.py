@@ -6,6 +6,7 @@ The layer axis is axis 0 of every leaf under `layers`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,6 +153,12 @@ def model_leaves(config: ModelConfig) -> dict[str, Any]:
     if not config.tied_head:
         leaves["head"] = Leaf((config.width, config.vocab_size), ("embed", "vocab"))
     return leaves
+
+
+def count_values(leaves: Any) -> int:
+    """The number of values in all leaves of a tree."""
+    each = jax.tree.leaves(leaves, is_leaf=lambda leaf: isinstance(leaf, Leaf))
+    return sum(math.prod(leaf.shape) for leaf in each)
 
 
 def initialise(leaves: Any, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lorage_jax.compare.parts import BARE, OURS
+from lorage_jax.evaluate.arms import BARE, MAIN
 from lorage_jax.report.page import DASH, Block, Cell, Page, Row, Section, Table, decimal, row
 from lorage_jax.report.render import to_markdown as render
 
@@ -35,7 +35,7 @@ def _scores(result: Mapping[str, Any]) -> Table:
     rows: list[Row] = []
     for name, method in methods.items():
         cells = [_figure(method["splits"][split]) for split in splits]
-        rows.append(row(name, *cells, kind="ours" if name == OURS else "plain"))
+        rows.append(row(name, *cells, kind="ours" if name == MAIN else "plain"))
     for name, control in controls.items():
         if name != BARE or name not in methods:
             cells = [_figure(control["splits"][split]) for split in splits]
@@ -100,7 +100,7 @@ def _costs(result: Mapping[str, Any]) -> Table:
             decimal(method["flops_per_request"] / 1e6),
             decimal((method["parameter_bytes"] + method["cache_bytes"]) / 2**20, ".2f"),
             decimal(method["seeds"], "d"),
-            kind="ours" if name == OURS else "plain",
+            kind="ours" if name == MAIN else "plain",
         )
         for name, method in result["methods"].items()
     ]
@@ -127,7 +127,7 @@ def _properties(result: Mapping[str, Any]) -> Table:
             _mark(method["unseen_tasks"]),
             _mark(method["bigger_model"]),
             Cell(method["what"]),
-            kind="ours" if name == OURS else "plain",
+            kind="ours" if name == MAIN else "plain",
         )
         for name, method in result["methods"].items()
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorage_jax.errors import DataError
+from lorage_jax.evaluate.arms import MAIN
 from lorage_jax.evaluate.gpt4tools import SCORES
 from lorage_jax.evaluate.paired import mean_stderr
 from lorage_jax.evaluate.results import by_arm
@@ -35,7 +36,6 @@ METHODS = (
     "random",
     "mean_gates",
 )
-OURS = "lora_gen"
 
 
 def combine(
@@ -216,7 +216,7 @@ def _tool_scores(splits: Mapping[str, Any], mode: str) -> list[Table]:
             row(
                 method,
                 *(_figure(scores[score]) for score in SCORES),
-                kind="ours" if method == OURS else "plain",
+                kind="ours" if method == MAIN else "plain",
             )
             for method, scores in scored.items()
         ]

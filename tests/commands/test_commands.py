@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 import lorage_jax as lg
 from lorage_jax import nano
 from lorage_jax.generator import deploy as deploying
+from lorage_jax.hf import dtype as dtypes
 from tests.commands.world import (
     PROMPT,
     WEIGHTS,
@@ -320,6 +322,17 @@ def test_inspect(world, tmp_path, capfd):
     assert json.loads(result.read_text())["sizes"]["trained.meta"] == 3 * 32
     shown = capfd.readouterr().out
     assert "trained.pool" in shown and f"cloud {world.root / 'cloud'}" in shown
+
+
+def test_a_warning_of_the_package_is_a_line_of_the_command(world, monkeypatch, capfd):
+    monkeypatch.setattr(dtypes, "free_memory", lambda: 1)
+    assert (
+        lorage("generate", "--model", world.root / "edge", "--input", "Hi.", "--max-new-tokens", 1)
+        == 0
+    )
+    told = [line for line in capfd.readouterr().err.splitlines() if "bfloat16" in line]
+    assert len(told) == 1 and told[0].startswith("lorage: float32 weights would take ")
+    assert not logging.getLogger("lorage_jax").handlers
 
 
 def test_an_ascii_terminal_and_a_closed_pipe(world):

@@ -29,7 +29,7 @@ def test_auto_goes_by_the_platform(folder):
     assert choose_dtype("float16", config, "tpu") == "float16"
 
 
-def test_a_cpu_with_too_little_memory_takes_bfloat16_with_a_word(folder, monkeypatch, capsys):
+def test_a_cpu_with_too_little_memory_takes_bfloat16_with_a_word(folder, monkeypatch, caplog):
     import jax
 
     model = lg.load_model(folder, "float32")
@@ -38,10 +38,10 @@ def test_a_cpu_with_too_little_memory_takes_bfloat16_with_a_word(folder, monkeyp
     assert needed == 4 * sum(int(np.prod(leaf.shape)) for leaf in leaves)
     monkeypatch.setattr(dtypes, "free_memory", lambda: needed)
     assert lg.load_model(folder).dtype == jnp.float32
-    assert capsys.readouterr().err == ""
+    assert not caplog.text
     monkeypatch.setattr(dtypes, "free_memory", lambda: needed - 1)
     assert lg.load_model(folder).dtype == jnp.bfloat16
-    assert "the model is loaded in bfloat16" in capsys.readouterr().err
+    assert "the model is loaded in bfloat16" in caplog.text
     monkeypatch.setattr(dtypes, "free_memory", lambda: None)
     assert lg.load_model(folder).dtype == jnp.float32
 
