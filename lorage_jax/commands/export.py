@@ -54,4 +54,4 @@ def _exported(options: Export) -> dict[str, Any]:
 def _turns(card: Path, folder: Path) -> Template:
     """The turns in which the folder's model answers under a card."""
     opened = open_model(folder, with_tokenizer=True)
-    return load_card(card).turns(Model(opened.config, {}, opened.tokenizer, folder))
+    return load_card(card).turns(Model(opened.config, {}, opened.tokenizer, source=folder))

@@ -64,8 +64,7 @@ def load_model(
         for name in path[:-1]:
             target = target.setdefault(name, {})
         target[path[-1]] = place(leaf, row)
-    template = folder_template(folder, tokenizer)
-    return Model(config, params, tokenizer, folder, template=template)
+    return Model(config, params, tokenizer, folder_template(folder, tokenizer), folder)
 
 
 def stored_dtype(folder: str | Path) -> str:

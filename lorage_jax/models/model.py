@@ -52,13 +52,13 @@ class Model:
 
     Attributes:
         params: a plain nested dict of arrays, as `models/leaves.py` describes.
+        template: the turns it reads and writes (`data.templates.Template`): those of its
+            specialisation, else its own chat template, else plain ones; None without a tokenizer.
         source: the folder it was loaded from.
         card: the card whose adapter is merged into `params`; None for a base model.
         cast: how the sum with that adapter was rounded, and to which dtype.
         loras: the PEFT adapters that are merged into `params`.
         identity: the base's fingerprint, if known; otherwise it is computed from the weights.
-        template: the turns it reads and writes (`data.templates.Template`): those of its
-            specialisation, else its own chat template, else plain ones; None without a tokenizer.
         answers: True if an adapter brought these turns along: the model answers in them, whereas
             one that only has plain turns would rather continue a text.
     """
@@ -66,12 +66,12 @@ class Model:
     config: ModelConfig
     params: dict[str, Any]
     tokenizer: Any
+    template: Any = None
     source: Path | None = None
     card: MergedCard | None = None
     cast: str = ""
     loras: tuple[MergedLora, ...] = ()
     identity: str | None = None
-    template: Any = None
     answers: bool = False
 
     def replace(self, **changes: Any) -> Model:
