@@ -51,6 +51,7 @@ RUNNERS: dict[type, str] = {
     options.Serve: "serve",
     options.Eval: "eval",
     options.Inspect: "inspect",
+    conversions.Retarget: "retarget",
     conversions.Push: "push",
     options.Report: "report",
     bench.Merge: "bench.merge",
@@ -79,6 +80,7 @@ Command = Annotated[
     | options.Serve
     | options.Eval
     | options.Inspect
+    | conversions.Retarget
     | conversions.Push
     | options.Report
     | bench.Bench,

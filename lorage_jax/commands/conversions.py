@@ -1,6 +1,6 @@
 """Options of the commands that write or share model files for others to load.
 
-They are `adapters`, `export`, `import` and `push`.
+They are `adapters`, `export`, `import`, `retarget` and `push`.
 """
 
 from __future__ import annotations
@@ -92,6 +92,29 @@ class Import:
     """Dtype of all weights; by default as in the file, and float32 for quantised ones."""
     pre: str | None = None
     """llama.cpp's name for the tokenizer's pre-tokenizer, if lorage does not recognise it."""
+    json: Json = None
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True)
+class Retarget:
+    """Write a copy of a generator for other weights of the same models.
+
+    A generator is for the very weights that it was trained with. Other weights of the same model,
+    such as the Hub's own instead of a quantised file's, differ little, but they are another model,
+    and this copy is for them. What it does there, lorage eval shows beside its controls.
+
+    Example: lorage retarget smollm2 --edge SmolLM2-135M-Instruct --out my_generator
+    """
+
+    generator: Positional[Path]
+    """Generator's folder, nano or smollm2 for a bundled one, or OWNER/NAME on the Hub."""
+    out: Path
+    """New folder for the generator."""
+    edge: Path | None = None
+    """Edge model (folder or GGUF); also the cloud, if the edge was its own cloud in training."""
+    cloud: Path | None = None
+    """Cloud model (folder or GGUF)."""
     json: Json = None
     overwrite: Overwrite = False
 

@@ -81,6 +81,8 @@ class Quickstart:
     real: bool = False
     """Use a real pretrained model, SmolLM2-135M-Instruct, whose folder is in LORAGE_MODELS (by
     default ~/.cache/lorage-models), with the generator for it that is bundled."""
+    generator: Path | None = None
+    """With --real: another generator, such as one of lorage retarget, and its own edge."""
     ask: tuple[str, ...] = ()
     """Your own questions, instead of drawn ones."""
     train: bool = False

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from lorage_jax import nano, smollm2
 from lorage_jax.bench.timing import in_turn
+from lorage_jax.bundled import MODELS, kept_models
 from lorage_jax.commands.options import Quickstart
 from lorage_jax.commands.specialize import describe
 from lorage_jax.config import (
@@ -33,7 +34,7 @@ from lorage_jax.config import (
     Source,
 )
 from lorage_jax.data.templates import Message, question
-from lorage_jax.errors import DataError
+from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.evaluate.answers import Generation, turns
 from lorage_jax.evaluate.arms import Answered, Arm, Unit, ask
 from lorage_jax.evaluate.controls import Ready, Shuffled
@@ -42,7 +43,12 @@ from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.card import load_card
 from lorage_jax.generator.deploy import Outputs, deploy
 from lorage_jax.generator.generator import Generator, prompt_tokens
-from lorage_jax.generator.store import load_generator, read_values, recorded_path
+from lorage_jax.generator.store import (
+    generator_path,
+    load_generator,
+    read_values,
+    recorded_path,
+)
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.generate import generate, generate_tokens
 from lorage_jax.methods.bare import Bare
@@ -74,9 +80,10 @@ def run(options: Quickstart) -> dict[str, Any]:
             "--train trains the bundled pair on word tasks alone, as it is too short for more. "
             "Leave it out, or use --family words without --real."
         )
+    if options.generator is not None and not options.real:
+        raise ConfigError("--generator needs --real: the other one is for the bundled pair.")
     check_target(out, options.overwrite)
-    source = smollm2.GENERATOR if options.real else nano.GENERATOR
-    edge = recorded_path(read_values(source), "edge", source) if options.real else nano.EDGE
+    source, edge = _real(options.generator) if options.real else (nano.GENERATOR, nano.EDGE)
     records = _questions(task, seed, options.ask)
     with new_folder(out, overwrite=options.overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
@@ -103,6 +110,20 @@ def run(options: Quickstart) -> dict[str, Any]:
     title = "Your system prompt" if prompt else "System prompt (unseen in training)"
     print(f"{describe(deployed, out)}\n{_story(report, title, gate_text(card.gates), out)}")
     return report
+
+
+def _real(given: Path | None) -> tuple[Path, Path]:
+    """The generator of `--real` and its edge. Raises ConfigError if the bundled one has none."""
+    source = smollm2.GENERATOR if given is None else generator_path(given)
+    try:
+        return source, recorded_path(read_values(source), "edge", source)
+    except WeightsError:
+        if given is not None:
+            raise
+        raise ConfigError(
+            f"--real needs the model {smollm2.MODEL}, but {kept_models()} (named by {MODELS}) has "
+            f"no folder of that name. {smollm2.README} has the commands that make it."
+        ) from None
 
 
 def _task(seed: int, prompt: str | None, family: str) -> world_prompts.Prompt:

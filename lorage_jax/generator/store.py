@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorage_jax.bundled import MODELS, generator_folder, kept_models
-from lorage_jax.config import GeneratorConfig, HeldOut, ModelConfig
+from lorage_jax.config import GeneratorConfig, HeldOut
 from lorage_jax.data.templates import TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
 from lorage_jax.fields import from_dict, to_dict
@@ -251,23 +251,26 @@ def edge_path(values: dict[str, Any], folder: Path, given: Path | None) -> Path:
 
 def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> None:
     """Raises WeightsError unless `source` has the arithmetic and weights of the cloud or edge."""
-    if isinstance(values[role].get("config"), dict):
-        found = source.config if isinstance(source, Model) else read_model_config(source)
-        _check_arithmetic(values[role]["config"], found, source, role)
+    check_config(source, values, role)
     expected = values[role]["fingerprint"]
     found = source.fingerprint if isinstance(source, Model) else fingerprint(source)
     if found != expected:
         where = source.source if isinstance(source, Model) else source
         raise WeightsError(
             f"{where} is not the {role} this generator was trained with (weights "
-            f"{found[:19]}..., expected {expected[:19]}...). {TWO_MODELS}"
+            f"{found[:19]}..., expected {expected[:19]}...). {TWO_MODELS} For other weights of "
+            "the same model, `lorage retarget` makes a generator."
         )
 
 
-def _check_arithmetic(
-    recorded: dict[str, Any], found: ModelConfig, source: Path | Model, role: str
-) -> None:
-    """Raises WeightsError that names every field which changes the logits of the same weights."""
+def check_config(source: Path | Model, values: dict[str, Any], role: str) -> None:
+    """Raises WeightsError that names every field which changes the logits of the same weights.
+
+    Nothing is compared if no config was recorded.
+    """
+    if not isinstance(recorded := values[role].get("config"), dict):
+        return
+    found = source.config if isinstance(source, Model) else read_model_config(source)
     try:
         expected = from_values(recorded)
     except ConfigError:
@@ -299,19 +302,38 @@ def load_generator(
     """
     folder = generator_path(folder)
     values = read_values(folder)
+    source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
+    source = source if isinstance(source, Model) else Path(source).expanduser()
+    check_identity(source, values, "cloud")
+    if not isinstance(source, Model):
+        source = load_model(source, dtype or values["dtype"], layout)
+    generator = with_cloud(folder, values, source)
+    notice_change(generator.chat_templates.get("cloud"), source.tokenizer, source.source)
+    check_contents(generator, values)
+    return generator
+
+
+def check_contents(generator: Generator, values: dict[str, Any]) -> None:
+    """Raises WeightsError unless the trained parts are those that `read_values` describe."""
+    trained_with = generator.cloud.replace(identity=values["cloud"]["fingerprint"])
+    if values["fingerprint"] != dataclasses.replace(generator, cloud=trained_with).fingerprint:
+        raise WeightsError(
+            f"{generator.source}: {TENSORS} is not what lorage.json describes; the folder was "
+            "changed."
+        )
+
+
+def with_cloud(folder: Path, values: dict[str, Any], model: Model) -> Generator:
+    """The generator of a folder with its `read_values`, and a cloud that is not compared here.
+
+    Raises WeightsError for a damaged folder.
+    """
     template = _template(folder, values)
     try:
         config = from_dict(GeneratorConfig, values["generator"])
         edge = from_values(values["edge"]["config"])
     except ConfigError as error:
         raise WeightsError(f"{folder}/lorage.json is damaged: {error}") from None
-    source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
-    source = source if isinstance(source, Model) else Path(source).expanduser()
-    check_identity(source, values, "cloud")
-    if isinstance(source, Model):
-        model = source
-    else:
-        model = load_model(source, dtype or values["dtype"], layout)
     leaves = {
         "trained": trained_leaves(config, model.config, edge),
         "statistics": statistics_leaves(config, edge.layers),
@@ -321,7 +343,7 @@ def load_generator(
         edge_source = recorded_path(values, "edge", folder)
     except LorageError:
         edge_source = None
-    generator = Generator(
+    return Generator(
         config=config,
         cloud=model,
         edge=edge,
@@ -335,12 +357,6 @@ def load_generator(
         chat_templates=_by_role(values, "chat_template"),
         turns=_by_role(values, "turns"),
     )
-    notice_change(generator.chat_templates.get("cloud"), model.tokenizer, model.source)
-    if values["fingerprint"] != generator.fingerprint:
-        raise WeightsError(
-            f"{folder}: {TENSORS} is not what lorage.json describes; the folder was changed."
-        )
-    return generator
 
 
 def load_pool(folder: str | Path) -> Pool:

@@ -9,5 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 GENERATOR = Path(__file__).parent / "generator"
+README = Path(__file__).with_name("README.md")
 MODEL = "SmolLM2-135M-Instruct"
 NAME = "smollm2"

@@ -261,7 +261,11 @@ def test_a_real_model(tmp_path, capsys):
 def test_a_real_model_that_is_not_here(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LORAGE_MODELS", str(tmp_path))
     assert main(["quickstart", "--real", "--out", str(tmp_path / "out")]) == 1
-    assert f"LORAGE_MODELS has no {smollm2.MODEL}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        f"--real needs the model {smollm2.MODEL}, but {tmp_path} (named by LORAGE_MODELS)" in told
+    )
+    assert f"{smollm2.README} has the commands" in told and smollm2.README.is_file()
     assert not (tmp_path / "out").exists()
 
 
@@ -270,6 +274,7 @@ def test_a_real_model_that_is_not_here(tmp_path, monkeypatch, capsys):
     [
         (("--real", "--train", "--overwrite"), "--train trains the bundled pair"),
         ((), "--overwrite"),
+        (("--generator", "nano", "--overwrite"), "--generator needs --real"),
         (("--prompt", " "), "--prompt is empty"),
         (("--family", "tools", "--train", "--overwrite"), "--train trains the bundled pair on"),
         (("--prompt", "kind " * 3000, "--overwrite"), "Shorten the prompt"),
