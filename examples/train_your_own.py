@@ -1,6 +1,7 @@
 """Trains a generator on your own JSON lines, and asks it beside its control.
 
     python examples/train_your_own.py [OUT] [STEPS]
+    lorage train examples/train_your_own.py             # the training alone
 
 Goes on from the bundled generator with examples/data/train.jsonl: four tasks, each in two wordings.
 Then asks test.jsonl, in a third wording, and, as a control, with the card of another task.
@@ -17,7 +18,7 @@ from lorage_jax.config import DataConfig, ExperimentConfig, OptimizerConfig, Sou
 DATA = Path(__file__).parent / "data"
 
 
-def config(out: Path, steps: int) -> ExperimentConfig:
+def config(out: Path = Path("runs/own"), steps: int = 60) -> ExperimentConfig:
     return ExperimentConfig(
         cloud=str(nano.CLOUD),
         edge=str(nano.EDGE),

@@ -16,11 +16,14 @@ import os
 from pathlib import Path
 
 from lorage_jax.config import DataConfig, ExperimentConfig, GeneratorConfig, OptimizerConfig, Source
+from lorage_jax.errors import ConfigError
 
 SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def config() -> ExperimentConfig:
+    if not SHARED.is_dir():
+        raise ConfigError(f"LORAGE_SHARED is {SHARED}; expected the folder of models/ and data/.")
     model = str(SHARED / "models" / "stories260K")
     arc = SHARED / "data" / "commonsense"
     return ExperimentConfig(

@@ -20,6 +20,7 @@ from pathlib import Path
 from stages import stage_of
 
 from lorage_jax.config import Corpus, OptimizerConfig, PretrainConfig, Source
+from lorage_jax.errors import ConfigError
 from lorage_jax.hf.family import family_decoder
 
 SHARED = Path(os.environ.get("LORAGE_SHARED", Path(__file__).parents[3] / "shared"))
@@ -70,6 +71,8 @@ def tools() -> PretrainConfig:
 
 def start_corpora() -> tuple[Corpus, ...]:
     """Easy tasks first: a model that starts with all tasks learns formats, but not to copy."""
+    if not SHARED.is_dir():
+        raise ConfigError(f"LORAGE_SHARED is {SHARED}; expected the folder that holds data/text.")
     prose = str(SHARED / "data/text/gutenberg_small.jsonl.gz")
     easy = Source("synthetic", "synthetic", name="easy", weight=0.15)
     words = Source("synthetic", "synthetic", name="words", weight=0.6)
