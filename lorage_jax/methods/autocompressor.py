@@ -49,6 +49,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import chunk_nll, gathered_head
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.room import check_room, check_unpacked
 from lorage_jax.train.step import Loss, LossFn
 
 LINEARS = ("q", "k", "v", "o")
@@ -194,7 +195,8 @@ class Compressor(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         settings, edge = settings_of(cls, config).filled(config), models["edge"]
-        check_room(config, edge, settings.vectors * settings.segments)
+        check_unpacked(config, "a compressed prompt stands in front of a whole row")
+        check_room(config, edge, prompt=True, slots=settings.vectors * settings.segments)
         parts = leaves(settings, edge)
 
         def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -337,18 +339,3 @@ def _repeated(front: dict[str, Any], each: int) -> dict[str, Any]:
         return jnp.repeat(x, each, axis=axis)
 
     return jax.tree.map(repeat, front)
-
-
-def check_room(config: ExperimentConfig, edge: ModelConfig, vectors: int) -> None:
-    """Raises ConfigError unless prompt, vectors and query fit into the edge's context."""
-    if config.data.packed_rows is not None:
-        raise ConfigError(
-            "a compressed prompt stands in front of a whole row; leave packed_rows out."
-        )
-    needed = config.data.max_prompt_tokens + vectors + config.data.max_query_tokens
-    if needed > edge.max_positions:
-        raise ConfigError(
-            f"max_prompt_tokens {config.data.max_prompt_tokens}, {vectors} vectors and "
-            f"max_query_tokens {config.data.max_query_tokens} exceed the edge's context of "
-            f"{edge.max_positions}."
-        )

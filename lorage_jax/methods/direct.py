@@ -50,6 +50,7 @@ from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
 from lorage_jax.train.generator import check_models
+from lorage_jax.train.room import check_unpacked
 from lorage_jax.train.step import Loss
 
 KIND = parts_kind("direct", "a head for direct generation")
@@ -144,10 +145,7 @@ class Direct(Method, Trainable):
     ) -> Training:
         settings, cloud, edge = settings_of(cls, config), models["cloud"], models["edge"]
         check_models(config, cloud, edge)
-        if config.data.packed_rows is not None:
-            raise ConfigError(
-                "direct has a LoRA per prompt, for whole rows; leave packed_rows out."
-            )
+        check_unpacked(config, "direct has a LoRA per prompt, for whole rows")
         leaves = _leaves(config.generator, settings, cloud, edge)
         dropout = config.generator.dropout
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)

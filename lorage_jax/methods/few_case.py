@@ -29,7 +29,7 @@ from lorage_jax.generator.loras import Updates, lora_leaves
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.store import load_pool
 from lorage_jax.generator.trees import flatten
-from lorage_jax.methods.lora import Lora, Shape, about, check_room, lora_loss, save_lora
+from lorage_jax.methods.lora import Lora, Shape, about, lora_loss, save_lora
 from lorage_jax.methods.method import register
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -38,6 +38,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trained, Training, settings_of
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss, LossFn
 
 CLOSED = -1e30  # the logit of a gate that the card has closed
@@ -77,7 +78,7 @@ class FewCase(Lora):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         edge, settings = models["edge"], settings_of(cls, config)
-        check_room(config, edge, "none")
+        check_room(config, edge)
         pool, card = _start(settings)
         if card.gates.shape != (edge.layers, pool.count):
             raise ConfigError(

@@ -46,6 +46,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import queries_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss, LossFn
 
 ORIGIN = "the `lora` folder of a run"
@@ -155,7 +156,7 @@ class Lora(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         edge, settings = models["edge"], settings_of(cls, config)
-        check_room(config, edge, settings.prompt)
+        check_room(config, edge, prompt=settings.prompt == "in_context")
         shape = shape_of(config, settings, edge)
         loss = lora_loss(config, shape, edge, layout)
         kind = (edge, shape.targets, shape.rank)
@@ -218,17 +219,6 @@ def _updates(edge: ModelConfig, shape: Shape, trained: Updates, statistics: Any)
     if shape.form == "vera":
         return loras.vera_updates(edge, trained, statistics)
     return loras.without_expert_axis(trained)
-
-
-def check_room(config: ExperimentConfig, edge: ModelConfig, prompt: Shown) -> None:
-    """Raises ConfigError if the edge cannot read a prompt and a query of the longest kind."""
-    data = config.data
-    needed = data.max_query_tokens + (prompt == "in_context") * data.max_prompt_tokens
-    if needed > edge.max_positions:
-        raise ConfigError(
-            f"max_query_tokens {data.max_query_tokens}, with prompt {prompt} and max_prompt_tokens "
-            f"{data.max_prompt_tokens}, exceed the edge's context of {edge.max_positions}."
-        )
 
 
 def about(config: ExperimentConfig, prompt: Shown) -> dict[str, Any]:

@@ -58,7 +58,8 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
-from lorage_jax.train.losses import expert_usage, squared_cv
+from lorage_jax.train.losses import balance
+from lorage_jax.train.room import check_unpacked
 from lorage_jax.train.step import Loss, per_prompt
 
 KIND = parts_kind("no_llm", "a generator without a language model")
@@ -167,8 +168,7 @@ class NoLlm(Method, Trainable):
         switches, edge = config.generator, models["edge"]
         settings = settings_of(cls, config)
         reader = settings.reader
-        if config.data.packed_rows is not None:
-            raise ConfigError("no_llm reads one prompt per row; leave packed_rows out.")
+        check_unpacked(config, "no_llm reads one prompt per row")
         leaves = _leaves(switches, settings, edge)
         dropout = switches.dropout
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
@@ -192,9 +192,8 @@ class NoLlm(Method, Trainable):
             pool = make_pool(trained["pool"], switches)
             drops = dropout_key if dropout else None
             nll = query_nll(decoder, frozen["edge"], pool, gates, micro.queries, drops)
-            cv = squared_cv(gates)
-            metrics = {"cv": cv, "usage": expert_usage(gates), "gate_mass": jnp.mean(gates, axis=0)}
-            return Loss(nll, statistics, switches.cv_weight * cv, metrics)
+            penalty, metrics = balance(gates, switches.cv_weight)
+            return Loss(nll, statistics, penalty, metrics)
 
         def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
             trained = initialise(leaves, key)

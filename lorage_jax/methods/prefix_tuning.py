@@ -33,7 +33,7 @@ from lorage_jax.methods.parts import (
     speaking,
     trained_parts,
 )
-from lorage_jax.methods.prompt_tuning import check_room, first_ids
+from lorage_jax.methods.prompt_tuning import first_ids
 from lorage_jax.models.cache import Past
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.leaves import Leaf
@@ -41,6 +41,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import queries_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss
 
 KIND = parts_kind("prefix_tuning", "a trained prefix")
@@ -113,7 +114,7 @@ class PrefixTuning(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         settings, edge = settings_of(cls, config), models["edge"]
-        check_room(config, edge, settings.slots)
+        check_room(config, edge, slots=settings.slots)
         decoder = Decoder(edge, remat=config.remat, layout=layout)
 
         def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:

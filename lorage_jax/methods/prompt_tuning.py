@@ -20,7 +20,6 @@ from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import load_groups
 from lorage_jax.data.templates import encode
-from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.infer.prefixes import Prefix, read_vectors
@@ -39,6 +38,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import queries_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss
 
 KIND = parts_kind("prompt_tuning", "a soft prompt")
@@ -97,7 +97,7 @@ class PromptTuning(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         settings, edge = settings_of(cls, config), models["edge"]
-        check_room(config, edge, settings.vectors)
+        check_room(config, edge, slots=settings.vectors)
         decoder = Decoder(edge, remat=config.remat, layout=layout)
 
         def loss(trained: Any, statistics: Any, frozen: Any, micro: Batch, key: Any) -> Loss:
@@ -127,16 +127,6 @@ class PromptTuning(Method, Trainable):
 
 def _leaves(settings: PromptTuningSettings, edge: ModelConfig) -> dict[str, Leaf]:
     return {"prompt": Leaf((settings.vectors, edge.width), ("rank", "embed"), "unit")}
-
-
-def check_room(config: ExperimentConfig, edge: ModelConfig, slots: int) -> None:
-    """Raises ConfigError unless `slots` and the longest query fit into the edge's context."""
-    needed = slots + config.data.max_query_tokens
-    if needed > edge.max_positions:
-        raise ConfigError(
-            f"{slots} slots in front of max_query_tokens {config.data.max_query_tokens} exceed the "
-            f"edge's context of {edge.max_positions}. Use fewer slots or shorter queries."
-        )
 
 
 def first_ids(config: ExperimentConfig, edge: Model, text: str | None, count: int) -> list[int]:

@@ -19,7 +19,6 @@ from lorage_jax.data.templates import Template
 from lorage_jax.fields import require
 from lorage_jax.files.journal import request_key
 from lorage_jax.files.manifest import Kind
-from lorage_jax.methods.lora import check_room
 from lorage_jax.methods.method import Conditioning, Method, Placement, beside
 from lorage_jax.methods.parts import (
     read_manifest,
@@ -34,6 +33,7 @@ from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.edge_loss import queries_nll
 from lorage_jax.train.experiment import Trainable, Trained, Training, settings_of
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss, LossFn
 
 Sums = dict[str, dict[str, Float[Array, "L B E"]]]  # `Output.routing`
@@ -118,7 +118,7 @@ class RoutedMethod(Method, Trainable):
         cls, config: ExperimentConfig, models: Mapping[str, ModelConfig], layout: Layout
     ) -> Training:
         edge, settings = models["edge"], settings_of(cls, config)
-        check_room(config, edge, settings.prompt)
+        check_room(config, edge, prompt=settings.prompt == "in_context")
         return Training(
             cls.leaves(edge, settings),
             cls._loss(config, settings, edge, layout),

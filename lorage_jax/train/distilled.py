@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch, Rows
-from lorage_jax.errors import ConfigError
 from lorage_jax.models.context import Branches
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.experts import Pool
@@ -87,14 +85,3 @@ def picked(
     """
     flat = states.reshape(-1, states.shape[-1])
     return flat[jnp.maximum(partners, 0) % flat.shape[0]], partners >= 0
-
-
-def check_teacher_room(config: ExperimentConfig, edge: ModelConfig) -> None:
-    """Raises ConfigError if the edge cannot read a prompt and a query of the longest kind."""
-    data = config.data
-    if data.max_query_tokens + data.max_prompt_tokens > edge.max_positions:
-        raise ConfigError(
-            f"max_query_tokens {data.max_query_tokens} and max_prompt_tokens "
-            f"{data.max_prompt_tokens}, which a teacher (distilled) reads together, exceed the "
-            f"edge's context of {edge.max_positions}."
-        )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lorage_jax.config import ExperimentConfig, ModelConfig, Source
 from lorage_jax.data.batches import Batch
@@ -31,10 +30,11 @@ from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
 from lorage_jax.train.arithmetic import step_flops
-from lorage_jax.train.distilled import check_teacher_room, distilled_loss
+from lorage_jax.train.distilled import distilled_loss
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trained, Training
-from lorage_jax.train.losses import expert_usage, squared_cv
+from lorage_jax.train.losses import balance
+from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss, LossFn
 
 # Switches that only training sees: they may differ from those of the generator in `init`.
@@ -57,7 +57,7 @@ def generator_training(
     cloud, edge = models["cloud"], models["edge"]
     check_models(config, cloud, edge)
     if distilled:
-        check_teacher_room(config, edge)
+        check_room(config, edge, prompt=True, reader="a teacher (distilled)")
 
     def new(frozen: Any, key: jax.Array) -> tuple[Any, Any]:
         return new_trained(config.generator, cloud, edge, frozen["cloud"]["embed"], key)
@@ -102,13 +102,8 @@ def generator_loss(
         else:
             rest = gates, micro, dropout_key, distilled
             nll, metrics = distilled_loss(decoder, frozen, pool, *rest)
-        cv = squared_cv(gates)
-        metrics |= {
-            "cv": cv,
-            "usage": expert_usage(gates),
-            "gate_mass": jnp.mean(gates, axis=0),
-        }
-        return Loss(nll, statistics, config.generator.cv_weight * cv, metrics)
+        penalty, evenness = balance(gates, config.generator.cv_weight)
+        return Loss(nll, statistics, penalty, metrics | evenness)
 
     return loss
 

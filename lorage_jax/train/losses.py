@@ -161,6 +161,18 @@ def _joined(slope: Float[Array, "C B S D"], hidden: Float[Array, "B N D"]) -> Ar
     return slope.swapaxes(0, 1).reshape(rows, slope.shape[0] * slope.shape[2], -1)[:, :slots]
 
 
+def balance(
+    gates: Float[Array, "P L E"], weight: float
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The balance term of a generator's loss (Eq. 9), and metrics of how even the gates are.
+
+    Metrics: `cv` (before weighting), `usage` and mean gates (`gate_mass`) [L, E].
+    """
+    cv = squared_cv(gates)
+    mass = jnp.mean(gates, axis=0)
+    return weight * cv, {"cv": cv, "usage": expert_usage(gates), "gate_mass": mass}
+
+
 def squared_cv(gates: Float[Array, "P L E"]) -> Float[Array, ""]:
     """(sigma / mu)^2 of each expert's summed gates in the batch, per layer, mean over layers.
 

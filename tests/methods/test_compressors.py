@@ -175,7 +175,7 @@ def test_it_trains_and_answers(cls, pair, tmp_path):
         method.place(edge, [dataclasses.replace(rows[0], prefix=None)])
     deep = dataclasses.replace(settings, vectors=200)
     config = dataclasses.replace(config, settings=deep, out=str(tmp_path / "deep"))
-    with pytest.raises(ConfigError, match="200 vectors and max_query_tokens 64 exceed"):
+    with pytest.raises(ConfigError, match="200 slots of vectors and max_query_tokens 64 exceed"):
         train(config, progress=False)
 
 
@@ -315,5 +315,5 @@ def test_impossible_segments(pair, tmp_path):
         train(config, progress=False)
     settings = CompressorSettings(vectors=70, segments=2)
     config = experiment(pair, tmp_path / "deep", "autocompressor", settings=settings)
-    with pytest.raises(ConfigError, match="140 vectors and max_query_tokens 64 exceed"):
+    with pytest.raises(ConfigError, match="140 slots of vectors and max_query_tokens 64 exceed"):
         train(config, progress=False)

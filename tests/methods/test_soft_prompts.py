@@ -177,7 +177,7 @@ def test_impossible_settings(pair, tmp_path):
     config = experiment(
         pair, tmp_path / "run", "prompt_tuning", settings=PromptTuningSettings(vectors=200)
     )
-    with pytest.raises(ConfigError, match="200 slots in front of max_query_tokens 64 exceed"):
+    with pytest.raises(ConfigError, match="200 slots of vectors and max_query_tokens 64 exceed"):
         train(config, progress=False)
     with pytest.raises(ConfigError, match="`prompt_tuning` folder of a run is needed"):
         PromptTuning.load(load_model(pair[1]))
