@@ -25,15 +25,12 @@ from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import Record
 from lorage_jax.distributed import on_main
 from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, turns
 from lorage_jax.evaluate.arms import BARE, MAIN, Answered, Arm, Unit, ask
-from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.paired import Gap, is_significant, mean_stderr, paired_gap
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
 from lorage_jax.methods.method import (
-    Conditioning,
     FromSamples,
     Method,
     Placement,
@@ -43,8 +40,8 @@ from lorage_jax.methods.method import (
 from lorage_jax.methods.training import train
 from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
-from lorage_jax.world.samples import WorldSample, draw_world, other_tasks
-from lorage_jax.world.scores import MARGIN, measure, tokens_read
+from lorage_jax.world.samples import WorldSample, draw_world
+from lorage_jax.world.scores import Answering, control_methods, measure, tokens_read, unit_of
 from lorage_jax.world.seconds import method_seconds
 
 Say = Callable[[str], Any]
@@ -149,22 +146,14 @@ def _figures(
         "controls": {},
     }
     if isinstance(method, LoraGen):
-        for name, make in _controls(method, part.seed).items():
+        made = {sample.name: control_methods(method, sample, part.seed) for sample in samples}
+        for name in made[samples[0].name]:
             say(f"Asking {part.name}, control {name} ...")
             result["controls"][name] = {
-                sample.name: asked(Arm(name, make(sample)), edge, sample) for sample in samples
+                sample.name: asked(Arm(name, made[sample.name][name]()), edge, sample)
+                for sample in samples
             }
     return result
-
-
-def _controls(method: LoraGen, seed: int) -> dict[str, Callable[[WorldSample], Method]]:
-    def shuffled(sample: WorldSample) -> Method:
-        return Shuffled(method, [sample.prompts[i] for i in other_tasks(sample, seed)])
-
-    def random(sample: WorldSample) -> Method:
-        return RandomText(method, random_prompts(method.generator.reads, sample.prompts, seed))
-
-    return {"shuffled": shuffled, "random": random, "mean_gates": lambda _: MeanGates(method)}
 
 
 def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
@@ -173,14 +162,12 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
     `edge_tokens` counts everything in the edge's context, soft prompts and cached tokens, too;
     `context_tokens` is the length with the prompt as text, in the turns that the method speaks.
     """
-    owners = [i for i, group in enumerate(sample.groups) for _ in group]
-    unit = Unit(sample.name, sample.prompts, sample.records, owners)
-    spoken = edge
+    unit, way, spoken = unit_of(sample), Answering(journal=SharedJournal()), edge
 
     def answer(arm: Arm, unit: Unit[Record], placement: Placement, rows: Any) -> Answered[str]:
         nonlocal spoken
         spoken = placement.model
-        return _answer(arm, unit, placement, rows)
+        return way(arm, unit, placement, rows)
 
     answered = ask([arm], edge, [unit], answer)[arm.name][unit.name].answered
     score = measure(sample, answered.answers)
@@ -191,16 +178,6 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
         "edge_tokens": answered.edge_tokens + answered.front_slots,
         "context_tokens": tokens_read(spoken, sample, shown=True),
     }
-
-
-def _answer(
-    arm: Arm, unit: Unit[Record], placement: Placement, rows: list[Conditioning]
-) -> Answered[str]:
-    template = placement.model.template
-    longest = max(len(template.answer(record.target)) for record in unit.questions)
-    texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
-    way = Generation(longest + MARGIN, batch_tokens=BATCH_TOKENS, journal=SharedJournal())
-    return way(f"{unit.name} {arm.name}", placement, texts)
 
 
 def combined(

@@ -19,7 +19,7 @@ the same samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,21 +27,22 @@ import numpy as np
 from lorage_jax.data.records import Record
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate.answers import BATCH_TOKENS, Generation, mean_tokens, turns
-from lorage_jax.evaluate.arms import Answered, Arm, Asked, Unit, ask
+from lorage_jax.evaluate.arms import MAIN, Answered, Arm, Asked, Unit, ask
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Ready, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import SCORES, Mode, corpus_score, score
 from lorage_jax.evaluate.paired import mean_stderr
 from lorage_jax.evaluate.results import MODES, by_arm
+from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.methods.method import Conditioning, Placement
+from lorage_jax.methods.method import Conditioning, Method, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.world import prompts as world_prompts
 from lorage_jax.world.samples import WorldSample, other_tasks
 
-GENERATOR_ARMS = ("lora_gen", "shuffled", "random", "mean_gates")
+GENERATOR_ARMS = (MAIN, "shuffled", "random", "mean_gates")
 BATCH_PROMPTS = 16
 MARGIN = 4  # tokens an answer may be longer than the longest right one
 
@@ -168,14 +169,17 @@ def generator_arms(
             raise ConfigError(f"there is no arm {arm!r}; expected {', '.join(GENERATOR_ARMS)}.")
     found, edge = {}, generator.speaking(edge)
     for sample in samples:
-        makers = _makers(LoraGen(generator, batch_rows=BATCH_PROMPTS), sample, seed)
+        method = LoraGen(generator, batch_rows=BATCH_PROMPTS)
+        makers = {MAIN: lambda method=method: method, **control_methods(method, sample, seed)}
         asked = [Arm(name, makers[name]()) for name in arms]
         found[sample.name] = SplitScores(score_arms(asked, edge, sample, asking))
     return found
 
 
-def _makers(method: LoraGen, sample: WorldSample, seed: int) -> dict[str, Callable[[], Any]]:
-    """Makers of the methods: a control that nobody asked for may be impossible."""
+def control_methods(
+    method: LoraGen, sample: WorldSample, seed: int
+) -> dict[str, Callable[[], Method]]:
+    """Makers of the controls by name: one that nobody asks for may be impossible."""
 
     def random() -> RandomText:
         return RandomText(method, random_prompts(method.generator.reads, sample.prompts, seed))
@@ -183,12 +187,7 @@ def _makers(method: LoraGen, sample: WorldSample, seed: int) -> dict[str, Callab
     def shuffled() -> Shuffled:
         return Shuffled(method, [sample.prompts[donor] for donor in other_tasks(sample, seed)])
 
-    return {
-        "lora_gen": lambda: method,
-        "shuffled": shuffled,
-        "random": random,
-        "mean_gates": lambda: MeanGates(method),
-    }
+    return {"shuffled": shuffled, "random": random, "mean_gates": lambda: MeanGates(method)}
 
 
 def lora_arm(
@@ -206,17 +205,23 @@ def score_arms(
 ) -> dict[str, ArmScore]:
     """The scores of any arms on one sample: the engine with the world's way to answer."""
     asking = asking or Asking()
-    owners = [i for i, group in enumerate(sample.groups) for _ in group]
-    unit = Unit(sample.name, sample.prompts, sample.records, owners)
-    found = ask(arms, edge, [unit], _Answering(asking.batch_tokens))
+    unit = unit_of(sample)
+    found = ask(arms, edge, [unit], Answering(asking.batch_tokens))
     return {arm: _arm_score(arm, sample, one[unit.name], asking) for arm, one in found.items()}
 
 
+def unit_of(sample: WorldSample) -> Unit[Record]:
+    """All questions of a sample."""
+    owners = [i for i, group in enumerate(sample.groups) for _ in group]
+    return Unit(sample.name, sample.prompts, sample.records, owners)
+
+
 @dataclass(frozen=True)
-class _Answering:
+class Answering:
     """The way to answer: the user text in the turns of training, then greedy generation."""
 
-    batch_tokens: int
+    batch_tokens: int = BATCH_TOKENS
+    journal: Journal = field(default_factory=Journal)
 
     def __call__(
         self, arm: Arm, unit: Unit[Record], placement: Placement, rows: list[Conditioning]
@@ -224,13 +229,13 @@ class _Answering:
         template = placement.model.template
         longest = max(len(template.answer(record.target)) for record in unit.questions)
         texts = [turns(record.user, row) for record, row in zip(unit.questions, rows, strict=True)]
-        way = Generation(longest + MARGIN, batch_tokens=self.batch_tokens)
+        way = Generation(longest + MARGIN, batch_tokens=self.batch_tokens, journal=self.journal)
         return way(f"{unit.name} {arm.name}", placement, texts)
 
 
 def _arm_score(arm: str, sample: WorldSample, asked: Asked[str], asking: Asking) -> ArmScore:
     cloud_tokens = None
-    if arm == "lora_gen":
+    if arm == MAIN:
         cloud_tokens = float(np.mean([facts["cloud_tokens"] for facts in asked.facts]))
     return measure(
         sample,

@@ -326,7 +326,7 @@ def test_lengths_are_of_the_turns_that_a_method_speaks(monkeypatch):
     def ask(arms, model, units, answer):
         assert model is edge
         answers = [record.target for record in sample.records]
-        monkeypatch.setattr(measure, "_answer", lambda *_: Answered(answers, 5.0))
+        monkeypatch.setattr(measure.Answering, "__call__", lambda *_: Answered(answers, 5.0))
         answered = answer(arms[0], units[0], SimpleNamespace(model=spoken), [])
         return {"bare": {sample.name: SimpleNamespace(answered=answered)}}
 
