@@ -51,18 +51,19 @@ def asked(
     if not shared or not task.definitions:
         return None
     card = lg.specialize(generator, task.definitions[0])
-    keys = sorted(set().union(*shared.values()))
-    keys = Random(task.name).sample(keys, min(limit, len(keys)))
+    rng = Random(task.name)
+    drawn = {name: rng.sample(keys, min(limit, len(keys))) for name, keys in shared.items()}
+    keys = sorted(set().union(*drawn.values()))
     said = lg.chat(
         edge, [own[key].input for key in keys], gates=[card] * len(keys), max_new_tokens=16
     )
     answers = dict(zip(keys, said, strict=True))
     scores = {
-        name: share({key: answers[key] for key in keys if key in known[name]}, known[name])
-        for name in shared
+        name: share({key: answers[key] for key in keys}, known[name])
+        for name, keys in drawn.items()
     }
     relative = max(scores, key=lambda name: scores[name])
-    both = [key for key in keys if key in known[relative]]
+    both = drawn[relative]
     return {
         "task": task.name,
         "definition": task.definitions[0],
