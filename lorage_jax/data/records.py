@@ -283,10 +283,10 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def read_text(path: str | Path) -> str:
-    """Reads a prompt file (`-` is standard input) and strips surrounding white space.
+def read_text(path: str | Path, what: str = "the text of a system prompt") -> str:
+    """Reads a text file (`-` is standard input) and strips surrounding white space.
 
-    Raises DataError if it is missing, not UTF-8 or empty.
+    `what` it is stands in messages. Raises DataError if it is missing, not UTF-8 or empty.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
@@ -300,8 +300,8 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name}: line {line} is not UTF-8 ({error.reason}); save the prompt as UTF-8 text."
+            f"{name}: line {line} is not UTF-8 ({error.reason}); expected {what} in UTF-8."
         ) from None
     if not text.strip():
-        raise DataError(f"{name}: is empty; expected the text of a system prompt.")
+        raise DataError(f"{name}: is empty; expected {what}.")
     return text.strip()

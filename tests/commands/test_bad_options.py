@@ -35,7 +35,14 @@ def test_bad_prompts(specialize, refuse, tmp_path, data, says):
 
 def test_an_empty_standard_input(specialize, refuse, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  ")))
-    refuse(*specialize(prompt="-"), says="standard input: is empty")
+    refuse(*specialize(prompt="-"), says="standard input: is empty; expected the text of a system")
+
+
+@pytest.mark.parametrize(("data", "says"), [(b" ", "is empty"), (b"\xff", "not UTF-8")])
+def test_a_bad_input_of_generate_is_not_called_a_prompt(world, refuse, monkeypatch, data, says):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    model = ("--model", world.special / "merged")
+    refuse("generate", *model, "--input", "-", says=f"{says}.*; expected the text of --input")
 
 
 @pytest.mark.parametrize(
