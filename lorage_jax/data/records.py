@@ -53,15 +53,23 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
+        raise DataError(f"{_name(path)}: no such file.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise DataError(f"{_name(path)}: cannot be read ({error.strerror or error}).") from None
     if path.suffix != ".gz":
         return data
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken or cut-off gzip file ({error}).") from None
+
+
+def _name(path: Path) -> str:
+    """The path, or the start of what can be none: a whole text where a file was expected."""
+    if "\n" not in str(path) and all(len(part) < 256 for part in path.parts):
+        return str(path)
+    first = str(path).strip().partition("\n")[0]
+    return f"{first[:60]!r} ..."
 
 
 def file_digest(path: str | Path) -> str:
@@ -293,7 +301,7 @@ def read_text(path: str | Path, what: str = "the text of a system prompt") -> st
         data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
     except DataError as error:
         raise DataError(
-            f"{error} Expected a file with the text, or - for standard input."
+            f"{error} Expected a file with {what}, not the text itself, or - for standard input."
         ) from None
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
