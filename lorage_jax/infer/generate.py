@@ -368,9 +368,14 @@ def _check(
                 f"prompt {i} has token ids from {min(row)} to {max(row)}; this model's vocabulary "
                 f"is 0 to {vocabulary - 1}. Was another tokenizer used?"
             )
+        if len(row) >= room:
+            raise ConfigError(
+                f"prompt {i} alone has {len(row)} tokens; this model's context is {room}, of which "
+                f"an answer needs 1 or more. Shorten the prompt by at least {len(row) + 1 - room}."
+            )
         if len(row) + max_new_tokens > room:
             raise ConfigError(
                 f"prompt {i} has {len(row)} tokens and max_new_tokens is {max_new_tokens}: "
                 f"together {len(row) + max_new_tokens}; this model's context is {room}. Shorten "
-                f"the prompt or ask for at most {max(room - len(row), 0)} tokens."
+                f"the prompt or ask for at most {room - len(row)} tokens."
             )

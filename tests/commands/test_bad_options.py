@@ -86,7 +86,7 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--input", "x " * 200], "416 tokens.*context is 256"),
+        (["--input", "x " * 200], "416 tokens.*context is 256.* by at least 161"),
         (["--input", "x", "--max-new-tokens", 0], "max_new_tokens is 0"),
         (["--input", "x", "--max-new-tokens", 10**12], "context is 256"),
         (["--input", " ", "--raw"], "empty"),
