@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
-from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
+from lorage_jax.errors import DataError, OutputError, WeightsError, bullets, denied
 from lorage_jax.files.fingerprint import TWO_MODELS
 from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
@@ -183,6 +183,8 @@ def load_card(path: str | Path) -> Card:
         values = json.loads(_text(path))
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; expected a card file.") from None
+    except PermissionError:
+        raise WeightsError(denied(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a card: {error}.") from None
     if isinstance(values, dict) and "card" in values:
