@@ -133,8 +133,8 @@ def test_no_cards(tmp_path, content):
 
 
 def test_nothing_there(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(WeightsError, match="does not exist"):
+    for path, says in ((tmp_path / "none.json", "does not exist"), (tmp_path, "contains no card")):
+        with pytest.raises(WeightsError, match=says):
             load_card(path)
 
 
