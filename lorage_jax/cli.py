@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lorage_jax import compilation, libtpu
+from lorage_jax import compilation, libtpu, platforms
 from lorage_jax.commands import conversions, experiment_options, options
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
@@ -189,6 +189,8 @@ def _message(error: Exception) -> str | None:
     """The message for an error that the user can fix; None for any other."""
     if isinstance(error, LorageError):
         return str(error)
+    if (platform := platforms.unusable(error)) is not None:
+        return platform
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         first = (str(error).splitlines() or ["no details"])[0]
         return f"not enough memory ({first[:200]}). Use smaller models or batches, or bfloat16."

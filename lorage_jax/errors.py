@@ -7,7 +7,11 @@ prints it without a traceback and exits with a code other than 0.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+DENIED = "permission denied; change its permissions, or run as a user who may read it"
 
 
 class LorageError(Exception):
@@ -39,6 +43,13 @@ class Preempted(LorageError):
 
 class TrainingError(LorageError):
     """A run that cannot continue: a loss that is not finite, a checkpoint of another config."""
+
+
+def denied(path: str | Path) -> str:
+    """The message for a file or folder that may not be read, or whose folder may not be opened."""
+    closed = not os.access(Path(path).parent, os.X_OK)
+    place = Path(path).parent if closed else path
+    return f"{place} cannot be read: {DENIED}."
 
 
 def listed(names: Sequence[str], most: int) -> str:

@@ -21,6 +21,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_kind(value: Any, kind: Any, name: str, expected: str) -> None:
+    """Raises ConfigError unless the argument `name` is of this kind; `expected` says what to do."""
+    require(
+        isinstance(value, kind), f"{name} is of type {type(value).__name__}; expected {expected}."
+    )
+
+
 def require_least(config: Any, low: int, *names: str) -> None:
     """Raises ConfigError unless each of these fields is at least `low`."""
     for name in names:

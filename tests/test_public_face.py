@@ -2,15 +2,19 @@
 
 import importlib
 import importlib.metadata
+import inspect
 import logging
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import transformers
 
 import lorage_jax as lg
-from lorage_jax import cli
+from lorage_jax import cli, nano
+from lorage_jax.errors import ConfigError
 from lorage_jax.methods import training
 
 
@@ -35,11 +39,48 @@ def test_transformers_does_not_complain_about_pytorch():
         assert bool(logger.filter(record)) is heard
 
 
+def test_arguments_of_another_kind_are_one_message():
+    generator, edge = lg.load_generator("nano"), lg.load_model(nano.EDGE)
+    card = lg.specialize(generator, "Say it twice.")
+    # Without the checks of annotations, which tests add.
+    merge, specialize = inspect.unwrap(lg.merge), inspect.unwrap(lg.specialize)
+    forward = inspect.unwrap(lg.forward)
+    for call, says in (
+        (lambda: merge(edge, generator, card), r"^pool is of type Generator; .*gen\.pool\.$"),
+        (lambda: merge(edge, generator.pool, [card]), "^card is of type list; expected one Card"),
+        (lambda: merge("edge", generator.pool, card), "^edge is of type str; expected a Model"),
+        (lambda: specialize("nano", "x"), "^generator is of type str; .*load_generator"),
+        (lambda: specialize(generator, 5), "^prompt is of type int; expected a text"),
+        (lambda: specialize(generator, ["x", 5]), "^prompt 1 is of type int; expected a text"),
+        (lambda: forward("edge", [1]), "^model is of type str; expected a Model"),
+        (lambda: forward(edge, "hello"), "^tokens are <U5.* expected token ids"),
+        (lambda: forward(edge, [[1.9]]), "^tokens are float64.* whole numbers"),
+        (lambda: forward(edge, np.zeros((1, 0), int)), r"shape \(1, 0\); .* 1 or more in each"),
+        (lambda: forward(edge, np.zeros((1, 1, 1), int)), r"shape \(1, 1, 1\); expected token ids"),
+        (lambda: forward(edge, [[1, 2], [3]]), "^the rows of tokens have different lengths"),
+        (lambda: lg.generate(edge, "x", max_new_tokens=2.5), "^max_new_tokens is of type float"),
+        (lambda: lg.chat(edge, "x", max_new_tokens="9"), "^max_new_tokens is of type str"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            call()
+
+
+def test_forward_is_traced_with_weights_and_gates():
+    edge, generator = lg.load_model(nano.EDGE), lg.load_generator("nano")
+    gates = np.full((edge.config.layers, generator.pool.count), 0.1, np.float32)
+
+    def logits(params, gates):
+        return lg.forward(edge.replace(params=params), [1, 2], gates=gates, pool=generator.pool)
+
+    traced = jax.eval_shape(logits, edge.params, gates)
+    assert traced.shape == (1, 2, edge.config.vocab_size)
+
+
 def test_train_is_the_function_and_the_room():
     """Importing the room `lorage_jax.train` does not hide the function of that name."""
     step = importlib.import_module("lorage_jax.train.step")
     assert lg.train.step is step
-    with pytest.raises(AttributeError, match="'str' object"):
+    with pytest.raises(lg.LorageError, match="config is of type str; expected an ExperimentConfig"):
         lg.train("no configuration")
-    with pytest.raises(AttributeError, match="'str' object"):
+    with pytest.raises(lg.LorageError, match="config is of type str; expected an ExperimentConfig"):
         training.train("no configuration")

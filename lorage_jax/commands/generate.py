@@ -23,7 +23,7 @@ def run(options: Generate) -> dict[str, Any]:
     """Streams the text to the terminal; returns it with its time in seconds."""
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
-    text = read_text("-") if options.input == "-" else options.input
+    text = read_text("-", "the text of --input") if options.input == "-" else options.input
     system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
     check_tokenizer(model.tokenizer, options.model)

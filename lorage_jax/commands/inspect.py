@@ -43,6 +43,8 @@ def _check(options: Inspect, is_generator: bool) -> None:
         if getattr(options, name) is not None and not options.tasks:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} needs --tasks, which lets a generator read prompts.")
+    if options.png is not None and options.png.suffix.lower() != ".png":
+        raise ConfigError(f"--png is {options.png}; expected a name that ends in .png.")
     if options.tasks and not is_generator:
         raise ConfigError(
             f"{options.path} is not a generator; --tasks needs a folder that `lorage train` wrote."

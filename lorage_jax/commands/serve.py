@@ -38,11 +38,13 @@ def run(options: Serve) -> dict[str, Any]:
     alone("lorage serve")
     _check_extra()
     from lorage_jax.serve.app import Server
+    from lorage_jax.serve.cards import check_folder
     from lorage_jax.serve.service import Limits, Service
 
     began = time.monotonic()
     if options.port_file is not None:
         check_file(options.port_file, overwrite=True)
+    check_folder(options.cards)
     limits = Limits(options.slots, options.queue, options.context, options.max_body)
     with _listening(options.host, options.port) as listener:
         source = generator_path(options.generator)

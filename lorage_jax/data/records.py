@@ -53,15 +53,23 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
+        raise DataError(f"{_name(path)}: no such file.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise DataError(f"{_name(path)}: cannot be read ({error.strerror or error}).") from None
     if path.suffix != ".gz":
         return data
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken or cut-off gzip file ({error}).") from None
+
+
+def _name(path: Path) -> str:
+    """The path, or the start of what can be none: a whole text where a file was expected."""
+    if "\n" not in str(path) and all(len(part) < 256 for part in path.parts):
+        return str(path)
+    first = str(path).strip().partition("\n")[0]
+    return f"{first[:60]!r} ..."
 
 
 def file_digest(path: str | Path) -> str:
@@ -283,25 +291,25 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def read_text(path: str | Path) -> str:
-    """Reads a prompt file (`-` is standard input) and strips surrounding white space.
+def read_text(path: str | Path, what: str = "the text of a system prompt") -> str:
+    """Reads a text file (`-` is standard input) and strips surrounding white space.
 
-    Raises DataError if it is missing, not UTF-8 or empty.
+    `what` it is stands in messages. Raises DataError if it is missing, not UTF-8 or empty.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
     except DataError as error:
         raise DataError(
-            f"{error} Expected a file with the text, or - for standard input."
+            f"{error} Expected a file with {what}, not the text itself, or - for standard input."
         ) from None
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name}: line {line} is not UTF-8 ({error.reason}); save the prompt as UTF-8 text."
+            f"{name}: line {line} is not UTF-8 ({error.reason}); expected {what} in UTF-8."
         ) from None
     if not text.strip():
-        raise DataError(f"{name}: is empty; expected the text of a system prompt.")
+        raise DataError(f"{name}: is empty; expected {what}.")
     return text.strip()

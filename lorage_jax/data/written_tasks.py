@@ -174,7 +174,9 @@ def _instances(values: Any, where: str, skipped: Skipped) -> tuple[Instance, ...
 def _instance(value: Any, where: str) -> Instance:
     if not isinstance(value, dict):
         raise DataError(f"{where}: is not an object; expected {{input, output}}.")
-    accepted = value.get("output")
+    if "output" not in value:
+        require_text(value, "output", where)  # raises
+    accepted = value["output"]
     texts = [accepted] if not isinstance(accepted, list) else accepted
     if not texts:
         raise DataError(f"{where}: output is an empty list; expected an accepted answer.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lorage_jax.buckets import bucket
 from lorage_jax.data.templates import check_tokenizer
-from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.errors import ConfigError, DataError, LorageError
 from lorage_jax.evaluate.host_chat import AS_TEXT, ChatRequests, HostChat
 from lorage_jax.evaluate.host_settings import (
     as_hf_adapts,
@@ -390,4 +391,7 @@ def _quiet() -> Iterator[None]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except LorageError as error:  # the user's, without a traceback, as `lorage` tells it
+        sys.exit(f"lorage: {error}")

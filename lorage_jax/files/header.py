@@ -19,6 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lorage_jax.errors import DENIED
+
 # Quantized dtypes (F8, F4, ...) are left out: they mean nothing without their scales.
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -77,6 +79,8 @@ def read_header(file: Path) -> tuple[Header | None, list[str]]:
             raw = stream.read(length)
     except FileNotFoundError:
         return None, ["file is missing"]
+    except PermissionError:
+        return None, [f"cannot be read: {DENIED}"]
     except OSError as error:
         return None, [f"cannot be read: {error.strerror or error}"]
     return _parse_header(file, size, prefix + raw)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from lorage_jax.errors import OutputError, WeightsError
+from lorage_jax.errors import OutputError, WeightsError, denied
 
 MANIFEST = "lorage.json"
 MODEL = "lorage-model/1"  # format of a pretrained model
@@ -55,6 +55,8 @@ class Kind:
             values = json.loads((folder / MANIFEST).read_text("utf-8"))
         except FileNotFoundError:
             raise WeightsError(f"{folder} holds no {MANIFEST}; expected {self.origin}.") from None
+        except PermissionError:
+            raise WeightsError(denied(folder / MANIFEST)) from None
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{folder / MANIFEST} cannot be read: {error}.") from None
         return self.check(values, folder)

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from lorage_jax.chips import MIB
-from lorage_jax.errors import ConfigError, OutputError, WeightsError, bullets
+from lorage_jax.errors import DENIED, ConfigError, OutputError, WeightsError, bullets, denied
 from lorage_jax.files.header import DTYPES, NAMES, Header, Tensor, all_strings, read_header
 
 SINGLE = "model.safetensors"
@@ -147,6 +147,9 @@ def _read_index(folder: Path, problems: list[str]) -> dict[str, str]:
     """The index's weight map: tensor name -> file name. Appends to `problems`."""
     try:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except PermissionError:
+        problems.append(denied(folder / INDEX))
+        return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         problems.append(f"{INDEX} is corrupt: expected JSON with weight_map ({reason})")
@@ -177,10 +180,10 @@ def _what_else(folder: Path) -> str:
 
 def _message(path: Path, problems: list[str]) -> str:
     count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-    return (
-        f"{path}: the weights cannot be used ({count}):\n{bullets(problems)}\n"
-        "Fetch or convert them again."
-    )
+    said = f"{path}: the weights cannot be used ({count}):\n{bullets(problems)}"
+    if all(DENIED in one for one in problems):  # the files may be whole
+        return said
+    return f"{said}\nFetch or convert them again."
 
 
 def _map(file: Path) -> np.ndarray:

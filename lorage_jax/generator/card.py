@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
-from lorage_jax.errors import DataError, OutputError, WeightsError, bullets
+from lorage_jax.errors import DataError, OutputError, WeightsError, bullets, denied
 from lorage_jax.files.fingerprint import TWO_MODELS
 from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
@@ -183,6 +183,8 @@ def load_card(path: str | Path) -> Card:
         values = json.loads(_text(path))
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; expected a card file.") from None
+    except PermissionError:
+        raise WeightsError(denied(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a card: {error}.") from None
     if isinstance(values, dict) and "card" in values:
@@ -200,6 +202,24 @@ def _text(path: Path) -> str:
     return found
 
 
+def _fill(row: np.ndarray, pairs: Any, layer: str) -> None:
+    """Puts a layer's [expert, gate] pairs into its row. Raises ValueError for anything else."""
+    if not isinstance(pairs, list):
+        raise ValueError(f"{layer} is {pairs!r:.40}; expected a list of [expert, gate]")
+    known: set[int] = set()
+    for pair in pairs:
+        kinds = [type(one) for one in pair] if isinstance(pair, list) else []
+        if kinds not in ([int, float], [int, int]):
+            raise ValueError(f"{layer} holds {pair!r:.40}; expected [expert, gate]")
+        expert, value = pair
+        if not 0 <= expert < len(row):
+            raise ValueError(f"{layer} names expert {expert} of {len(row)}")
+        if expert in known:
+            raise ValueError(f"{layer} names expert {expert} twice")
+        known.add(expert)
+        row[expert] = value
+
+
 def card_from_dict(values: Any, where: str) -> Card:
     """The inverse of `Card.to_dict`. Raises WeightsError if `values` is not a card."""
     if isinstance(values, dict):
@@ -210,14 +230,11 @@ def card_from_dict(values: Any, where: str) -> Card:
         if len(rows) != layers or layers < 1 or not 1 <= experts <= MOST_EXPERTS:
             raise ValueError(f"{len(rows)} rows of gates for {layers} layers, {experts} experts")
         gates = np.zeros((layers, experts), np.float32)
-        for row, pairs in zip(gates, rows, strict=True):
-            for expert, value in pairs:
-                if not 0 <= expert < experts:
-                    raise ValueError(f"expert {expert} of {experts}")
-                row[expert] = value
+        for layer, pairs in enumerate(rows):
+            _fill(gates[layer], pairs, f"layer {layer}")
         if not np.isfinite(gates).all():
             raise ValueError("gates are not finite")
-    except (IndexError, TypeError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
         raise WeightsError(f"{where} is a damaged card: {error}.") from None
     arithmetic = values.get("edge_arithmetic")
     if not isinstance(arithmetic, dict | None):

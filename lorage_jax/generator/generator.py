@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -32,7 +32,7 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.distributed import to_host
 from lorage_jax.errors import WeightsError
-from lorage_jax.fields import to_dict
+from lorage_jax.fields import require_kind, to_dict
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.generator.card import Card, check_turns
 from lorage_jax.generator.meta_tokens import CloudReader, Prompts, adapter_leaves, meta_leaf
@@ -204,10 +204,16 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
     If the cloud's weights are spread over devices, so are the prompts; if over those of several
     processes, all must call it, with the same prompts, and all get the cards.
 
-    DataError for an empty prompt, or one longer than the cloud's context.
+    DataError for an empty prompt, or one longer than the cloud's context; ConfigError for an
+    argument of another kind.
     """
+    known = 'a Generator, as lg.load_generator(folder or "nano") returns it'
+    require_kind(generator, Generator, "generator", known)
+    require_kind(prompt, Iterable, "prompt", "a text, or a list of texts")
     one = isinstance(prompt, str)
     prompts = [prompt] if one else list(prompt)
+    for i, text in enumerate(prompts):
+        require_kind(text, str, f"prompt {i}", "a text")
     if not prompts:
         return []
     rows = [prompt_tokens(generator, p) for p in prompts]

@@ -20,6 +20,7 @@ from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.config import PROJECTIONS
 from lorage_jax.errors import WeightsError
+from lorage_jax.fields import require_kind
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.rounding import check_finite, choose_rounding, round_to
@@ -120,8 +121,9 @@ def merge(
         dtype: dtype of the merged FFN weights; the edge's own by default.
 
     Raises WeightsError when the card belongs to another generator or edge, or when a sum overflows
-    float16, and ConfigError for an unknown rounding.
+    float16, and ConfigError for an unknown rounding or an argument of another kind.
     """
+    _check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     return _merged(edge, card, ffn, factors, cast, layerwise, donate)
@@ -144,6 +146,7 @@ def merge_with_report(
     dtype: str | None = None,
 ) -> tuple[Model, MergeReport]:
     """`merge` with rounding statistics, which are slower than the merge itself."""
+    _check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     found = _statistics(ffn, factors, cast)
@@ -156,6 +159,12 @@ def merge_with_report(
         rounding=cast.rounding,
     )
     return _merged(edge, card, ffn, factors, cast, layerwise, donate), report
+
+
+def _check_kinds(edge: Any, pool: Any, card: Any) -> None:
+    require_kind(edge, Model, "edge", "a Model, as lg.load_model(folder) returns it")
+    require_kind(pool, Pool, "pool", "the experts of the card's generator: gen.pool")
+    require_kind(card, Card, "card", "one Card; merge those of a list one by one, each by itself")
 
 
 def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Factors]:

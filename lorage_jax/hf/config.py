@@ -14,7 +14,7 @@ from typing import Any
 
 import lorage_jax.hf.families  # noqa: F401  its files register themselves
 from lorage_jax.config import ModelConfig, RopeScaling
-from lorage_jax.errors import LorageError, WeightsError, bullets
+from lorage_jax.errors import LorageError, WeightsError, bullets, denied
 from lorage_jax.hf.config_fields import Declared
 from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family, rope_parameters
 from lorage_jax.hf.quantised import refuse_quantised_config
@@ -56,6 +56,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json. Expected a Hugging Face model folder "
             "(config.json, tokenizer files, *.safetensors)."
         ) from None
+    except PermissionError:
+        raise WeightsError(denied(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(raw, dict):
@@ -139,6 +141,8 @@ def _generation_eos(folder: Path) -> list[int]:
         return []
     try:
         eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    except PermissionError:
+        raise WeightsError(denied(path)) from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.") from None
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]

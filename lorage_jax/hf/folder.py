@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lorage_jax.config import ModelConfig
-from lorage_jax.errors import WeightsError, bullets
+from lorage_jax.errors import WeightsError, bullets, denied
 from lorage_jax.files.safetensors import FLOATS, Checkpoint, Tensors
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
@@ -56,6 +57,8 @@ def open_folder(folder: Path, with_tokenizer: bool = False) -> Folder:
         raise WeightsError(
             f"{folder} is not a folder. Expected a Hugging Face model folder, or a GGUF file."
         )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise WeightsError(denied(folder))
     _refuse_adapter(folder)
     refuse_quantised_config(folder, read_config(folder))  # without one, nothing else matters
     refuse_quantised_tensors(folder)

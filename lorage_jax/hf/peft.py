@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.errors import WeightsError, bullets
+from lorage_jax.errors import WeightsError, bullets, denied
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MERGE = "Merge it with peft, and load the merged folder"
@@ -128,6 +128,8 @@ def read_config(folder: Path) -> LoraConfig:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(values, dict) or "peft_type" not in values:
             raise ValueError("expected an object with peft_type")
+    except PermissionError:
+        raise WeightsError(denied(folder / CONFIG)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{folder} is not a PEFT folder: {CONFIG} cannot be read ({error})."

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.errors import WeightsError
+from lorage_jax.errors import WeightsError, denied
 from lorage_jax.models.model import Model
 
 _log = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text("utf-8"))
+    except PermissionError:
+        raise WeightsError(denied(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}).") from None
     if not isinstance(values, dict):

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.models import model as models
 from lorage_jax.models.experts import Experts, nameless
@@ -33,10 +34,11 @@ def forward(
             returned by `specialize`, which carries its pool. Or experts with routers, without
             gates.
 
-    Raises ConfigError for token ids outside the vocabulary or mismatched shapes, and WeightsError
-    for a card made by another generator or for another edge.
+    Raises ConfigError for what is not token ids, ids outside the vocabulary or mismatched shapes,
+    and WeightsError for a card made by another generator or for another edge.
     """
-    tokens = np.atleast_2d(np.asarray(tokens)).astype(np.int32)
+    require_kind(model, Model, "model", "a Model, as lg.load_model(folder) returns it")
+    tokens = _token_ids(tokens)
     mask = None
     if attention_mask is not None:
         mask = jnp.atleast_2d(jnp.asarray(np.asarray(attention_mask), bool))
@@ -44,3 +46,19 @@ def forward(
             raise ConfigError(f"attention_mask is {mask.shape}; tokens are {tokens.shape}.")
     pool, rows = row_gates(model, gates, pool, tokens.shape[0])
     return models.forward(model, tokens, mask, rows, nameless(pool))
+
+
+def _token_ids(tokens: Any) -> Int[np.ndarray, "B T"]:
+    """Token ids of one row or several. Raises ConfigError for anything else."""
+    try:
+        ids = np.atleast_2d(np.asarray(tokens))
+    except ValueError:
+        raise ConfigError(
+            "the rows of tokens have different lengths; pad them, and pass an attention_mask."
+        ) from None
+    if ids.dtype.kind not in "iu" or ids.ndim != 2 or not ids.size:
+        raise ConfigError(
+            f"tokens are {ids.dtype} of shape {ids.shape}; expected token ids [B, T] or [T], whole "
+            'numbers, 1 or more in each row, such as model.tokenizer(text)["input_ids"].'
+        )
+    return ids.astype(np.int32)

@@ -23,6 +23,7 @@ from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, is_messages
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.fields import require_kind
 from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.place import spread_rows
@@ -354,6 +355,7 @@ def _check(
     prefixes: Sequence[Prefix] | None,
 ) -> None:
     """Raises if a row exceeds the model's context or has ids outside its vocabulary."""
+    require_kind(max_new_tokens, Integral, "max_new_tokens", "a whole number, 1 or more")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
     if prefixes is not None and len(prefixes) != len(rows):
@@ -368,9 +370,14 @@ def _check(
                 f"prompt {i} has token ids from {min(row)} to {max(row)}; this model's vocabulary "
                 f"is 0 to {vocabulary - 1}. Was another tokenizer used?"
             )
+        if len(row) >= room:
+            raise ConfigError(
+                f"prompt {i} alone has {len(row)} tokens; this model's context is {room}, of which "
+                f"an answer needs 1 or more. Shorten the prompt by at least {len(row) + 1 - room}."
+            )
         if len(row) + max_new_tokens > room:
             raise ConfigError(
                 f"prompt {i} has {len(row)} tokens and max_new_tokens is {max_new_tokens}: "
                 f"together {len(row) + max_new_tokens}; this model's context is {room}. Shorten "
-                f"the prompt or ask for at most {max(room - len(row), 0)} tokens."
+                f"the prompt or ask for at most {room - len(row)} tokens."
             )

@@ -17,7 +17,7 @@ from lorage_jax.data.pipeline import Batches, make_dataset
 from lorage_jax.data.sources import data_fingerprint
 from lorage_jax.data.templates import ChatTemplate, TemplateKind
 from lorage_jax.errors import ConfigError, joined
-from lorage_jax.fields import at_home, to_dict
+from lorage_jax.fields import at_home, require_kind, to_dict
 from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
@@ -118,6 +118,8 @@ def train(
 
 def _chosen(config: ExperimentConfig) -> type[Trainable]:
     """The method of a run, whose settings are its own. Raises ConfigError."""
+    known = "an ExperimentConfig of lorage_jax.config; `lorage train FILE` reads one from a file"
+    require_kind(config, ExperimentConfig, "config", known)
     method = get_trainable(config.method or DEFAULT)
     settings_of(method, config)
     return method

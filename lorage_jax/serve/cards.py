@@ -17,10 +17,11 @@ from pathlib import Path
 
 from lorage_jax.buckets import bucket
 from lorage_jax.errors import DataError, LorageError, OutputError, WeightsError
+from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.card import Card, load_card
 from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
 from lorage_jax.models.model import Model
-from lorage_jax.serve.errors import Busy, NotFound, RequestError
+from lorage_jax.serve.errors import Busy, Failed, NotFound, RequestError
 from lorage_jax.serve.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,16 @@ MOST_WAITING = 64
 def prompt_name(system: str) -> str:
     """The name of a card that was given none: a hash of its system prompt."""
     return "c-" + hashlib.sha256(system.encode()).hexdigest()[:16]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OutputError unless a folder can keep cards; one of cards to read only is warned of."""
+    try:
+        check_file(folder / "NAME.json", overwrite=True)
+    except OutputError as error:
+        if not any(folder.glob("*.json")):
+            raise OutputError(f"no card can be kept in the folder of --cards. {error}") from None
+        _log.warning("The cards in %s can be used, but none can be added. %s", folder, error)
 
 
 class CardShelf:
@@ -78,7 +89,7 @@ class CardShelf:
     def put(self, name: str, card: Card) -> Card:
         """Writes a card under a new name; the same gates again change nothing.
 
-        Raises RequestError if the name has another card, or one that cannot be written.
+        Raises RequestError if the name has another card, Failed if it cannot be written.
         """
         self._checked(card)
         about = {"created": int(time.time()), **card.about}
@@ -100,7 +111,7 @@ class CardShelf:
                 return card
             except OutputError as error:
                 if not path.exists():  # else another server was faster
-                    raise RequestError(str(error), code="card_not_written", status=507) from None
+                    raise Failed(str(error), code="card_not_written", status=507) from None
         raise RequestError(f"the card {name!r} changes too often.", param="name", status=409)
 
     def delete(self, name: str) -> None:

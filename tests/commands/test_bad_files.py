@@ -170,9 +170,10 @@ def test_what_cannot_be_inspected(world, refuse, tmp_path):
     refuse("inspect", world.root / "prompt.txt", says="is not a card")
     refuse("inspect", world.root / "train.json", says="found None")
     refuse("inspect", world.root / "cloud" / WEIGHTS, says="is not a card")
-    refuse("inspect", world.root / "cloud", says="does not exist in")
+    refuse("inspect", world.root / "cloud", says="contains no card")
     refuse("inspect", world.root / "nowhere", says="does not exist")
     refuse("inspect", tmp_path / "deep.json", says="is not a card")
+    refuse("inspect", world.special, "--png", tmp_path / "g.jpg", says=r"g\.jpg; expected .*\.png")
     refuse("inspect", world.special, "--png", tmp_path / "taken.png", says=r"taken\.png exists")
     refuse("inspect", world.generator, "--png", tmp_path / "new.png", says="--png needs a card")
 

@@ -35,7 +35,14 @@ def test_bad_prompts(specialize, refuse, tmp_path, data, says):
 
 def test_an_empty_standard_input(specialize, refuse, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  ")))
-    refuse(*specialize(prompt="-"), says="standard input: is empty")
+    refuse(*specialize(prompt="-"), says="standard input: is empty; expected the text of a system")
+
+
+@pytest.mark.parametrize(("data", "says"), [(b" ", "is empty"), (b"\xff", "not UTF-8")])
+def test_a_bad_input_of_generate_is_not_called_a_prompt(world, refuse, monkeypatch, data, says):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    model = ("--model", world.special / "merged")
+    refuse("generate", *model, "--input", "-", says=f"{says}.*; expected the text of --input")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +86,7 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--input", "x " * 200], "416 tokens.*context is 256"),
+        (["--input", "x " * 200], "416 tokens.*context is 256.* by at least 161"),
         (["--input", "x", "--max-new-tokens", 0], "max_new_tokens is 0"),
         (["--input", "x", "--max-new-tokens", 10**12], "context is 256"),
         (["--input", " ", "--raw"], "empty"),

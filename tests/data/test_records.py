@@ -172,6 +172,15 @@ def test_read_text(tmp_path, monkeypatch):
     assert read_text("-") == "From é."
 
 
+@pytest.mark.parametrize("text", ["You are brief.\nAnswer.\n" * 20, "You are brief. " * 30])
+def test_a_text_where_its_file_is_expected_is_not_repeated(text):
+    with pytest.raises(DataError) as caught:
+        read_text(text)
+    message = str(caught.value)
+    assert message.startswith("'You are brief.") and len(message) < 220 and "\n" not in message
+    assert message.endswith("prompt, not the text itself, or - for standard input.")
+
+
 def test_read_text_errors(tmp_path, monkeypatch):
     path = tmp_path / "prompt.txt"
     with pytest.raises(DataError, match="no such file"):

@@ -69,7 +69,8 @@ def test_layouts(row):
         ({"name": "n", "definition": 3, "instances": []}, "definition is neither"),
         ({"name": "n", "instances": [{"input": "i", "output": ""}]}, "instance 1: .*is empty"),
         ({"name": "n", "instances": [{"input": "i", "output": []}]}, "is an empty list"),
-        ({"name": "n", "instances": [{"input": "i"}]}, "output is null"),
+        ({"name": "n", "instances": [{"input": "i"}]}, "the field output is missing; found input"),
+        ({"name": "n", "instances": [{"output": None}]}, "output is null"),
         (
             {"name": "n", "instances": [{"input": "i", "output": "x", "choices": ["a", "b"]}]},
             r"the output 'x' is none of the 2 choices\.$",

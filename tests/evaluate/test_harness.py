@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,11 +146,19 @@ def test_generation_stops_where_the_hf_model_stops(tiny):
 
 
 @pytest.mark.slow
+def test_a_model_that_is_not_there_is_one_line_on_lm_evals_own_command_line(tmp_path):
+    command = [
+        *(sys.executable, "-m", "lorage_jax.evaluate.harness", "run", "--model", "lorage"),
+        *("--model_args", f"pretrained={tmp_path}/nope", "--tasks", "piqa"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"lorage: {tmp_path}/nope is not a folder.")
+
+
+@pytest.mark.slow
 def test_lm_evals_own_command_line_knows_the_model(tiny, tmp_path):
     """`python -m lorage_jax.evaluate.harness` with a user's own task file, asked in chats."""
-    import subprocess
-    import sys
-
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"q": f"{i} and", "a": str(i + 1)}) + "\n" for i in range(4))
     )

@@ -26,6 +26,30 @@ def make_card(seed=0, layers=28, experts=8, top_k=2, about=None):
     return Card(gates, *PRINTS, about or {"prompt_sha256": "c" * 64, "cloud_tokens": 113})
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ([[0]], r"layer 1 holds \[0\]; expected \[expert, gate\]"),
+        ([[0, 1.0, 2]], "layer 1 holds .*; expected"),
+        ([["0", 1.0]], "layer 1 holds .*; expected"),
+        ([[0.5, 1.0]], "layer 1 holds .*; expected"),
+        ([[True, 1.0]], "layer 1 holds .*; expected"),
+        ([[0, None]], "layer 1 holds .*; expected"),
+        ([7], "layer 1 holds 7; expected"),
+        (7, "layer 1 is 7; expected a list"),
+        ([[8, 1.0]], "layer 1 names expert 8 of 8"),
+        ([[-1, 1.0]], "layer 1 names expert -1 of 8"),
+        ([[2, 0.5], [3, 0.0], [2, 0.5]], "layer 1 names expert 2 twice"),
+        ([[0, 10**400]], "too large"),
+    ],
+)
+def test_a_card_with_damaged_gates(row, says):
+    values = make_card(layers=3).to_dict()
+    values["gates"][1] = row
+    with pytest.raises(WeightsError, match=f"^here is a damaged card: .*{says}"):
+        card_from_dict(values, "here")
+
+
 def test_file_round_trip(tmp_path):
     """Every bit of every gate; under 4 KB for 28 layers of 8 experts."""
     card = make_card()
@@ -109,8 +133,8 @@ def test_no_cards(tmp_path, content):
 
 
 def test_nothing_there(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(WeightsError, match="does not exist"):
+    for path, says in ((tmp_path / "none.json", "does not exist"), (tmp_path, "contains no card")):
+        with pytest.raises(WeightsError, match=says):
             load_card(path)
 
 

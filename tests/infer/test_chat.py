@@ -23,6 +23,11 @@ def special():
     return lg.merge(lg.load_model(nano.EDGE), generator.pool, lg.specialize(generator, PROMPT))
 
 
+def test_a_text_beyond_the_context_is_told_without_a_number_of_new_tokens(special):
+    with pytest.raises(lg.LorageError, match=r"alone has \d+ tokens.*Shorten the prompt by at"):
+        lg.chat(special, "word " * 5000)
+
+
 def test_chat_is_what_the_command_line_answers(special, tmp_path, capsys):
     pieces = []
     answer = lg.chat(special, ASKED, stream=lambda row, piece: pieces.append(piece))

@@ -274,6 +274,10 @@ def test_errors(model):
         generate(model, "a", max_new_tokens=0)
     with pytest.raises(ConfigError, match=r"together 302; this model's context is 256.* most 254"):
         generate(model, ["ab"], max_new_tokens=300)
+    for length, excess in ((256, 1), (300, 45)):
+        says = rf"alone has {length} tokens.*context is 256.* at least {excess}\.$"
+        with pytest.raises(ConfigError, match=says):
+            generate(model, "a" * length, max_new_tokens=1)
     assert generate(model, "ab", max_new_tokens=253) is not None
     with pytest.raises(DataError, match="prompt 1 is empty"):
         generate(model, ["a", " "], max_new_tokens=5)

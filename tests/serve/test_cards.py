@@ -13,6 +13,7 @@ from lorage_jax.generator.card import card_from_dict, load_card
 from lorage_jax.generator.generator import specialize
 from lorage_jax.infer.chat import chat
 from lorage_jax.serve.cards import CardShelf
+from lorage_jax.serve.errors import Failed
 from tests.serve.server import PROMPTS, WORDS, running
 from tests.serve.test_bad_requests import send
 
@@ -104,6 +105,14 @@ def test_cards_are_found_after_a_restart_and_when_another_server_makes_them(
         assert answer["choices"][0]["message"]["content"] == chat(merged["reverse"], WORDS[0])
         send(f"{second}/v1/cards/bars", method="DELETE")
         assert send(f"{url}/v1/chat/completions", body)[0] == 404
+
+
+def test_a_card_that_cannot_be_written_is_a_fault_of_the_server(nano_service, nano_pair, tmp_path):
+    (tmp_path / "cards").touch()
+    shelf = nano_service(tmp_path / "cards").shelf
+    with pytest.raises(Failed, match="Not a directory") as caught:
+        shelf.put("bars", specialize(nano_pair[0], PROMPTS["bars"]))
+    assert (caught.value.status, caught.value.kind) == (507, "server_error")
 
 
 def test_damaged_and_foreign_cards_are_named_and_left_out(nano_service, nano_pair, tmp_path):

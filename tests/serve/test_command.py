@@ -70,6 +70,7 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
     from lorage_jax.cli import main
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -80,9 +81,27 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
             (["--port", "0", "--slots", "0"], "slots is 0"),
             (["--port", "0", "--context", "100000000"], "context is"),
             (["--port", "0", "--port-file", str(tmp_path)], "not a plain file"),
+            (["--port", "0", "--cards", "file"], "in the folder of --cards. Cannot write"),
+            (["--port", "0", "--cards", "file/below"], "is a file or a dead link"),
         ):
             assert main(["serve", "--generator", "nano", "--warm", "0", *options]) == 1
             assert words in capsys.readouterr().err
+
+
+def test_a_folder_of_cards_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+    """Without cards it is of no use; with some, they can be used, and a warning says the rest."""
+    from lorage_jax.errors import OutputError
+    from lorage_jax.serve.cards import check_folder
+
+    check_folder(tmp_path / "new" / "cards")
+    assert not (tmp_path / "new").exists()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK and access(path, mode))
+    with pytest.raises(OutputError, match=r"--cards\. Cannot write .*: Permission denied"):
+        check_folder(tmp_path)
+    (tmp_path / "bars.json").touch()
+    check_folder(tmp_path)
+    assert "can be used, but none can be added. Cannot write" in caplog.text
 
 
 def test_the_missing_extra_is_named(monkeypatch, capsys):
