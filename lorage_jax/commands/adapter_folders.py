@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lorage_jax.commands.conversions import Adapters
-from lorage_jax.data.named_prompts import read_named_prompts
-from lorage_jax.errors import OutputError, bullets
+from lorage_jax.data.named_prompts import NamedPrompt, read_named_prompts
+from lorage_jax.errors import DataError, OutputError, bullets
 from lorage_jax.files.manifest import stored, written_files
 from lorage_jax.files.outputs import check_target
 from lorage_jax.generator.adapter import FORMAT, export_adapter
-from lorage_jax.generator.generator import prompt_digest, specialize
+from lorage_jax.generator.generator import (
+    Generator,
+    prompt_digest,
+    prompt_tokens,
+    specialize,
+)
 from lorage_jax.generator.store import edge_path, generator_path, load_generator, read_values
 from lorage_jax.hf.load import load_model
 
@@ -21,7 +27,8 @@ AT_ONCE = 16  # prompts of one cloud pass
 def run(options: Adapters) -> dict[str, Any]:
     """Writes the folder of every prompt that has none yet; returns the names of both kinds.
 
-    Raises OutputError if at the place of a folder there is something else than its adapter.
+    Raises OutputError if at the place of a folder there is something else than its adapter, and
+    DataError, naming the line, for a prompt that the cloud cannot read.
     """
     prompts = read_named_prompts(options.prompts)
     source = generator_path(options.generator)
@@ -30,10 +37,12 @@ def run(options: Adapters) -> dict[str, Any]:
     new = [name for name in prompts if name not in kept]
     if new:
         folder = edge_path(values, source, options.edge)  # before the cloud is loaded
-        generator, edge = load_generator(source, options.cloud), load_model(folder)
+        generator = load_generator(source, options.cloud)
+        _check_readable(generator, {name: prompts[name] for name in new})
+        edge = load_model(folder)
         for begin in range(0, len(new), AT_ONCE):
             names = new[begin : begin + AT_ONCE]
-            cards = specialize(generator, [prompts[name] for name in names])
+            cards = specialize(generator, [prompts[name].system for name in names])
             for name, card in zip(names, cards, strict=True):
                 place = options.out / name
                 export_adapter(generator.pool, card, edge, place, base_name=options.base_name)
@@ -41,14 +50,23 @@ def run(options: Adapters) -> dict[str, Any]:
     return {"written": new, "kept": kept}
 
 
-def _kept(out: Path, prompts: dict[str, str], values: dict[str, Any]) -> list[str]:
+def _check_readable(generator: Generator, prompts: Mapping[str, NamedPrompt]) -> None:
+    """Raises DataError for the first prompt that the cloud cannot read, before it reads any."""
+    for name, prompt in prompts.items():
+        try:
+            prompt_tokens(generator, prompt.system)
+        except DataError as error:
+            raise DataError(f"{prompt.where} ({name}): {error}") from None
+
+
+def _kept(out: Path, prompts: Mapping[str, NamedPrompt], values: dict[str, Any]) -> list[str]:
     """The names whose adapters are in `out`. Raises OutputError if anything else is in a place."""
     kept, problems = [], []
-    for name, system in prompts.items():
+    for name, prompt in prompts.items():
         place = out / name
         if not place.is_dir() or not any(place.iterdir()):
             check_target(place, overwrite=False)
-        elif different := _different(place, system, values):
+        elif different := _different(place, prompt.system, values):
             problems.append(f"{place} {different}")
         else:
             kept.append(name)

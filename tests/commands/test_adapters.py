@@ -113,3 +113,15 @@ def test_a_file_is_no_adapter_and_an_empty_folder_is_filled(made, tmp_path, caps
     assert cli.main([*asked, "--out", str(tmp_path)]) == 0
     assert "1 written, 0 were there" in capsys.readouterr().out
     assert (tmp_path / "a" / "adapter_model.safetensors").is_file()
+
+
+def test_a_prompt_that_is_too_long_is_named_before_the_cloud_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(adapter_folders, "specialize", lambda *_: pytest.fail("it read"))
+    rows = [{"name": "a", "system": "Reverse the words."}, {"name": "b", "system": "long " * 5000}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    asked = ["adapters", "--generator", "nano", "--prompts", str(path)]
+    assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"{path}:3 (b): the system prompt has 5" in error and "Shorten the prompt" in error
+    assert not (tmp_path / "out").exists()
