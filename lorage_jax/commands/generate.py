@@ -23,6 +23,7 @@ def run(options: Generate) -> dict[str, Any]:
     """Streams the text to the terminal; returns it with its time in seconds."""
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
+    _check_sampling(options)
     text = read_text("-") if options.input == "-" else options.input
     system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
@@ -38,9 +39,7 @@ def run(options: Generate) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "max_new_tokens": answer_tokens(model, [ids], options.max_new_tokens),
         "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
+        **_draws(options),
         "stop": options.stop,
         "stream": show,
     }
@@ -49,6 +48,22 @@ def run(options: Generate) -> dict[str, Any]:
     print()
     shown = model.template.text(messages) if turns else text
     return {"input": shown, "output": output, "seconds": time.monotonic() - began}
+
+
+def _draws(options: Generate) -> dict[str, Any]:
+    """The given options that only sampling obeys."""
+    values = {"top_k": options.top_k, "top_p": options.top_p, "seed": options.seed}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_sampling(options: Generate) -> None:
+    """Raises ConfigError for options of sampling where the likeliest token is taken."""
+    if options.temperature == 0 and (given := _draws(options)):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"{flags}: only sampling obeys this, and --temperature is 0 (the default), which takes "
+            "the likeliest token. Give a temperature above 0, or leave it out."
+        )
 
 
 def _answers(options: Generate, model: Model) -> bool:

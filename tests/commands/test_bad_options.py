@@ -10,6 +10,8 @@ from tests.commands.world import (
     REPOSITORY,
 )
 
+VALUES = ("save", "overwrite", "base-name", "gguf-type")  # options that are no paths
+
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
@@ -43,6 +45,8 @@ def test_an_empty_standard_input(specialize, refuse, monkeypatch):
     [
         ({"save": "card,merge"}, "card, adapter, merged"),
         ({"save": ","}, "expected any of"),
+        ({"save": "card,gguf", "base-name": "me/edge"}, "--base-name goes with the output adapter"),
+        ({"save": "card,lora-gguf", "gguf-type": "f16"}, "--gguf-type goes with the output gguf, "),
         ({"generator": "missing"}, "not a folder"),
         ({"generator": "prompt.txt"}, "not a folder"),
         ({"generator": "cloud"}, "holds no lorage.json"),
@@ -67,7 +71,7 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
     from lorage_jax.generator import store
 
     monkeypatch.setattr(store, "load_model", lambda *_: pytest.fail("the cloud was loaded"))
-    paths = {k: v if k in ("save", "overwrite") else world.root / v for k, v in options.items()}
+    paths = {k: v if k in VALUES else world.root / v for k, v in options.items()}
     refuse(*specialize(**paths), says=says)
 
 
@@ -87,9 +91,11 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
         (["--input", "x", "--adapter", "cloud=much"], "a folder and a weight"),
         (["--input", "a\udcffb"], "not valid Unicode"),
         (["--input", "x", "--temperature", "nan"], "temperature"),
-        (["--input", "x", "--top-p", 0], "top_p"),
-        (["--input", "x", "--top-k", -1], "top_k"),
-        (["--input", "x", "--seed", -1], "seed"),
+        (["--input", "x", "--temperature", 1, "--top-p", 0], "top_p is 0"),
+        (["--input", "x", "--temperature", 1, "--top-k", -1], "top_k is -1"),
+        (["--input", "x", "--temperature", 1, "--seed", -1], "seed is -1"),
+        (["--input", "x", "--top-p", 1], "--top-p: only sampling .* --temperature is 0"),
+        (["--input", "x", "--top-k", 5, "--seed", 0], "--top-k, --seed: only sampling"),
         (["--input", "x", "--stop", ""], "stop"),
         (["--input", "x", "--system", "/nowhere/prompt"], "no such file"),
         (["--input", "x", "--system", "/nowhere/prompt", "--raw"], "cannot be combined"),

@@ -55,6 +55,7 @@ def test_scores_and_samples_are_written(world, data, tmp_path, capsys):
     assert scores["acc"] == sum(right) / 4
     assert result["provenance"]["command"].startswith("lorage eval --model")
     assert result["model"]["tokenizer"] and result["seeds"] == {"seed": 1234}
+    assert result["config"]["template"] == "trained"
     assert result["data"]["arc_challenge"]["test"].startswith("sha256:")
     assert "arc_challenge  acc" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.jsonl", "scores.json"]
@@ -224,10 +225,25 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
         ({"edge": "x"}, r"--edge and --cloud go with --generator"),
         ({"generator": "x"}, r"give either --model"),
         ({"batch-tokens": 0}, r"--batch-tokens is 0"),
+        ({"template": "trained"}, r"--template with --model.*only with --generator or gpt4tools"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(world, refuse, data, tmp_path, changes, says):
     refuse(*model_args(world, data, tmp_path, **changes), says=says)
+
+
+def test_switches_of_a_generator_are_refused_for_a_model(world, refuse, data, tmp_path):
+    args = model_args(world, data, tmp_path)
+    refuse(*args, "--no-controls", says=r"--no-controls with --model.*only with --generator\. ")
+    refuse(*args, "--no-controls", "--no-baseline", says="--no-controls and --no-baseline with")
+
+
+def test_a_model_is_asked_for_tools_in_the_format_that_is_named(world, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="gpt4tools", limit=1)
+    for template in ("trained", "harness"):
+        assert lorage(*args, "--max-new-tokens", 4, "--template", template) == 0
+        result = json.loads((tmp_path / "scores.json").read_text())
+        assert result["config"]["template"] == template
 
 
 def test_a_missing_split_is_told_before_any_work(world, refuse, tmp_path, data):
