@@ -24,7 +24,7 @@ import tyro
 from lorage_jax import compilation, libtpu
 from lorage_jax.commands import conversions, experiment_options, options
 from lorage_jax.commands.bench import options as bench
-from lorage_jax.errors import LorageError, Preempted
+from lorage_jax.errors import LorageError, OutputError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.provenance import provenance, versions
 
@@ -142,6 +142,7 @@ def _run(command: Any, words: list[str]) -> None:
     path: Path | None = command.json
     if path is not None:
         check_file(path, overwrite=True)  # before the long work
+        _check_beside(path, command)
     module = importlib.import_module(f"lorage_jax.commands.{RUNNERS[type(command)]}")
     if path is None:
         module.run(command)
@@ -155,6 +156,29 @@ def _run(command: Any, words: list[str]) -> None:
     write_file(path, text + "\n", overwrite=True)
     if hasattr(module, "finish"):
         module.finish(command)
+
+
+def _check_beside(path: Path, command: Any) -> None:
+    """Raises OutputError if the file of `--json` has no place beside the folder of `--out`.
+
+    Inside a folder that a later run replaces as a whole, it would be a file that does not belong.
+    """
+    out = getattr(command, "out", None)
+    if not isinstance(out, Path):
+        return
+    file, folder, whole = path.resolve(), out.resolve(), hasattr(command, "overwrite")
+    if file == folder:
+        where = "the same as"
+    elif file in folder.parents:
+        where = "a folder above"
+    elif folder in file.parents and whole:
+        where = "inside"
+    else:
+        return
+    raise OutputError(
+        f"--json {path} is {where} --out {out}. Expected a file beside that folder, such as "
+        f"{out.with_name(f'{out.name}.json')}."
+    )
 
 
 def _at_home(command: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from tests.commands.world import (
     EXPERIMENT,
     REPOSITORY,
+    lorage,
 )
 
 VALUES = ("save", "overwrite", "base-name", "gguf-type")  # options that are no paths
@@ -73,6 +74,29 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
     monkeypatch.setattr(store, "load_model", lambda *_: pytest.fail("the cloud was loaded"))
     paths = {k: v if k in VALUES else world.root / v for k, v in options.items()}
     refuse(*specialize(**paths), says=says)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("out", r"is the same as --out .*out\. .*such as .*out\.json"),
+        ("out/../out", "is the same as"),
+        ("out/report.json", "is inside --out"),
+        ("", "is a folder above --out"),
+    ],
+)
+def test_the_result_has_its_place_beside_the_folder(specialize, refuse, tmp_path, place, says):
+    asked = specialize(out=tmp_path / "new" / "out", json=tmp_path / "new" / place)
+    refuse(*asked, says=says)
+
+
+def test_the_result_of_a_run_may_lie_in_its_folder(tmp_path, capsys):
+    """Other files than a run's own may be there, so the missing experiment is what is told."""
+    run = ("train", tmp_path / "none.py", "--out", tmp_path / "run", "--json")
+    assert lorage(*run, tmp_path / "run" / "result.json") == 1
+    assert "none.py" in capsys.readouterr().err
+    assert lorage(*run, tmp_path / "run") == 1
+    assert "is the same as --out" in capsys.readouterr().err
 
 
 def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
