@@ -48,7 +48,7 @@ def test_an_empty_standard_input(specialize, refuse, monkeypatch):
         ({"save": ","}, "expected any of"),
         ({"save": "card,gguf", "base-name": "me/edge"}, "--base-name goes with the output adapter"),
         ({"save": "card,lora-gguf", "gguf-type": "f16"}, "--gguf-type goes with the output gguf, "),
-        ({"generator": "missing"}, "not a folder"),
+        ({"generator": "missing"}, r"not a folder; .*or nano or smollm2 for a bundled generator\."),
         ({"generator": "prompt.txt"}, "not a folder"),
         ({"generator": "cloud"}, "holds no lorage.json"),
         ({"generator": "special"}, "not a generator"),
@@ -128,6 +128,14 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
 )
 def test_bad_options_of_generate(world, refuse, args, says):
     refuse("generate", "--model", world.special / "merged", *args, says=says)
+
+
+def test_names_of_bundled_generators_and_models_inside_are_hinted_at(world, refuse, specialize):
+    refuse(*specialize(generator="nan0"), says=r"nan0 is not a folder.*; did you mean nano\?")
+    refuse("serve", "--generator", "smolm2", says=r"; did you mean smollm2\?")
+    asked = ("generate", "--input", "x", "--model")
+    refuse(*asked, world.special, says=r"no config\.json.*; did you mean .*/special/merged\?")
+    refuse(*asked, world.root, says=r"no config\.json.*safetensors\)\.\n")
 
 
 # Training

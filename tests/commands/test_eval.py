@@ -246,6 +246,13 @@ def test_a_model_is_asked_for_tools_in_the_format_that_is_named(world, data, tmp
         assert result["config"]["template"] == template
 
 
+def test_a_folder_of_tasks_needs_a_slash(world, refuse, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    args = model_args(world, data, tmp_path, tasks="mine,piqa")
+    refuse(*args, says="no task 'mine'; for the files of the folder mine, write mine/")
+
+
 def test_a_missing_split_is_told_before_any_work(world, refuse, tmp_path, data):
     lacking = write_tasks(tmp_path / "lacking", splits=("test", "validation"))
     args = model_args(world, lacking, tmp_path, tasks="boolq,piqa", shots=2)
