@@ -24,7 +24,7 @@ import tyro
 from lorage_jax import compilation, libtpu, platforms
 from lorage_jax.commands import conversions, experiment_options, options
 from lorage_jax.commands.bench import options as bench
-from lorage_jax.errors import LorageError, Preempted
+from lorage_jax.errors import LorageError, OutputError, Preempted
 from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.provenance import provenance, versions
 
@@ -144,6 +144,7 @@ def _run(command: Any, words: list[str]) -> None:
     path: Path | None = command.json
     if path is not None:
         check_file(path, overwrite=True)  # before the long work
+        _check_beside(path, command)
     module = importlib.import_module(f"lorage_jax.commands.{RUNNERS[type(command)]}")
     if path is None:
         module.run(command)
@@ -157,6 +158,24 @@ def _run(command: Any, words: list[str]) -> None:
     write_file(path, text + "\n", overwrite=True)
     if hasattr(module, "finish"):
         module.finish(command)
+
+
+def _check_beside(path: Path, command: Any) -> None:
+    """Raises OutputError if the file of `--json` is the folder of `--out`, or one above it."""
+    out = getattr(command, "out", None)
+    if not isinstance(out, Path):
+        return
+    file, folder = path.resolve(), out.resolve()
+    if file == folder:
+        where = "the same as"
+    elif file in folder.parents:
+        where = "a folder above"
+    else:
+        return
+    raise OutputError(
+        f"--json {path} is {where} --out {out}. Expected another place, such as "
+        f"{out.with_name(f'{out.name}.json')}."
+    )
 
 
 def _at_home(command: Any) -> Any:

@@ -27,7 +27,8 @@ from lorage_jax.commands.options import (
 class Adapters:
     """Write a PEFT adapter per system prompt, for servers that hold many beside one base.
 
-    Folders that exist stay as they are, so that the list of prompts may grow.
+    Adapters that are there already stay, so that the list of prompts may grow. Anything else in the
+    place of one (the adapter of another prompt, generator or edge) is refused.
 
     Example: lorage adapters --generator runs/a/generator --prompts prompts.jsonl --out adapters
     """

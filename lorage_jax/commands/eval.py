@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ from lorage_jax.world.tool_sets import ToolSet, benchmark_files, benchmark_set, 
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Eval
 
+_log = logging.getLogger(__name__)
 AGENT = "gpt4tools"
+TEMPLATE = "trained"
 GENERATED_RECORDS = 100  # per set of our own, where GPT4Tools' files are not there
 
 
@@ -64,7 +67,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     asked = [at_home(name.strip()) for name in options.tasks.split(",") if name.strip()]
     files = [name for name in asked if is_file(name)]
     names = [name for name in asked if name not in files]
-    _check(options)
+    _check(options, names)
     if AGENT in names and _chat(options).used:
         raise ConfigError(
             f"{AGENT} is asked in turns of its own; score it without --apply-chat-template and "
@@ -136,7 +139,8 @@ def finish(options: Eval) -> None:
     SharedJournal(progress_path(options.json)).remove()
 
 
-def _check(options: Eval) -> None:
+def _check(options: Eval, names: Sequence[str]) -> None:
+    """Raises ConfigError for options that do not go together. `names`: of tasks, without files."""
     if (options.model is None) == (options.generator is None):
         raise ConfigError(
             "give either --model (a folder to score as it is) or --generator (and --edge, when it "
@@ -144,6 +148,8 @@ def _check(options: Eval) -> None:
         )
     if options.model is not None and (options.edge or options.cloud):
         raise ConfigError("--edge and --cloud go with --generator; --model is scored as it is.")
+    if options.model is not None:
+        _warn_of_idle(options, names)
     if options.generator is not None and options.adapter:
         raise ConfigError(
             "--adapter goes with --model; a generator specialises the edge it was trained with."
@@ -164,6 +170,21 @@ def _check(options: Eval) -> None:
         if value is not None and value < least:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; expected {least} or more.")
+
+
+def _warn_of_idle(options: Eval, names: Sequence[str]) -> None:
+    """Warns of options that the score of a model by itself does not depend on."""
+    idle = {
+        "--template": options.template is not None and AGENT not in names,
+        "--no-controls": not options.controls,
+        "--no-baseline": not options.baseline,
+    }
+    if found := [flag for flag, is_idle in idle.items() if is_idle]:
+        _log.warning(
+            "%s: the score of a --model does not depend on it; it is for a --generator%s.",
+            " and ".join(found),
+            " or gpt4tools" * ("--template" in found),
+        )
 
 
 def _chat(options: Eval) -> HostChat:
@@ -209,7 +230,7 @@ def _tasks(
     )
     shots = _shots(options.shots)
     chat = _chat(options)
-    scored = Run(lm, data, shots, options.limit, options.seed, options.template, chat)
+    scored = Run(lm, data, shots, options.limit, options.seed, options.template or TEMPLATE, chat)
     if generator is None:
         return evaluate_model(scored, edge, names), scored.samples
     method = LoraGen(generator, journal)
@@ -234,7 +255,7 @@ def _agent(
         edge,
         generator,
         arms=arms,
-        template=options.template,
+        template=options.template or TEMPLATE,
         max_new_tokens=options.max_new_tokens or AGENT_TOKENS,
         batch_tokens=options.batch_tokens,
         limit=options.limit,
@@ -324,7 +345,7 @@ def _settings(options: Eval) -> dict[str, Any]:
     values = dataclasses.asdict(options)
     for name in ("json", "samples", "coordinator", "num_processes", "process_id"):
         del values[name]
-    return _plain(values)
+    return _plain(values | {"template": options.template or TEMPLATE})
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

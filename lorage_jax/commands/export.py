@@ -52,6 +52,8 @@ def _exported(options: Export) -> dict[str, Any]:
 
 
 def _turns(card: Path, folder: Path) -> Template:
-    """The turns in which the folder's model answers under a card."""
-    opened = open_model(folder, with_tokenizer=True)
-    return load_card(card).turns(Model(opened.config, {}, opened.tokenizer, source=folder))
+    """The turns in which the folder's model answers under a card of it."""
+    opened, found = open_model(folder, with_tokenizer=True), load_card(card)
+    edge = Model(opened.config, {}, opened.tokenizer, source=folder)
+    found.check_edge(edge)
+    return found.turns(edge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from lorage_jax.infer.chat import answer_tokens, chat
 from lorage_jax.infer.generate import generate, prompt_rows
 from lorage_jax.models.model import Model
 
+_log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Generate
 
@@ -23,6 +26,7 @@ def run(options: Generate) -> dict[str, Any]:
     """Streams the text to the terminal; returns it with its time in seconds."""
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
+    _warn_of_sampling(options)
     text = read_text("-", "the text of --input") if options.input == "-" else options.input
     system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
@@ -38,9 +42,7 @@ def run(options: Generate) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "max_new_tokens": answer_tokens(model, [ids], options.max_new_tokens),
         "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
+        **_draws(options),
         "stop": options.stop,
         "stream": show,
     }
@@ -49,6 +51,23 @@ def run(options: Generate) -> dict[str, Any]:
     print()
     shown = model.template.text(messages) if turns else text
     return {"input": shown, "output": output, "seconds": time.monotonic() - began}
+
+
+def _draws(options: Generate) -> dict[str, Any]:
+    """The given options that only sampling obeys."""
+    values = {"top_k": options.top_k, "top_p": options.top_p, "seed": options.seed}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _warn_of_sampling(options: Generate) -> None:
+    """Warns of options of sampling where the likeliest token is taken."""
+    if options.temperature == 0 and (given := _draws(options)):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        _log.warning(
+            "%s: only sampling obeys this, and --temperature is 0 (the default), which takes the "
+            "likeliest token.",
+            flags,
+        )
 
 
 def _answers(options: Generate, model: Model) -> bool:

@@ -122,9 +122,10 @@ class Specialize:
     strict: bool = False
     """Fail if the cast loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
-    """Name of the base in the adapter's config; by default the Hub's, or the folder's own."""
-    gguf_type: GgufType = "f16"
-    """How the matrices of the merged GGUF file are stored."""
+    """With --save adapter: name of the base in the adapter's config; by default the Hub's, or the
+    folder's own."""
+    gguf_type: GgufType | None = None
+    """With --save gguf: how the matrices of the merged GGUF file are stored; f16 by default."""
     tensor: int | None = None
     """Devices, of all processes, that share the cloud's weights; by default as few as hold it."""
     coordinator: Coordinator = None
@@ -154,12 +155,13 @@ class Generate:
     """Maximum number of new tokens; by default 128, or fewer if the context is too short."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the likeliest token."""
-    top_k: int = 0
-    """Sample from this many of the likeliest tokens; 0 means all."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens whose probabilities add up to this share."""
-    seed: int = 0
-    """Seed for sampling."""
+    top_k: int | None = None
+    """Sample from this many of the likeliest tokens; by default 0, which means all. Like --top-p
+    and --seed, it needs a --temperature above 0."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens whose probabilities add up to this share; by default 1."""
+    seed: int | None = None
+    """Seed for sampling; by default 0."""
     stop: tuple[str, ...] = ()
     """Texts before which to stop."""
     dtype: AutoDtype = "auto"
@@ -262,11 +264,13 @@ class Eval:
     limit: int | None = None
     """Score only the first records of every task."""
     controls: bool = True
-    """Also score another task's prompt, a random one, the mean gates and the bare edge."""
+    """With --generator: also score another task's prompt, a random one, the mean gates and the bare
+    edge."""
     baseline: bool = True
-    """Also score the edge with the few-shot samples in its own context."""
-    template: Literal["trained", "harness"] = "trained"
-    """Format around the bare question: that of the edge's training, or lm-eval's own."""
+    """With --generator: also score the edge with the few-shot samples in its own context."""
+    template: Literal["trained", "harness"] | None = None
+    """With --generator or gpt4tools: format around the bare question, that of the edge's training
+    (trained, the default) or lm-eval's own (harness)."""
     apply_chat_template: bool = False
     """With --model: ask in the turns of the model's chat template, as lm-eval's switch does."""
     system_instruction: str | None = None

@@ -10,6 +10,8 @@ from lorage_jax.errors import DataError
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.hub import check_push, push
 from lorage_jax.files.manifest import stored
+from lorage_jax.generator.peft import adapted_fingerprint
+from lorage_jax.hf.folder import ADAPTER
 from lorage_jax.hf.hub_card import README, with_part
 
 
@@ -34,7 +36,13 @@ def _scored(folder: Path, file: Path) -> str:
     model = found.result.model
     of = "generator_fingerprint" if model.get("generator") else "edge_fingerprint"
     mine = stored(folder).get("fingerprint") if model.get("generator") else _of_model(folder)
-    if mine is None or model.get(of) != mine:
+    if mine is None:
+        scored = "a generator" if model.get("generator") else "a model or adapter"
+        raise DataError(
+            f"{file} has scores of {scored}, and {folder} has no identity of one that they could "
+            "be compared with. Score what is pushed."
+        )
+    if model.get(of) != mine:
         raise DataError(
             f"{file} has scores of another model than {folder}: its {of} is {model.get(of)}, the "
             f"folder's is {mine}. Score what is pushed."
@@ -44,4 +52,7 @@ def _scored(folder: Path, file: Path) -> str:
 
 
 def _of_model(folder: Path) -> str | None:
-    return fingerprint(folder) if (folder / "config.json").is_file() else None
+    """The identity that `lorage eval` records of a model, or of an adapter on its base."""
+    if (folder / "config.json").is_file():
+        return fingerprint(folder)
+    return adapted_fingerprint(folder) if (folder / ADAPTER).is_file() else None

@@ -135,6 +135,15 @@ def _outputs(options: Specialize) -> Outputs:
             f"--save is {options.save!r}; expected any of {', '.join(OUTPUTS)}, "
             "separated by commas."
         )
+    for flag, value, output in (
+        ("--base-name", options.base_name, "adapter"),
+        ("--gguf-type", options.gguf_type, "gguf"),
+    ):
+        if value is not None and output not in save:
+            raise ConfigError(
+                f"{flag} goes with the output {output}, but --save is {options.save}. "
+                f"Add {output} to it, or leave {flag} out."
+            )
     return Outputs(
         save,
         options.dtype,
@@ -142,5 +151,5 @@ def _outputs(options: Specialize) -> Outputs:
         seed=options.seed,
         strict=options.strict,
         base_name=options.base_name,
-        gguf_type=options.gguf_type,
+        gguf_type=options.gguf_type or Outputs.gguf_type,
     )

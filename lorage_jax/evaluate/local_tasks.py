@@ -93,6 +93,8 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
             problems.append(f"{name} is a group of lm-eval tasks; name its tasks instead")
         elif name not in known:
             hint = did_you_mean(name, quick) or did_you_mean(name, known)
+            if Path(name).is_dir():
+                hint = f"; for the files of the folder {name}, write {name}/"
             problems.append(f"there is no task {name!r}{hint}")
     if problems or not names:
         raise ConfigError("\n".join(problems or ["--tasks names no task."]))

@@ -14,6 +14,9 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No code and no pickles.
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")
 UNAUTHORISED = 401  # status of a request without a valid token
+# Files by one of which a folder is a generator, a model or an adapter.
+MAIN = ("generator.safetensors", "config.json", "adapter_config.json")
+EXPECTED = "Expected a generator, or an exported model or adapter"
 LOCAL = ("path", "relative")  # places on this machine, which a manifest records for each model
 
 
@@ -69,16 +72,22 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
 def check_push(folder: Path, repository: str) -> list[str]:
     """The names of the files that `push` uploads.
 
-    Raises OutputError for a folder that lorage_jax did not write, one that lacks a file of its
-    manifest, and a repository's name without an owner.
+    Raises OutputError for a folder that lorage_jax did not write, one that is neither a generator
+    nor a model or adapter, one that lacks a file of its manifest, and a repository's name without
+    an owner.
     """
     values = stored(folder)
     files = values.get("files")
     if "format" not in values or not isinstance(files, list):
         raise OutputError(
-            f"{folder} is not a folder that lorage_jax wrote. Expected a generator, or an exported "
-            f"model or adapter: a folder with a {MANIFEST}."
+            f"{folder} is not a folder that lorage_jax wrote. {EXPECTED}: a folder with a "
+            f"{MANIFEST}."
         )
+    if not set(MAIN) & set(map(str, files)):
+        inside = [str(name) for name in files if str(name).endswith(f"/{MANIFEST}")]
+        found = " or ".join(str((folder / name).parent) for name in inside)
+        hint = f": {found}." if found else "."
+        raise OutputError(f"{folder} is none of what can be pushed. {EXPECTED}{hint}")
     if HUB_NAME.fullmatch(repository) is None:
         raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
     home = folder.resolve()

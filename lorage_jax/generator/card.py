@@ -126,6 +126,13 @@ class Card:
                 f"this card was made by generator {_short(self.generator)}, not by "
                 f"{_short(pool.generator)}. Specialise again with this generator."
             )
+        self.check_edge(edge)
+        want = (edge.config.layers, pool.count)
+        if self.gates.shape != want:
+            raise WeightsError(f"this card has gates {self.gates.shape}; expected {want}.")
+
+    def check_edge(self, edge: Model) -> None:
+        """Raises WeightsError unless `edge` has the weights and arithmetic of this card's edge."""
         if self.edge != edge.fingerprint:
             raise WeightsError(
                 f"this card is for the edge model {_short(self.edge)}, not for "
@@ -133,9 +140,6 @@ class Card:
                 f"specialise with a generator of this edge. {TWO_MODELS}"
             )
         check_arithmetic(self.edge_arithmetic, edge, "this card")
-        want = (edge.config.layers, pool.count)
-        if self.gates.shape != want:
-            raise WeightsError(f"this card has gates {self.gates.shape}; expected {want}.")
 
 
 def check_arithmetic(recorded: Any, edge: Model, what: str) -> None:

@@ -245,7 +245,7 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
             edge_arithmetic=arithmetic(generator.edge),
             chat_template=generator.chat_templates.get("edge"),
             about={
-                "prompt_sha256": hashlib.sha256(p.encode()).hexdigest(),
+                "prompt_sha256": prompt_digest(p),
                 "cloud_tokens": len(row),
                 **generator.template.to_dict(),
                 **({} if (turns := generator.turns.get("edge")) is None else {"turns": turns}),
@@ -254,6 +254,11 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
         for g, p, row in zip(np.asarray(gates), prompts, rows, strict=True)
     ]
     return cards[0] if one else cards
+
+
+def prompt_digest(prompt: str) -> str:
+    """The hash of a system prompt that its card records as `prompt_sha256`."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def prompt_tokens(generator: Generator, prompt: str) -> list[int]:

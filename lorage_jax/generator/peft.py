@@ -19,10 +19,10 @@ from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.files.manifest import stored
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
-from lorage_jax.hf.peft_weights import Lora, Update, read_lora
+from lorage_jax.hf.peft_weights import Lora, Update, lora_digest, read_lora
 from lorage_jax.hf.tokenizer import stored_chat_template
 from lorage_jax.models.leaves import Leaf, model_leaves
-from lorage_jax.models.model import MergedLora, Model
+from lorage_jax.models.model import MergedLora, Model, merged_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def merge_loras(edge: Model, loras: Sequence[Lora], factors: Sequence[float]) ->
     merged = _merged_leaves(edge.replace(config=config, params=params), loras, factors)
     for path, value in merged.items():
         params = _with(params, path, value)
-    digests = [f"{lora.digest} {factor!r}" for lora, factor in zip(loras, factors, strict=True)]
+    digests = [_weighted(lora.digest, one) for lora, one in zip(loras, factors, strict=True)]
     applied = tuple(MergedLora(digest, frozenset(merged)) for digest in digests)
     identity = edge.identity
     if identity is None and edge.source is None:
@@ -88,11 +88,30 @@ def merge_loras(edge: Model, loras: Sequence[Lora], factors: Sequence[float]) ->
     return edge.replace(config=config, params=params, identity=identity, loras=edge.loras + applied)
 
 
-def _check_base(folder: Path, edge: Model) -> None:
-    """Raises WeightsError if the adapter is one of ours, made for other weights."""
+def _weighted(digest: str, factor: float) -> str:
+    return f"{digest} {factor!r}"
+
+
+def adapted_fingerprint(folder: Path) -> str | None:
+    """The fingerprint of an adapter's base with the adapter merged, weight 1.
+
+    None if the folder does not record its base's, as those of others do not. Raises WeightsError.
+    """
+    base = _recorded_base(folder)
+    return base and merged_fingerprint(base, [_weighted(lora_digest(folder), 1.0)])
+
+
+def _recorded_base(folder: Path) -> str | None:
+    """The fingerprint of the base of an adapter of ours."""
     base = stored(folder).get("base")
     ours = base.get("fingerprint") if isinstance(base, dict) else None
-    if isinstance(ours, str) and ours != edge.fingerprint:
+    return ours if isinstance(ours, str) else None
+
+
+def _check_base(folder: Path, edge: Model) -> None:
+    """Raises WeightsError if the adapter is one of ours, made for other weights."""
+    base, ours = stored(folder).get("base"), _recorded_base(folder)
+    if ours is not None and ours != edge.fingerprint:
         other = " with another adapter merged" if edge.loras else ""
         raise WeightsError(
             f"{folder} was made for an edge with the weights {ours[:19]}..., not for "

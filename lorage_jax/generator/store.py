@@ -16,10 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorage_jax.bundled import MODELS, generator_folder, kept_models
+from lorage_jax.bundled import GENERATORS, MODELS, generator_folder, kept_models
 from lorage_jax.config import GeneratorConfig, HeldOut
 from lorage_jax.data.templates import TemplateKind, notice_change
-from lorage_jax.errors import ConfigError, DataError, LorageError, WeightsError, bullets
+from lorage_jax.errors import (
+    ConfigError,
+    DataError,
+    LorageError,
+    WeightsError,
+    bullets,
+    did_you_mean,
+)
 from lorage_jax.fields import from_dict, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
@@ -183,6 +190,11 @@ def generator_path(folder: str | Path) -> Path:
 def read_values(folder: str | Path) -> dict[str, Any]:
     """The `lorage.json` of a generator folder. Raises WeightsError."""
     folder = generator_path(folder)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"{folder} is not a folder; expected {GENERATOR.origin}, or {' or '.join(GENERATORS)} "
+            f"for a bundled generator{did_you_mean(str(folder), GENERATORS) or '.'}"
+        )
     values = GENERATOR.read(folder)
     recorded = {name: kind for name, kind in OPTIONAL.items() if _has(values, name)}
     check_fields(folder, values, recorded)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.errors import ConfigError, WeightsError, did_you_mean
 
 _log = logging.getLogger(__name__)
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -31,6 +31,16 @@ SPLITS: dict[tuple[tuple[Any, ...], bool], tuple[str, ...]] = {
     ((_WORDS + r"\p{N}{1,3}" + _REST,), True): ("llama-bpe", "llama3", "llama-v3", "falcon3"),
     ((_WORDS + r"\p{N}{1,3}" + _REST,), False): ("smaug-bpe", "dbrx"),
 }
+NAMES = {name: split for split, names in SPLITS.items() for name in names}
+# llama.cpp's names of other ways, which no tokenizer is recognised by and no file is read with.
+UNREAD = frozenset(
+    "a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell deepseek-coder "
+    "deepseek-llm deepseek-v3 default exaone-moe exaone4 falcon falcon-h1 gemma4 gigachat glm4 "
+    "gpt-4o gpt3-finnish granite-docling grok-2 hunyuan hunyuan-dense jais jais-2 joyai-llm "
+    "kanana2 kimi-k2 kormo lfm2 llada-moe llama4 mellum midm-2.0 minerva-7b minimax-m2 "
+    "modern-bert pixtral poro-chat qwen35 roberta-bpe sarvam-moe seed-coder solar-open superbpe "
+    "tekken tiny_aya trillion viking youtu".split()
+)
 
 
 class Kind(IntEnum):
@@ -71,7 +81,8 @@ def read_vocabulary(tokenizer: Any, size: int, pre: str | None = None) -> Vocabu
 
     `size`: tokens in the model's vocabulary, of which the tokenizer may lack the last. `pre`: the
     way to split texts, for byte-level tokenizers whose own is not in SPLITS. Raises WeightsError
-    for a tokenizer that llama.cpp does not have, and for one that is larger than the model.
+    for a tokenizer that llama.cpp does not have, and for one that is larger than the model, and
+    ConfigError for a `pre` that is not known, or that is another than the tokenizer's own.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -144,10 +155,10 @@ def _byte_level(values: dict[str, Any], pre: str | None) -> str:
         raise _unknown("it is neither byte-level nor SentencePiece's")
     if steps[-1]["add_prefix_space"]:
         raise _unknown("it puts a space in front of every text")
-    if pre is not None:
-        return pre
     found = tuple(filter(None, map(_splits, steps)))
     names = SPLITS.get((found, bool(values["model"]["ignore_merges"])))
+    if pre is not None:
+        return _named(pre, names)
     if names is None:
         raise WeightsError(
             "it is not known under which name llama.cpp splits texts as this tokenizer does "
@@ -155,6 +166,29 @@ def _byte_level(values: dict[str, Any], pre: str | None) -> str:
             "lorage export --pre NAME (Python: pre=)."
         )
     return names[0]
+
+
+def _named(pre: str, recognised: tuple[str, ...] | None) -> str:
+    """Returns `pre`, the user's name for the way in which a tokenizer splits texts.
+
+    `recognised`: the names by which it is recognised, if it is. Raises ConfigError for others.
+    """
+    if pre not in NAMES and pre not in UNREAD:
+        known = recognised or (*NAMES, *sorted(UNREAD))
+        hint = did_you_mean(pre, known) or f"; expected one of {', '.join(known)}."
+        raise ConfigError(f"--pre is {pre!r}, which is not known as a name of llama.cpp's{hint}")
+    if recognised is not None and pre not in recognised:
+        raise ConfigError(
+            f"--pre is {pre!r}, but this tokenizer splits texts as llama.cpp's {recognised[0]}. "
+            "Leave --pre out."
+        )
+    if pre in UNREAD:
+        _log.warning(
+            "lorage_jax does not know how llama.cpp's %s splits texts: it cannot read the file, "
+            "nor tell whether the tokens are those of this tokenizer.",
+            pre,
+        )
+    return pre
 
 
 def _splits(part: dict[str, Any]) -> str | None:

@@ -21,10 +21,9 @@ from tokenizers import (
 )
 
 from lorage_jax.errors import WeightsError
-from lorage_jax.gguf.tokenizer import SPACE, SPLITS, Kind
+from lorage_jax.gguf.tokenizer import NAMES, SPACE, Kind
 
 PREFIX = "tokenizer.ggml."
-NAMES = {name: split for split, names in SPLITS.items() for name in names}
 NO_TOKENIZER = (None, "none", "no_vocab")
 PAD = re.compile(r"\[PAD(\d+)\]")
 # Special tokens of Phi-3 take the white space behind them, except for these. llama.cpp knows the

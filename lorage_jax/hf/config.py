@@ -19,6 +19,8 @@ from lorage_jax.hf.config_fields import Declared
 from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family, rope_parameters
 from lorage_jax.hf.quantised import refuse_quantised_config
 
+# Models inside the folders that `lorage specialize` and `lorage pretrain` write.
+OUTPUTS = ("merged", "model")
 # Scalings of rotary positions -> the fields that each must have.
 SCALINGS = {
     "linear": ("factor",),
@@ -52,9 +54,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise WeightsError(
                 f"{folder} is not a folder. Expected a Hugging Face model folder."
             ) from None
+        inside = [Path(folder) / name for name in OUTPUTS]
+        found = [str(one) for one in inside if (one / "config.json").is_file()]
         raise WeightsError(
-            f"{folder} has no config.json. Expected a Hugging Face model folder "
-            "(config.json, tokenizer files, *.safetensors)."
+            f"{folder} has no config.json. Expected a Hugging Face model folder (config.json, "
+            f"tokenizer files, *.safetensors){f'; did you mean {found[0]}?' if found else '.'}"
         ) from None
     except PermissionError:
         raise WeightsError(denied(path)) from None

@@ -115,7 +115,7 @@ class _Reader:
                 f"({len(self.problems)} problem{'s' * (len(self.problems) > 1)}):\n"
                 f"{bullets(self.problems)}"
             )
-        return Lora(updates, biases, self._digest())
+        return Lora(updates, biases, _digest(self.config, self.checkpoint))
 
     def _modules(self) -> Iterator[str]:
         """The names of the linear layers to adapt."""
@@ -249,11 +249,17 @@ class _Reader:
             return f"is not asked for by {peft.CONFIG}"
         return "is not known" + f"; expected {PREFIX}..." * (not name.startswith(PREFIX))
 
-    def _digest(self) -> str:
-        digest = hashlib.sha256(repr(self.config).encode())
-        for name in sorted(self.checkpoint.names()):
-            digest.update(name.encode() + self.checkpoint.raw(name).tobytes())
-        return digest.hexdigest()
+
+def lora_digest(folder: Path) -> str:
+    """The `Lora.digest` of a PEFT folder, without its base. Raises WeightsError."""
+    return _digest(peft.read_config(folder), Checkpoint.open_file(folder / peft.TENSORS))
+
+
+def _digest(config: LoraConfig, checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256(repr(config).encode())
+    for name in sorted(checkpoint.names()):
+        digest.update(name.encode() + checkpoint.raw(name).tobytes())
+    return digest.hexdigest()
 
 
 def _base_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,10 +91,7 @@ class Model:
         if self.card is not None:
             gates = hashlib.sha256(np.asarray(self.card.gates, np.float32).tobytes()).hexdigest()
             merged.append(f"{self.card.generator} {gates} {self.cast}")
-        if not merged:
-            return self.base_fingerprint
-        parts = [self.base_fingerprint, *merged]
-        return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return merged_fingerprint(self.base_fingerprint, merged)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
@@ -106,6 +104,13 @@ class Model:
         return fingerprint_arrays(
             {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
         )
+
+
+def merged_fingerprint(base: str, merged: Sequence[str]) -> str:
+    """Identity of weights: the base's fingerprint, with the digests of all that was merged."""
+    if not merged:
+        return base
+    return "sha256:" + hashlib.sha256("\n".join([base, *merged]).encode()).hexdigest()
 
 
 def forward(

@@ -8,7 +8,10 @@ import pytest
 from tests.commands.world import (
     EXPERIMENT,
     REPOSITORY,
+    lorage,
 )
+
+VALUES = ("save", "overwrite", "base-name", "gguf-type")  # options that are no paths
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -50,7 +53,9 @@ def test_a_bad_input_of_generate_is_not_called_a_prompt(world, refuse, monkeypat
     [
         ({"save": "card,merge"}, "card, adapter, merged"),
         ({"save": ","}, "expected any of"),
-        ({"generator": "missing"}, "not a folder"),
+        ({"save": "card,gguf", "base-name": "me/edge"}, "--base-name goes with the output adapter"),
+        ({"save": "card,lora-gguf", "gguf-type": "f16"}, "--gguf-type goes with the output gguf, "),
+        ({"generator": "missing"}, r"not a folder; .*or nano or smollm2 for a bundled generator\."),
         ({"generator": "prompt.txt"}, "not a folder"),
         ({"generator": "cloud"}, "holds no lorage.json"),
         ({"generator": "special"}, "not a generator"),
@@ -74,8 +79,30 @@ def test_bad_options_of_specialize(world, specialize, refuse, options, says, mon
     from lorage_jax.generator import store
 
     monkeypatch.setattr(store, "load_model", lambda *_: pytest.fail("the cloud was loaded"))
-    paths = {k: v if k in ("save", "overwrite") else world.root / v for k, v in options.items()}
+    paths = {k: v if k in VALUES else world.root / v for k, v in options.items()}
     refuse(*specialize(**paths), says=says)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("out", r"is the same as --out .*out\. .*such as .*out\.json"),
+        ("out/../out", "is the same as"),
+        ("", "is a folder above --out"),
+    ],
+)
+def test_the_result_has_its_place_beside_the_folder(specialize, refuse, tmp_path, place, says):
+    asked = specialize(out=tmp_path / "new" / "out", json=tmp_path / "new" / place)
+    refuse(*asked, says=says)
+
+
+def test_the_result_of_a_run_may_lie_in_its_folder(tmp_path, capsys):
+    """Other files than a run's own may be there, so the missing experiment is what is told."""
+    run = ("train", tmp_path / "none.py", "--out", tmp_path / "run", "--json")
+    assert lorage(*run, tmp_path / "run" / "result.json") == 1
+    assert "none.py" in capsys.readouterr().err
+    assert lorage(*run, tmp_path / "run") == 1
+    assert "is the same as --out" in capsys.readouterr().err
 
 
 def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
@@ -94,9 +121,9 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
         (["--input", "x", "--adapter", "cloud=much"], "a folder and a weight"),
         (["--input", "a\udcffb"], "not valid Unicode"),
         (["--input", "x", "--temperature", "nan"], "temperature"),
-        (["--input", "x", "--top-p", 0], "top_p"),
-        (["--input", "x", "--top-k", -1], "top_k"),
-        (["--input", "x", "--seed", -1], "seed"),
+        (["--input", "x", "--temperature", 1, "--top-p", 0], "top_p is 0"),
+        (["--input", "x", "--temperature", 1, "--top-k", -1], "top_k is -1"),
+        (["--input", "x", "--temperature", 1, "--seed", -1], "seed is -1"),
         (["--input", "x", "--stop", ""], "stop"),
         (["--input", "x", "--system", "/nowhere/prompt"], "no such file"),
         (["--input", "x", "--system", "/nowhere/prompt", "--raw"], "cannot be combined"),
@@ -105,6 +132,22 @@ def test_several_processes_of_a_command_for_one(world, refuse, monkeypatch):
 )
 def test_bad_options_of_generate(world, refuse, args, says):
     refuse("generate", "--model", world.special / "merged", *args, says=says)
+
+
+def test_options_of_sampling_without_sampling(world, capfd):
+    args = ("generate", "--model", world.special / "merged", "--input", "x", "--max-new-tokens", 1)
+    assert lorage(*args, "--top-k", 5, "--seed", 0) == 0
+    assert "lorage: --top-k, --seed: only sampling obeys this" in capfd.readouterr().err
+    assert lorage(*args, "--top-k", 5, "--seed", 0, "--temperature", 1) == 0
+    assert "sampling" not in capfd.readouterr().err
+
+
+def test_names_of_bundled_generators_and_models_inside_are_hinted_at(world, refuse, specialize):
+    refuse(*specialize(generator="nan0"), says=r"nan0 is not a folder.*; did you mean nano\?")
+    refuse("serve", "--generator", "smolm2", says=r"; did you mean smollm2\?")
+    asked = ("generate", "--input", "x", "--model")
+    refuse(*asked, world.special, says=r"no config\.json.*; did you mean .*/special/merged\?")
+    refuse(*asked, world.root, says=r"no config\.json.*safetensors\)\.\n")
 
 
 # Training

@@ -257,7 +257,9 @@ def test_export_of_a_base_with_the_turns_of_a_card(world, specialize, tmp_path, 
     card.save(tmp_path / "card.json")
     assert template("--turns", tmp_path / "card.json") == lg.load_model(nano.EDGE).template.jinja()
     args = ("export", nano.EDGE, "--gguf", tmp_path / "x.gguf", "--turns")
-    refuse(*args, world.special / "card.json", says="turns|token")
+    refuse(*args, world.special / "card.json", says="this card is for the edge model")
+    merged = ("export", world.special / "merged", *args[2:])  # has the tokenizer of the card's edge
+    refuse(*merged, world.special / "card.json", says="this card is for the edge model")
 
 
 def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, tmp_path, refuse):

@@ -55,6 +55,7 @@ def test_scores_and_samples_are_written(world, data, tmp_path, capsys):
     assert scores["acc"] == sum(right) / 4
     assert result["provenance"]["command"].startswith("lorage eval --model")
     assert result["model"]["tokenizer"] and result["seeds"] == {"seed": 1234}
+    assert result["config"]["template"] == "trained"
     assert result["data"]["arc_challenge"]["test"].startswith("sha256:")
     assert "arc_challenge  acc" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.jsonl", "scores.json"]
@@ -200,7 +201,7 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
         patch.setattr(scoring._Runner, "__call__", counts)
         assert lorage(*args) == 0
     assert len(asked) == 5  # those of boolq alone
-    assert "20 finished requests were found" in capsys.readouterr().out
+    assert "found 20 finished requests" in capsys.readouterr().out
     found = json.loads((tmp_path / "scores.json").read_text())["results"]
     for scores in (*whole.values(), *found.values()):
         del scores["seconds"]
@@ -228,6 +229,29 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
 )
 def test_mistakes_are_told_and_nothing_is_written(world, refuse, data, tmp_path, changes, says):
     refuse(*model_args(world, data, tmp_path, **changes), says=says)
+
+
+def test_switches_of_a_generator_are_no_ones_for_a_model(world, data, tmp_path, capfd):
+    args = model_args(world, data, tmp_path, limit=1)
+    assert lorage(*args, "--no-controls", "--no-baseline", "--template", "trained") == 0
+    told = [line for line in capfd.readouterr().err.splitlines() if "does not depend" in line]
+    flags = "--template and --no-controls and --no-baseline"
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in told] == [flags]
+
+
+def test_a_model_is_asked_for_tools_in_the_format_that_is_named(world, data, tmp_path):
+    args = model_args(world, data, tmp_path, tasks="gpt4tools", limit=1)
+    for template in ("trained", "harness"):
+        assert lorage(*args, "--max-new-tokens", 4, "--template", template) == 0
+        result = json.loads((tmp_path / "scores.json").read_text())
+        assert result["config"]["template"] == template
+
+
+def test_a_folder_of_tasks_needs_a_slash(world, refuse, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    args = model_args(world, data, tmp_path, tasks="mine,piqa")
+    refuse(*args, says="no task 'mine'; for the files of the folder mine, write mine/")
 
 
 def test_a_missing_split_is_told_before_any_work(world, refuse, tmp_path, data):

@@ -1,6 +1,7 @@
 """`lorage push` offline, on a folder that is not ours, and on one that is."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,9 @@ import huggingface_hub
 import pytest
 
 from lorage_jax import cli, nano, smollm2
+from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.files.manifest import stored
+from lorage_jax.hf.load import load_model
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "real"
 
@@ -47,6 +50,61 @@ def sent(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Client)
     return sent
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory):
+    """The output of `lorage specialize`."""
+    root = tmp_path_factory.mktemp("special")
+    (root / "prompt.txt").write_text("Reverse the words.")
+    asked = ["specialize", "--generator", "nano", "--prompt", str(root / "prompt.txt")]
+    assert cli.main([*asked, "--out", str(root / "special")]) == 0
+    return root / "special"
+
+
+def test_what_holds_several_parts_or_none_is_not_pushed(sent, special, tmp_path, capsys):
+    expected = "Expected a generator, or an exported model or adapter"
+    assert cli.main(["push", str(special), "me/x"]) == 1
+    error = capsys.readouterr().err
+    assert f"{expected}: {special / 'adapter'} or {special / 'merged'}." in error
+    asked = ["report", str(special / "card.json"), "--out", str(tmp_path / "report")]
+    assert cli.main(asked) == 0
+    assert cli.main(["push", str(tmp_path / "report"), "me/x"]) == 1
+    assert f"{tmp_path / 'report'} is none of what can be pushed. {expected}." in (
+        capsys.readouterr().err
+    )
+    assert not sent
+
+
+def scored(folder, model):
+    """A file of scores of a loaded model, as `lorage eval` records it."""
+    result = json.loads((RESULTS / "seen.json").read_text("utf-8"))
+    of = {"generator": None, "generator_fingerprint": None, "edge_fingerprint": model.fingerprint}
+    result["model"] |= of
+    (folder / "scores.json").write_text(json.dumps(result), "utf-8")
+    return ["--scores", str(folder / "scores.json")]
+
+
+def test_scores_of_an_adapted_edge_are_those_of_its_adapter(sent, special, tmp_path, capsys):
+    adapter = str(special / "adapter")
+    adapted = load_adapted(nano.EDGE, "float32", [adapter])
+    assert cli.main(["push", adapter, "me/x", *scored(tmp_path, adapted)]) == 0
+    assert "| 0.545 ± 0.014 |" in sent["README.md"].decode()
+    merged = load_model(special / "merged")
+    assert cli.main(["push", str(special / "merged"), "me/x", *scored(tmp_path, merged)]) == 0
+    sent.clear()
+    capsys.readouterr()
+    for other in (load_adapted(nano.EDGE, "float32", [f"{adapter}=0.5"]), load_model(nano.EDGE)):
+        assert cli.main(["push", adapter, "me/x", *scored(tmp_path, other)]) == 1
+        assert "has scores of another model" in capsys.readouterr().err
+    assert cli.main(["push", str(nano.GENERATOR), "me/x", *scored(tmp_path, merged)]) == 1
+    assert "has scores of a model or adapter, and" in capsys.readouterr().err
+    manifest = json.loads((special / "adapter" / "lorage.json").read_text())
+    del manifest["base"]
+    shutil.copytree(adapter, tmp_path / "unknown")
+    (tmp_path / "unknown" / "lorage.json").write_text(json.dumps(manifest))
+    assert cli.main(["push", str(tmp_path / "unknown"), "me/x", *scored(tmp_path, adapted)]) == 1
+    assert "has no identity of one" in capsys.readouterr().err and not sent
 
 
 def test_a_generator_is_pushed(sent, capsys):

@@ -9,7 +9,11 @@ from lorage_jax.errors import DataError
 def test_prompts_keep_their_order(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"name": "b.1", "system": "x"}\n\n{"name": "a_2-c", "system": "y z"}\n')
-    assert list(read_named_prompts(path).items()) == [("b.1", "x"), ("a_2-c", "y z")]
+    found = read_named_prompts(path).items()
+    assert [(name, one.system, one.where) for name, one in found] == [
+        ("b.1", "x", f"{path}:1"),
+        ("a_2-c", "y z", f"{path}:3"),
+    ]
 
 
 @pytest.mark.parametrize(

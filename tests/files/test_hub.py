@@ -43,6 +43,7 @@ def folder(tmp_path):
     home = tmp_path / "gen"
     home.mkdir()
     (home / "README.md").write_text("# a generator")
+    (home / "generator.safetensors").write_bytes(b"x")
     place = {"relative": "../models/tiny", "path": "/home/me/models/tiny", "fingerprint": "f"}
     write_manifest(home, {"format": "lorage-generator/1", "cloud": place, "edge": place})
     (home / "notes.txt").write_text("not ours")
@@ -56,7 +57,7 @@ def folder(tmp_path):
 def test_push_sends_our_files_without_places_on_this_machine(hub, folder):
     assert push(folder, "me/gen", private=True) == "https://hub/me/gen/commit/1"
     assert hub.made == [("me/gen", True, True)]
-    assert set(hub.files) == {"README.md", "lorage.json"}
+    assert set(hub.files) == {"README.md", "generator.safetensors", "lorage.json"}
     sent = json.loads(hub.files["lorage.json"])
     assert sent["cloud"] == {"fingerprint": "f", "relative": "../tiny"} == sent["edge"]
     assert "/home/me" in (folder / "lorage.json").read_text()  # the folder itself is unchanged

@@ -144,7 +144,9 @@ class Edge(Model):
 
 def test_check():
     sizes = {"width": 2, "layers": 28, "heads": 1, "kv_heads": 1, "ffn_width": 2}
-    edge = Edge(family_decoder("llama", vocab_size=9, **sizes), {}, None, source=Path("edge-folder"))
+    edge = Edge(
+        family_decoder("llama", vocab_size=9, **sizes), {}, None, source=Path("edge-folder")
+    )
     gate = {"a": np.zeros((28, 8, 2, 1)), "b": np.zeros((28, 8, 1, 2))}
     pool = Pool({"gate": gate}, "factors", 1.0, "per_layer", PRINTS[0])
     make_card().check(edge, pool)

@@ -93,6 +93,28 @@ def test_an_unknown_split_is_refused_unless_it_is_named(tmp_path):
     assert read_vocabulary(tokenizer, 300, "gpt-2").pre == "gpt-2"
     with pytest.raises(WeightsError, match="vocabulary has 200"):
         read_vocabulary(tokenizer, 200, "gpt-2")
+    with pytest.raises(ConfigError, match=r"not known as .*; did you mean qwen35, qwen2"):
+        read_vocabulary(tokenizer, 300, "qwen3")
+    with pytest.raises(ConfigError, match=r"not known as .*; expected one of gpt-2, phi-2"):
+        read_vocabulary(tokenizer, 300, "")
+
+
+def test_a_name_that_only_llama_cpp_knows_is_taken_with_a_warning(caplog):
+    split = pre_tokenizers.Split(Regex("x+"), "isolated")
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = splitting(pre_tokenizers.Sequence([split, plain]))
+    assert read_vocabulary(tokenizer, 300, "tekken").pre == "tekken"
+    assert "does not know how llama.cpp's tekken splits texts" in caplog.text
+
+
+def test_a_recognised_split_keeps_its_name(tmp_path):
+    tokenizer = split_as(vocabularies.NAMES["qwen2"])
+    assert read_vocabulary(tokenizer, 300, "stablelm2").pre == "stablelm2"  # splits as qwen2 does
+    for name in ("gpt-2", "tekken"):
+        with pytest.raises(ConfigError, match=r"as llama\.cpp's qwen2\. Leave --pre out"):
+            read_vocabulary(tokenizer, 300, name)
+    with pytest.raises(ConfigError, match=r"not known as .*; did you mean qwen2\?"):
+        read_vocabulary(tokenizer, 300, "qwen3")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 import lorage_jax as lg
 from lorage_jax.errors import WeightsError
 from lorage_jax.files.gguf import open_gguf_file
-from lorage_jax.gguf.vocabulary import CONTROLS, NAMES
+from lorage_jax.gguf.tokenizer import NAMES
+from lorage_jax.gguf.vocabulary import CONTROLS
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.gguf import gguf_tokenizer
 from lorage_jax.hf.import_gguf import import_gguf
