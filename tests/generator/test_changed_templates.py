@@ -121,7 +121,7 @@ def test_a_changed_edge_answers_as_in_training(run, change, caplog, tmp_path):
     adapted = lg.load_adapter(tmp_path / "ours", other)  # it has the text beside it
     assert adapted.template.ids(CHAT) == right
     (tmp_path / "ours" / "chat_template.jinja").write_text(GEMMA)
-    with pytest.raises(WeightsError, match="another tokenizer or chat template"):
+    with pytest.raises(WeightsError, match="does not tokenize as in training"):
         lg.load_adapter(tmp_path / "ours", other)
     change("edge", CHATML.replace("{% for", "{# a note #}{% for"))
     same = lg.load_model(run[0] / "edge")  # another text with the same turns is no fault
@@ -134,12 +134,12 @@ def test_another_tokenizer_is_refused(run):
     tokenizer.add_tokens(["twice"])
     assert len(tokenizer(PROBE).input_ids) < len(edge.tokenizer(PROBE).input_ids)
     other = edge.replace(tokenizer=tokenizer)
-    with pytest.raises(WeightsError, match="another tokenizer or chat template"):
+    with pytest.raises(WeightsError, match="does not tokenize as in training"):
         made.speaking(other)
-    with pytest.raises(WeightsError, match="another tokenizer or chat template"):
+    with pytest.raises(WeightsError, match="does not tokenize as in training"):
         lg.merge(other, made.pool, lg.specialize(made, "Say it."))
     cloud = made.cloud.replace(tokenizer=tokenizer)
-    with pytest.raises(WeightsError, match="cloud has another tokenizer or chat template"):
+    with pytest.raises(WeightsError, match="cloud does not tokenize as in training"):
         lg.specialize(lg.load_generator(run[0] / "run" / "generator", cloud=cloud), "Say it.")
 
 
