@@ -42,7 +42,9 @@ def _compared(options: Compare) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         found.setdefault(part.row, []).append(measure.measured(config, part, options.limit))
-    result = measure.combined(config, found, bigger_cloud(config.base))
+    runs = {part.row: part.experiment or config.base for part in parts}
+    bigger = {row for row, run in runs.items() if bigger_cloud(run)}
+    result = measure.combined(config, found, bigger)
     if options.costs:
         for name, one in measure.costs(config, parts, options.limit).items():
             result["methods"][name] |= one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -181,20 +181,20 @@ def asked(arm: Arm, edge: Model, sample: WorldSample) -> dict[str, Any]:
 
 
 def combined(
-    config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]], bigger_cloud: bool
+    config: CompareConfig, found: Mapping[str, Sequence[Mapping[str, Any]]], bigger: Set[str]
 ) -> dict[str, Any]:
     """The comparison as JSON values; `found` has the figures of each row's seeds.
 
     A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
     `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds; its error
-    is over prompts and, where a side has seeds, over these as well. `bigger_cloud`: the cloud has
-    more parameters than the edge.
+    is over prompts and, where a side has seeds, over these as well. `bigger` are the rows whose
+    cloud has more parameters than the edge.
     """
     if not found:
         raise ConfigError("nothing was measured; expected at least one method.")
     ours = found.get(MAIN)
     methods = {
-        name: _method(config, name, seeds, ours, bigger_cloud) for name, seeds in found.items()
+        name: _method(config, name, seeds, ours, name in bigger) for name, seeds in found.items()
     }
     controls: dict[str, Any] = {BARE: {"splits": methods[BARE]["splits"]}}
     for name in ours[0]["controls"] if ours is not None else ():

@@ -315,7 +315,7 @@ def test_parts_of_a_comparison():
     with pytest.raises(ConfigError, match="no method 'nothing'"):
         all_parts(CONFIG, ["nothing"], 1)
     with pytest.raises(ConfigError, match="nothing was measured"):
-        combined(CONFIG, {}, True)
+        combined(CONFIG, {}, set())
 
 
 def test_lengths_are_of_the_turns_that_a_method_speaks(monkeypatch):

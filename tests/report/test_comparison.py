@@ -54,7 +54,7 @@ def result():
         "in_context": [figures([1.0] * 24, 40.0, merged=None, unseen=True, parameters=0)],
         "lora": [figures([0.5] * 24)],
     }
-    made = combined(CONFIG, found, bigger_cloud=True)
+    made = combined(CONFIG, found, {"lora_gen"})
     for method in made["methods"].values():
         costs = {"flops_per_request": 3e6, "parameter_bytes": 2**20, "cache_bytes": 2**18}
         method |= costs | {"seconds_per_request": 0.002}
@@ -93,7 +93,7 @@ def test_properties_are_derived(result):
     assert shown["**lora_gen**"] == ["yes", "yes", "yes", "yes"]
     assert shown["lora"] == ["yes", "yes", "no", "no"]
     three = dataclasses.replace(CONFIG, methods={"bare": {"samples": 3}})
-    what = combined(three, {"bare": [figures([0.0])]}, True)["methods"]["bare"]["what"]
+    what = combined(three, {"bare": [figures([0.0])]}, set())["methods"]["bare"]["what"]
     assert what.endswith("; 3 solved samples after every prompt")
     assert [cell.strip() for cell in text.split("| lora |")[3].split("|")[:6]] == [
         *("5", "10.0", "2.00", "3.0", "1.25", "1")
