@@ -4,6 +4,11 @@
     python experiments/side_by_side.py experiments/real/clouds.py --at-once 2 --pin
     lorage compare experiments/real/clouds.py --no-costs \
         --json experiments/results/real/clouds.json --table experiments/results/real/clouds.md
+
+Hardware: two CPU cores. Wall time on one of them, beside other work: 40 minutes for the training
+under SmolLM2 or Gemma, 75 under Qwen, and 20 to 30 for the questions. A run goes on where it was
+stopped. Expected result: exact match of 0.12 to 0.17 on seen tasks and about 0.1 on unseen kinds;
+no cloud is significantly above another.
 """
 
 import dataclasses
