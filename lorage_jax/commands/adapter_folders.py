@@ -79,7 +79,7 @@ def _kept(out: Path, prompts: Mapping[str, NamedPrompt], values: dict[str, Any])
 
 
 def _different(place: Path, system: str, values: dict[str, Any]) -> str | None:
-    """What a folder is instead of the adapter of a prompt, by its manifest; None if it is that.
+    """Says how a folder is not the adapter of a prompt, by its manifest; None if it is that.
 
     `values` are those of the generator.
     """

@@ -202,7 +202,7 @@ def read_values(folder: str | Path) -> dict[str, Any]:
 
 
 def held_out(values: dict[str, Any]) -> list[HeldOut]:
-    """What training held out of its files of tasks, by `read_values`; empty if there were none."""
+    """The parts of files of tasks that training held out, by `read_values`; may be empty."""
     return [from_dict(HeldOut, one) for one in values["about"].get("held_out", [])]
 
 

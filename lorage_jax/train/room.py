@@ -1,4 +1,4 @@
-"""What fits into a row of the edge: checked before a training, for the longest texts."""
+"""Checks before a training that the longest texts fit into a row of the edge."""
 
 from __future__ import annotations
 
