@@ -30,7 +30,7 @@ def run(options: Compare) -> dict[str, Any] | None:
 
 def _compared(options: Compare) -> dict[str, Any]:
     from lorage_jax.compare import measure
-    from lorage_jax.compare.facts import bigger_cloud
+    from lorage_jax.compare.facts import bigger_clouds
     from lorage_jax.report.comparison import to_markdown
 
     with distributed.together():
@@ -42,9 +42,7 @@ def _compared(options: Compare) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         found.setdefault(part.row, []).append(measure.measured(config, part, options.limit))
-    runs = {part.row: part.experiment or config.base for part in parts}
-    bigger = {row for row, run in runs.items() if bigger_cloud(run)}
-    result = measure.combined(config, found, bigger)
+    result = measure.combined(config, found, bigger_clouds(config, parts))
     if options.costs:
         for name, one in measure.costs(config, parts, options.limit).items():
             result["methods"][name] |= one

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lorage_jax.config import ExperimentConfig, MeshConfig
+from lorage_jax.compare.parts import Part
+from lorage_jax.config import CompareConfig, ExperimentConfig, MeshConfig
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.hf.source import read_model_config
 from lorage_jax.methods.method import Conditioning, Method, get_method
@@ -55,6 +56,12 @@ def bigger_cloud(run: ExperimentConfig) -> bool:
     """True if the cloud has more parameters than the edge, by their config.json."""
     cloud, edge = (parameter_count(read_model_config(Path(x))) for x in (run.cloud, run.edge))
     return cloud > edge
+
+
+def bigger_clouds(config: CompareConfig, parts: Sequence[Part]) -> set[str]:
+    """The rows whose own cloud is bigger than the edge."""
+    runs = {part.row: part.experiment or config.base for part in parts}
+    return {row for row, run in runs.items() if bigger_cloud(run)}
 
 
 def is_merged(method: Method, edge: Model, sample: WorldSample) -> bool | None:

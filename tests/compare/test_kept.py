@@ -10,6 +10,7 @@ import pytest
 
 from lorage_jax import distributed, nano
 from lorage_jax.compare import kept, measure
+from lorage_jax.compare.facts import bigger_clouds
 from lorage_jax.compare.measure import combined
 from lorage_jax.compare.parts import all_parts, check_untrained
 from lorage_jax.compare.shots import WithSamples
@@ -125,6 +126,8 @@ def test_a_row_with_a_cloud_of_its_own(tmp_path):
     )
     assert (ours["cloud"], own["cloud"]) == (fingerprint(nano.CLOUD), fingerprint(nano.EDGE))
     assert ours["edge"] == own["edge"] == fingerprint(nano.EDGE)
+    parts = all_parts(config, list(config.methods), 1)[1:]
+    assert bigger_clouds(config, parts) == {"lora_gen"}  # the other's is the edge itself
 
 
 def test_a_row_may_use_the_runs_of_another():

@@ -10,7 +10,7 @@ from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.presets import SHAPES
 from lorage_jax.models.decoder import head_logits
 from lorage_jax.train import losses
-from lorage_jax.train.losses import cross_entropy, expert_usage, squared_cv
+from lorage_jax.train.losses import balance, cross_entropy, expert_usage, squared_cv
 
 
 def test_cross_entropy_against_torch():
@@ -71,6 +71,14 @@ def test_squared_cv_at_the_ends():
     np.testing.assert_allclose(squared_cv(collapsed), 8.0, rtol=1e-5)  # n for a collapse
     slope = jax.grad(squared_cv)(collapsed)
     assert np.all(np.isfinite(slope)) and np.all(slope[..., 3] > slope[..., 0])
+
+
+def test_the_balance_term_is_weighed_and_its_metric_is_not():
+    gates = jnp.asarray(np.random.default_rng(3).random((4, 2, 3)), jnp.float32)
+    penalty, metrics = balance(gates, 0.5)
+    np.testing.assert_allclose(metrics["cv"], squared_cv(gates))
+    np.testing.assert_allclose(penalty, 0.5 * metrics["cv"])
+    np.testing.assert_allclose(metrics["gate_mass"], np.mean(gates, axis=0), rtol=1e-6)
 
 
 def test_expert_usage():
