@@ -37,12 +37,12 @@ import jax  # noqa: E402  reads the variables
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("LORAGE_TEST_DEVICES", "8")))
 
 # Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
-# and evaluate/{agent,gpt4tools}, which check what users pass with messages of their own.
+# and evaluate/{tool_calls,gpt4tools}, which check what users pass with messages of their own.
 CHECKED = (
     *("ops", "flash", "cudnn", "sharding", "distributed", "models", "hf", "llamacpp", "generator"),
     *("aot", "train"),
     *("data.batches", "data.packing", "data.documents", "bench"),
-    *("evaluate.arms", "evaluate.answers", "evaluate.commonsense", "evaluate.controls"),
+    *("evaluate.arms", "evaluate.answers", "evaluate.lm_eval_tasks", "evaluate.controls"),
     *("evaluate.local_tasks", "evaluate.paired", "evaluate.protocol", "evaluate.results"),
     *("report", "commands", "methods.lora", "methods.lora_gen"),  # not world: no arrays, many calls
     *("infer.forward", "infer.gates", "infer.sample", "infer.score"),

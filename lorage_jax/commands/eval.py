@@ -17,7 +17,6 @@ from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, did_you_mean
-from lorage_jax.evaluate.agent import AGENT_TOKENS, AgentOutcome, evaluate_agent
 from lorage_jax.evaluate.answers import room_for_input
 from lorage_jax.evaluate.arms import CONTROLS, MAIN
 from lorage_jax.evaluate.host_chat import HostChat
@@ -25,6 +24,7 @@ from lorage_jax.evaluate.host_settings import as_hf_adapts
 from lorage_jax.evaluate.local_tasks import TaskData, check_installed, check_names
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.shared_journal import SharedJournal
+from lorage_jax.evaluate.tool_calls import ANSWER_TOKENS, ToolOutcome, evaluate_tool_calls
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
 from lorage_jax.fields import at_home
 from lorage_jax.files.journal import Journal
@@ -95,7 +95,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     sets = _tool_sets(options) if AGENT in names else []
     edge, generator = _models(found)
     if sets:  # before the other tasks have been scored
-        room_for_input(edge, options.max_new_tokens or AGENT_TOKENS)
+        room_for_input(edge, options.max_new_tokens or ANSWER_TOKENS)
     journal = SharedJournal.open(progress_path(options.json))
     about = _about(edge, generator)
     cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
@@ -219,8 +219,8 @@ def _tasks(
     """The result on lm-eval's tasks, and a row per record; empty without names."""
     if not names:
         return EvalResult(), []
-    from lorage_jax.evaluate.commonsense import Run, evaluate_generator, evaluate_model
     from lorage_jax.evaluate.harness import HARNESS_TOKENS, LorageLM  # need lm-eval
+    from lorage_jax.evaluate.lm_eval_tasks import Run, evaluate_generator, evaluate_model
 
     lm = LorageLM(
         edge,
@@ -242,7 +242,7 @@ def _tasks(
 
 def _agent(
     options: Eval, tools: ToolSet, edge: Model, generator: Generator | None, journal: Journal
-) -> AgentOutcome:
+) -> ToolOutcome:
     """The outcome on one set of GPT4Tools records; prints a line per arm and the verdicts."""
     print(f"GPT4Tools: {tools.source}")
     arms = None
@@ -250,13 +250,13 @@ def _agent(
         arms = [MAIN]
         arms += ["in_context", "no_tools", "lora_gen_tools"] * options.baseline
         arms += [*CONTROLS * options.controls]
-    found = evaluate_agent(
+    found = evaluate_tool_calls(
         tools.records,
         edge,
         generator,
         arms=arms,
         template=options.template or TEMPLATE,
-        max_new_tokens=options.max_new_tokens or AGENT_TOKENS,
+        max_new_tokens=options.max_new_tokens or ANSWER_TOKENS,
         batch_tokens=options.batch_tokens,
         limit=options.limit,
         seed=options.seed,

@@ -14,7 +14,8 @@ from lorage_jax.data.tasks import Task
 from lorage_jax.data.templates import edge_prompt, edge_prompt_with_system, encode, encode_target
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import CONTROLS
-from lorage_jax.evaluate.commonsense import (
+from lorage_jax.evaluate.harness import LorageLM
+from lorage_jax.evaluate.lm_eval_tasks import (
     SEEN,
     UNSEEN,
     Run,
@@ -22,7 +23,6 @@ from lorage_jax.evaluate.commonsense import (
     evaluate_model,
     summary,
 )
-from lorage_jax.evaluate.harness import LorageLM
 from lorage_jax.evaluate.local_tasks import TaskData, check_names
 from lorage_jax.evaluate.paired import Gap
 from lorage_jax.evaluate.protocol import partner

@@ -1,4 +1,4 @@
-"""The agent benchmark's runner: arms, gates per row, resuming, cuts, gaps."""
+"""GPT4Tools through methods: arms, gates per row, resuming, cuts, gaps."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from lorage_jax.data.gpt4tools import ToolRecord, split_instruction, to_tool_rec
 from lorage_jax.data.templates import NEWEST, cloud_prompt, edge_prompt, encode
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.evaluate import answers
-from lorage_jax.evaluate.agent import READS, evaluate_agent, other_tools
 from lorage_jax.evaluate.answers import Generation
 from lorage_jax.evaluate.arms import CONTROLS, Answered
 from lorage_jax.evaluate.controls import random_prompt
 from lorage_jax.evaluate.gpt4tools import score
 from lorage_jax.evaluate.paired import FEWEST, Gap
+from lorage_jax.evaluate.tool_calls import READS, evaluate_tool_calls, other_tools
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
@@ -55,7 +55,7 @@ RECORDS = [record(i) for i in (4, 0, 3, 1, 2)]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    root = tmp_path_factory.mktemp("agent")
+    root = tmp_path_factory.mktemp("tools")
     make_tiny(
         "llama",
         root / "cloud",
@@ -86,7 +86,7 @@ def calls(monkeypatch):
 def run(models, records=RECORDS, **options):
     edge, generator = models
     options = {"max_new_tokens": NEW, "batch_rows": 2} | options
-    return evaluate_agent(records, edge, generator, **options)
+    return evaluate_tool_calls(records, edge, generator, **options)
 
 
 def fake(monkeypatch, text_of):

@@ -47,7 +47,7 @@ from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 
 STOP = "Observation:"
-AGENT_TOKENS = 512  # of an answer: the benchmark's limit
+ANSWER_TOKENS = 512  # of an answer: the benchmark's limit
 # The part of an `Instruction` that the edge reads in each arm.
 READS = {
     "in_context": "text",
@@ -64,27 +64,27 @@ UNIT = "gpt4tools"
 
 
 @dataclass(frozen=True)
-class AgentOutcome:
+class ToolOutcome:
     """The result of all arms, and per record its id, gold output, predictions and scores."""
 
     result: ToolResult
     samples: list[dict[str, Any]]
 
 
-def evaluate_agent(
+def evaluate_tool_calls(
     records: Sequence[ToolRecord],
     edge: Model,
     generator: Generator | None,
     *,
     arms: Sequence[str] | None = None,
     template: Encoding = "trained",
-    max_new_tokens: int = AGENT_TOKENS,
+    max_new_tokens: int = ANSWER_TOKENS,
     batch_rows: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     limit: int | None = None,
     seed: int = 0,
     journal: Journal | None = None,
-) -> AgentOutcome:
+) -> ToolOutcome:
     """Runs the arms (by default all that can be run) over the first `limit` records.
 
     Gaps are `lora_gen` less each control, record by record, official scores. With `template`
@@ -118,7 +118,7 @@ def evaluate_agent(
         verdicts(gaps, "average", {arm.name: arm.meaning for arm in asking}, "GPT4Tools"),
         cloud_seconds=sum(one.prepare_seconds for one in found.values()),
     )
-    return AgentOutcome(result, samples)
+    return ToolOutcome(result, samples)
 
 
 def _checked(arms: Sequence[str] | None, generator: Generator | None) -> tuple[str, ...]:
