@@ -100,5 +100,5 @@ def test_only_the_main_process_prints(monkeypatch, capsys, main):
     monkeypatch.setattr(distributed, "is_main", lambda: main)
     with distributed.only_main_prints():
         print("inside")
-    print("behind")
-    assert capsys.readouterr().out.split() == ["inside"] * main + ["behind"]
+    print("after")
+    assert capsys.readouterr().out.split() == ["inside"] * main + ["after"]

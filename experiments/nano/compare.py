@@ -16,7 +16,7 @@ bare edge here; `lorahub` combines 20 of them. `few_case`, a run per prompt, is 
 
 The runs are those of `switches.py`: 250 steps on word tasks alone. Methods differ in what they
 train, so each has a learning rate of its own kind; none has dropout. `in_context_3` has three
-solved samples behind every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper, and so do
+solved samples after every prompt. LoRAMoE and MixLoRA read the prompt, as in the paper, and so do
 DoRA and VeRA; LoRA is asked both ways.
 """
 

@@ -156,7 +156,7 @@ def merge_program(setting: Setting) -> Program:
 def decode_program(
     setting: Setting, rows: int | None = None, tokens: int | None = None, cards: bool = False
 ) -> Program:
-    """Generates tokens in `rows` rows, behind queries of `tokens` tokens, by default the longest.
+    """Generates tokens in `rows` rows, after queries of `tokens` tokens, by default the longest.
 
     With `cards`, every row has gates of its own beside the base's weights.
     """

@@ -1,6 +1,6 @@
 """Time of a request with and without the system prompt (latencies of Tables 2 and 13).
 
-The prompt is read anew in every request, or once: then a request starts behind a copy of its keys.
+The prompt is read anew in every request, or once: then a request starts after a copy of its keys.
 LoRAMoE and MixLoRA read it anew, with their experts beside the edge.
 
 It times `generate_tokens`, which users call, on random weights: time does not depend on values.
@@ -39,7 +39,7 @@ def bench_latency(
     """Times a request of one row, its prefill (up to the first token) and each token after that.
 
     Times are medians in milliseconds. `with_prompt` reads instruction and input, `prompt_cached`
-    the input behind the instruction's keys and values, which were read before, and `specialized`
+    the input after the instruction's keys and values, which were read before, and `specialized`
     the input alone; a merged model (LoRA, LoRA-Gen) has the base's shapes, so one set of weights
     serves all. `loramoe` and `mixlora` read what `with_prompt` reads, with all their float32
     experts and routers beside the edge at their default settings, up to the first token. Rows are

@@ -61,7 +61,7 @@ class Batch(flax.struct.PyTreeNode):
         queries: the edge's rows, padded on the right; chunk i belongs to prompt chunk i.
         sources: the number of each prompt's source, [p, 1] per chunk, for methods that ask.
         vectors: a vector for each prompt, per chunk, for methods that ask.
-        shown: the queries behind their system prompts, per chunk, for a teacher (`data.shown`).
+        shown: the queries after their system prompts, per chunk, for a teacher (`data.shown`).
         partners: for each slot of `queries`, the slot of `shown` that predicts the same target, as
             an index into all slots of the chunk's rows; -1 if there is none.
         group_ids: origin of the rows, which `describe` of the data set looks up; host only.

@@ -21,7 +21,7 @@ from lorage_jax.data.templates import Conversation
 
 @dataclass(frozen=True)
 class ShownGroup(TokenGroup):
-    """A `TokenGroup` and its queries once more, each behind the system prompt."""
+    """A `TokenGroup` and its queries once more, each after the system prompt."""
 
     shown: tuple[Conversation, ...] = ()
 

@@ -15,7 +15,7 @@ with one thought more than actions, the last thought dropped:
               argument counts its BLEU-1
     success = thought = 1 and action = 1 and args >= 0.5
     iou     = sum(p g) / max(sum(max(p, g)), 1) over the three vectors, where g is 1 on the gold
-              length and 0 behind it: calls behind the gold ones cost nothing here
+              length and 0 after it: calls after the gold ones cost nothing here
 No-tool records: thought = 0 unless the first thought is `No` and an `AI: ` line exists; the other
 three are 1 when thought = 1, else 0; iou = that of the thoughts alone. The answer is never scored.
 
@@ -23,7 +23,7 @@ three are 1 when thought = 1, else 0; iou = that of the thoughts alone. The answ
 arguments of its input (split at commas, white space normalised); text, file names, case and number
 have to be equal. Calls are compared as multisets, so order does not matter. With n the larger
 number of calls, gold or predicted:
-    thought = position-wise equality over the longer list; a closing `No` behind the calls is free
+    thought = position-wise equality over the longer list; a closing `No` after the calls is free
     action  = tool names in common / n
     args    = argument lists in common / n
     success = thought = 1 and the two multisets of calls are equal
@@ -91,7 +91,7 @@ def _official_call(gold: str, prediction: str) -> tuple[float, ...]:
     predicted = _found(ACTION, prediction)
     thoughts = _found(THOUGHT, prediction)
     if len(thoughts) == len(predicted) + 1:
-        # The turn behind the last call. (The public code drops it only if it reads `No`; our
+        # The turn after the last call. (The public code drops it only if it reads `No`; our
         # definition of `official`, written down before this code, drops it in any case.)
         thoughts = thoughts[:-1]
     parts = (

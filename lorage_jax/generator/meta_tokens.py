@@ -153,7 +153,7 @@ def _with_meta(rows: Rows, per_row: int, layers: int) -> Branches | None:
 
 
 def _split(whole: Branches | None, slots: int) -> tuple[Branches | None, Branches | None]:
-    """The layouts of the first `slots` slots and of those behind."""
+    """The layouts of the first `slots` slots and of those after."""
     if whole is None or whole.text is None:
         return None, None
     return (

@@ -26,7 +26,7 @@ from lorage_jax.gguf.tokenizer import NAMES, SPACE, Kind
 PREFIX = "tokenizer.ggml."
 NO_TOKENIZER = (None, "none", "no_vocab")
 PAD = re.compile(r"\[PAD(\d+)\]")
-# Special tokens of Phi-3 take the white space behind them, except for these. llama.cpp knows the
+# Special tokens of Phi-3 take the white space after them, except for these. llama.cpp knows the
 # model by its name.
 PHI3 = re.compile("phi-?3", re.IGNORECASE)
 KEEPING = ("<unk>", "<s>", "<|endoftext|>")
@@ -228,7 +228,7 @@ def _special_ids(keys: Mapping[str, Any], sentencepiece: bool) -> dict[str, int]
 
 
 def _add_ends(backend: Tokenizer, keys: Mapping[str, Any], ids: dict[str, int], bos: bool) -> None:
-    """Lets the tokenizer put a bos in front and an eos behind, where the file says so.
+    """Lets the tokenizer put a bos in front and an eos after, where the file says so.
 
     `bos`: what llama.cpp does where the file does not say.
     """

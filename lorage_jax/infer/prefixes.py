@@ -1,7 +1,7 @@
 """Prefixes: what a model has read before a row's tokens, kept as keys and values.
 
 A soft prompt, a trained prefix or a system prompt in context is read once; all questions under it
-then start behind its slots, in the same programs as without.
+then start after its slots, in the same programs as without.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def read_suffix(
     vectors: Float[Array | np.ndarray, "M D"],
     fronts: Float[np.ndarray, "P F D"] | None = None,
 ) -> tuple[list[Prefix], Float[np.ndarray, "P M D"]]:
-    """Reads texts, each followed by the same vectors, and behind F vectors of its own, if given.
+    """Reads texts, each followed by the same vectors, and after F vectors of its own, if given.
 
-    Returns the keys and values of the vectors' slots, at their positions behind each text, and
+    Returns the keys and values of the vectors' slots, at their positions after each text, and
     their hidden states after the final norm, float32. Raises ConfigError for a text that leaves no
     room in the model's context.
     """

@@ -132,7 +132,7 @@ def score(
 def _fitted(
     model: Model, requests: Sequence[Request], fronts: Sequence[Prefix | None]
 ) -> list[Request]:
-    """The requests, each cut to the room behind its prefix."""
+    """The requests, each cut to the room after its prefix."""
     if len(fronts) != len(requests):
         raise ConfigError(
             f"{len(fronts)} prefixes for {len(requests)} requests; expected one each."

@@ -102,7 +102,7 @@ class Choice(NamedTuple):
 
 
 class Prompts(flax.struct.PyTreeNode):
-    """P prompts behind each other in one row of T slots, padded at its end.
+    """P prompts one after another in one row of T slots, padded at its end.
 
     Attributes:
         tokens: the token ids.
@@ -160,7 +160,7 @@ def prefill(
         params: parameters as of `program_params`.
         pool: the experts that the requests' gates combine.
         prompts: the prompts.
-        requests: what to generate behind each.
+        requests: what to generate after each.
         penalty: a repetition penalty of all rows; None: none.
     """
     text, count = prompts.text, len(prompts.lengths)

@@ -59,7 +59,7 @@ class Stops:
         found = [one for one in special if any(one in text for text in mixed)]
         if not found:
             return cls(ids, texts)
-        marks = dict.fromkeys(special, MARK)  # no stop string goes on behind any other
+        marks = dict.fromkeys(special, MARK)  # no stop string goes on after any other
         marks |= {text: chr(ord(MARK) + number) for number, text in enumerate(found, start=1)}
         parts = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))))
         marked = [parts.sub(lambda part: marks[part[0]], text) for text in mixed]

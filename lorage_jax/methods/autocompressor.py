@@ -2,7 +2,7 @@
 
 It reads the prompt, followed by M trained summary vectors; their states after the final norm are
 the soft prompt in front of every question. A prompt in several segments is read one after another,
-each behind the summaries of those before it and followed by the M vectors; all summaries together
+each after the summaries of those before it and followed by the M vectors; all summaries together
 are the soft prompt of the questions. Trained are the vectors and, by default, a LoRA on q, k, v and
 o, which is on in all passes; the gradient flows through all of them.
 """
@@ -93,7 +93,7 @@ class CompressorSettings:
 
 @dataclass(frozen=True, eq=False)
 class Compressor(Method, Trainable):
-    """An edge that reads a prompt once, with vectors behind it, and keeps what these become."""
+    """An edge that reads a prompt once, with vectors after it, and keeps what these become."""
 
     kind: ClassVar[Kind]
     mergeable: ClassVar[bool] = False
@@ -144,8 +144,8 @@ class Compressor(Method, Trainable):
     def kept(cls, edge: Model, prefix: Prefix, states: Float[np.ndarray, "sM D"]) -> Prefix:
         """The front of questions in use.
 
-        It comes from the vectors' keys and values behind the last segment, and from their states
-        behind all of them.
+        It comes from the vectors' keys and values after the last segment, and from their states
+        after all of them.
         """
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
@@ -214,7 +214,7 @@ class Compressor(Method, Trainable):
         edge: ModelConfig,
         layout: Layout,
     ) -> LossFn:
-        """The edge's loss on the queries behind what it keeps of the prompts."""
+        """The edge's loss on the queries after what it keeps of the prompts."""
         dropout = settings.dropout if settings.lora and settings.dropout else 0.0
         decoder = Decoder(edge, remat=config.remat, dropout=dropout, layout=layout)
         passes = settings.segments + 1  # the last one is that of the questions

@@ -2,7 +2,7 @@
 
 The edge reads the prompt, followed by k gist vectors, and every question attends to their keys and
 values instead of the prompt's. This is what the paper's masked pass computes, in two passes.
-Questions take the positions that they would have behind the whole prompt and the gists. The vectors
+Questions take the positions that they would have after the whole prompt and the gists. The vectors
 begin at the mean of the table of embeddings. Trained are the vectors, 16 by default, and a LoRA on
 q, k, v and o; the authors train all weights, and one vector that they repeat at most 10 times.
 """

@@ -60,7 +60,7 @@ class PromptTuningSettings:
 @register
 @dataclass(frozen=True, eq=False)
 class PromptTuning(Method, Trainable):
-    """The edge behind a trained soft prompt, which it reads once."""
+    """The edge after a trained soft prompt, which it reads once."""
 
     name: ClassVar[str] = "prompt_tuning"
     what: ClassVar[str] = "a trained soft prompt in front of the bare question"

@@ -45,7 +45,7 @@ class Cache(flax.struct.PyTreeNode):
     Keys and values in uint16 are the bits of bfloat16 numbers (`bits.py`).
 
     `valid` marks real tokens. `positions` of the slots are kept where they do not simply count the
-    real tokens: behind a `Past`. Windows then count positions, as there may be padding in between.
+    real tokens: after a `Past`. Windows then count positions, as there may be padding in between.
 
     The slots of a head lie together, as attention reads them, and the layers only read the cache:
     it is extended once after all of them. Otherwise every step of decoding would copy all of it.

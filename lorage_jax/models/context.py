@@ -55,7 +55,7 @@ class Context(flax.struct.PyTreeNode):
     segments: Int[Array, "B T"]  # number of the slot's text, from 1; 0 for padding
     window_cos: Float[Array, "B T half"] | None  # of sliding layers, if their angles differ
     window_sin: Float[Array, "B T half"] | None
-    masks: Masks  # over the new slots, behind those of a `Past`
+    masks: Masks  # over the new slots, after those of a `Past`
     cached: Masks | None  # over those of the cache
     experts: dict[str, Any] | None  # the pool's arrays, if all layers share them
 
@@ -78,17 +78,17 @@ def make_context(
         mask: True at real slots.
         cache: keys and values of earlier slots.
         past: keys and values of earlier slots; not with a cache.
-        branches: the layout of the slots behind the first `lead`.
+        branches: the layout of the slots after the first `lead`.
         lead: number of slots in front that are a prefix.
         experts: the pool's arrays, if all layers share them.
     """
     assert cache is None or (past is None and branches is None and not lead), (
-        "new slots behind a cache are tokens of one text"
+        "new slots after a cache are tokens of one text"
     )
     before = _before(cache, past)
     positions = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     if branches is not None:
-        positions = _behind(branches, positions, before, lead)
+        positions = _after(branches, positions, before, lead)
     cos, sin = _rotation(config, positions)
     window_cos, window_sin = _window_rotation(config, positions)
 
@@ -125,7 +125,7 @@ def _seen(
     `apart`: the window counts positions, as there may be padding between slots.
     """
     if past is not None:
-        return _behind_past(past, mask, positions, branches, window)
+        return _after_past(past, mask, positions, branches, window)
     if branches is None and not lead and not apart:
         return ops.attention_mask(mask, jnp.arange(mask.shape[1]), window)
     index, text = (None, None) if branches is None else (branches.index, branches.text)
@@ -163,17 +163,17 @@ def _window_rotation(
     return ops.rope_table(positions, frequencies)
 
 
-def _behind(
+def _after(
     branches: Branches, positions: Int[Array, "B T"], before: Any, lead: int
 ) -> Int[Array, "B T"]:
-    """Positions of branches behind `before` tokens and the first `lead` slots of `positions`."""
+    """Positions of branches after `before` tokens and the first `lead` slots of `positions`."""
     if not lead:
         return branches.positions if isinstance(before, int) else branches.positions + before
     assert branches.text is None, "a prefix stands in front of one text"
     return jnp.concatenate([positions[:, :lead], branches.positions + before + lead], axis=1)
 
 
-def _behind_past(
+def _after_past(
     past: Past,
     mask: Bool[Array, "B T"],
     positions: Int[Array, "B T"],

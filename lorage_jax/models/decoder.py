@@ -108,9 +108,9 @@ class Decoder(nn.Module):
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots, which the new ones, tokens alone, extend.
             past: keys and values of earlier slots, which the new ones only read; not with a cache.
-            branches: positions and visibility of all T slots, for rows of several texts; behind a
+            branches: positions and visibility of all T slots, for rows of several texts; after a
                 prefix or a `Past` of one text, positions count from there, with one text per row.
-            at: the N slots of each row to return. Default: all T = S + M behind the prefix.
+            at: the N slots of each row to return. Default: all T = S + M after the prefix.
             last: return the last slot only (N = 1).
             head: compute logits.
             collect: number of last slots at which to return the output of every layer.
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
             keys: return keys and values.
         """
         embed, lead = self._parameter("embed"), 0 if prefix is None else prefix.shape[1]
-        assert prefix_mask is None or branches is None, "branches stand behind a whole prefix"
+        assert prefix_mask is None or branches is None, "branches stand after a whole prefix"
         x, mask = self._embedded(embed, tokens, mask, prefix, prefix_mask, suffix)
         context, positions = self._context(pool, mask, cache, past, branches, lead)
         x = self._at_positions(x, positions)
@@ -296,7 +296,7 @@ def _extended(cache: Cache | None, new: Past | None) -> Cache | None:
 def _returned(
     x: Float[Array, "B T D"], lead: int, last: bool, at: Int[Array, "B N"] | None
 ) -> Float[Array, "B N D"]:
-    """The slots to return: the last one, those `at`, or all behind a prefix of `lead` slots."""
+    """The slots to return: the last one, those `at`, or all after a prefix of `lead` slots."""
     if last or lead:
         x = x[:, -1:] if last else x[:, lead:]
     return x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)

@@ -76,7 +76,7 @@ class Answer:
         return bool(self.stops.texts) and self._growing.texts[0] != self._whole(len(self.tokens))
 
     def _drop_unread(self) -> None:
-        """Leaves out tokens behind the one that completed the stop text."""
+        """Leaves out tokens after the one that completed the stop text."""
         kept = self._growing.texts[0]
         while len(self.tokens) > self._sent:
             shorter = self._whole(len(self.tokens) - 1)

@@ -64,7 +64,7 @@ def distilled_loss(
 
 
 def teacher_states(decoder: Decoder, params: dict[str, Any], shown: Rows) -> Float[Array, "R S D"]:
-    """The states of a frozen edge behind its final norm, at all slots of `shown`, no gradient."""
+    """The states of a frozen edge after its final norm, at all slots of `shown`, no gradient."""
     branches = None
     if shown.text is not None and shown.positions is not None:
         branches = Branches(None, shown.positions, shown.text)

@@ -113,7 +113,7 @@ class Trainable(Protocol):
 
     @classmethod
     def has_teacher(cls, config: ExperimentConfig) -> bool:
-        """True if batches also hold the queries behind their system prompts, for a teacher."""
+        """True if batches also hold the queries after their system prompts, for a teacher."""
         return False
 
     @classmethod

@@ -59,7 +59,7 @@ def tasks():
 
 
 def test_a_trained_generator_is_asked_about_written_tasks(tmp_path):
-    """Accepted answers count; samples of the file stand behind the prompts of a row."""
+    """Accepted answers count; samples of the file stand after the prompts of a row."""
     (tmp_path / "exp.py").write_text(WRITTEN)
     lines = "".join(json.dumps(task) + "\n" for task in tasks())
     (tmp_path / "tasks.jsonl").write_text(lines)

@@ -94,7 +94,7 @@ def test_the_prompt_is_what_does_it(made):
 def test_who_is_asked_what_and_timed(made, monkeypatch):
     """Four arms; the first three are timed on the same requests, without an eos.
 
-    So are those with the prompt in context behind its kept keys.
+    So are those with the prompt in context after its kept keys.
     """
     out, report = made
     questions = [(answer["user"], answer["expected"]) for answer in report["answers"]]

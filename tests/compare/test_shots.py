@@ -1,4 +1,4 @@
-"""Solved samples behind prompts: right, new, and the same ones for every method."""
+"""Solved samples after prompts: right, new, and the same ones for every method."""
 
 import pytest
 

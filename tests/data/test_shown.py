@@ -1,4 +1,4 @@
-"""A teacher's rows: the same queries behind their prompts, and the slots that predict the same."""
+"""A teacher's rows: the same queries after their prompts, and the slots that predict the same."""
 
 import numpy as np
 import pytest

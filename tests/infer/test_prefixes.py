@@ -80,7 +80,7 @@ def test_vectors_stand_for_embedded_tokens(model, left):
 
 
 def test_continuations_behind_a_prefix(model):
-    """Two answers to one question in a row, behind a soft prompt and behind its cache."""
+    """Two answers to one question in a row, after a soft prompt and after its cache."""
     question, answers = QUESTIONS[0], (QUESTIONS[1][:4], QUESTIONS[2])
     row = [*question, *answers[0], *answers[1]]
     index = [0] * 5 + [1] * 4 + [2] * 3
@@ -105,16 +105,16 @@ def test_scores_and_answers_behind_prefixes(tiny):
     owners = [0, 1, 0, 1]
     rows = [PROMPTS[o] + QUESTIONS[i % 3] for i, o in enumerate(owners)]
     rows[3] = [*PROMPTS[1][:4], 5, 6, 7]  # agrees with four tokens of its prompt
-    behind = [prefixes[o] for o in owners]
-    assert [one.shared(row) for one, row in zip(behind, rows, strict=True)] == [11, 7, 11, 4]
+    after = [prefixes[o] for o in owners]
+    assert [one.shared(row) for one, row in zip(after, rows, strict=True)] == [11, 7, 11, 4]
     requests = [(row, [9, 8, 7]) for row in rows]
-    found, wanted = score(model, requests, prefixes=behind), score(model, requests)
+    found, wanted = score(model, requests, prefixes=after), score(model, requests)
     np.testing.assert_allclose(
         [one.loglikelihood for one in found], [one.loglikelihood for one in wanted], atol=2e-3
     )
     for sampling in (None, Sampling(repetition_penalty=1.3)):
         ways = {"max_new_tokens": 6, "sampling": sampling}
-        assert generate_tokens(model, rows, prefixes=behind, **ways) == generate_tokens(
+        assert generate_tokens(model, rows, prefixes=after, **ways) == generate_tokens(
             model, rows, **ways
         )
     with pytest.raises(ConfigError, match="1 prefixes for 4 rows"):

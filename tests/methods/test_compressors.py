@@ -53,7 +53,7 @@ def embedded(model, rows, vectors):
 
 
 def torch_autocompressor(model, prompt, vectors):
-    """Logits at the question and answer, behind the prompt's summary."""
+    """Logits at the question and answer, after the prompt's summary."""
     first = model.model(inputs_embeds=embedded(model, [prompt], vectors)).last_hidden_state
     table = model.get_input_embeddings()
     query = table(torch.tensor(QUESTION + ANSWER))
@@ -75,7 +75,7 @@ ORACLES = {AutoCompressor: torch_autocompressor, Gist: torch_gist}
 
 @pytest.mark.parametrize("cls", ORACLES, ids=lambda cls: cls.name)
 def test_answers_behind_a_compressed_prompt(cls, llama):
-    """Two prompts of different lengths, read together; log-likelihoods of an answer behind each."""
+    """Two prompts of different lengths, read together; log-likelihoods of an answer after each."""
     ours, model = llama
     method = cls(ours, None, jnp.asarray(summary()), NEWEST, "sha256:x")
     rows = method.prepare(PROMPTS)
@@ -180,7 +180,7 @@ def test_it_trains_and_answers(cls, pair, tmp_path):
 
 
 def torch_segments(model, prompt, segments, vectors):
-    """Logits at the question and answer, behind the summaries of a prompt's segments."""
+    """Logits at the question and answer, after the summaries of a prompt's segments."""
     table, size = model.get_input_embeddings(), math.ceil(len(prompt) / segments)
     summaries = vectors[:0]
     for begin in range(0, len(prompt), size):

@@ -30,14 +30,14 @@ from tests.methods.runs import experiment, interrupted
 TOKENS = np.random.default_rng(1).integers(3, 250, (2, 16)).astype(np.int32)
 
 
-def behind(model, prefix):
-    """Logits of TOKENS behind a prefix."""
+def after(model, prefix):
+    """Logits of TOKENS after a prefix."""
     past = past_of([(prefix, prefix.slots)] * 2)
-    return np.asarray(_behind(model.config, model.params, past))
+    return np.asarray(_after(model.config, model.params, past))
 
 
 @jax.jit(static_argnums=0)
-def _behind(config, params, past):
+def _after(config, params, past):
     cache = new_cache(config, *TOKENS.shape, jnp.float32, past)
     return Decoder(config).apply({"params": params}, jnp.asarray(TOKENS), cache=cache).logits
 
@@ -63,7 +63,7 @@ def test_a_soft_prompt_against_peft(tiny):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
     expected = of_peft(model.source, config, vectors)
     assert np.abs(expected - np.asarray(forward(model, TOKENS))).max() > 0.1
-    np.testing.assert_allclose(behind(model, read_vectors(model, vectors)), expected, atol=1e-4)
+    np.testing.assert_allclose(after(model, read_vectors(model, vectors)), expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -77,7 +77,7 @@ def test_a_prefix_against_peft(tiny):
     expected = of_peft(model.source, config, rows.reshape(5, -1))
     k, v = rows.transpose(2, 1, 0, 3, 4)
     method = PrefixTuning(model, jnp.asarray(k), jnp.asarray(v))
-    np.testing.assert_allclose(behind(model, method.prefix), expected, atol=1e-4)
+    np.testing.assert_allclose(after(model, method.prefix), expected, atol=1e-4)
 
 
 def test_the_mlp_of_prefix_tuning(tiny):
@@ -103,10 +103,10 @@ def test_a_prefix_of_a_real_prompt_gives_its_logits(tiny):
     prompt = TOKENS[0, :6].tolist()
     (read,) = read_tokens(model, [prompt])
     method = PrefixTuning(model, read.k, read.v)
-    np.testing.assert_array_equal(behind(model, method.prefix), behind(model, read))
+    np.testing.assert_array_equal(after(model, method.prefix), after(model, read))
     whole = np.concatenate([np.tile(TOKENS[:1, :6], (2, 1)), TOKENS], axis=1)
     expected = np.asarray(forward(model, whole))[:, 6:]
-    np.testing.assert_allclose(behind(model, method.prefix), expected, atol=2e-4)
+    np.testing.assert_allclose(after(model, method.prefix), expected, atol=2e-4)
 
 
 CASES = {
@@ -116,7 +116,7 @@ CASES = {
 
 
 def first_loss(config, edge, prefix):
-    """Nats per target token of the run's first batch, each row behind a prefix, by `score`."""
+    """Nats per target token of the run's first batch, each row after a prefix, by `score`."""
     groups = load_groups(config.data, config.seed)
     turns, requests = edge.template, []
     for i in range(config.data.prompts_per_batch):
@@ -152,8 +152,8 @@ def test_training_begins_at_a_real_prompt_and_resumes(name, pair, tmp_path, monk
     assert placed.cards is None and not method.mergeable and len(placed.prefixes) == 1
     answered = Generation(4)("test", placed, [question("ab cd"), question("ef")])
     ids = [edge.template.ids(question(user)) for user in ("ab cd", "ef")]
-    behind = generate_tokens(edge, ids, max_new_tokens=4, prefixes=[method.prefix] * 2)
-    assert list(answered.answers) == [edge.tokenizer.decode(row) for row in behind]
+    after = generate_tokens(edge, ids, max_new_tokens=4, prefixes=[method.prefix] * 2)
+    assert list(answered.answers) == [edge.tokenizer.decode(row) for row in after]
     assert answered.edge_tokens == np.mean([len(row) for row in ids])
     assert answered.front_slots == 6
     with pytest.raises(WeightsError, match="was trained for the edge model"):

@@ -26,7 +26,7 @@ class Client:
         self.job = Job(ids, most, self.take, **settings)
 
     def take(self, piece):
-        assert not self.ended.is_set(), "nothing comes behind the last piece"
+        assert not self.ended.is_set(), "nothing comes after the last piece"
         self.tokens += piece.tokens
         if piece.last:
             self.end = piece.reason or piece.error

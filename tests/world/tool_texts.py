@@ -42,7 +42,7 @@ REQUESTS = [(verb, _request(verb, asked)) for verb in VERBS for asked in verb.as
 
 @functools.cache
 def wants(ask: str):
-    """(verb, object, extra) behind one request, read back from its wording."""
+    """(verb, object, extra) of one request, read back from its wording."""
     found = {
         (verb, match["o"], match.groupdict().get("x", ""))
         for verb, pattern in REQUESTS

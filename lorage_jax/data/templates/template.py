@@ -82,7 +82,7 @@ class Template(ABC):
     def jinja(self, space: bool = True) -> str:
         """A chat template whose rendering has the ids of `ids`, bos included.
 
-        `space`: False for readers that put the tokenizer's space behind a written bos, too, as
+        `space`: False for readers that put the tokenizer's space after a written bos, too, as
         llama.cpp does and transformers does not.
         """
 
@@ -101,7 +101,7 @@ class Template(ABC):
     def written_bos(self, text: str, space: bool) -> str:
         """How the bos is written in front of a rendered text so that it has the ids of training.
 
-        Some tokenizers put a space in front of a text, but not behind a bos that is written out.
+        Some tokenizers put a space in front of a text, but not after a bos that is written out.
         No space is written where the ids are right without: other readers of the same tokenizer
         would take it for one more token. `space`: False writes none in any case.
         """
