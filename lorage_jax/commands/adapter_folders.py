@@ -20,6 +20,7 @@ from lorage_jax.generator.generator import (
 )
 from lorage_jax.generator.store import edge_path, generator_path, load_generator, read_values
 from lorage_jax.hf.load import load_model
+from lorage_jax.hf.peft import named_base
 
 AT_ONCE = 16  # prompts of one cloud pass
 
@@ -33,7 +34,7 @@ def run(options: Adapters) -> dict[str, Any]:
     prompts = read_named_prompts(options.prompts)
     source = generator_path(options.generator)
     values = read_values(source)
-    kept = _kept(options.out, prompts, values)
+    kept = _kept(options, prompts, values)
     new = [name for name in prompts if name not in kept]
     if new:
         folder = edge_path(values, source, options.edge)  # before the cloud is loaded
@@ -59,14 +60,16 @@ def _check_readable(generator: Generator, prompts: Mapping[str, NamedPrompt]) ->
             raise DataError(f"{prompt.where} ({name}): {error}") from None
 
 
-def _kept(out: Path, prompts: Mapping[str, NamedPrompt], values: dict[str, Any]) -> list[str]:
-    """The names whose adapters are in `out`. Raises OutputError if anything else is in a place."""
+def _kept(
+    options: Adapters, prompts: Mapping[str, NamedPrompt], values: dict[str, Any]
+) -> list[str]:
+    """The names whose adapters are there. Raises OutputError if anything else is in a place."""
     kept, problems = [], []
     for name, prompt in prompts.items():
-        place = out / name
+        place = options.out / name
         if not place.is_dir() or not any(place.iterdir()):
             check_target(place, overwrite=False)
-        elif different := _different(place, prompt.system, values):
+        elif different := _different(place, prompt.system, values, options.base_name):
             problems.append(f"{place} {different}")
         else:
             kept.append(name)
@@ -78,10 +81,12 @@ def _kept(out: Path, prompts: Mapping[str, NamedPrompt], values: dict[str, Any])
     return kept
 
 
-def _different(place: Path, system: str, values: dict[str, Any]) -> str | None:
+def _different(
+    place: Path, system: str, values: dict[str, Any], base_name: str | None
+) -> str | None:
     """Says how a folder is not the adapter of a prompt, by its manifest; None if it is that.
 
-    `values` are those of the generator.
+    `values` are those of the generator. Only a `base_name` that is given is compared.
     """
     found = stored(place)
     if found.get("format") != FORMAT:
@@ -94,7 +99,11 @@ def _different(place: Path, system: str, values: dict[str, Any]) -> str | None:
         "edge": (_inside(found, "base", "fingerprint"), values["edge"]["fingerprint"]),
     }
     other = [name for name, (there, asked) in recorded.items() if there != asked]
-    return f"was made from another {' and another '.join(other)}" if other else None
+    if other:
+        return f"was made from another {' and another '.join(other)}"
+    if base_name is not None and (named := named_base(place)) != base_name:
+        return f"calls its base model {named!r}, not {base_name!r}"
+    return None
 
 
 def _inside(values: Any, *names: str) -> Any:

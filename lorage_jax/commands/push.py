@@ -11,8 +11,8 @@ from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.hub import check_push, push
 from lorage_jax.files.manifest import stored
 from lorage_jax.generator.peft import adapted_fingerprint
-from lorage_jax.hf.folder import ADAPTER
 from lorage_jax.hf.hub_card import README, with_part
+from lorage_jax.hf.peft import CONFIG
 
 
 def run(options: Push) -> dict[str, Any]:
@@ -55,4 +55,4 @@ def _of_model(folder: Path) -> str | None:
     """The identity that `lorage eval` records of a model, or of an adapter on its base."""
     if (folder / "config.json").is_file():
         return fingerprint(folder)
-    return adapted_fingerprint(folder) if (folder / ADAPTER).is_file() else None
+    return adapted_fingerprint(folder) if (folder / CONFIG).is_file() else None

@@ -7,7 +7,6 @@ recognised where one prefix explains all of them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from lorage_jax.hf import tables
 from lorage_jax.hf.config import model_config, read_config
 from lorage_jax.hf.leftovers import describe_leftover, describe_missing, is_unused
 from lorage_jax.hf.multimodal import text_part
+from lorage_jax.hf.peft import CONFIG, named_base
 from lorage_jax.hf.quantised import refuse_quantised_config, refuse_quantised_tensors
 from lorage_jax.hf.tokenizer import tokenizer_or_none
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 HEAD, EMBED, BASE = "lm_head.weight", "embed_tokens.weight", "model."
 # Parts that training tools put into names: DistributedDataParallel, torch.compile, FSDP.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-ADAPTER = "adapter_config.json"
 
 
 class Folder(NamedTuple):
@@ -92,22 +91,19 @@ def _attempt(read: Callable[[Path], T], folder: Path, problems: list[str]) -> T 
 
 def _refuse_adapter(folder: Path) -> None:
     """Raises WeightsError if the folder holds an adapter, alone or beside a model."""
-    path = folder / ADAPTER
+    path = folder / CONFIG
     if not path.is_file():
         return
     if (folder / "config.json").is_file():
         raise WeightsError(
-            f"{folder} holds an adapter ({ADAPTER}) beside a model, and transformers would apply "
-            f"it. Move {ADAPTER} and adapter_model.safetensors to a folder of their own; then "
+            f"{folder} holds an adapter ({CONFIG}) beside a model, and transformers would apply "
+            f"it. Move {CONFIG} and adapter_model.safetensors to a folder of their own; then "
             "`--adapter FOLDER` (Python: load_adapter(FOLDER, edge)) applies it, and without it "
             "the model is the base."
         )
-    try:
-        base = json.loads(path.read_text("utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        base = None
+    base = named_base(folder) or "not recorded"
     raise WeightsError(
-        f"{folder} is a PEFT adapter, not a model. Load its base ({base or 'not recorded'}) and "
+        f"{folder} is a PEFT adapter, not a model. Load its base ({base}) and "
         f"apply it: `--model BASE --adapter {folder}` (Python: load_adapter({str(folder)!r}, "
         "edge))."
     )

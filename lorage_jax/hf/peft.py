@@ -122,6 +122,15 @@ def _ends_with_any(module: str, names: tuple[str, ...]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
+def named_base(folder: Path) -> str | None:
+    """What a PEFT folder calls its base model; None if it does not say, or cannot be read."""
+    try:
+        name = json.loads((folder / CONFIG).read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def read_config(folder: Path) -> LoraConfig:
     """Reads adapter_config.json. Raises WeightsError that lists everything beyond a plain LoRA."""
     try:

@@ -103,6 +103,15 @@ def test_another_adapter_in_the_place_is_not_kept(made, tmp_path, capsys, change
     assert manifest.read_bytes() == before
 
 
+def test_another_name_of_the_base_is_told_and_no_name_keeps_what_is_there(made, capsys):
+    out, asked = made
+    there = json.loads((out / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert cli.main([*asked, "--out", str(out), "--base-name", "me/edge"]) == 1
+    assert f"calls its base model {there!r}, not 'me/edge'" in capsys.readouterr().err
+    assert cli.main([*asked, "--out", str(out), "--base-name", there]) == 0
+    assert cli.main([*asked, "--out", str(out)]) == 0
+
+
 def test_a_file_is_no_adapter_and_an_empty_folder_is_filled(made, tmp_path, capsys):
     _, asked = made
     (tmp_path / "a").write_text("mine")
