@@ -1,4 +1,7 @@
-"""A whole run: it learns, it resumes bit for bit, devices and micro-batches change nothing."""
+"""A whole run: it learns, it resumes bit for bit, devices and micro-batches change nothing.
+
+Runs of `experiment()` without changes share a compiled step, which is most of their time.
+"""
 
 import json
 import shutil
@@ -243,7 +246,7 @@ def test_first_loss_is_the_base_models(experiment):
 
     from lorage_jax.data.pipeline import make_dataset
 
-    config = experiment(steps=3, generator={"dropout": 0.0})
+    config = experiment()
     loss = train(config, progress=False).losses[0][1]
     cloud, edge = lg.load_model(config.cloud), lg.load_model(config.edge)
     batch = next(iter(make_dataset(config.data, cloud.tokenizer, edge.tokenizer, config.seed)))
@@ -274,20 +277,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(experiment):
 
 
 def test_a_checkpoint_of_another_config_is_refused(experiment):
-    train(experiment(steps=5), progress=False)
+    train(experiment(), progress=False)
     with pytest.raises(TrainingError, match=r"generator\.alpha"):
-        train(experiment(steps=5, generator={"alpha": 8.0}), resume=True, progress=False)
+        train(experiment(generator={"alpha": 8.0}), resume=True, progress=False)
 
 
 def test_a_checkpoint_of_other_data_is_refused(experiment, data_file, tmp_path):
     copy = tmp_path / "copy.jsonl"
     shutil.copy(data_file, copy)
     moved = {"sources": (Source(str(copy)),)}
-    train(experiment(steps=5), progress=False)
-    train(experiment(steps=5, data=moved), resume=True, progress=False)  # moved, but unchanged
+    train(experiment(), progress=False)
+    train(experiment(data=moved), resume=True, progress=False)  # moved, but unchanged
     copy.write_text(copy.read_text("utf-8").replace("go", "come"), "utf-8")
     with pytest.raises(TrainingError, match="data_contents"):
-        train(experiment(steps=5, data=moved), resume=True, progress=False)
+        train(experiment(data=moved), resume=True, progress=False)
 
 
 def test_token_ids_outside_the_vocabulary_stop_the_run(experiment, pair, tmp_path):
@@ -301,9 +304,9 @@ def test_token_ids_outside_the_vocabulary_stop_the_run(experiment, pair, tmp_pat
 
 
 def test_a_folder_with_a_run_is_refused(experiment):
-    train(experiment(steps=3), progress=False)
+    train(experiment(), progress=False)
     with pytest.raises(OutputError, match="--resume"):
-        train(experiment(steps=3), progress=False)
+        train(experiment(), progress=False)
 
 
 def test_batch_must_divide_over_devices(experiment):
