@@ -131,7 +131,7 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
         found["method"] = part.method
     kind = get_method(part.method)
     if issubclass(kind, FromSamples):
-        found["learning"] = to_dict(kind.learning())
+        found["learning"] = to_dict(part.learning or kind.learning())
     return _without_places(json.loads(json.dumps(found)))
 
 

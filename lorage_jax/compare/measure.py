@@ -89,7 +89,7 @@ def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
     for one in questions(config):
         known |= _samples(config, one, part.samples)
     if isinstance(method, FromSamples):
-        return method.given(known, part.seed)
+        return method.given(known, part.seed, part.learning)
     return WithSamples(method, texts_with_samples(known))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorage_jax.bundled import generator_folder
 from lorage_jax.config import CompareConfig, ExperimentConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import BARE
+from lorage_jax.fields import require_kind
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.train.experiment import Trainable
@@ -26,6 +28,7 @@ class Part:
         experiment: the run, of this method or of one whose result it uses; None if there is none.
         samples: solved samples of every prompt.
         trained: the result of a finished run.
+        learning: settings with which it learns from the samples, if not its own.
         has_seeds: True if there is a part for every seed.
     """
 
@@ -35,6 +38,7 @@ class Part:
     experiment: ExperimentConfig | None
     samples: int = 0
     trained: Path | None = None
+    learning: Any = None
     has_seeds: bool = False
 
     @property
@@ -50,19 +54,38 @@ def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Pa
     found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
     for row in dict.fromkeys(rows):
         method, samples = config.method(row), config.samples(row)
+        given = {"samples": samples, "learning": _learning(config, row)}
         if config.trained(row) is not None:
             each = config.has_seeds(row)
             for seed in range(seeds if each else 1):
                 result = config.trained(row, seed)
-                found.append(Part(row, method, seed, None, samples, result, each))
+                found.append(Part(row, method, seed, None, trained=result, has_seeds=each, **given))
         elif config.uses_runs(row) or Trainable in get_method(method).__mro__:
             _check_uses(config, row)
             for seed in range(seeds):
                 run = config.run(row, seed)
-                found.append(Part(row, method, seed, run, samples, has_seeds=True))
+                found.append(Part(row, method, seed, run, has_seeds=True, **given))
         else:
-            found.append(Part(row, method, 0, None, samples))
+            found.append(Part(row, method, 0, None, **given))
     return found
+
+
+def _learning(config: CompareConfig, row: str) -> Any:
+    """The settings that a row gives its learning from samples.
+
+    Raises ConfigError unless they are of its method.
+    """
+    if (given := config.methods.get(row, {}).get("learning")) is None:
+        return None
+    method = get_method(config.method(row))
+    if not issubclass(method, FromSamples):
+        raise ConfigError(
+            f"the row {row} has `learning`, but {method.name} does not learn from samples. Leave "
+            "it out."
+        )
+    wanted = type(method.learning())
+    require_kind(given, wanted, f"learning of {row}", f"{wanted.__name__} of {wanted.__module__}")
+    return given
 
 
 def _check_uses(config: CompareConfig, row: str) -> None:

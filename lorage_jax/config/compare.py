@@ -13,7 +13,12 @@ from lorage_jax.config.training import ExperimentConfig
 from lorage_jax.errors import ConfigError, did_you_mean
 from lorage_jax.fields import check_types, expand_home, require, require_least
 
-ADDED = ("samples", "trained", "after")  # fields of a row that are no fields of an experiment
+ADDED = (
+    "samples",
+    "trained",
+    "after",
+    "learning",
+)  # fields of a row that are no fields of an experiment
 OWN = {"seed", "out"}  # fields of an experiment that differ between the runs of a row
 
 
@@ -73,7 +78,8 @@ class CompareConfig:
             method that learns from samples, given to it. `trained` is the result of a finished run,
             such as a generator's folder: the row is then not trained again, whatever the seeds, or
             `{seed}` in it stands for the number of each. `after` is another row, whose results the
-            row uses.
+            row uses. `learning` are settings of a method that learns from samples, such as
+            `TuningSettings` of `tuned_cards`, instead of its own.
         questions: what all methods are asked, about the built-in world or a file of tasks.
         figures: the folder that keeps the figures of finished rows; by default `results` in `out`.
             Runs are large and figures small, so these may be kept with the code.
@@ -123,7 +129,7 @@ class CompareConfig:
             found is not None and not {"after", "trained"} & set(found),
             f"the row {name} comes after {other!r}; expected a row that is trained here.",
         )
-        changed = set(row) - {"method", "samples", "after"}
+        changed = set(row) - {"method", "samples", "after", "learning"}
         require(
             not changed,
             f"the row {name} uses the runs of {other}, so it cannot set {', '.join(changed)}.",

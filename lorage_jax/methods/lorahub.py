@@ -93,9 +93,12 @@ class LoraHub(Method, FromSamples):
                 solved.setdefault(record.system, []).append((record.user, record.target))
         return cls(found.edge, found.pool, found.names, solved)
 
-    def given(self, solved: Solved, seed: int = 0) -> LoraHub:
-        most = max(map(len, solved.values()), default=self.search.examples)
-        search = dataclasses.replace(self.search, examples=most, seed=seed)
+    def given(
+        self, solved: Solved, seed: int = 0, learning: SearchSettings | None = None
+    ) -> LoraHub:
+        search = learning or self.search
+        most = max(map(len, solved.values()), default=search.examples)
+        search = dataclasses.replace(search, examples=most, seed=seed)
         return dataclasses.replace(self, solved=solved, search=search)
 
     @classmethod

@@ -153,13 +153,16 @@ class FromSamples:
     solved: Solved
 
     @abstractmethod
-    def given(self, solved: Solved, seed: int = 0) -> Self:
-        """The same method with these samples, all of which it uses, and a seed of its draws."""
+    def given(self, solved: Solved, seed: int = 0, learning: Any = None) -> Self:
+        """The same method with these samples, all of which it uses, and a seed of its draws.
+
+        `learning` are settings instead of those of `learning()`.
+        """
 
     @classmethod
     @abstractmethod
     def learning(cls) -> Any:
-        """The settings, a dataclass, with which it learns in a comparison."""
+        """The settings, a dataclass, with which it learns unless others are given."""
 
 
 def register(cls: M) -> M:

@@ -107,8 +107,8 @@ class TunedCards(Method, FromSamples):
     def learning(cls) -> TuningSettings:
         return TuningSettings()
 
-    def given(self, solved: Solved, seed: int = 0) -> Self:
-        tuning = dataclasses.replace(self.tuning, seed=seed)
+    def given(self, solved: Solved, seed: int = 0, learning: TuningSettings | None = None) -> Self:
+        tuning = dataclasses.replace(learning or self.tuning, seed=seed)
         return dataclasses.replace(self, solved=solved, tuning=tuning)
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:

@@ -25,8 +25,9 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.few_case import FewCaseSettings
 from lorage_jax.methods.lora_gen import LoraGenSettings
+from lorage_jax.methods.lorahub import SearchSettings
 from lorage_jax.methods.no_llm import NoLlmSettings
-from lorage_jax.methods.tuned_cards import TunedCards
+from lorage_jax.methods.tuned_cards import TunedCards, TuningSettings
 from lorage_jax.world.samples import draw_world
 
 DATA = DataConfig((Source("synthetic", "synthetic"),))
@@ -186,15 +187,41 @@ def test_samples_are_learnt_from_or_read():
     rows = {
         "tuned_cards": {"trained": str(nano.GENERATOR), "samples": 3},
         "in_context": {"samples": 3},
+        "slower": {
+            "method": "tuned_cards",
+            "trained": str(nano.GENERATOR),
+            "samples": 3,
+            "learning": TuningSettings(7, 2e-4),
+        },
     }
     config = CompareConfig(base, rows, asked)
     _, *parts = all_parts(config, list(rows), 1)
-    learning, reading = (measure.load_method(config, part, edge) for part in parts)
+    learning, reading, slower = (measure.load_method(config, part, edge) for part in parts)
     prompt = measure.questions(config)[0].prompts[0]
     assert isinstance(learning, TunedCards) and isinstance(reading, WithSamples)
     pairs = learning.solved[prompt]
     assert len(pairs) == 3
     assert reading.texts[prompt] == few_shot_prompt(prompt, pairs)
+    assert (learning.tuning, slower.tuning) == (TuningSettings(), TuningSettings(7, 2e-4))
+    first, other = (kept.identity(config, part, None)["learning"] for part in parts[::2])
+    assert (first["steps"], other["steps"], other["learning_rate"]) == (30, 7, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"learning": TuningSettings()}, "in_context does not learn from samples"),
+        (
+            {"method": "tuned_cards", "learning": SearchSettings()},
+            "is of type SearchSettings; expected TuningSettings of lorage_jax.methods.tuned_cards",
+        ),
+    ],
+)
+def test_settings_of_another_methods_learning_are_told(row, says):
+    with pytest.raises(ConfigError, match=says):
+        all_parts(
+            CompareConfig(CONFIG.base, {"in_context": row | {"trained": "x"}}), ["in_context"], 1
+        )
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):

@@ -1,0 +1,41 @@
+"""Five solved samples of an unseen kind of task: read, or learnt from (the replies' Table 12).
+
+    python experiments/real/prepare.py --data DATA
+    python experiments/side_by_side.py experiments/real/few_cases.py --at-once 2 --pin
+    lorage compare experiments/real/few_cases.py --no-costs \
+        --json experiments/results/real/few_cases.json --table experiments/results/real/few_cases.md
+
+Hardware: two CPU cores, one for each process. Wall time: MINUTES. The generator is the bundled one,
+and nothing is trained but the cards. `in_context_5` and `lora_gen_5` read the samples after the
+prompt; `tuned_cards` fits the prompt's card to them, and `tuned_fresh`, its control, a fresh LoRA.
+Their learning rates were chosen on seen tasks: of 1e-3 and 3e-4 for cards, 3e-3 and 1e-3 for LoRAs.
+"""
+
+import dataclasses
+
+import clouds
+import generator as recipe
+
+from lorage_jax.config import CompareConfig
+from lorage_jax.methods.tuned_cards import TuningSettings
+
+BUNDLED = {"trained": "smollm2"}
+
+
+def config() -> CompareConfig:
+    base = recipe.config("gpu")
+    samples = {"samples": 5}
+    return CompareConfig(
+        base=dataclasses.replace(base, out="runs/real/few_cases", dtype="float32"),
+        methods={
+            "bare": {},
+            "in_context": {},
+            "in_context_5": {"method": "in_context", **samples},
+            "lora_gen": BUNDLED,
+            "lora_gen_5": {"method": "lora_gen", **BUNDLED, **samples},
+            "tuned_cards": {**BUNDLED, **samples, "learning": TuningSettings(learning_rate=3e-4)},
+            "tuned_fresh": {**BUNDLED, **samples, "learning": TuningSettings(learning_rate=1e-3)},
+        },
+        questions=dataclasses.replace(clouds.questions(), splits=("tasks",)),
+        figures=str(clouds.FIGURES / "few_cases"),
+    )
