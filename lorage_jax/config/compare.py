@@ -13,12 +13,8 @@ from lorage_jax.config.training import ExperimentConfig
 from lorage_jax.errors import ConfigError, did_you_mean
 from lorage_jax.fields import check_types, expand_home, require, require_least
 
-ADDED = (
-    "samples",
-    "trained",
-    "after",
-    "learning",
-)  # fields of a row that are no fields of an experiment
+# Fields of a row that are no fields of an experiment.
+ADDED = ("samples", "trained", "after", "learning")
 OWN = {"seed", "out"}  # fields of an experiment that differ between the runs of a row
 
 

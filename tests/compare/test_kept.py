@@ -218,10 +218,9 @@ def test_samples_are_learnt_from_or_read():
     ],
 )
 def test_settings_of_another_methods_learning_are_told(row, says):
+    config = CompareConfig(CONFIG.base, {"in_context": row | {"trained": "x"}})
     with pytest.raises(ConfigError, match=says):
-        all_parts(
-            CompareConfig(CONFIG.base, {"in_context": row | {"trained": "x"}}), ["in_context"], 1
-        )
+        all_parts(config, ["in_context"], 1)
 
 
 def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
