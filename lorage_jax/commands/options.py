@@ -110,9 +110,16 @@ class Specialize:
     """New folder for the results."""
     edge: Edge = None
     cloud: Cloud = None
-    save: str = "card,adapter,merged"
-    """Outputs to write: any of card, adapter, merged, and for llama.cpp gguf and lora-gguf,
-    separated by commas."""
+    samples: Path | None = None
+    """File of solved requests of the prompt's task, rows {user, target} or {input, output}: the
+    prompt's LoRA is trained on them before it is written."""
+    tuning_steps: int | None = None
+    """With --samples: steps of this training; by default 30."""
+    tuning_rate: float | None = None
+    """With --samples: its learning rate; by default 0.0003."""
+    save: str | None = None
+    """Outputs to write, separated by commas: any of card, adapter, merged (the default), and for
+    llama.cpp gguf and lora-gguf. With --samples there is no card."""
     dtype: Dtype | None = None
     """Dtype of the merged weights; the edge's own by default."""
     rounding: Literal["auto", "nearest", "stochastic"] = "auto"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from lorage_jax import distributed
 from lorage_jax.commands.options import Specialize
 from lorage_jax.config import MeshConfig
 from lorage_jax.data.records import read_text
+from lorage_jax.data.solved import read_solved
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.generator.deploy import (
     OUTPUTS,
+    USUAL,
     DeployReport,
     Outputs,
     Reading,
@@ -34,11 +38,22 @@ from lorage_jax.generator.store import (
     read_values,
     recorded_path,
 )
+from lorage_jax.hf.load import load_model
 from lorage_jax.hf.source import read_model_config
+from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.tuned_cards import TunedCards, TuningSettings
 from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, inference_mesh, local_memory, make_mesh
 
 FORMAT = "lorage-special/1"
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Solved requests, (user, target) pairs, and how the prompt's LoRA is trained on them."""
+
+    solved: tuple[tuple[str, str], ...]
+    settings: TuningSettings
 
 
 def run(options: Specialize) -> dict[str, Any] | None:
@@ -49,22 +64,27 @@ def run(options: Specialize) -> dict[str, Any] | None:
     """
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
     with distributed.together():
-        outputs = _outputs(options)
+        outputs, learning = _outputs(options), _learning(options)
         if distributed.is_main():
             check_target(options.out, options.overwrite)
         text = read_text(options.prompt)
         options = dataclasses.replace(options, generator=generator_path(options.generator))
         values = read_values(options.generator)
         layout = cloud_layout(options, values)
-    same = {"the prompt": text, "the generator": values["fingerprint"], "--tensor": options.tensor}
+    same = {
+        "the prompt": text,
+        "--samples": learning,
+        "the generator": values["fingerprint"],
+        "--tensor": options.tensor,
+    }
     distributed.check_same(same, "Start all processes with the same options and files.")
     if layout is None:
-        return distributed.on_main(lambda: _deployed(options, text, values, outputs))
+        return distributed.on_main(lambda: _deployed(options, text, values, outputs, learning))
     with distributed.together():
         generator = load_generator(options.generator, options.cloud, layout=layout)
     reading = read_prompt(generator, text)
     return distributed.on_main(
-        lambda: _deployed(options, text, values, outputs, generator, reading)
+        lambda: _deployed(options, text, values, outputs, learning, generator, reading)
     )
 
 
@@ -96,12 +116,15 @@ def _deployed(
     text: str,
     values: dict[str, Any],
     outputs: Outputs,
+    learning: Learning | None,
     generator: Generator | None = None,
     reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Writes the results of the prompt `text` and returns the report."""
     folder = edge_path(values, options.generator, options.edge)  # before anything large is loaded
     generator = generator or load_generator(options.generator, options.cloud)
+    if learning is not None:
+        reading = _learnt(generator, text, folder, learning, reading)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
         report = deploy(generator, text, temporary, folder, outputs, reading)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
@@ -109,6 +132,31 @@ def _deployed(
     if outputs.merges and (words := loss_in_words(report.merge, report.dtype)) is not None:
         print(f"lorage: {words}", file=sys.stderr)
     return report.to_json()
+
+
+def _learning(options: Specialize) -> Learning | None:
+    """The file of `--samples` and how to learn from it. Raises ConfigError and DataError."""
+    given = {"steps": options.tuning_steps, "learning_rate": options.tuning_rate}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.samples is None:
+        if given:
+            raise ConfigError(
+                "--tuning-steps and --tuning-rate go with --samples FILE. Add it, or leave them "
+                "out."
+            )
+        return None
+    return Learning(tuple(read_solved(options.samples)), TuningSettings(**given))
+
+
+def _learnt(
+    generator: Generator, text: str, folder: Path, learning: Learning, reading: Reading | None
+) -> Reading:
+    """The prompt's reading with its LoRA trained on the samples."""
+    reading, began = reading or read_prompt(generator, text), time.monotonic()
+    edge = generator.speaking(load_model(folder))
+    method = TunedCards(edge, LoraGen(generator), tuning=learning.settings)
+    card = method.given({text: learning.solved}).fit(text, reading.card)
+    return Reading(card, reading.seconds + time.monotonic() - began)
 
 
 def describe(report: DeployReport, out: Path) -> str:
@@ -128,20 +176,33 @@ def describe(report: DeployReport, out: Path) -> str:
     )
 
 
-def _outputs(options: Specialize) -> Outputs:
+def _save(options: Specialize) -> tuple[str, ...]:
+    """The outputs to write. Raises ConfigError for an unknown one, or one that cannot be."""
+    if options.save is None:
+        return USUAL if options.samples is None else tuple(x for x in USUAL if x != "card")
     save = tuple(part.strip() for part in options.save.split(",") if part.strip())
     if not save or set(save) - set(OUTPUTS):
         raise ConfigError(
             f"--save is {options.save!r}; expected any of {', '.join(OUTPUTS)}, "
             "separated by commas."
         )
+    if options.samples is not None and "card" in save:
+        raise ConfigError(
+            "a card holds gates over the generator's experts, and training on --samples leaves "
+            "these. Leave card out of --save; adapter and merged hold the result."
+        )
+    return save
+
+
+def _outputs(options: Specialize) -> Outputs:
+    save = _save(options)
     for flag, value, output in (
         ("--base-name", options.base_name, "adapter"),
         ("--gguf-type", options.gguf_type, "gguf"),
     ):
         if value is not None and output not in save:
             raise ConfigError(
-                f"{flag} goes with the output {output}, but --save is {options.save}. "
+                f"{flag} goes with the output {output}, but --save is {','.join(save)}. "
                 f"Add {output} to it, or leave {flag} out."
             )
     return Outputs(

@@ -31,6 +31,7 @@ from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model, stored_dtype
 from lorage_jax.llamacpp.export import check_exportable, export_gguf
+from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
 USUAL = ("card", "adapter", "merged")
@@ -142,31 +143,33 @@ def deploy(
     """Specialises the edge for `prompt` and writes the results into `out`, an existing folder.
 
     `edge_folder` is the Hugging Face folder of the generator's edge; `reading` is the prompt's, if
-    it has been read. Raises DataError (a prompt that is empty or does not fit the cloud's context)
-    and WeightsError (another edge, logits that are not finite or differ between stages by more than
-    `parity.LIMIT`, a lossy cast with `strict`).
+    it has been read. Its card may hold a pool of its own, a LoRA that was trained further. Raises
+    DataError (a prompt that is empty or does not fit the cloud's context) and WeightsError (another
+    edge, logits that are not finite or differ between stages by more than `parity.LIMIT`, a lossy
+    cast with `strict`).
     """
     outputs, reading = outputs or Outputs(), reading or read_prompt(generator, prompt)
     began, card = time.monotonic() - reading.seconds, reading.card
+    pool = card.pool or generator.pool
     stored = stored_dtype(edge_folder)
     target = outputs.dtype or stored
     # A cast between two dtypes goes through float32, and is made once, by the merge.
     edge = load_model(edge_folder, stored if stored == target else "float32")
-    card.check(edge, generator.pool)
+    card.check(edge, pool)
     edge = generator.speaking(edge)
     if {"gguf", "lora-gguf"} & set(outputs.save):
         check_exportable(edge)  # before the long work
     probe = _probe(edge, prompt)
     base = probe_logits(edge, probe)
-    logits = {"unmerged": probe_logits(edge, probe, card, generator.pool)}
-    _write_unmerged(generator, card, edge, out, outputs)
+    logits = {"unmerged": probe_logits(edge, probe, card, pool)}
+    _write_unmerged(pool, card, edge, out, outputs)
     if "adapter" in outputs.save:
         adapted = load_adapter(out / "adapter", cast(edge, "float32"))
         logits["adapter"] = probe_logits(adapted, probe)
     merge_began = time.monotonic()
     how: dict[str, Any] = {"donate": True} if stored == target else {"dtype": target}
     how |= {"rounding": outputs.rounding, "seed": outputs.seed}
-    special, merge = merge_with_report(edge, generator.pool, card, **how)
+    special, merge = merge_with_report(edge, pool, card, **how)
     timings = Timings(reading.seconds, time.monotonic() - merge_began)
     del edge  # its FFN weights may have been donated
     # As in the folder: with `dtype`, the weights that are not merged are cast, too.
@@ -193,16 +196,14 @@ def deploy(
     return _written(report, out)
 
 
-def _write_unmerged(
-    generator: Generator, card: Card, edge: Model, out: Path, outputs: Outputs
-) -> None:
+def _write_unmerged(pool: Pool, card: Card, edge: Model, out: Path, outputs: Outputs) -> None:
     """Writes the outputs that are used beside the base."""
     if "card" in outputs.save:
         card.save(out / "card.json")
     if "adapter" in outputs.save:
-        export_adapter(generator.pool, card, edge, out / "adapter", base_name=outputs.base_name)
+        export_adapter(pool, card, edge, out / "adapter", base_name=outputs.base_name)
     if "lora-gguf" in outputs.save:
-        export_lora_gguf(generator.pool, card, edge, out / "lora.gguf")
+        export_lora_gguf(pool, card, edge, out / "lora.gguf")
 
 
 def _written(report: DeployReport, out: Path) -> DeployReport:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -117,9 +117,23 @@ class TunedCards(Method, FromSamples):
         A sample that is longer than the edge's context loses the start of its question. Raises
         DataError if an answer alone is longer, and WeightsError for a generator of another edge.
         """
-        asked = {prompt: self._tokens(prompt) for prompt in dict.fromkeys(prompts)}
+        distinct = list(dict.fromkeys(prompts))
+        found = self._fitted(dict(zip(distinct, self._starts(distinct), strict=True)))
+        return [found[prompt] for prompt in prompts]
+
+    def fit(self, prompt: str, card: Card) -> Card:
+        """The card of a prompt that was read before, after training on the prompt's samples.
+
+        Errors are those of `prepare`.
+        """
+        made = self._fitted({prompt: self._start(card, {})})[prompt].card
+        assert made is not None
+        return dataclasses.replace(made, about={**card.about, **made.about})
+
+    def _fitted(self, starts: Mapping[str, Start]) -> dict[str, Conditioning]:
+        """What each prompt's start becomes by its samples, those of like length side by side."""
+        asked = {prompt: self._tokens(prompt) for prompt in starts}
         distinct = sorted(asked, key=lambda prompt: _longest(asked[prompt]))
-        starts = dict(zip(distinct, self._starts(distinct), strict=True))
         rank = max((_rank(start.factors) for start in starts.values()), default=1)
         most = max(map(len, asked.values()), default=0)
         found: dict[str, Conditioning] = {}
@@ -130,7 +144,7 @@ class TunedCards(Method, FromSamples):
             for prompt, experts in zip(part, self._tuned(factors, rows), strict=True):
                 facts = {**starts[prompt].facts, "examples": len(asked[prompt])}
                 found[prompt] = Conditioning(card=self._card(prompt, experts), facts=facts)
-        return [found[prompt] for prompt in prompts]
+        return found
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:
         return place_own(edge, rows)
@@ -155,15 +169,14 @@ class TunedCards(Method, FromSamples):
 
     def _starts(self, prompts: Sequence[str]) -> list[Start]:
         """The start of each prompt's tuning."""
-        pool, found = self.ours.generator.pool, []
-        for one in self.ours.prepare(prompts):
-            assert one.card is not None
-            one.card.check(self.edge, pool)
-            rank = assembled_rank(pool, one.card.gates)
-            factors = assemble(pool, jnp.asarray(one.card.gates), rank)
-            begun = {name: {"a": a, "b": b} for name, (a, b) in factors.items()}
-            found.append(Start(begun, one.facts))
-        return found
+        found = self.ours.prepare(prompts)
+        return [self._start(one.card, one.facts) for one in found if one.card is not None]
+
+    def _start(self, card: Card, facts: dict[str, Any]) -> Start:
+        pool = self.ours.generator.pool
+        card.check(self.edge, pool)
+        factors = assemble(pool, jnp.asarray(card.gates), assembled_rank(pool, card.gates))
+        return Start({name: {"a": a, "b": b} for name, (a, b) in factors.items()}, facts)
 
     def _tuned(self, factors: Sequence[Updates], rows: Rows) -> list[Updates]:
         """The factors of each prompt after the steps, as one expert per layer."""

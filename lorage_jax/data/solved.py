@@ -1,0 +1,29 @@
+"""Files of solved requests of one task: a question and its right answer per row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorage_jax.data.records import read_rows, require_text
+from lorage_jax.errors import DataError
+
+LAYOUTS = (("user", "target"), ("input", "output"))
+
+
+def read_solved(path: str | Path) -> list[tuple[str, str]]:
+    """(user, target) pairs of a file of {user, target} or {input, output} rows.
+
+    JSON lines, or a .json array. A user text may be empty. Raises DataError, naming the line, for
+    any other row.
+    """
+    found = []
+    for where, row in read_rows(path):
+        layout = next((names for names in LAYOUTS if set(names) <= row.keys()), None)
+        if layout is None:
+            raise DataError(
+                f"{where}: found the fields {', '.join(map(str, row)) or 'none'}; expected a "
+                "solved request, {user, target} or {input, output}."
+            )
+        user, target = layout
+        found.append((require_text(row, user, where, empty=True), require_text(row, target, where)))
+    return found
