@@ -143,10 +143,9 @@ def deploy(
     """Specialises the edge for `prompt` and writes the results into `out`, an existing folder.
 
     `edge_folder` is the Hugging Face folder of the generator's edge; `reading` is the prompt's, if
-    it has been read. Its card may hold a pool of its own, a LoRA that was trained further. Raises
-    DataError (a prompt that is empty or does not fit the cloud's context) and WeightsError (another
-    edge, logits that are not finite or differ between stages by more than `parity.LIMIT`, a lossy
-    cast with `strict`).
+    it has been read; its card may have a pool of its own. Raises DataError (a prompt that is empty
+    or does not fit the cloud's context) and WeightsError (another edge, logits that are not finite
+    or differ between stages by more than `parity.LIMIT`, a lossy cast with `strict`).
     """
     outputs, reading = outputs or Outputs(), reading or read_prompt(generator, prompt)
     began, card = time.monotonic() - reading.seconds, reading.card
@@ -176,8 +175,7 @@ def deploy(
     whole = special if outputs.dtype is None else cast(special, target)
     logits["merged"] = probe_logits(whole, probe)
     merge = _with_divergences(merge, logits, base)
-    if outputs.strict and outputs.merges:
-        _check_loss(merge, target)
+    _check_loss(merge, target, outputs)
     if "merged" in outputs.save:
         export_merged(special, out / "merged", base=edge_folder, dtype=outputs.dtype)
         logits |= reloaded_logits(out / "merged", probe)
@@ -244,7 +242,10 @@ def loss_in_words(merge: MergeReport, dtype: str) -> str | None:
     )
 
 
-def _check_loss(merge: MergeReport, dtype: str) -> None:
+def _check_loss(merge: MergeReport, dtype: str, outputs: Outputs) -> None:
+    """Raises WeightsError for a lossy cast of weights that are written, if `strict`."""
+    if not (outputs.strict and outputs.merges):
+        return
     if (words := loss_in_words(merge, dtype)) is not None:
         raise WeightsError(f"{words} Nothing was written (--strict).")
 
