@@ -65,7 +65,7 @@ class Source:
     split: str = "train"
     shots: tuple[int, int] = (0, 5)  # `choices`, `tasks`: fewest and most samples in the prompt
     needs_input: bool = False  # drop instruction rows whose input is empty
-    limit: int | None = None  # use only this many rows
+    limit: int | None = None  # only the first rows of the file; of records, the first usable ones
     weight: float = 1.0  # share of the batches, relative to other sources
     skip_bad_rows: int = 0  # rows that cannot be used are skipped and reported, up to this many
     held_out: HeldOut = HeldOut()  # `tasks` only

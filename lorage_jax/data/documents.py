@@ -243,6 +243,8 @@ def _prose(corpus: Corpus) -> LoadedSource:
         for place, row in rows
         if skipped.attempt(partial(require_text, row, "text", place)) is not None
     ]
+    if not found:
+        raise DataError(f"{corpus.source.path}: no row can be used. {skipped.summary}")
     size = PIECE * corpus.row_tokens
     spots = [(n, at) for n, (_, row) in enumerate(found) for at in range(0, len(row["text"]), size)]
 

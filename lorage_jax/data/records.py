@@ -202,8 +202,8 @@ def to_record(row: Row, where: str) -> Record:
 
     The layout is that whose fields the row has. In {instruction, input, output}, the instruction
     is the system prompt; if there is a `system` as well, that is, and instruction and input are the
-    user's. The user text may be empty or null (the prompt alone is the task); system and target may
-    not.
+    user's. The user text may be empty or null (the prompt alone is the task), but not in messages;
+    system and target may not.
 
     Raises DataError, naming `where`, the fields found and those expected, for any other row.
     """
@@ -294,6 +294,7 @@ def _kind(value: Any) -> str:
 def read_text(path: str | Path, what: str = "the text of a system prompt") -> str:
     """Reads a text file (`-` is standard input) and strips surrounding white space.
 
+    Line ends of Windows become plain ones, so that a prompt is the same whoever saved it.
     `what` it is stands in messages. Raises DataError if it is missing, not UTF-8 or empty.
     """
     name = "standard input" if str(path) == "-" else str(path)
@@ -312,4 +313,4 @@ def read_text(path: str | Path, what: str = "the text of a system prompt") -> st
         ) from None
     if not text.strip():
         raise DataError(f"{name}: is empty; expected {what}.")
-    return text.strip()
+    return text.replace("\r\n", "\n").strip()

@@ -170,7 +170,7 @@ def written_tasks(
         name: {
             Path(file).name: digest
             for file, digest in digests.items()
-            if places[name].startswith(file)
+            if places[name].rpartition(":")[0] == file
         }
         for name in ready
     }

@@ -115,12 +115,7 @@ class Card:
 
         Nor may anything be merged into the edge already.
         """
-        if edge.card is not None or edge.loras:
-            raise WeightsError(
-                "this model already has an adapter merged; a card goes with the base edge. Load "
-                "the base, or merge the adapter of the card as a PEFT folder (export_adapter) "
-                "together with the other one."
-            )
+        require_base(edge)
         if self.generator != pool.generator:
             raise WeightsError(
                 f"this card was made by generator {_short(self.generator)}, not by "
@@ -140,6 +135,16 @@ class Card:
                 f"specialise with a generator of this edge. {TWO_MODELS}"
             )
         check_arithmetic(self.edge_arithmetic, edge, "this card")
+
+
+def require_base(edge: Model) -> None:
+    """Raises WeightsError if anything is merged into a model already."""
+    if edge.card is not None or edge.loras:
+        raise WeightsError(
+            "this model already has an adapter merged; a card goes with the base edge. Load the "
+            "base, or merge the adapter of the card as a PEFT folder (export_adapter) together "
+            "with the other one."
+        )
 
 
 def check_arithmetic(recorded: Any, edge: Model, what: str) -> None:

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.config import PROJECTIONS
-from lorage_jax.errors import WeightsError
 from lorage_jax.fields import require_kind
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
@@ -169,8 +168,6 @@ def _check_kinds(edge: Any, pool: Any, card: Any) -> None:
 
 def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Factors]:
     """The checked edge's FFN weights, and the factors of what is added to them."""
-    if edge.card is not None or edge.loras:
-        raise WeightsError("this model already has an adapter merged; merge into the base edge.")
     card.check(edge, pool)
     factors = compiled_assemble(
         pool.replace(generator=""), jnp.asarray(card.gates), assembled_rank(pool, card.gates)

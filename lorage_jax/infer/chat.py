@@ -83,6 +83,9 @@ def chat(
         stream=None if stream is None else show,
         ends=template.ends,
     )
+    for row, lead in enumerate(leads):
+        if stream is not None and (rest := lead.end()):
+            stream(row, rest)
     answers = [text.removeprefix(template.lead) for text in texts]
     return answers[0] if one else answers
 
@@ -118,7 +121,10 @@ def answer_tokens(model: Model, rows: Sequence[Sequence[int]], wanted: int | Non
 
 
 class Lead:
-    """Takes the template's lead off a text that arrives in pieces."""
+    """Takes the template's lead off a text that arrives in pieces.
+
+    `end`, after the last piece, returns what was held back because it could have been the lead.
+    """
 
     def __init__(self, lead: str):
         self._lead, self._held = lead, ""
@@ -132,3 +138,7 @@ class Lead:
         text = self._held.removeprefix(self._lead)
         self._lead = self._held = ""
         return text
+
+    def end(self) -> str:
+        held, self._held = self._held, ""
+        return held

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.generator.card import Card
+from lorage_jax.errors import ConfigError
+from lorage_jax.generator.card import Card, require_base
 from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.model import Model
 
@@ -45,8 +45,7 @@ def row_gates(
             "gates were given without the experts that they weigh; pass the generator's pool "
             "(pool=gen.pool), or merge first: lg.merge(edge, gen.pool, card)."
         )
-    if model.card is not None:
-        raise WeightsError("this model already has an adapter merged; use the base edge model.")
+    require_base(model)
     for card in cards:
         if isinstance(card, Card):
             card.check(model, experts)

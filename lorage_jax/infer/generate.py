@@ -101,8 +101,8 @@ def generate(
     if sampling is None:
         drawn["repetition_penalty"] = default_penalty(model)
     notice_unobeyed(model)
-    each: Any = [prompts] if one else prompts
-    rows = prompt_rows(model, list(each))
+    each: Any = [prompts] if one else _several(prompts)
+    rows = prompt_rows(model, each)
     how: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "sampling": sampling_of(sampling, **drawn),
@@ -315,9 +315,23 @@ def prompt_rows(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 def _is_one(prompts: Any) -> bool:
     """True for a single prompt: a text, a list of ids, what a tokenizer returns, or messages."""
-    if isinstance(prompts, str | Mapping) or is_messages(prompts):
-        return not isinstance(prompts, Mapping) or np.ndim(prompts["input_ids"]) == 1
-    return _is_ids(prompts)
+    if isinstance(prompts, Mapping):
+        return "input_ids" not in prompts or _is_ids(prompts["input_ids"])
+    return isinstance(prompts, str) or is_messages(prompts) or _is_ids(prompts)
+
+
+def _several(prompts: Any) -> list[Any]:
+    """Each prompt; what a tokenizer returns for several texts becomes their ids, unpadded."""
+    if not isinstance(prompts, Mapping):
+        return list(prompts)
+    rows = prompts["input_ids"]
+    masks = prompts.get("attention_mask")
+    if masks is None:
+        masks = [[1] * len(row) for row in rows]
+    return [
+        [one for one, real in zip(row, mask, strict=True) if real]
+        for row, mask in zip(rows, masks, strict=True)
+    ]
 
 
 def _is_ids(value: Any) -> bool:

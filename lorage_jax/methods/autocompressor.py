@@ -40,6 +40,7 @@ from lorage_jax.methods.parts import (
     read_manifest,
     read_parts,
     read_settings,
+    recorded_kind,
     speaking,
     trained_parts,
 )
@@ -119,7 +120,7 @@ class Compressor(Method, Trainable):
             layers = loras.layer_updates(edge.config, parts["lora"], settings.scale)
             updates = Lora(layers, [], identity)
             whole = merge_loras(whole, [updates], [1.0])
-        turns = TemplateKind.of(values)
+        turns = recorded_kind(values)
         return cls(whole, updates, parts["summary"], turns, identity, settings.segments)
 
     @classmethod

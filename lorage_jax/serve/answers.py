@@ -62,6 +62,7 @@ class Answer:
             self.reason = "stop" if stopped else piece.reason or "stop"
             if stopped:
                 self._drop_unread()
+            self.text += self._lead.end()
         new = slice(self._sent, len(self.tokens))
         self._sent = max(self._sent, len(self.tokens))
         return Delta(self.text[before:], self.tokens[new], self.scores[new], self.reason, before)
