@@ -27,7 +27,6 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
 from lorage_jax.train import loop
-from lorage_jax.train.checkpoint import Checkpoints
 from lorage_jax.train.experiment import (
     StepProgram,
     Trainable,
@@ -87,11 +86,13 @@ def train(
         layout = Layout(make_mesh(config.mesh, rows=batch_rows(config, reader is not None)))
         check_devices(config, layout.mesh, reader is not None)
         check_run_folder(out, method.result, bool(resume))
+    saved = saved_config(config, checkpoints, resume)
+    with distributed.together():
         models = _models(method, config, layout)
         configs = {name: model.config for name, model in models.items()}
-        program, config = _program(method, config, configs, layout, checkpoints, resume)
+        program, config = _program(method, config, configs, layout, saved)
         begun = method.begin(config, models)
-        turns, batches = _data(method, config, models, checkpoints, resume)
+        turns, batches = _data(method, config, models, saved)
         models = {n: one.replace(template=turns.on(one.tokenizer)) for n, one in models.items()}
         resolved = _resolved(method, config, models, begun) | recorded_template(turns)
     frozen = {name: program_params(model.params) for name, model in models.items()}
@@ -199,23 +200,12 @@ def _program(
     config: ExperimentConfig,
     models: Mapping[str, ModelConfig],
     layout: Layout,
-    checkpoints: str | None,
-    resume: bool | Resume,
+    saved: dict[str, Any] | None,
 ) -> tuple[StepProgram, ExperimentConfig]:
     """The step, and the config with `remat` settled; a resumed run keeps what it had."""
-    recorded = None
-    if config.remat == "auto" and resume:
-        _go_back(config, checkpoints, resume)
-        recorded = (saved_config(config, checkpoints) or {}).get("remat")
+    recorded = (saved or {}).get("remat")
     config = settled_remat(method, config, models, layout, recorded=recorded)
     return build_step(method, config, models, layout), config
-
-
-def _go_back(config: ExperimentConfig, checkpoints: str | None, resume: bool | Resume) -> None:
-    """Sets later checkpoints aside, before any is read."""
-    if isinstance(resume, Resume):
-        folder = checkpoints or Path(config.out) / "checkpoints"
-        loop.go_back(Checkpoints(folder, config.keep), resume)
 
 
 def _placing(
@@ -240,16 +230,14 @@ def _data(
     method: type[Trainable],
     config: ExperimentConfig,
     models: Mapping[str, Model],
-    checkpoints: str | None,
-    resume: bool | Resume,
+    saved: dict[str, Any] | None,
 ) -> tuple[TemplateKind, Batches]:
     """The turns of the run, and its batches, whose prompts are in the reader's tokens.
 
     Raises ConfigError if a teacher has other turns.
     """
-    _go_back(config, checkpoints, resume)
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
-    turns = run_template(config, tokenizers, checkpoints, resume=bool(resume))
+    turns = run_template(config, tokenizers, saved)
     _check_teacher(models.get("teacher"), turns)
     cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]
     in_context, shown = method.edge_reads_prompt(config), method.has_teacher(config)

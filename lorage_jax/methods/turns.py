@@ -8,23 +8,23 @@ from typing import Any
 
 from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.templates import TemplateKind, chosen_kind
+from lorage_jax.distributed import check_same
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.store import read_values
 from lorage_jax.train.checkpoint import Checkpoints, is_url
+from lorage_jax.train.loop import go_back
+from lorage_jax.train.resume import Resume
 
 FIRST = TemplateKind("plain", 1)  # of runs that recorded none
 
 
 def run_template(
-    config: ExperimentConfig,
-    tokenizers: Mapping[str, Any],
-    checkpoints: str | None,
-    *,
-    resume: bool,
+    config: ExperimentConfig, tokenizers: Mapping[str, Any], saved: dict[str, Any] | None
 ) -> TemplateKind:
     """The template of a run, for the tokenizers of `cloud` and `edge`.
 
-    A resumed run keeps its version, and so does one that starts from another generator.
+    A resumed run, whose `saved_config` is given, keeps its version, and so does one that starts
+    from another generator.
 
     Raises ConfigError if `config.init` was trained in other turns, and DataError if a chat template
     is asked for that a tokenizer does not have.
@@ -38,11 +38,10 @@ def run_template(
                 f"data.template is {config.data.template}. Give this run the same, or auto."
             )
         return begun
-    values = saved_config(config, checkpoints) if resume else None
-    if values is None:
+    if saved is None:
         return kind
-    saved = TemplateKind.of(values["template"]) if values.get("template") else FIRST
-    return saved if saved.name == kind.name else kind
+    before = TemplateKind.of(saved["template"]) if saved.get("template") else FIRST
+    return before if before.name == kind.name else kind
 
 
 def recorded_template(kind: TemplateKind) -> dict[str, Any]:
@@ -50,10 +49,23 @@ def recorded_template(kind: TemplateKind) -> dict[str, Any]:
     return {} if kind == FIRST else {"template": kind.to_dict()}
 
 
-def saved_config(config: ExperimentConfig, checkpoints: str | None) -> dict[str, Any] | None:
-    """The config in the latest checkpoint of the run to resume; None if there is none."""
+def saved_config(
+    config: ExperimentConfig, checkpoints: str | None, resume: bool | Resume
+) -> dict[str, Any] | None:
+    """The config in the checkpoint that a run resumes; None if there is none.
+
+    Checkpoints after `resume.step` are set aside. All processes must call it, outside
+    `distributed.together`. Raises TrainingError if there is no such step, and ConfigError if some
+    processes see no checkpoints.
+    """
     folder = checkpoints or Path(config.out) / "checkpoints"
-    if not is_url(folder) and not Path(folder).is_dir():
+    there = bool(resume) and (is_url(folder) or Path(folder).is_dir())
+    check_same({"a folder of checkpoints": there}, f"All processes need {folder}.")
+    if not there:
         return None
     with Checkpoints(folder, config.keep) as found:
-        return None if found.latest() is None else found.config()
+        step = resume.step if isinstance(resume, Resume) else None
+        if step is not None:
+            go_back(found, step)
+        step = found.latest() if step is None else step
+        return None if step is None else found.config(step)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lorage_jax.compilation import Compilations, compilation_text
 from lorage_jax.config import ExperimentConfig, PretrainConfig
 from lorage_jax.data.batches import Batch
-from lorage_jax.distributed import check_same, check_shared, is_main
+from lorage_jax.distributed import check_same, check_shared, is_main, on_main
 from lorage_jax.errors import (
     ConfigError,
     DataError,
@@ -183,14 +183,13 @@ def run(
     return Finished(state, watch.losses, first, *compiled)
 
 
-def go_back(checkpoints: Checkpoints, how: Resume) -> None:
-    """Sets the checkpoints after `how.step` aside, if a step is given."""
-    if how.step is None:
-        return
-    if is_main():
-        set_aside(checkpoints.folder, how.step)
-    # The others wait here for the main process.
-    check_same({"step": how.step}, "All processes need the same --resume-step.")
+def go_back(checkpoints: Checkpoints, step: int) -> None:
+    """Sets the checkpoints after `step` aside. All processes must call it.
+
+    Raises TrainingError if there is no checkpoint of that step.
+    """
+    check_same({"step": step}, "All processes need the same --resume-step.")
+    on_main(lambda: set_aside(checkpoints.folder, step))
 
 
 def _resumed(
@@ -198,7 +197,8 @@ def _resumed(
 ) -> tuple[TrainState, int, str | None]:
     """(state, step of the checkpoint, warning to show); sets the position of the data."""
     steps = job.config.steps
-    go_back(checkpoints, how)
+    if how.step is not None:
+        go_back(checkpoints, how.step)
     changed = ("data_contents",) if how.changed_data else ()
     state, position, first = checkpoints.restore(
         _abstract(job.state),

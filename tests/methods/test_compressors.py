@@ -136,7 +136,7 @@ def test_the_gradient_flows_through_both_passes(cls, llama, pair, tmp_path):
 
 def of_a_version_without_segments(config, folder, edge, method):
     """Its folders load, and its checkpoints have the same config as this version's."""
-    assert "segments" not in saved_config(config, None)["settings"]
+    assert "segments" not in saved_config(config, None, True)["settings"]
     manifest = folder / "lorage.json"
     values = json.loads(manifest.read_text("utf-8"))
     assert values["settings"].pop("segments") == 1 == method.segments
