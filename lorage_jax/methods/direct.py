@@ -38,6 +38,7 @@ from lorage_jax.methods.parts import (
     read_manifest,
     read_parts,
     read_settings,
+    reading,
     speaking,
     trained_parts,
 )
@@ -107,7 +108,7 @@ class Direct(Method, Trainable):
             raise WeightsError(f"{source}/lorage.json is damaged: {error}") from None
         leaves = _leaves(config, settings, cloud.config, edge.config)
         parts = read_parts(source, leaves)
-        kind, spoken = TemplateKind.of(values), speaking(edge, values)
+        kind, spoken = reading(cloud, values), speaking(edge, values)
         return cls(cloud, spoken, config, parts, kind, values["fingerprint"])
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:

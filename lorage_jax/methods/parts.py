@@ -145,7 +145,27 @@ def speaking(edge: Model, values: Mapping[str, Any]) -> Model:
     return edge.replace(template=template)
 
 
+def reading(cloud: Model, values: Mapping[str, Any]) -> TemplateKind:
+    """The turns in which a cloud reads prompts, those of the training that wrote a manifest.
+
+    Raises WeightsError if the cloud's tokenizer gives other ids for them than in training.
+    """
+    recorded = values["cloud"]
+    kind = dataclasses.replace(TemplateKind.of(values), source=recorded.get("chat_template"))
+    if cloud.tokenizer is not None:
+        notice_change(kind.source, cloud.tokenizer, cloud.source)
+        check_turns(recorded.get("turns"), kind.on(cloud.tokenizer).read_digest(), cloud)
+    return kind
+
+
 def _source(model: Model, folder: Path) -> dict[str, Any]:
-    """Fingerprint and config of a model, and where it is, as `recorded_path` reads it."""
-    identity = {"fingerprint": model.fingerprint, "config": to_values(model.config)}
-    return identity | recorded_places(model.source, Path(folder))
+    """What a manifest tells of a cloud: weights, config, turns, and where it is.
+
+    `recorded_path` reads the places, `reading` the turns.
+    """
+    found = {"fingerprint": model.fingerprint, "config": to_values(model.config)}
+    if model.template is not None:
+        found["turns"] = model.template.read_digest()
+    if isinstance(model.template, ChatTemplate):
+        found["chat_template"] = model.template.source
+    return found | recorded_places(model.source, Path(folder))

@@ -12,7 +12,13 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.generator.store import check_identity
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.direct import DirectSettings
-from lorage_jax.methods.parts import parts_kind, read_manifest, speaking, trained_parts
+from lorage_jax.methods.parts import (
+    parts_kind,
+    read_manifest,
+    reading,
+    speaking,
+    trained_parts,
+)
 from tests.data.test_chat_templates import CHATML, GEMMA, with_template
 
 KIND = parts_kind("test", "a test")
@@ -72,3 +78,16 @@ def test_the_turns_are_those_of_training(folder, models):
         speaking(edge.replace(tokenizer=grown), values)
     old = {key: value for key, value in values.items() if key not in ("turns", "chat_template")}
     assert speaking(changed, old).template.ids(question("hi")) != right
+
+
+def test_the_cloud_reads_as_in_training(folder, models):
+    values, cloud = read_manifest(KIND, folder, models["edge"]), models["cloud"]
+    right = cloud.template.read("Say hi.")
+    other = with_template(GEMMA)
+    assert reading(cloud.replace(tokenizer=other), values).on(other).read("Say hi.") == right
+    grown = with_template(CHATML)
+    grown.add_tokens(["hi"])
+    with pytest.raises(WeightsError, match="does not tokenize as in training"):
+        reading(cloud.replace(tokenizer=grown), values)
+    values["cloud"] = {key: values["cloud"][key] for key in ("fingerprint", "config")}
+    assert reading(cloud.replace(tokenizer=grown), values).source is None  # of earlier versions
