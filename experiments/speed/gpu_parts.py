@@ -143,8 +143,8 @@ def generator_step(setting: Setting, packed: bool) -> Figures:
     from lorage_jax.models.leaves import model_leaves
     from lorage_jax.models.presets import random_model
     from lorage_jax.sharding import Layout, make_mesh, tree_shardings
-    from lorage_jax.train.arithmetic import cloud_flops, step_flops
     from lorage_jax.train.experiment import batch_rows, build_step, new_state
+    from lorage_jax.train.flops import cloud_flops, step_flops
     from lorage_jax.train.step import device_batch, micro_sharding
 
     config: Any = load_experiment(ROOT / "experiments" / "paper" / "tinyllama.py")

@@ -27,8 +27,8 @@ from lorage_jax.methods.lora import Lora
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
-from lorage_jax.train.arithmetic import edge_flops
 from lorage_jax.train.experiment import build_step, new_state
+from lorage_jax.train.flops import edge_flops
 from lorage_jax.train.step import device_batch, micro_sharding
 
 STEPS = 1000  # of the learning rate's schedule

@@ -24,8 +24,8 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import random_model
 from lorage_jax.sharding import Layout, make_mesh, tree_shardings
-from lorage_jax.train.arithmetic import cloud_flops, step_flops
 from lorage_jax.train.experiment import build_step, new_state
+from lorage_jax.train.flops import cloud_flops, step_flops
 from lorage_jax.train.step import device_batch, micro_sharding
 
 QUERIES = (1, 2, 4, 8)  # Q

@@ -9,7 +9,7 @@ from typing import Any
 from lorage_jax.commands.conversions import Adapters
 from lorage_jax.data.named_prompts import NamedPrompt, read_named_prompts
 from lorage_jax.errors import DataError, OutputError, bullets
-from lorage_jax.files.manifest import stored, written_files
+from lorage_jax.files.manifest import manifest_of, written_files
 from lorage_jax.files.outputs import check_target
 from lorage_jax.generator.adapter import FORMAT, export_adapter
 from lorage_jax.generator.generator import (
@@ -88,7 +88,7 @@ def _different(
 
     `values` are those of the generator. Only a `base_name` that is given is compared.
     """
-    found = stored(place)
+    found = manifest_of(place)
     if found.get("format") != FORMAT:
         return "is no adapter that lorage_jax wrote"
     if lost := [name for name in sorted(written_files(place)) if not (place / name).is_file()]:

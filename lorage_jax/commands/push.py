@@ -9,7 +9,7 @@ from lorage_jax.commands.conversions import Push
 from lorage_jax.errors import DataError
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.hub import check_push, push
-from lorage_jax.files.manifest import stored
+from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.peft import adapted_fingerprint
 from lorage_jax.hf.hub_card import README, with_part
 from lorage_jax.hf.peft import CONFIG
@@ -35,7 +35,7 @@ def _scored(folder: Path, file: Path) -> str:
         raise DataError(f"{file} holds no scores of tasks; expected a file of lorage eval --json.")
     model = found.result.model
     of = "generator_fingerprint" if model.get("generator") else "edge_fingerprint"
-    mine = stored(folder).get("fingerprint") if model.get("generator") else _of_model(folder)
+    mine = manifest_of(folder).get("fingerprint") if model.get("generator") else _of_model(folder)
     if mine is None:
         scored = "a generator" if model.get("generator") else "a model or adapter"
         raise DataError(

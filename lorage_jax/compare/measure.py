@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -44,12 +44,8 @@ from lorage_jax.world.samples import WorldSample, draw_world
 from lorage_jax.world.scores import Answering, control_methods, measure, tokens_read, unit_of
 from lorage_jax.world.seconds import method_seconds
 
-Say = Callable[[str], Any]
 
-
-def measured(
-    config: CompareConfig, part: Part, limit: int | None = None, say: Say = print
-) -> dict[str, Any]:
+def measured(config: CompareConfig, part: Part, limit: int | None = None) -> dict[str, Any]:
     """The figures of one part: from its file, or trained and asked now.
 
     `limit` asks about the first prompts of each split only. Returns {"trained_parameters",
@@ -62,7 +58,7 @@ def measured(
 
     def measured_now() -> dict[str, Any]:
         edge = load_model(config.base.edge, config.base.dtype)
-        return _figures(config, part, edge, questions(config, limit), say)
+        return _figures(config, part, edge, questions(config, limit))
 
     return kept.figures(config, part, limit, measured_now)
 
@@ -103,7 +99,7 @@ def _samples(config: CompareConfig, sample: WorldSample, count: int) -> Solved:
 
 
 def costs(
-    config: CompareConfig, parts: Sequence[Part], limit: int | None = None, say: Say = print
+    config: CompareConfig, parts: Sequence[Part], limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """`Costs` of a request under every row, of its first seed, and `seconds_per_request`.
 
@@ -112,7 +108,7 @@ def costs(
     """
 
     def measured_now() -> dict[str, dict[str, Any]]:
-        say("Measuring the costs of all methods, in turn ...")
+        print("Measuring the costs of all methods, in turn ...")
         edge = load_model(config.base.edge, config.base.dtype)
         methods = {part.row: load_method(config, part, edge) for part in parts if part.seed == 0}
         sample = questions(config, limit)[0]
@@ -129,12 +125,12 @@ def _costs(
 
 
 def _figures(
-    config: CompareConfig, part: Part, edge: Model, samples: Sequence[WorldSample], say: Say
+    config: CompareConfig, part: Part, edge: Model, samples: Sequence[WorldSample]
 ) -> dict[str, Any]:
     if part.experiment is not None:
-        say(f"Training {part.name}, unless it is there ...")
+        print(f"Training {part.name}, unless it is there ...")
     method = load_method(config, part, edge)
-    say(f"Asking {part.name} ...")
+    print(f"Asking {part.name} ...")
     found = [asked(Arm(part.row, method), edge, sample) for sample in samples]
     result: dict[str, Any] = {
         "trained_parameters": trained_parameters(method, edge, part.experiment, part.trained),
@@ -148,7 +144,7 @@ def _figures(
     if isinstance(method, LoraGen):
         made = {sample.name: control_methods(method, sample, part.seed) for sample in samples}
         for name in made[samples[0].name]:
-            say(f"Asking {part.name}, control {name} ...")
+            print(f"Asking {part.name}, control {name} ...")
             result["controls"][name] = {
                 sample.name: asked(Arm(name, made[sample.name][name]()), edge, sample)
                 for sample in samples

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.errors import OutputError, WeightsError, listed
-from lorage_jax.files.manifest import MANIFEST, stored
+from lorage_jax.files.manifest import MANIFEST, manifest_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No code and no pickles.
@@ -50,7 +50,7 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    names, values = check_push(folder, repository), stored(folder)
+    names, values = check_push(folder, repository), manifest_of(folder)
     changed = {MANIFEST: json.dumps(portable(values), indent=2).encode() + b"\n"}
     if card is not None:
         changed["README.md"] = card.encode()
@@ -76,7 +76,7 @@ def check_push(folder: Path, repository: str) -> list[str]:
     nor a model or adapter, one that lacks a file of its manifest, and a repository's name without
     an owner.
     """
-    values = stored(folder)
+    values = manifest_of(folder)
     files = values.get("files")
     if "format" not in values or not isinstance(files, list):
         raise OutputError(

@@ -75,7 +75,7 @@ def check_fields(where: str | Path, values: Mapping[str, Any], fields: Fields) -
             raise WeightsError(f"{where} is damaged: {name} is {found}; expected {expected}.")
 
 
-def stored(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest of any folder; empty if it is missing or unreadable."""
     try:
         values = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -99,7 +99,7 @@ def write_manifest(folder: Path, payload: dict[str, Any]) -> None:
 
 def written_files(folder: Path) -> set[str]:
     """Names of the files that lorage_jax wrote into `folder`. Raises OutputError."""
-    files = stored(folder).get("files")
+    files = manifest_of(folder).get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise OutputError(
             f"{folder} exists and has no usable {MANIFEST}, so lorage_jax did not write it and "

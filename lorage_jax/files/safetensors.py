@@ -45,6 +45,11 @@ class Tensors(Protocol):
     def read(self, name: str, index: Index = ...) -> np.ndarray: ...
 
 
+def main_dtype(tensors: Tensors) -> str:
+    """The dtype of the largest tensor, as safetensors spells it."""
+    return tensors.dtype(max(tensors.names(), key=lambda name: math.prod(tensors.shape(name))))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """All tensors of a folder or file, made by `open` or `open_file`."""

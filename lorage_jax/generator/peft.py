@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, DataError, WeightsError
-from lorage_jax.files.manifest import stored
+from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
 from lorage_jax.hf.peft_weights import Lora, Update, lora_digest, read_lora
@@ -103,14 +103,14 @@ def adapted_fingerprint(folder: Path) -> str | None:
 
 def _recorded_base(folder: Path) -> str | None:
     """The fingerprint of the base of an adapter of ours."""
-    base = stored(folder).get("base")
+    base = manifest_of(folder).get("base")
     ours = base.get("fingerprint") if isinstance(base, dict) else None
     return ours if isinstance(ours, str) else None
 
 
 def _check_base(folder: Path, edge: Model) -> None:
     """Raises WeightsError if the adapter is one of ours, made for other weights."""
-    base, ours = stored(folder).get("base"), _recorded_base(folder)
+    base, ours = manifest_of(folder).get("base"), _recorded_base(folder)
     if ours is not None and ours != edge.fingerprint:
         other = " with another adapter merged" if edge.loras else ""
         raise WeightsError(
@@ -129,7 +129,7 @@ def own_turns(folder: Path) -> TemplateKind | None:
 
     Raises WeightsError for turns that this version does not know.
     """
-    values = stored(folder)
+    values = manifest_of(folder)
     if "templates" not in values:
         return None
     try:
@@ -141,7 +141,7 @@ def own_turns(folder: Path) -> TemplateKind | None:
 
 def _recorded(folder: Path) -> Any:
     """The digest of the turns of an adapter of ours, in its manifest or in its card."""
-    values = stored(folder)
+    values = manifest_of(folder)
     card = values.get("card")
     about = card.get("about") if isinstance(card, dict) else None
     return (about if isinstance(about, dict) else values).get("turns")

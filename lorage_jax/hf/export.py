@@ -7,6 +7,7 @@ tensor at a time; every other tensor and file is copied bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -22,9 +23,9 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.gguf import is_gguf
-from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored, write_manifest
+from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
-from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, rewrite
+from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, main_dtype, rewrite
 from lorage_jax.hf import tables
 from lorage_jax.hf.config import read_config
 from lorage_jax.hf.folder import open_folder
@@ -36,7 +37,7 @@ from lorage_jax.hf.hub_card import (
     portable_name,
     write_hub_card,
 )
-from lorage_jax.hf.import_gguf import main_dtype, write_folder
+from lorage_jax.hf.import_gguf import write_folder
 from lorage_jax.hf.kept import UpdateKept
 from lorage_jax.hf.multimodal import text_names
 from lorage_jax.hf.source import open_model
@@ -98,10 +99,10 @@ def export_merged(
     opened = open_folder(base)
     identity = _check_base(model, base, opened.config)
     checkpoint = Checkpoint.open(base)
-    stored = text_names(checkpoint)
-    renamed = {stored[there]: here for here, there in opened.stored.items()}
-    stored |= {here: stored[there] for here, there in opened.stored.items()}
-    replace = {stored[name]: make for name, make in _replacements(model).items()}
+    names = text_names(checkpoint)
+    renamed = {names[there]: here for here, there in opened.stored.items()}
+    names |= {here: names[there] for here, there in opened.stored.items()}
+    replace = {names[name]: make for name, make in _replacements(model).items()}
     found = sorted({checkpoint.dtype(name) for name in replace})
     kept = UpdateKept(checkpoint)
     if dtype is None:
@@ -177,14 +178,14 @@ def _write_hub_card(model: Model, base: Path, folder: Path) -> None:
     write_hub_card(folder, title, parts, bases=[base], library="transformers", relation="finetune")
 
 
-def _manifest(model: Model, identity: str, stored: list[str], dtype: str | None) -> dict[str, Any]:
-    """The origin of a merged folder; `stored` are the base's dtypes, as its files spell them."""
+def _manifest(model: Model, identity: str, dtypes: list[str], dtype: str | None) -> dict[str, Any]:
+    """The origin of a merged folder; `dtypes` are the base's dtypes, as its files spell them."""
     names = {spelled: name for name, spelled in FLOATS.items()}
     values: dict[str, Any] = {
         "format": MERGED,
         "base": {
             "fingerprint": identity,
-            "dtype": names.get(stored[0], stored[0]) if len(stored) == 1 else "mixed",
+            "dtype": names.get(dtypes[0], dtypes[0]) if len(dtypes) == 1 else "mixed",
         },
         "dtype": dtype or "as in the base",
         **_kind(model).to_dict(),
@@ -238,17 +239,12 @@ def _kind(model: Model) -> TemplateKind:
 
 def is_merged(folder: Path) -> bool:
     """True if `export_merged` wrote this folder."""
-    return stored(folder).get("format") == MERGED
+    return manifest_of(folder).get("format") == MERGED
 
 
 def _replacements(model: Model) -> dict[str, Callable[[], np.ndarray]]:
     """The FFN's tensors, and all others that an adapter changed, by their names in the file."""
-
-    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
-        if layer is None:
-            return np.asarray(model.params[path[-1]])
-        return np.asarray(model.params["layers"][path[-1]][layer])
-
+    get = functools.partial(tables.leaf_array, model.params)
     changed = {path[-1] for lora in model.loras for path in lora.leaves}
     return dict(tables.tensors(model.config, get, *{*model.config.projections, *changed}))
 

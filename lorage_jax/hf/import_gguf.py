@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MODEL, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
-from lorage_jax.files.safetensors import FLOATS, SINGLE, Streamed, Tensors, write_streamed
+from lorage_jax.files.safetensors import FLOATS, SINGLE, Streamed, main_dtype, write_streamed
 from lorage_jax.hf.config import to_hf_config
 from lorage_jax.hf.folder import Folder
 from lorage_jax.hf.gguf import gguf_tokenizer
@@ -89,11 +88,6 @@ def write_folder(
         kind = own if dtype is None else FLOATS[dtype]
         streamed.append(Streamed(name, kind, tensors.shape(name), make))
     write_streamed(folder / SINGLE, streamed)
-
-
-def main_dtype(tensors: Tensors) -> str:
-    """The dtype of the largest tensor, as safetensors spells it."""
-    return tensors.dtype(max(tensors.names(), key=lambda name: math.prod(tensors.shape(name))))
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path, family: str) -> None:

@@ -13,11 +13,10 @@ from jax.sharding import SingleDeviceSharding
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.manifest import MERGED, OWN_TURNS, stored
-from lorage_jax.files.safetensors import Tensors
+from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of
+from lorage_jax.files.safetensors import Tensors, main_dtype
 from lorage_jax.hf import tables
 from lorage_jax.hf.dtype import check_dtype, choose_dtype
-from lorage_jax.hf.import_gguf import main_dtype
 from lorage_jax.hf.source import open_model
 from lorage_jax.models.leaves import Leaf
 from lorage_jax.models.model import Model
@@ -116,7 +115,7 @@ def folder_template(folder: Path, tokenizer: Any) -> Template | None:
     """
     if tokenizer is None:
         return None
-    values = stored(folder)
+    values = manifest_of(folder)
     try:
         if values.get("format") == MERGED and not values.get(OWN_TURNS):
             return TemplateKind.of(values).on(tokenizer)

@@ -123,7 +123,7 @@ def _ends_with_any(module: str, names: tuple[str, ...]) -> bool:
 
 
 def named_base(folder: Path) -> str | None:
-    """What a PEFT folder calls its base model; None if it does not say, or cannot be read."""
+    """The name of the base model in a PEFT folder; None if there is none, or it cannot be read."""
     try:
         name = json.loads((folder / CONFIG).read_text("utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

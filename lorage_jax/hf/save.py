@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,13 +42,7 @@ def save_model(
 
 def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor with its Hugging Face name."""
-
-    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
-        value: Any = model.params
-        for name in path:
-            value = value[name]
-        return np.asarray(value if layer is None else value[layer])
-
+    get = functools.partial(tables.leaf_array, model.params)
     for name, make in tables.tensors(model.config, get):
         yield name, make()
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,14 @@ def rows(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Leaf, Row]]:
         else:
             for inner, leaf in value.items():
                 yield (name, inner), leaf, row(config, (name, inner))
+
+
+def leaf_array(params: Mapping[str, Any], path: tuple[str, ...], layer: int | None) -> np.ndarray:
+    """The array of the leaf at a path of a model's parameters, of one layer if it has layers."""
+    value: Any = params
+    for name in path:
+        value = value[name]
+    return np.asarray(value if layer is None else value[layer])
 
 
 def tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Template, check_tokenizer
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.gguf import library
-from lorage_jax.files.manifest import MERGED, stored
+from lorage_jax.files.manifest import MERGED, manifest_of
 from lorage_jax.files.outputs import check_file
 from lorage_jax.gguf.architectures import Architecture, add_model_keys, get_architecture
 from lorage_jax.gguf.tensors import ROPE, rope_divisors, tensor_names, to_llamacpp
@@ -110,13 +111,7 @@ def check_exportable(model: Model) -> None:
 
 def _of_model(model: Model) -> Source:
     check_tokenizer(model.tokenizer, model.source or "this model")
-
-    def get(path: tuple[str, ...], layer: int | None) -> np.ndarray:
-        value: Any = model.params
-        for name in path:
-            value = value[name]
-        return np.asarray(value if layer is None else value[layer])
-
+    get = functools.partial(tables.leaf_array, model.params)
     makers = dict(tables.tensors(model.config, get))
     trained = model.card is not None or model.answers
     jinja = _jinja(model.template, trained)
@@ -131,7 +126,7 @@ def _of_folder(folder: Path) -> Source:
     check_tokenizer(tokenizer, folder)
     template = folder_template(folder, tokenizer)
     assert template is not None  # there is a tokenizer
-    trained = stored(folder).get("format") == MERGED
+    trained = manifest_of(folder).get("format") == MERGED
     jinja = _jinja(template, trained)
     return Source(folder.absolute().name, config, checkpoint.read, tokenizer, template, jinja)
 

@@ -25,7 +25,7 @@ from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import check_types, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
-from lorage_jax.files.manifest import Kind, stored, write_manifest
+from lorage_jax.files.manifest import Kind, manifest_of, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator import loras
@@ -267,9 +267,8 @@ def load_lora(folder: str | Path, edge: Model) -> Model:
 
     Raises WeightsError if it was trained for another edge or the folder is damaged.
     """
-    found, values = read_lora(folder, edge)
-    kind = own_turns(Path(folder).expanduser()) or TemplateKind.of(values)
-    return merged_lora(edge, found, kind)
+    found = Lora.load(edge, Path(folder))
+    return merged_lora(edge, found.lora, found.template)
 
 
 def merged_lora(edge: Model, lora: peft_weights.Lora, template: TemplateKind) -> Model:
@@ -284,7 +283,7 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[peft_weights.Lora, dict[
     Raises WeightsError if it was trained for another edge or the folder is damaged.
     """
     folder = Path(folder).expanduser()
-    first = stored(folder).get("format") == FIRST.format
+    first = manifest_of(folder).get("format") == FIRST.format
     values = (FIRST if first else LORA).read(folder)
     check_edge(folder, {"fingerprint": values["edge"]} if first else values["base"], edge)
     read = _read_first(folder, values, edge) if first else peft_weights.read_lora(folder, edge)

@@ -17,7 +17,7 @@ import numpy as np
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.sources import source_kind, task_marks
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.files.manifest import stored
+from lorage_jax.files.manifest import manifest_of
 from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.lora import Lora, LoraSettings, check_edge
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
@@ -74,7 +74,7 @@ class LoraPerTask(Method, Trainable):
         found = read_loras(source, edge)
         tasks = []
         for name in found.names:
-            values = stored(source / name)
+            values = manifest_of(source / name)
             if not isinstance(values.get("task"), dict):
                 raise WeightsError(f"{source / name} is not a LoRA of one task.")
             check_edge(source / name, values["base"], edge)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SIGMA = 0.5  # the first standard deviation
+
 
 def minimise(
     objective: Callable[[np.ndarray], np.ndarray],
@@ -15,7 +17,6 @@ def minimise(
     *,
     budget: int,
     bound: float,
-    sigma: float = 0.5,
     seed: int = 0,
 ) -> tuple[np.ndarray, float]:
     """The best of `budget` points within [-bound, bound] per coordinate, and its value.
@@ -28,12 +29,11 @@ def minimise(
         start: the first mean, [n].
         budget: the number of points to evaluate.
         bound: points beyond it are moved to it.
-        sigma: the first standard deviation.
         seed: of the draws.
     """
     rng, n = np.random.default_rng(seed), start.size
     rates, mean, covariance = _rates(n), np.asarray(start, float), np.eye(n)
-    path, sigma_path = np.zeros(n), np.zeros(n)
+    path, sigma_path, sigma = np.zeros(n), np.zeros(n), SIGMA
     best, lowest = mean.copy(), float(objective(mean[None])[0])
     left = budget - 1
     while left > 0:

@@ -217,7 +217,7 @@ class TunedFresh(TunedCards):
         return lora_leaves(self.edge.config, self.edge.config.projections, self.rank)
 
     def trained_values(self) -> int:
-        """Those of one prompt."""
+        """The number of values that are trained for one prompt."""
         return count_values(self.leaves)
 
     def _starts(self, prompts: Sequence[str]) -> list[Start]:

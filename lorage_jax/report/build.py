@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorage_jax.report.arithmetic import arithmetic
 from lorage_jax.report.controls import controls
 from lorage_jax.report.figures import figures
 from lorage_jax.report.gates import gates
 from lorage_jax.report.inputs import Evaluation, Inputs, Result
 from lorage_jax.report.latency import milliseconds, times, trade_off
+from lorage_jax.report.macs import arithmetic
 from lorage_jax.report.page import (
     DASH,
     Block,

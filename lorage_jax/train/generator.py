@@ -29,10 +29,10 @@ from lorage_jax.hf.arithmetic import arithmetic, different_arithmetic
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout
-from lorage_jax.train.arithmetic import step_flops
 from lorage_jax.train.distilled import distilled_loss
 from lorage_jax.train.edge_loss import query_nll
 from lorage_jax.train.experiment import Trained, Training
+from lorage_jax.train.flops import step_flops
 from lorage_jax.train.losses import balance
 from lorage_jax.train.room import check_room
 from lorage_jax.train.step import Loss, LossFn

@@ -30,7 +30,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.fields import to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.manifest import MODEL, stored
+from lorage_jax.files.manifest import MODEL, manifest_of
 from lorage_jax.hf.family import get_family, to_values
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import check_describable, config_differences, save_model
@@ -91,7 +91,7 @@ def pretrain(
     )
     sources = [corpus.source for corpus in config.corpora]
     digest = _digest(tokenizer)
-    if not config.init or stored(Path(config.init)).get("format") == MODEL:
+    if not config.init or manifest_of(Path(config.init)).get("format") == MODEL:
         add_own_bos(tokenizer)  # every text of its training begins with one
     job = Job(
         config=config,

@@ -17,7 +17,7 @@ from lorage_jax.chips import GIB
 from lorage_jax.compilation import Compilations, compilation_text
 from lorage_jax.data.batches import Batch
 from lorage_jax.generator.card import COLLAPSED
-from lorage_jax.train.arithmetic import peak_flops
+from lorage_jax.train.flops import peak_flops
 
 
 class Watch:

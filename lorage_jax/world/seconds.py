@@ -20,6 +20,8 @@ from lorage_jax.methods.method import Method
 from lorage_jax.models.model import Model
 from lorage_jax.world.samples import WorldSample
 
+ROWS, REPEATS = 32, 5  # requests at once, and turns of each method
+
 
 def request_seconds(
     edge: Model,
@@ -84,22 +86,19 @@ def method_seconds(
     methods: Mapping[str, Method],
     edge: Model,
     sample: WorldSample,
-    *,
-    rows: int = 32,
-    repeats: int = 5,
 ) -> dict[str, float]:
-    """Seconds per request of each method, `rows` requests of one prompt at once, taking turns.
+    """Seconds per request of each method, ROWS requests of one prompt at once, taking turns.
 
     As in `request_seconds`: for the prompt of median length, without preparing and placing it, and
     with as many new tokens as a mean target has.
     """
     group = median_group(edge, sample)
-    asked = [group[i % len(group)] for i in range(rows)]
+    asked = [group[i % len(group)] for i in range(ROWS)]
     new = new_tokens(edge, sample)
     times = in_turn(
-        {name: _request(method, edge, asked, new) for name, method in methods.items()}, repeats
+        {name: _request(method, edge, asked, new) for name, method in methods.items()}, REPEATS
     )
-    return {name: statistics.median(each) / rows for name, each in times.items()}
+    return {name: statistics.median(each) / ROWS for name, each in times.items()}
 
 
 def new_tokens(edge: Model, sample: WorldSample) -> int:

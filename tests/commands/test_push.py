@@ -10,7 +10,7 @@ import pytest
 
 from lorage_jax import cli, nano, smollm2
 from lorage_jax.commands.adapters import load_adapted
-from lorage_jax.files.manifest import stored
+from lorage_jax.files.manifest import manifest_of
 from lorage_jax.hf.load import load_model
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "real"
@@ -119,7 +119,7 @@ def test_scores_enter_the_page(sent, tmp_path, capsys):
     """In the place of those of before, with controls; scores of another generator are refused."""
     before = (smollm2.GENERATOR / "README.md").read_text("utf-8")
     result = json.loads((RESULTS / "seen.json").read_text("utf-8"))
-    result["model"]["generator_fingerprint"] = stored(smollm2.GENERATOR)["fingerprint"]
+    result["model"]["generator_fingerprint"] = manifest_of(smollm2.GENERATOR)["fingerprint"]
     tools = {"arms": {"lora_gen": {"official": {"success": 0.5}, "n": 2}}, "gaps": {}, "words": []}
     result["gpt4tools"] = {"sets": {"seen": tools, "unseen": tools}}
     (tmp_path / "scores.json").write_text(json.dumps(result), "utf-8")

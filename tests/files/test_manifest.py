@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lorage_jax.errors import WeightsError
-from lorage_jax.files.manifest import MANIFEST, Kind, stored, write_manifest
+from lorage_jax.files.manifest import MANIFEST, Kind, manifest_of, write_manifest
 
 FIELDS = {"size": int, "edge": dict, "edge.a": str}
 KIND = Kind("lorage-x/1", "an x", "a folder of y", FIELDS)
@@ -17,7 +17,7 @@ def test_a_manifest_is_read_with_its_files(tmp_path):
     write_manifest(tmp_path, GOOD)
     values = KIND.read(tmp_path)
     assert values.items() >= GOOD.items() and values["files"] == ["file", MANIFEST]
-    assert stored(tmp_path) == values
+    assert manifest_of(tmp_path) == values
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_other_json(tmp_path, text, says):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(WeightsError, match=says):
         KIND.read(tmp_path)
-    assert stored(tmp_path) == {}
+    assert manifest_of(tmp_path) == {}
 
 
 def test_no_manifest_at_all(tmp_path):
@@ -52,4 +52,4 @@ def test_no_manifest_at_all(tmp_path):
         KIND.read(tmp_path)
     with pytest.raises(WeightsError, match="is not a folder; expected a folder of y"):
         KIND.read(tmp_path / "nowhere")
-    assert stored(tmp_path / "nowhere") == {}
+    assert manifest_of(tmp_path / "nowhere") == {}
