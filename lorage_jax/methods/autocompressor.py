@@ -100,6 +100,7 @@ class Compressor(Method, Trainable):
     mergeable: ClassVar[bool] = False
     frozen: ClassVar[tuple[str, ...]] = ("edge",)
     settings: ClassVar[type | None] = CompressorSettings
+    later: ClassVar[Mapping[str, Any]] = {"segments": 1}
     keys: ClassVar[bool] = False  # True if `lead` needs the keys and values of the prompts
 
     edge: Model  # with the LoRA merged

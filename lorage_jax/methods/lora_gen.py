@@ -73,6 +73,7 @@ class LoraGen(Method, Trainable):
     result: ClassVar[str] = "generator"
     frozen: ClassVar[tuple[str, ...]] = ("cloud", "edge")
     settings: ClassVar[type | None] = LoraGenSettings
+    movable: ClassVar[tuple[str, ...]] = ("teacher",)
 
     generator: Generator
     journal: Journal = field(default_factory=Journal)

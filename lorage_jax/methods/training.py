@@ -47,7 +47,7 @@ DEFAULT = "lora_gen"
 
 # Fields that may differ between a checkpoint and the run that resumes it. Models and data may have
 # moved: `cloud_weights` and the like identify them by their contents.
-RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources", "settings.teacher")
+RESUMABLE = (*loop.RESUMABLE, "cloud", "edge", "init", "data.sources")
 
 # Names of methods in checkpoints, where they differ: those of the first versions.
 RECORDED = {"lora_gen": None, "lora": "multitask_lora"}
@@ -100,7 +100,7 @@ def train(
     job = Job(
         config=config,
         resolved=resolved,
-        resumable=RESUMABLE,
+        resumable=(*RESUMABLE, *(f"settings.{name}" for name in method.movable)),
         state=state,
         step=lambda state, batch: program.step(state, frozen, batch),
         batches=batches,
@@ -264,8 +264,9 @@ def _resolved(
     del values["data"]["template"]  # recorded as what it came to
     if values["data"]["assistant_turns"] == "last":  # as in all runs that recorded none
         del values["data"]["assistant_turns"]
-    if (values["settings"] or {}).get("segments") == 1:  # likewise
-        del values["settings"]["segments"]
+    for name, value in method.later.items():  # likewise
+        if (values["settings"] or {}).get(name) == value:
+            del values["settings"][name]
     return {
         **values,
         "method": RECORDED.get(method.name, method.name),

@@ -74,12 +74,16 @@ class Trainable(Protocol):
         frozen: the models whose weights it uses, "cloud" and "edge" or one of them. The cloud's
             tokenizer is always loaded, so that all methods train on the same batches.
         settings: the dataclass of `ExperimentConfig.settings`; None if it has none of its own.
+        movable: places in the settings, which may differ in a resumed run; contents are compared.
+        later: settings that earlier versions lacked, with the value that stands for their runs.
     """
 
     name: ClassVar[str]
     result: ClassVar[str]
     frozen: ClassVar[tuple[str, ...]]
     settings: ClassVar[type | None] = None
+    movable: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def prompt_reader(cls) -> str | None:
