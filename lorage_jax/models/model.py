@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 from lorage_jax.files.fingerprint import fingerprint, fingerprint_arrays
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
@@ -104,6 +105,11 @@ class Model:
         return fingerprint_arrays(
             {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
         )
+
+
+def require_model(value: Any, name: str = "model") -> None:
+    """Raises ConfigError unless the argument `name` is a Model."""
+    require_kind(value, Model, name, "a Model, as lg.load_model(folder) returns it")
 
 
 def merged_fingerprint(base: str, merged: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.lora_gguf import export_lora_gguf
-from lorage_jax.infer.chat import DEFAULT_TOKENS
+from lorage_jax.infer.chat import DEFAULT_TOKENS, check_last
 from lorage_jax.infer.generate import eos_ids
 from lorage_jax.infer.text import Stops
 from lorage_jax.models.model import Model
@@ -104,6 +104,7 @@ class Service:
         template = self.edge.template
         gates, messages = await self._gates_of_chat(settings.model, messages)
         with _request_errors("messages"):
+            check_last(messages, adapted=gates is not None)
             ids = template.ids(messages)
         return self._answers(settings, [ids], gates, template.ends, template.lead)
 
