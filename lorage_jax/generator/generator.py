@@ -67,6 +67,15 @@ class Generator:
     # At training, by role: `Template.read_digest` of the cloud, `Template.digest` of the edge.
     turns: Mapping[str, str | None] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line, without the values of the weights."""
+        config, cloud = self.config, self.cloud.config
+        return (
+            f"Generator(cloud {cloud.family} of {cloud.layers} layers, edge {self.edge.family} of "
+            f"{self.edge.layers} layers, {config.experts} experts of rank {config.rank}, "
+            f"{self.source or 'in memory'})"
+        )
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of everything that decides a prompt's gates and what they mean."""

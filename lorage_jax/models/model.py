@@ -76,6 +76,20 @@ class Model:
     identity: str | None = None
     answers: bool = False
 
+    def __repr__(self) -> str:
+        """One line, without the values of the weights."""
+        size = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        merged = [] if self.card is None else ["with a card merged"]
+        merged += [f"with {len(self.loras)} adapter(s) merged"] if self.loras else []
+        parts = [
+            self.config.family,
+            f"{size / 1e6:,.1f} M parameters",
+            str(getattr(self.params.get("embed"), "dtype", "no dtype")),
+            str(self.source or "in memory"),
+            *merged,
+        ]
+        return f"Model({', '.join(parts)})"
+
     def replace(self, **changes: Any) -> Model:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
