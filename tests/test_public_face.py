@@ -15,6 +15,7 @@ import transformers
 import lorage_jax as lg
 from lorage_jax import cli, nano
 from lorage_jax.errors import ConfigError
+from lorage_jax.generator.deploy import Outputs
 from lorage_jax.methods import training
 
 
@@ -44,11 +45,17 @@ def test_arguments_of_another_kind_are_one_message():
     card = lg.specialize(generator, "Say it twice.")
     # Without the checks of annotations, which tests add.
     merge, specialize = inspect.unwrap(lg.merge), inspect.unwrap(lg.specialize)
-    forward = inspect.unwrap(lg.forward)
+    forward, args = inspect.unwrap(lg.forward), (edge, generator.pool, card)
     for call, says in (
         (lambda: merge(edge, generator, card), r"^pool is of type Generator; .*gen\.pool\.$"),
         (lambda: merge(edge, generator.pool, [card]), "^card is of type list; expected one Card"),
         (lambda: merge("edge", generator.pool, card), "^edge is of type str; expected a Model"),
+        (lambda: merge(*args, dtype="bf16"), "^dtype is 'bf16'; expected one of float32, bfloat"),
+        (lambda: merge(*args, dtype=np.float32), "^dtype is of type type; expected one of float3"),
+        (lambda: merge(*args, seed="a"), "^seed is of type str; expected a whole number, 0 to 42"),
+        (lambda: merge(*args, seed=-1), "^seed is -1; expected a whole number, 0 to 4294967295"),
+        (lambda: merge(*args, seed=2**32), "^seed is 4294967296; expected a whole number"),
+        (lambda: Outputs(seed=10**20), "^seed is 10+; expected a whole number"),
         (lambda: specialize("nano", "x"), "^generator is of type str; .*load_generator"),
         (lambda: specialize(generator, 5), "^prompt is of type int; expected a text"),
         (lambda: specialize(generator, ["x", 5]), "^prompt 1 is of type int; expected a text"),
@@ -66,6 +73,23 @@ def test_arguments_of_another_kind_are_one_message():
     ):
         with pytest.raises(ConfigError, match=says):
             call()
+
+
+def test_a_notebook_shows_one_line():
+    edge, generator = lg.load_model(nano.EDGE), lg.load_generator("nano")
+    card = lg.specialize(generator, "Say it twice.")
+    special = lg.merge(edge, generator.pool, card)
+    abstract = jax.eval_shape(lambda pool: pool, generator.pool)
+    empty = jax.tree.map(lambda _: None, generator.pool)
+    for one, says in (
+        (edge, rf"^Model\({edge.config.family}, \d+\.\d M parameters, float32, .*nano/edge\)$"),
+        (special, r"with a card merged\)$"),
+        (generator, r"^Generator\(cloud .* experts of rank \d+, .*\)$"),
+        (generator.pool, r"^Pool\(\d+ experts of rank \d+ on gate, up, down, .* sha256:\w+\)$"),
+        (abstract, r"^Pool\(\d+ experts"),
+        (empty, r"^Pool\(experts on gate"),
+    ):
+        assert re.search(says, repr(one)) and len(repr(one)) < 400, repr(one)
 
 
 def test_forward_is_traced_with_weights_and_gates():

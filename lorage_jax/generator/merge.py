@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from jaxtyping import Array, Float
 from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.config import PROJECTIONS
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import require, require_kind
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.rounding import check_finite, choose_rounding, round_to
@@ -60,11 +62,22 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class Cast:
-    """How the merged weights are stored: dtype (None: the edge's own), rounding and its seed."""
+    """How the merged weights are stored: dtype (None: the edge's own), rounding and its seed.
+
+    Raises ConfigError for an unknown dtype, and for a seed that is not a whole number of 32 bits.
+    """
 
     dtype: str | None = None
     rounding: str = "auto"
     seed: int = 0
+
+    def __post_init__(self):
+        known = f"one of {', '.join(DTYPES)}, or None"
+        require_kind(self.dtype, str | None, "dtype", known)
+        require(self.dtype in (None, *DTYPES), f"dtype is {self.dtype!r}; expected {known}.")
+        whole = f"a whole number, 0 to {2**32 - 1}"
+        require_kind(self.seed, Integral, "seed", whole, unlike=bool)
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; expected {whole}.")
 
     @property
     def name(self) -> str:
@@ -120,7 +133,8 @@ def merge(
         dtype: dtype of the merged FFN weights; the edge's own by default.
 
     Raises WeightsError when the card belongs to another generator or edge, or when a sum overflows
-    float16, and ConfigError for an unknown rounding or an argument of another kind.
+    float16, and ConfigError for an unknown rounding or dtype, a seed beyond 32 bits, or an argument
+    of another kind.
     """
     _check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
