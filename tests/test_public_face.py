@@ -16,6 +16,8 @@ import lorage_jax as lg
 from lorage_jax import cli, nano
 from lorage_jax.errors import ConfigError
 from lorage_jax.generator.deploy import Outputs
+from lorage_jax.infer.gates import row_gates
+from lorage_jax.infer.sample import sampling_of
 from lorage_jax.methods import training
 
 
@@ -73,6 +75,55 @@ def test_arguments_of_another_kind_are_one_message():
     ):
         with pytest.raises(ConfigError, match=says):
             call()
+
+
+def test_arguments_of_another_kind_are_one_message_everywhere(tmp_path):
+    generator, edge = lg.load_generator("nano"), lg.load_model(nano.EDGE)
+    card, out = lg.specialize(generator, "Say it twice."), tmp_path / "out"
+
+    def plain(name, *args, **how):
+        return lambda: inspect.unwrap(getattr(lg, name))(*args, **how)
+
+    def weighed(gates, pool):
+        return lambda: inspect.unwrap(row_gates)(edge, gates, pool, 1)
+
+    def chat(**how):
+        return plain("chat", edge, "x", max_new_tokens=1, **how)
+
+    for call, says in (
+        (plain("export_adapter", generator, card, edge, out), r"^pool is of type Generator; "),
+        (
+            plain("export_adapter", generator.pool, card, "edge", out),
+            "^edge is of type str; ",
+        ),
+        (
+            plain("export_lora_gguf", card, generator.pool, edge, out),
+            "^pool is of type Card; ",
+        ),
+        (plain("load_adapter", "dir", "edge"), "^edge is of type str; expected a Model"),
+        (plain("load_adapter", edge, edge), "^folder is of type Model; expected a PEFT folder"),
+        (plain("export_gguf", generator, out), "^model is of type Generator; expected a Model"),
+        (plain("save_generator", out, generator), "^generator is of type .*Path; expected a Gen"),
+        (plain("load_model", 5), "^folder is of type int; expected a Hugging Face folder"),
+        (plain("load_generator", None), "^folder is of type NoneType; expected a generator's"),
+        (plain("load_card", {}), "^path is of type dict; expected a card file"),
+        (plain("chat", "edge", "x"), "^model is of type str; expected a Model"),
+        (plain("generate", "edge", "x", max_new_tokens=1), "^model is of type str; expected a M"),
+        (weighed(card, generator), r"^pool is of type Generator; .*gen\.pool\.$"),
+        (weighed(["card.json"], generator.pool), "^one of gates is of type str; .* a Card"),
+        (weighed("card.json", generator.pool), "^one of gates is of type str; .* a Card"),
+        (chat(temperature="hot"), "^temperature is 'hot'; expected a number"),
+        (chat(temperature=1.0, top_k=1.5), "^top_k is 1.5; expected a whole number"),
+        (chat(temperature=1.0, seed=None, top_p="x"), "^top_p is 'x'; expected a number"),
+        (
+            lambda: inspect.unwrap(sampling_of)("x"),
+            "^sampling is of type str; expected a Sampling",
+        ),
+        (chat(stop=5), "^stop is of type int; expected a text before which to stop"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            call()
+    assert not out.exists()
 
 
 def test_a_notebook_shows_one_line():

@@ -26,7 +26,7 @@ from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.rounding import check_finite, choose_rounding, round_to
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.model import Model
+from lorage_jax.models.model import Model, require_model
 
 LAYERWISE_BYTES = GIB  # larger FFN weights are merged layer by layer, to save memory
 SAMPLED = 16  # `auto` looks at one output column in so many before it chooses a rounding
@@ -136,7 +136,7 @@ def merge(
     float16, and ConfigError for an unknown rounding or dtype, a seed beyond 32 bits, or an argument
     of another kind.
     """
-    _check_kinds(edge, pool, card)
+    check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     return _merged(edge, card, ffn, factors, cast, layerwise, donate)
@@ -159,7 +159,7 @@ def merge_with_report(
     dtype: str | None = None,
 ) -> tuple[Model, MergeReport]:
     """`merge` with rounding statistics, which are slower than the merge itself."""
-    _check_kinds(edge, pool, card)
+    check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     found = _statistics(ffn, factors, cast)
@@ -174,10 +174,11 @@ def merge_with_report(
     return _merged(edge, card, ffn, factors, cast, layerwise, donate), report
 
 
-def _check_kinds(edge: Any, pool: Any, card: Any) -> None:
-    require_kind(edge, Model, "edge", "a Model, as lg.load_model(folder) returns it")
+def check_kinds(edge: Any, pool: Any, card: Any) -> None:
+    """Raises ConfigError unless these are a Model, a Pool and one Card."""
+    require_model(edge, "edge")
     require_kind(pool, Pool, "pool", "the experts of the card's generator: gen.pool")
-    require_kind(card, Card, "card", "one Card; merge those of a list one by one, each by itself")
+    require_kind(card, Card, "card", "one Card; take those of a list one by one, each by itself")
 
 
 def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Factors]:

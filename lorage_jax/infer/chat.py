@@ -55,11 +55,9 @@ def chat(
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final.
 
-    Raises DataError for an empty text, messages without a role or a text, and a chat whose last
-    message is not the user's; ConfigError for an invalid parameter, or a length beyond the model's
-    context; and WeightsError for a model without a tokenizer.
+    Raises DataError for what is no chat, or has no question at its end; ConfigError for an invalid
+    parameter or a length beyond the context; and WeightsError for a model without a tokenizer.
     """
-    require_model(model)
     template = chat_template(model, gates)
     one, chats = _chats(messages)
     rows = [chat_ids(template, each) for each in chats]
@@ -94,8 +92,10 @@ def chat(
 def chat_template(model: Model, gates: Gates | None = None) -> Template:
     """The template in which a model answers: that of its cards, if there are any, else its own.
 
-    Raises WeightsError if there is none, and ConfigError if the cards have different ones.
+    Raises WeightsError if there is none, and ConfigError if the cards have different ones, or for
+    what is no Model.
     """
+    require_model(model)
     check_tokenizer(model.tokenizer, model.source or "this model")
     given = gates if isinstance(gates, Sequence) else [gates]
     cards = [card for card in given if isinstance(card, Card)]
