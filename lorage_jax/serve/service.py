@@ -54,7 +54,8 @@ class Limits:
         for name, low in (("slots", 1), ("queue", 1), ("context", 2), ("body", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ConfigError(f"{name} is {value}; expected {low} or more.")
+                flag = "max-body" if name == "body" else name
+                raise ConfigError(f"--{flag} is {value}; expected {low} or more.")
 
 
 class Service:
@@ -83,7 +84,7 @@ class Service:
         self.scheduler = Scheduler(self.edge, generator.pool, limits.slots, limits.queue)
         room = edge.config.max_positions
         if limits.context is not None and limits.context > room:
-            raise ConfigError(f"context is {limits.context}; this model's is {room}.")
+            raise ConfigError(f"--context is {limits.context}; this model's is {room}.")
         self.context = min(room, limits.context or CONTEXT)
 
     def start(self, warm: int = 0) -> None:

@@ -93,6 +93,7 @@ def send(url, body=None, method=None, key=None):
         ("cards", {"system": "x", "name": "auto"}, 400, "name", "auto"),
         ("cards", {"system": "x", "name": "a" * 65}, 400, "name", "1 to 64"),
         ("cards", {"card": {"format": "lorage-card/1"}}, 400, "card", "card"),
+        ("cards", {"card": {}, "system": "x"}, 400, "system", "both card and system"),
     ],
 )  # fmt: skip
 def test_one_message(api, path, body, status, param, words):
