@@ -21,10 +21,14 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_kind(value: Any, kind: Any, name: str, expected: str) -> None:
-    """Raises ConfigError unless the argument `name` is of this kind; `expected` says what to do."""
+def require_kind(value: Any, kind: Any, name: str, expected: str, unlike: Any = ()) -> None:
+    """Raises ConfigError unless the argument `name` is of this kind, and of none of `unlike`.
+
+    `expected` says what to do.
+    """
     require(
-        isinstance(value, kind), f"{name} is of type {type(value).__name__}; expected {expected}."
+        isinstance(value, kind) and not isinstance(value, unlike),
+        f"{name} is of type {type(value).__name__}; expected {expected}.",
     )
 
 

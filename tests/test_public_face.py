@@ -15,6 +15,9 @@ import transformers
 import lorage_jax as lg
 from lorage_jax import cli, nano
 from lorage_jax.errors import ConfigError
+from lorage_jax.generator.deploy import Outputs
+from lorage_jax.infer.gates import row_gates
+from lorage_jax.infer.sample import sampling_of
 from lorage_jax.methods import training
 
 
@@ -44,14 +47,23 @@ def test_arguments_of_another_kind_are_one_message():
     card = lg.specialize(generator, "Say it twice.")
     # Without the checks of annotations, which tests add.
     merge, specialize = inspect.unwrap(lg.merge), inspect.unwrap(lg.specialize)
-    forward = inspect.unwrap(lg.forward)
+    forward, args = inspect.unwrap(lg.forward), (edge, generator.pool, card)
     for call, says in (
         (lambda: merge(edge, generator, card), r"^pool is of type Generator; .*gen\.pool\.$"),
         (lambda: merge(edge, generator.pool, [card]), "^card is of type list; expected one Card"),
         (lambda: merge("edge", generator.pool, card), "^edge is of type str; expected a Model"),
+        (lambda: merge(*args, dtype="bf16"), "^dtype is 'bf16'; expected one of float32, bfloat"),
+        (lambda: merge(*args, dtype=np.float32), "^dtype is of type type; expected one of float3"),
+        (lambda: merge(*args, seed="a"), "^seed is of type str; expected a whole number, 0 to 42"),
+        (lambda: merge(*args, seed=-1), "^seed is -1; expected a whole number, 0 to 4294967295"),
+        (lambda: merge(*args, seed=2**32), "^seed is 4294967296; expected a whole number"),
+        (lambda: Outputs(seed=10**20), "^seed is 10+; expected a whole number"),
         (lambda: specialize("nano", "x"), "^generator is of type str; .*load_generator"),
         (lambda: specialize(generator, 5), "^prompt is of type int; expected a text"),
         (lambda: specialize(generator, ["x", 5]), "^prompt 1 is of type int; expected a text"),
+        (lambda: specialize(generator, {"a": "b"}), "^prompt is of type dict; expected a text"),
+        (lambda: specialize(generator, b"ab"), "^prompt is of type bytes; expected a text"),
+        (lambda: specialize(generator, {"a", "b"}), "^prompt is of type set; expected a text"),
         (lambda: forward("edge", [1]), "^model is of type str; expected a Model"),
         (lambda: forward(edge, "hello"), "^tokens are <U5.* expected token ids"),
         (lambda: forward(edge, [[1.9]]), "^tokens are float64.* whole numbers"),
@@ -63,6 +75,72 @@ def test_arguments_of_another_kind_are_one_message():
     ):
         with pytest.raises(ConfigError, match=says):
             call()
+
+
+def test_arguments_of_another_kind_are_one_message_everywhere(tmp_path):
+    generator, edge = lg.load_generator("nano"), lg.load_model(nano.EDGE)
+    card, out = lg.specialize(generator, "Say it twice."), tmp_path / "out"
+
+    def plain(name, *args, **how):
+        return lambda: inspect.unwrap(getattr(lg, name))(*args, **how)
+
+    def weighed(gates, pool):
+        return lambda: inspect.unwrap(row_gates)(edge, gates, pool, 1)
+
+    def chat(**how):
+        return plain("chat", edge, "x", max_new_tokens=1, **how)
+
+    for call, says in (
+        (plain("export_adapter", generator, card, edge, out), r"^pool is of type Generator; "),
+        (
+            plain("export_adapter", generator.pool, card, "edge", out),
+            "^edge is of type str; ",
+        ),
+        (
+            plain("export_lora_gguf", card, generator.pool, edge, out),
+            "^pool is of type Card; ",
+        ),
+        (plain("load_adapter", "dir", "edge"), "^edge is of type str; expected a Model"),
+        (plain("load_adapter", edge, edge), "^folder is of type Model; expected a PEFT folder"),
+        (plain("export_gguf", generator, out), "^model is of type Generator; expected a Model"),
+        (plain("save_generator", out, generator), "^generator is of type .*Path; expected a Gen"),
+        (plain("load_model", 5), "^folder is of type int; expected a Hugging Face folder"),
+        (plain("load_generator", None), "^folder is of type NoneType; expected a generator's"),
+        (plain("load_card", {}), "^path is of type dict; expected a card file"),
+        (plain("chat", "edge", "x"), "^model is of type str; expected a Model"),
+        (plain("generate", "edge", "x", max_new_tokens=1), "^model is of type str; expected a M"),
+        (weighed(card, generator), r"^pool is of type Generator; .*gen\.pool\.$"),
+        (weighed(["card.json"], generator.pool), "^one of gates is of type str; .* a Card"),
+        (weighed("card.json", generator.pool), "^one of gates is of type str; .* a Card"),
+        (chat(temperature="hot"), "^temperature is 'hot'; expected a number"),
+        (chat(temperature=1.0, top_k=1.5), "^top_k is 1.5; expected a whole number"),
+        (chat(temperature=1.0, seed=None, top_p="x"), "^top_p is 'x'; expected a number"),
+        (
+            lambda: inspect.unwrap(sampling_of)("x"),
+            "^sampling is of type str; expected a Sampling",
+        ),
+        (chat(stop=5), "^stop is of type int; expected a text before which to stop"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            call()
+    assert not out.exists()
+
+
+def test_a_notebook_shows_one_line():
+    edge, generator = lg.load_model(nano.EDGE), lg.load_generator("nano")
+    card = lg.specialize(generator, "Say it twice.")
+    special = lg.merge(edge, generator.pool, card)
+    abstract = jax.eval_shape(lambda pool: pool, generator.pool)
+    empty = jax.tree.map(lambda _: None, generator.pool)
+    for one, says in (
+        (edge, rf"^Model\({edge.config.family}, \d+\.\d M parameters, float32, .*nano/edge\)$"),
+        (special, r"with a card merged\)$"),
+        (generator, r"^Generator\(cloud .* experts of rank \d+, .*\)$"),
+        (generator.pool, r"^Pool\(\d+ experts of rank \d+ on gate, up, down, .* sha256:\w+\)$"),
+        (abstract, r"^Pool\(\d+ experts"),
+        (empty, r"^Pool\(experts on gate"),
+    ):
+        assert re.search(says, repr(one)) and len(repr(one)) < 400, repr(one)
 
 
 def test_forward_is_traced_with_weights_and_gates():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.commands.adapters import load_adapted
 from lorage_jax.data.records import read_text
 from lorage_jax.data.templates import ChatTemplate, check_tokenizer, question
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.hf.export import is_merged
 from lorage_jax.infer.chat import answer_tokens, chat
 from lorage_jax.infer.generate import generate, prompt_rows
@@ -29,6 +29,8 @@ def run(options: Generate) -> dict[str, Any]:
     _warn_of_sampling(options)
     text = read_text("-", "the text of --input") if options.input == "-" else options.input
     system = None if options.system is None else read_text(options.system)
+    if system is None and not text.strip():
+        raise DataError("the text of --input is empty; expected a question, or a text to continue.")
     model = load_adapted(options.model, options.dtype, options.adapter)
     check_tokenizer(model.tokenizer, options.model)
     turns = not options.raw and (system is not None or _answers(options, model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
@@ -26,6 +27,8 @@ from lorage_jax.models.presets import parameter_count
 if TYPE_CHECKING:
     from lorage_jax.commands.options import Serve
 
+_log = logging.getLogger(__name__)
+
 KEY = "LORAGE_API_KEY"
 THREADS = "PJRT_NPROC"  # the variable that tells XLA how many processors a CPU has
 SMALL = 10_000_000  # parameters
@@ -45,8 +48,13 @@ def run(options: Serve) -> dict[str, Any]:
     if options.port_file is not None:
         check_file(options.port_file, overwrite=True)
     check_folder(options.cards)
+    if options.warm < 0:
+        raise ConfigError(f"--warm is {options.warm}; expected 0 (compile nothing) or more.")
     limits = Limits(options.slots, options.queue, options.context, options.max_body)
+    key = options.api_key or os.environ.get(KEY) or None
     with _listening(options.host, options.port) as listener:
+        if key is None:
+            _warn_of_strangers(listener.getsockname()[0])
         source = generator_path(options.generator)
         values = read_values(source)
         folder = edge_path(values, source, options.edge)
@@ -56,7 +64,7 @@ def run(options: Serve) -> dict[str, Any]:
         service = Service(generator, edge, options.cards, limits)
         print("Compiling programs ...", file=sys.stderr, flush=True)
         service.start(options.warm)
-        server = Server(service, options.api_key or os.environ.get(KEY) or None)
+        server = Server(service, key)
         try:
             _serve(server.app(), listener, options.port_file)
         finally:
@@ -115,6 +123,17 @@ def _listening(host: str, port: int) -> socket.socket:
             "--port (0: any free one)."
         ) from None
     return listener
+
+
+def _warn_of_strangers(host: str) -> None:
+    """Warns if other machines may send requests to this address, since there is no key."""
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        _log.warning(
+            "Without --api-key (or the variable %s), whoever reaches %s can use this server and "
+            "make and delete its cards.",
+            KEY,
+            host,
+        )
 
 
 def _serve(app: Any, listener: socket.socket, port_file: Path | None) -> None:

@@ -16,7 +16,7 @@ from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import save
 from lorage_jax.generator.card import Card
-from lorage_jax.generator.merge import trained_template
+from lorage_jax.generator.merge import check_kinds, trained_template
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.hf import tables
 from lorage_jax.hf.arithmetic import arithmetic
@@ -54,8 +54,9 @@ def export_adapter(
     `base_name`: what the folder calls its base model; by default `portable_name` of the edge's.
     Rank R, or K * R when the experts' products are summed; N times that in a module that fuses N
     projections: its A stacks theirs, and its B is block-diagonal. Raises WeightsError when the card
-    is of another generator or edge, and OutputError.
+    is of another generator or edge, ConfigError for an argument of another kind, and OutputError.
     """
+    check_kinds(edge, pool, card)
     card.check(edge, pool)
     check_target(out_dir, overwrite)
     rank, matrices = card_matrices(pool, card, edge.config)

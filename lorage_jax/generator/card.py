@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets, denied
+from lorage_jax.fields import require_kind
 from lorage_jax.files.fingerprint import TWO_MODELS
 from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
@@ -178,8 +180,9 @@ def _short(fingerprint: str) -> str:
 def load_card(path: str | Path) -> Card:
     """Reads a card file, or the card inside a folder or LoRA GGUF file that lorage_jax exported.
 
-    Raises WeightsError if there is none, or if it is damaged.
+    Raises WeightsError if there is none, or if it is damaged, and ConfigError for what is no path.
     """
+    require_kind(path, str | PathLike, "path", "a card file, or a folder or file that holds a card")
     path = Path(path).expanduser()
     if path.is_dir():
         found = [path / name for name in ("card.json", MANIFEST) if (path / name).exists()]

@@ -18,7 +18,7 @@ from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.generator import Generator, specialize
 from lorage_jax.generator.lora_gguf import export_lora_gguf
-from lorage_jax.generator.merge import MergeReport, merge_with_report
+from lorage_jax.generator.merge import Cast, MergeReport, merge_with_report
 from lorage_jax.generator.parity import (
     cast,
     check_limits,
@@ -95,7 +95,8 @@ class Outputs:
         base_name: name of the base model in the adapter's config; see `portable_name`.
         gguf_type: how the matrices of the merged GGUF file are stored; see `export_gguf`.
 
-    Raises ConfigError unless `save` names at least one output, and no unknown one.
+    Raises ConfigError unless `save` names at least one output, and no unknown one, and for a dtype
+    or seed that `merge` does not take.
     """
 
     save: tuple[str, ...] = USUAL
@@ -116,6 +117,7 @@ class Outputs:
             raise ConfigError(
                 f"save is {', '.join(self.save)!r}; expected any of {', '.join(OUTPUTS)}."
             )
+        Cast(self.dtype, self.rounding, self.seed)  # raises before the long work
 
 
 @dataclass(frozen=True)

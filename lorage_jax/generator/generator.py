@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -66,6 +66,15 @@ class Generator:
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     # At training, by role: `Template.read_digest` of the cloud, `Template.digest` of the edge.
     turns: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line, without the values of the weights."""
+        config, cloud = self.config, self.cloud.config
+        return (
+            f"Generator(cloud {cloud.family} of {cloud.layers} layers, edge {self.edge.family} of "
+            f"{self.edge.layers} layers, {config.experts} experts of rank {config.rank}, "
+            f"{self.source or 'in memory'})"
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -209,7 +218,8 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
     """
     known = 'a Generator, as lg.load_generator(folder or "nano") returns it'
     require_kind(generator, Generator, "generator", known)
-    require_kind(prompt, Iterable, "prompt", "a text, or a list of texts")
+    unlike = (bytes, Mapping, Set)  # its numbers, its keys, and an order that is not the caller's
+    require_kind(prompt, Iterable, "prompt", "a text, or a list of texts", unlike)
     one = isinstance(prompt, str)
     prompts = [prompt] if one else list(prompt)
     for i, text in enumerate(prompts):
@@ -257,8 +267,8 @@ def specialize(generator: Generator, prompt: str | Sequence[str]) -> Card | list
 
 
 def prompt_digest(prompt: str) -> str:
-    """The hash of a system prompt that its card records as `prompt_sha256`."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
+    """The hash of a system prompt, without space around it: its card's `prompt_sha256`."""
+    return hashlib.sha256(prompt.strip().encode()).hexdigest()
 
 
 def prompt_tokens(generator: Generator, prompt: str) -> list[int]:

@@ -11,6 +11,7 @@ from lorage_jax.files.gguf import library
 from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.adapter import card_matrices
 from lorage_jax.generator.card import GGUF_KEY, Card
+from lorage_jax.generator.merge import check_kinds
 from lorage_jax.gguf.architectures import get_architecture
 from lorage_jax.gguf.tensors import tensor_names
 from lorage_jax.llamacpp.file import Entry, check_type, fitting_type, write_gguf
@@ -39,6 +40,7 @@ def export_lora_gguf(
     Raises WeightsError when the card is of another generator or edge, ConfigError for a model that
     llama.cpp does not compute, and OutputError.
     """
+    check_kinds(edge, pool, card)
     check_type(type)
     check_file(path, overwrite)
     card.check(edge, pool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -19,12 +20,13 @@ from jaxtyping import Array, Float
 from lorage_jax import ops
 from lorage_jax.chips import GIB
 from lorage_jax.config import PROJECTIONS
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import require, require_kind
+from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.pool import assemble, assembled_rank
 from lorage_jax.generator.rounding import check_finite, choose_rounding, round_to
 from lorage_jax.models.experts import Pool
-from lorage_jax.models.model import Model
+from lorage_jax.models.model import Model, require_model
 
 LAYERWISE_BYTES = GIB  # larger FFN weights are merged layer by layer, to save memory
 SAMPLED = 16  # `auto` looks at one output column in so many before it chooses a rounding
@@ -60,11 +62,22 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class Cast:
-    """How the merged weights are stored: dtype (None: the edge's own), rounding and its seed."""
+    """How the merged weights are stored: dtype (None: the edge's own), rounding and its seed.
+
+    Raises ConfigError for an unknown dtype, and for a seed that is not a whole number of 32 bits.
+    """
 
     dtype: str | None = None
     rounding: str = "auto"
     seed: int = 0
+
+    def __post_init__(self):
+        known = f"one of {', '.join(DTYPES)}, or None"
+        require_kind(self.dtype, str | None, "dtype", known)
+        require(self.dtype in (None, *DTYPES), f"dtype is {self.dtype!r}; expected {known}.")
+        whole = f"a whole number, 0 to {2**32 - 1}"
+        require_kind(self.seed, Integral, "seed", whole, unlike=bool)
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; expected {whole}.")
 
     @property
     def name(self) -> str:
@@ -120,9 +133,10 @@ def merge(
         dtype: dtype of the merged FFN weights; the edge's own by default.
 
     Raises WeightsError when the card belongs to another generator or edge, or when a sum overflows
-    float16, and ConfigError for an unknown rounding or an argument of another kind.
+    float16, and ConfigError for an unknown rounding or dtype, a seed beyond 32 bits, or an argument
+    of another kind.
     """
-    _check_kinds(edge, pool, card)
+    check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     return _merged(edge, card, ffn, factors, cast, layerwise, donate)
@@ -145,7 +159,7 @@ def merge_with_report(
     dtype: str | None = None,
 ) -> tuple[Model, MergeReport]:
     """`merge` with rounding statistics, which are slower than the merge itself."""
-    _check_kinds(edge, pool, card)
+    check_kinds(edge, pool, card)
     ffn, factors = _parts(edge, pool, card)
     cast = Cast(dtype, rounding, seed).resolved(ffn, factors)
     found = _statistics(ffn, factors, cast)
@@ -160,10 +174,11 @@ def merge_with_report(
     return _merged(edge, card, ffn, factors, cast, layerwise, donate), report
 
 
-def _check_kinds(edge: Any, pool: Any, card: Any) -> None:
-    require_kind(edge, Model, "edge", "a Model, as lg.load_model(folder) returns it")
+def check_kinds(edge: Any, pool: Any, card: Any) -> None:
+    """Raises ConfigError unless these are a Model, a Pool and one Card."""
+    require_model(edge, "edge")
     require_kind(pool, Pool, "pool", "the experts of the card's generator: gen.pool")
-    require_kind(card, Card, "card", "one Card; merge those of a list one by one, each by itself")
+    require_kind(card, Card, "card", "one Card; take those of a list one by one, each by itself")
 
 
 def _parts(edge: Model, pool: Pool, card: Card) -> tuple[dict[str, Array], Factors]:

@@ -16,13 +16,14 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, DataError, WeightsError
+from lorage_jax.fields import require_kind
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
 from lorage_jax.hf.peft_weights import Lora, Update, lora_digest, read_lora
 from lorage_jax.hf.tokenizer import stored_chat_template
 from lorage_jax.models.leaves import Leaf, model_leaves
-from lorage_jax.models.model import MergedLora, Model, merged_fingerprint
+from lorage_jax.models.model import MergedLora, Model, merged_fingerprint, require_model
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ def load_adapter(
 
     Raises WeightsError that lists everything in a folder beyond these, every tensor that is
     missing, unknown or of another shape, or that names the edge that an adapter was made for; and
-    for a model into which a card was merged. Raises ConfigError for weights that do not match.
+    for a model into which a card was merged. Raises ConfigError for weights that do not match, and
+    for arguments of another kind.
     """
+    require_model(edge, "edge")
+    known = "a PEFT folder, or a list of them"
+    require_kind(folder, str | Path | Sequence, "folder", known, unlike=bytes)
     folders = [
         Path(one).expanduser() for one in ([folder] if isinstance(folder, str | Path) else folder)
     ]

@@ -27,7 +27,7 @@ from lorage_jax.errors import (
     bullets,
     did_you_mean,
 )
-from lorage_jax.fields import from_dict, to_dict
+from lorage_jax.fields import from_dict, require_kind, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
 from lorage_jax.files.hub import HUB_NAME, fetch, is_hub_name
@@ -103,6 +103,7 @@ def save_generator(
 
     Raises OutputError if the folder exists, unless `overwrite` and lorage_jax wrote it.
     """
+    require_kind(generator, Generator, "generator", "a Generator, before the folder to write")
     target = Path(folder).expanduser()
     if dtype not in SAVED:
         raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(SAVED)}.")
@@ -312,6 +313,7 @@ def load_generator(
 
     Raises WeightsError that lists every tensor that does not fit, or that names a changed cloud.
     """
+    require_kind(folder, str | os.PathLike, "folder", "a generator's folder or name")
     folder = generator_path(folder)
     values = read_values(folder)
     source = cloud if cloud is not None else recorded_path(values, "cloud", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
 from lorage_jax.errors import DataError, WeightsError
+from lorage_jax.fields import require_kind
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of
 from lorage_jax.files.safetensors import Tensors, main_dtype
@@ -43,6 +45,7 @@ def load_model(
 
     Raises WeightsError that lists every problem with the folder or file.
     """
+    require_kind(folder, str | PathLike, "folder", "a Hugging Face folder, or a GGUF file")
     folder = Path(folder).expanduser()
     check_dtype(dtype)  # before the files are read
     config, checkpoint, tokenizer, _ = open_model(folder, with_tokenizer=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lorage_jax.data.templates import (
     Message,
     Template,
+    check_messages,
     check_tokenizer,
     is_messages,
     question,
@@ -19,7 +20,7 @@ from lorage_jax.infer.gates import Gates
 from lorage_jax.infer.generate import continue_rows
 from lorage_jax.infer.sample import Sampling, sampling_of
 from lorage_jax.models.experts import Experts
-from lorage_jax.models.model import Model
+from lorage_jax.models.model import Model, require_model
 
 DEFAULT_TOKENS = 128  # of an answer, where the context has room for them
 
@@ -54,13 +55,11 @@ def chat(
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final.
 
-    Raises DataError for messages without a role or a text, and ConfigError for an invalid
-    parameter, or a length beyond the model's context, and WeightsError for a model without a
-    tokenizer.
+    Raises DataError for what is no chat, or has no question at its end; ConfigError for an invalid
+    parameter or a length beyond the context; and WeightsError for a model without a tokenizer.
     """
     template = chat_template(model, gates)
-    one = isinstance(messages, str) or is_messages(messages)
-    chats = [messages] if one else list(messages)
+    one, chats = _chats(messages)
     rows = [chat_ids(template, each) for each in chats]
     leads = [Lead(template.lead) for _ in rows]
 
@@ -93,8 +92,10 @@ def chat(
 def chat_template(model: Model, gates: Gates | None = None) -> Template:
     """The template in which a model answers: that of its cards, if there are any, else its own.
 
-    Raises WeightsError if there is none, and ConfigError if the cards have different ones.
+    Raises WeightsError if there is none, and ConfigError if the cards have different ones, or for
+    what is no Model.
     """
+    require_model(model)
     check_tokenizer(model.tokenizer, model.source or "this model")
     given = gates if isinstance(gates, Sequence) else [gates]
     cards = [card for card in given if isinstance(card, Card)]
@@ -103,13 +104,59 @@ def chat_template(model: Model, gates: Gates | None = None) -> Template:
     return cards[0].turns(model) if cards else model.template
 
 
+def _chats(messages: Any) -> tuple[bool, list[Any]]:
+    """True with a chat alone, or False with several. Raises DataError for what is neither."""
+    if isinstance(messages, str) or is_messages(messages):
+        return True, [messages]
+    if isinstance(messages, Mapping):
+        raise DataError(
+            f"messages is {_shown(messages)}; expected a text, or a list of messages. A single "
+            'message belongs into a list: [{"role": "user", "content": "..."}].'
+        )
+    if isinstance(messages, bytes | bytearray) or not isinstance(messages, Iterable):
+        raise DataError(f"messages is {_shown(messages)}; expected a text, or a list of messages.")
+    return False, list(messages)
+
+
 def chat_ids(template: Template, messages: Any) -> list[int]:
-    """The token ids of a user's text, or of messages. Raises DataError for anything else."""
+    """The token ids of a user's text, or of messages that end with the user's.
+
+    Raises DataError for anything else. A user's message may have no text where the system prompt
+    is the whole task, as in training; a text by itself may not.
+    """
     if isinstance(messages, str):
+        if not messages.strip():
+            raise DataError(
+                "the user's text is empty; expected a question. Where the system prompt is the "
+                'whole task, ask with [{"role": "user", "content": ""}].'
+            )
         messages = question(messages)
     if not is_messages(messages):
-        raise DataError(f"{str(messages)[:60]!r} is not a chat; expected a text, or messages.")
+        raise DataError(f"{_shown(messages)} is not a chat; expected a text, or messages.")
+    check_last(messages)
     return template.ids(messages)
+
+
+def check_last(messages: Sequence[Message], adapted: bool = True) -> None:
+    """Raises DataError unless the last message is the user's, which is then answered.
+
+    It needs a text unless a system message, or an adapter of the model that is `adapted`, may hold
+    the whole task.
+    """
+    last = check_messages(messages)[-1]
+    if last["role"] != "user":
+        raise DataError(
+            f"the last message has the role {last['role']!r}; expected the user's, which is "
+            "answered."
+        )
+    told = any(one["role"] == "system" and one["content"].strip() for one in messages)
+    if not (adapted or told or last["content"].strip()):
+        raise DataError("the user's message is empty; expected a text.")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, for messages."""
+    return f"{str(value)[:60]!r}"
 
 
 def answer_tokens(model: Model, rows: Sequence[Sequence[int]], wanted: int | None) -> int:

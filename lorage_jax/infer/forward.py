@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorage_jax.errors import ConfigError
-from lorage_jax.fields import require_kind
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.models import model as models
 from lorage_jax.models.experts import Experts, nameless
-from lorage_jax.models.model import Model
+from lorage_jax.models.model import Model, require_model
 
 
 def forward(
@@ -37,7 +36,7 @@ def forward(
     Raises ConfigError for what is not token ids, ids outside the vocabulary or mismatched shapes,
     and WeightsError for a card made by another generator or for another edge.
     """
-    require_kind(model, Model, "model", "a Model, as lg.load_model(folder) returns it")
+    require_model(model)
     tokens = _token_ids(tokens)
     mask = None
     if attention_mask is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 from lorage_jax.generator.card import Card, require_base
 from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.model import Model
@@ -26,8 +27,8 @@ def row_gates(
     """Returns the pool and the float32 gates of `rows` rows, or (None, None) without gates.
 
     `pool` defaults to the pool that the first card carries. Experts with routers of their own need
-    no gates, and may be beside any model. Raises ConfigError for gates without a
-    pool or with the wrong shape, and WeightsError for a model that already has an adapter merged or
+    no gates, and may be beside any model. Raises ConfigError for gates without a pool, of another
+    kind or with the wrong shape, and WeightsError for a model that already has an adapter merged or
     for a card made by another generator or for another edge.
     """
     if isinstance(pool, Routed):
@@ -36,7 +37,12 @@ def row_gates(
         return pool, None
     if gates is None:
         return None, None
-    cards = gates if isinstance(gates, Sequence) else [gates]
+    cards = gates if isinstance(gates, Sequence) and not isinstance(gates, str) else [gates]
+    for card in cards:
+        kinds = Card | Array | np.ndarray | list | tuple
+        require_kind(card, kinds, "one of gates", "a Card, as lg.load_card(path) returns it")
+    if pool is not None:
+        require_kind(pool, Pool, "pool", "the experts of the card's generator: gen.pool")
     experts: Pool | None = pool
     if experts is None and cards:
         experts = getattr(cards[0], "pool", None)

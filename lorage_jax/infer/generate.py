@@ -9,7 +9,7 @@ the same loop runs in chunks of CHUNK tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -21,23 +21,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import Message, check_tokenizer, encode_marked, is_messages
+from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import require_kind
 from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.place import spread_rows
 from lorage_jax.infer.prefixes import Prefix, unread_part
+from lorage_jax.infer.prompts import Prompt, is_one, prompt_rows, several
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
 from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.cache import Cache
 from lorage_jax.models.experts import Experts, nameless
-from lorage_jax.models.model import Model
-
-# A text, token ids (also as `tokenizer(text)` returns them), or the messages of a chat.
-Prompt = str | Sequence[int] | Mapping[str, Any] | Sequence[Message]
+from lorage_jax.models.model import Model, require_model
 
 CHUNK = 8  # tokens generated between two checks of the text
 
@@ -96,12 +94,13 @@ def generate(
     Raises DataError for an empty prompt and ConfigError for an invalid parameter or for a length
     beyond the model's context; WeightsError for text or stop strings without a tokenizer.
     """
-    one = _is_one(prompts)
+    require_model(model)
+    one = is_one(prompts)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if sampling is None:
         drawn["repetition_penalty"] = default_penalty(model)
     notice_unobeyed(model)
-    each: Any = [prompts] if one else _several(prompts)
+    each: Any = [prompts] if one else several(prompts)
     rows = prompt_rows(model, each)
     how: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -306,60 +305,6 @@ def seen_tokens(
 def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:
     found = np.flatnonzero(np.isin(row, ends))
     return row[: found[0] if found.size else len(row)].tolist()
-
-
-def prompt_rows(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The token ids of each prompt. Raises DataError for an empty prompt or one of another kind."""
-    return [_row(model, prompt, i) for i, prompt in enumerate(prompts)]
-
-
-def _is_one(prompts: Any) -> bool:
-    """True for a single prompt: a text, a list of ids, what a tokenizer returns, or messages."""
-    if isinstance(prompts, Mapping):
-        return "input_ids" not in prompts or _is_ids(prompts["input_ids"])
-    return isinstance(prompts, str) or is_messages(prompts) or _is_ids(prompts)
-
-
-def _several(prompts: Any) -> list[Any]:
-    """Each prompt; what a tokenizer returns for several texts becomes their ids, unpadded."""
-    if not isinstance(prompts, Mapping):
-        return list(prompts)
-    rows = prompts["input_ids"]
-    masks = prompts.get("attention_mask")
-    if masks is None:
-        masks = [[1] * len(row) for row in rows]
-    return [
-        [one for one, real in zip(row, mask, strict=True) if real]
-        for row, mask in zip(rows, masks, strict=True)
-    ]
-
-
-def _is_ids(value: Any) -> bool:
-    if isinstance(value, str | Mapping):
-        return False
-    return len(value) > 0 and all(isinstance(one, Integral) for one in value)
-
-
-def _row(model: Model, prompt: Any, index: int) -> list[int]:
-    if isinstance(prompt, Mapping) and "input_ids" in prompt:
-        prompt = prompt["input_ids"]
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError(f"prompt {index} is empty; expected text to continue.")
-        check_tokenizer(model.tokenizer, model.source or "this model")
-        return encode_marked(model.tokenizer, prompt)
-    if is_messages(prompt):
-        check_tokenizer(model.tokenizer, model.source or "this model")
-        return model.template.ids(prompt)
-    try:
-        if _is_ids(prompt):
-            return [int(one) for one in prompt]
-    except TypeError:
-        pass
-    raise DataError(
-        f"prompt {index} is {str(prompt)[:60]!r}; expected text, a list of token ids, or messages "
-        "with role and content."
-    )
 
 
 def _check(

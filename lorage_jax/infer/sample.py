@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 
 COLDEST = 1e-6  # lower bound on the divisor: a smaller temperature would overflow float32
 
@@ -40,6 +42,12 @@ class Sampling:
     repetition_penalty: float = 1.0  # makes tokens of prompt and answer less likely; also greedily
 
     def __post_init__(self):
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not isinstance(value := getattr(self, name), Real):
+                raise SamplingError(name, repr(value), "a number")
+        for name in ("top_k", "seed"):
+            if not isinstance(value := getattr(self, name), Integral):
+                raise SamplingError(name, repr(value), "a whole number")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             expected = "more than 0 (1: none)"
             raise SamplingError("repetition_penalty", self.repetition_penalty, expected)
@@ -71,11 +79,13 @@ class Sampling:
 def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
     """Returns `sampling`, or builds it from those of its fields that are not None.
 
-    Raises ConfigError if both are given.
+    Raises ConfigError if both are given, and for what is no Sampling.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if sampling is None:
         return Sampling(**given)
+    known = "a Sampling, as lorage_jax.infer.sample.Sampling(temperature=0.7)"
+    require_kind(sampling, Sampling, "sampling", known)
     if given:
         raise ConfigError(
             f"both sampling= and {', '.join(given)}= were given; put everything into sampling=, "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 MARK = chr(0x10F000)  # the first of the private-use characters that stand for special tokens
@@ -25,6 +26,7 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns `stop` as a tuple. Raises ConfigError for an empty string, found in every text."""
     if stop is None:
         return ()
+    require_kind(stop, Iterable, "stop", "a text before which to stop, or a list of texts")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:

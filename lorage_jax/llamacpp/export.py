@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Template, check_tokenizer
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 from lorage_jax.files.gguf import library
 from lorage_jax.files.manifest import MERGED, manifest_of
 from lorage_jax.files.outputs import check_file
@@ -94,10 +96,15 @@ def export_gguf(
     write_gguf(path, row.name, add_keys, list(entries(source, row, type)), overwrite)
 
 
-def read_source(model: Model | str | Path) -> Source:
-    """The parts of the file of a loaded model, or of a Hugging Face folder."""
+def read_source(model: Any) -> Source:
+    """The parts of the file of a loaded model, or of a Hugging Face folder.
+
+    Raises ConfigError for anything else.
+    """
     if isinstance(model, Model):
         return _of_model(model)
+    known = "a Model, as lg.load_model(folder) returns it, or a Hugging Face folder"
+    require_kind(model, str | PathLike, "model", known)
     return _of_folder(Path(model).expanduser())
 
 

@@ -31,6 +31,13 @@ class Pool(flax.struct.PyTreeNode):
     generator: str = flax.struct.field(pytree_node=False, default="")
     input_first: bool = flax.struct.field(pytree_node=False, default=False)
 
+    def __repr__(self) -> str:
+        """One line, without the values of the experts, which may be anything."""
+        return (
+            f"Pool({_size(self.experts)}, {self.combine}, {self.scope}, scale {self.scale:g}, "
+            f"generator {self.generator[:19] or 'untrained'})"
+        )
+
     def for_decoding(self) -> Pool:
         """A copy for decoding unmerged, which multiplies with `a` of all experts as one matrix.
 
@@ -86,8 +93,23 @@ class Routed(flax.struct.PyTreeNode):
     top_k: int | None = flax.struct.field(pytree_node=False, default=None)
     generator: str = flax.struct.field(pytree_node=False, default="")
 
+    def __repr__(self) -> str:
+        """One line, without the values of the experts, which may be anything."""
+        return (
+            f"Routed({_size(self.experts)}, top_k {self.top_k}, scale {self.scale:g}, "
+            f"generator {self.generator[:19] or 'untrained'})"
+        )
+
 
 Experts = Pool | Routed
+
+
+def _size(experts: dict[str, Any]) -> str:
+    """The projections, with the number of experts and their rank if the factors are arrays."""
+    first = next(iter(experts.values()), None)
+    shape = getattr(first.get("b") if isinstance(first, dict) else None, "shape", ())
+    size = f"{shape[-3]} experts of rank {shape[-2]}" if len(shape) >= 3 else "experts"
+    return f"{size} on {', '.join(name for name in PROJECTIONS if name in experts)}"
 
 
 def nameless(experts: Experts | None) -> Experts | None:

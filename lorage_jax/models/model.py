@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import require_kind
 from lorage_jax.files.fingerprint import fingerprint, fingerprint_arrays
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.decoder import Decoder
@@ -75,6 +76,20 @@ class Model:
     identity: str | None = None
     answers: bool = False
 
+    def __repr__(self) -> str:
+        """One line, without the values of the weights."""
+        size = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        merged = [] if self.card is None else ["with a card merged"]
+        merged += [f"with {len(self.loras)} adapter(s) merged"] if self.loras else []
+        parts = [
+            self.config.family,
+            f"{size / 1e6:,.1f} M parameters",
+            str(getattr(self.params.get("embed"), "dtype", "no dtype")),
+            str(self.source or "in memory"),
+            *merged,
+        ]
+        return f"Model({', '.join(parts)})"
+
     def replace(self, **changes: Any) -> Model:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -104,6 +119,11 @@ class Model:
         return fingerprint_arrays(
             {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
         )
+
+
+def require_model(value: Any, name: str = "model") -> None:
+    """Raises ConfigError unless the argument `name` is a Model."""
+    require_kind(value, Model, name, "a Model, as lg.load_model(folder) returns it")
 
 
 def merged_fingerprint(base: str, merged: Sequence[str]) -> str:

@@ -179,6 +179,8 @@ class Server:
         """POST /v1/cards: makes the card of a system prompt, or takes one made elsewhere."""
         fields = await self._fields(request)
         name, values = fields.get("name", str, "a text"), fields.get("card", dict, "a card")
+        if values is not None and fields.values.get("system") is not None:
+            raise RequestError("both card and system were given; send one of them.", "system")
         system = None if values is not None else fields.text("system")
         making = self.service.new_card(system, name, values)
         name, card = await _unless_gone(request, making)

@@ -7,7 +7,6 @@ its first use, and one that is deleted there is gone.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import re
 import time
@@ -15,11 +14,13 @@ from collections import OrderedDict, deque
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
+
 from lorage_jax.buckets import bucket
 from lorage_jax.errors import DataError, LorageError, OutputError, WeightsError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.card import Card, load_card
-from lorage_jax.generator.generator import Generator, prompt_tokens, specialize
+from lorage_jax.generator.generator import Generator, prompt_digest, prompt_tokens, specialize
 from lorage_jax.models.model import Model
 from lorage_jax.serve.errors import Busy, Failed, NotFound, RequestError
 from lorage_jax.serve.worker import Worker
@@ -31,11 +32,12 @@ EDGE, AUTO = "edge", "auto"
 MOST_AUTOMATIC = 4096  # cards of system messages that are remembered: some kilobytes each
 AT_ONCE = (1, 4)  # prompts of one cloud pass
 MOST_WAITING = 64
+CLOSE = 1e-4  # between the gates of the same prompt in passes of different sizes
 
 
 def prompt_name(system: str) -> str:
     """The name of a card that was given none: a hash of its system prompt."""
-    return "c-" + hashlib.sha256(system.encode()).hexdigest()[:16]
+    return "c-" + prompt_digest(system)[:16]
 
 
 def check_folder(folder: Path) -> None:
@@ -71,12 +73,7 @@ class CardShelf:
             stamp = path.stat().st_mtime_ns
         except OSError:
             self._known.pop(name, None)
-            raise NotFound(
-                f"the model {EDGE}:{name[:80]} does not exist: there is no card {name[:80]!r}. "
-                "POST /v1/cards makes one; GET /v1/models lists them.",
-                param="model",
-                code="model_not_found",
-            ) from None
+            raise not_found(name) from None
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             try:
@@ -87,9 +84,10 @@ class CardShelf:
         return known[1]
 
     def put(self, name: str, card: Card) -> Card:
-        """Writes a card under a new name; the same gates again change nothing.
+        """Writes a card under a new name; the same card again changes nothing.
 
-        Raises RequestError if the name has another card, Failed if it cannot be written.
+        Raises RequestError if the name has another card, or a file that is none; Failed if it
+        cannot be written.
         """
         self._checked(card)
         about = {"created": int(time.time()), **card.about}
@@ -97,11 +95,14 @@ class CardShelf:
         path = self._path(name)
         for _ in range(2):
             if path.exists():
-                old = self.get(name)
-                if (old.gates == card.gates).all():
+                old, reason = self._old(name)
+                if old is not None and _same(old, card):
                     return old
+                if old is None and not reason:
+                    continue  # another server has deleted it
                 raise RequestError(
-                    f"there is another card {name!r}; delete it first, or choose another name.",
+                    f"there is another card {name!r}{reason}; delete it first, or choose another "
+                    "name.",
                     param="name",
                     code="card_exists",
                     status=409,
@@ -115,10 +116,28 @@ class CardShelf:
         raise RequestError(f"the card {name!r} changes too often.", param="name", status=409)
 
     def delete(self, name: str) -> None:
-        """Deletes a card. Raises NotFound."""
-        self.get(name)
-        self._path(name).unlink(missing_ok=True)
+        """Deletes a card, also one that cannot be used. Raises NotFound."""
         self._known.pop(name, None)
+        try:
+            if not NAME.fullmatch(name):
+                raise FileNotFoundError
+            (self.folder / f"{name}.json").unlink()
+        except FileNotFoundError:
+            raise not_found(name) from None
+        except OSError as error:
+            raise Failed(
+                f"the card {name!r} cannot be deleted: {error.strerror or error}.",
+                code="card_not_deleted",
+            ) from None
+
+    def _old(self, name: str) -> tuple[Card | None, str]:
+        """The card that has a name, or None and why it cannot be used: "" if it is gone."""
+        try:
+            return self.get(name), ""
+        except NotFound:
+            return None, ""
+        except RequestError as error:
+            return None, f", which cannot be used ({str(error).rstrip('.')})"
 
     def all(self) -> dict[str, Card]:
         """Every card by name; files for another generator or edge are skipped."""
@@ -144,6 +163,28 @@ class CardShelf:
         if card.template.to_dict() != self.generator.template.to_dict() or len(turns) > 2:
             raise WeightsError("this card was trained in other turns than the generator's.")
         return card
+
+
+def not_found(name: str) -> NotFound:
+    """The error for a name that no card has."""
+    return NotFound(
+        f"the model {EDGE}:{name[:80]} does not exist: there is no card {name[:80]!r}. "
+        "POST /v1/cards makes one; GET /v1/models lists them.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _same(old: Card, card: Card) -> bool:
+    """True for the same card: gates that rounding may part, or the same prompt asked again.
+
+    Prompts that share a cloud pass round differently from one alone. Only a card that was made
+    here, which has its pool, counts by its prompt: the gates of one that is sent are what it is.
+    """
+    asked = card.about.get("prompt_sha256") if card.pool is not None else None
+    if isinstance(asked, str) and asked == old.about.get("prompt_sha256"):
+        return True
+    return bool(np.allclose(old.gates, card.gates, rtol=0, atol=CLOSE))
 
 
 def check_name(name: str) -> str:
@@ -184,6 +225,7 @@ class CardMaker(Worker):
         Raises DataError for a prompt that is empty or too long for the cloud, Busy if too many
         wait, and Stopping.
         """
+        system = system.strip()  # as the command line does
         key = prompt_name(system)
         with self._changed:
             if (found := self._known.get(key)) is not None:

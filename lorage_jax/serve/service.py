@@ -20,7 +20,7 @@ from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.lora_gguf import export_lora_gguf
-from lorage_jax.infer.chat import DEFAULT_TOKENS
+from lorage_jax.infer.chat import DEFAULT_TOKENS, check_last
 from lorage_jax.infer.generate import eos_ids
 from lorage_jax.infer.text import Stops
 from lorage_jax.models.model import Model
@@ -54,7 +54,8 @@ class Limits:
         for name, low in (("slots", 1), ("queue", 1), ("context", 2), ("body", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ConfigError(f"{name} is {value}; expected {low} or more.")
+                flag = "max-body" if name == "body" else name
+                raise ConfigError(f"--{flag} is {value}; expected {low} or more.")
 
 
 class Service:
@@ -83,7 +84,7 @@ class Service:
         self.scheduler = Scheduler(self.edge, generator.pool, limits.slots, limits.queue)
         room = edge.config.max_positions
         if limits.context is not None and limits.context > room:
-            raise ConfigError(f"context is {limits.context}; this model's is {room}.")
+            raise ConfigError(f"--context is {limits.context}; this model's is {room}.")
         self.context = min(room, limits.context or CONTEXT)
 
     def start(self, warm: int = 0) -> None:
@@ -104,6 +105,7 @@ class Service:
         template = self.edge.template
         gates, messages = await self._gates_of_chat(settings.model, messages)
         with _request_errors("messages"):
+            check_last(messages, adapted=gates is not None)
             ids = template.ids(messages)
         return self._answers(settings, [ids], gates, template.ends, template.lead)
 

@@ -1,5 +1,6 @@
 """Answers in the trained turns: README's example gives the command line's answer."""
 
+import inspect
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 import lorage_jax as lg
 from lorage_jax import cli, nano
 from lorage_jax.data.templates import TemplateKind, question
+from lorage_jax.errors import DataError
 
 PROMPT = (
     "Put bars on each side of words. Write all the words in upper case. Move the last word to "
@@ -26,6 +28,41 @@ def special():
 def test_a_text_beyond_the_context_is_told_without_a_number_of_new_tokens(special):
     with pytest.raises(lg.LorageError, match=r"alone has \d+ tokens.*Shorten the prompt by at"):
         lg.chat(special, "word " * 5000)
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ({"role": "user", "content": "x"}, r"single message belongs into a list: \[\{"),
+        (b"ab", "messages is \"b'ab'\"; expected a text, or a list"),
+        (None, "messages is 'None'; expected a text, or a list"),
+        (" \n", "the user's text is empty"),
+        (["x", ""], "the user's text is empty"),
+        ([{"role": "system", "content": PROMPT}], "has the role 'system'; expected the user's"),
+        ([*question("x"), {"role": "assistant", "content": "y"}], "has the role 'assistant'"),
+    ],
+)
+def test_what_nobody_asked_is_refused(special, messages, says):
+    with pytest.raises(DataError, match=says):
+        inspect.unwrap(lg.chat)(special, messages, max_new_tokens=2)
+
+
+def test_the_prompt_may_be_the_whole_task(special):
+    """Training on records without a user's text has these turns."""
+    for asked in (question(""), question("", PROMPT)):
+        assert isinstance(lg.chat(special, asked, max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize("prompt", [b"ab", None, 5, [b"ab"], [None]])
+def test_bytes_are_no_token_ids(special, prompt):
+    with pytest.raises(DataError, match="expected text, a list of token ids, or messages"):
+        inspect.unwrap(lg.generate)(special, prompt, max_new_tokens=2)
+
+
+def test_an_empty_input_is_refused(special, tmp_path, capsys):
+    lg.export_merged(special, tmp_path / "merged")
+    assert cli.main(["generate", "--model", str(tmp_path / "merged"), "--input", " "]) == 1
+    assert "the text of --input is empty" in capsys.readouterr().err
 
 
 def test_chat_is_what_the_command_line_answers(special, tmp_path, capsys):

@@ -48,6 +48,12 @@ def send(url, body=None, method=None, key=None):
          "messages", "Unicode"),
         ("chat/completions", CHAT | {"messages": [{"role": "user", "content":
          [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages", "type text"),
+        ("chat/completions", CHAT | {"messages": [{"role": "assistant", "content": "moon"}]}, 400,
+         "messages", "'assistant'; expected the user's"),
+        ("chat/completions", CHAT | {"messages": [{"role": "system", "content": "moon"}]}, 400,
+         "messages", "'system'; expected the user's"),
+        ("chat/completions", CHAT | {"messages": [{"role": "user", "content": " "}]}, 400,
+         "messages", "message is empty"),
         ("chat/completions", CHAT | {"n": 2}, 400, "n", "not supported"),
         ("chat/completions", CHAT | {"n": True}, 400, "n", "not supported"),
         ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, 400, "tools",
@@ -87,6 +93,7 @@ def send(url, body=None, method=None, key=None):
         ("cards", {"system": "x", "name": "auto"}, 400, "name", "auto"),
         ("cards", {"system": "x", "name": "a" * 65}, 400, "name", "1 to 64"),
         ("cards", {"card": {"format": "lorage-card/1"}}, 400, "card", "card"),
+        ("cards", {"card": {}, "system": "x"}, 400, "system", "both card and system"),
     ],
 )  # fmt: skip
 def test_one_message(api, path, body, status, param, words):

@@ -13,7 +13,7 @@ from lorage_jax.generator.card import card_from_dict, load_card
 from lorage_jax.generator.generator import specialize
 from lorage_jax.infer.chat import chat
 from lorage_jax.serve.cards import CardShelf
-from lorage_jax.serve.errors import Failed
+from lorage_jax.serve.errors import Failed, RequestError
 from tests.serve.server import PROMPTS, WORDS, running
 from tests.serve.test_bad_requests import send
 
@@ -49,6 +49,45 @@ def test_a_name_is_given_once(api):
     status, answer = send(f"{api.url}/v1/cards", {"system": PROMPTS["bars"], "name": "once"})
     assert (status, answer["error"]["code"]) == (409, "card_exists")
     assert send(f"{api.url}/v1/cards/once")[1] == first[1]
+
+
+def test_the_same_prompt_or_the_same_gates_but_for_rounding_are_the_same_card(
+    nano_service, nano_pair, tmp_path
+):
+    """In a pass of four prompts a card has other roundings than alone."""
+    shelf, card = nano_service(tmp_path).shelf, specialize(nano_pair[0], PROMPTS["upper"])
+    sent = dataclasses.replace(card, pool=None)
+    shelf.put("one", sent)
+    kept = shelf.get("one")
+    rounded = dataclasses.replace(sent, gates=card.gates * np.float32(1 + 1e-6))
+    changed = dataclasses.replace(sent, gates=card.gates[:, ::-1].copy())
+    assert shelf.put("one", rounded) is kept
+    assert shelf.put("one", dataclasses.replace(changed, pool=card.pool)) is kept
+    for other in (changed, specialize(nano_pair[0], PROMPTS["bars"])):
+        with pytest.raises(RequestError, match="another card 'one'; delete") as caught:
+            shelf.put("one", other)
+        assert caught.value.status == 409
+    np.testing.assert_array_equal(load_card(tmp_path / "one.json").gates, card.gates)
+
+
+def test_space_around_a_prompt_makes_no_other_card(api, nano_pair):
+    one, two = (specialize(nano_pair[0], PROMPTS["upper"] + end) for end in ("", " \n"))
+    assert one.about == two.about
+    for end in ("", " \n"):
+        made = send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"] + end})
+        assert made[1]["id"] == f"c-{one.about['prompt_sha256'][:16]}"
+
+
+def test_a_damaged_card_can_be_deleted_and_its_name_is_not_free_before(nano_service, tmp_path):
+    asked = {"system": PROMPTS["upper"], "name": "cut"}
+    with running(nano_service(tmp_path)) as url:
+        (tmp_path / "cut.json").write_text("{")
+        status, answer = send(f"{url}/v1/cards", asked)
+        assert (status, answer["error"]["param"]) == (409, "name")
+        assert "cannot be used" in answer["error"]["message"]
+        assert send(f"{url}/v1/cards/cut", method="DELETE")[0] == 200
+        assert send(f"{url}/v1/cards", asked)[0] == 201
+        assert send(f"{url}/v1/cards/..%2Fcut", method="DELETE")[0] == 404
 
 
 def test_without_a_name_a_card_is_called_by_its_prompt(api):

@@ -78,14 +78,35 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
         for options, words in (
             (["--port", str(port)], "cannot listen"),
             (["--port", "70000"], "0 (any free one) to 65535"),
-            (["--port", "0", "--slots", "0"], "slots is 0"),
-            (["--port", "0", "--context", "100000000"], "context is"),
+            (["--port", "0", "--slots", "0"], "--slots is 0"),
+            (["--port", "0", "--max-body", "0"], "--max-body is 0"),
+            (["--port", "0", "--warm", "-1"], "--warm is -1; expected 0"),
+            (["--port", "0", "--context", "100000000"], "--context is"),
             (["--port", "0", "--port-file", str(tmp_path)], "not a plain file"),
             (["--port", "0", "--cards", "file"], "in the folder of --cards. Cannot write"),
             (["--port", "0", "--cards", "file/below"], "is a file or a dead link"),
         ):
             assert main(["serve", "--generator", "nano", "--warm", "0", *options]) == 1
             assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"),
+    [
+        ("0.0.0.0", None, True),
+        ("0.0.0.0", "secret", False),
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+    ],
+)
+def test_an_open_server_is_warned_of(tmp_path, monkeypatch, caplog, host, key, warned):
+    from lorage_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LORAGE_API_KEY", raising=False)
+    given = ["--host", host, "--port", "0", *(["--api-key", key] if key else [])]
+    assert main(["serve", "--generator", str(tmp_path / "none"), *given]) == 1
+    assert ("Without --api-key" in caplog.text) is warned
 
 
 def test_a_folder_of_cards_that_cannot_be_written(tmp_path, monkeypatch, caplog):
