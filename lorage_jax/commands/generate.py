@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lorage_jax.commands.adapters import load_adapted
@@ -43,7 +44,7 @@ def run(options: Generate) -> dict[str, Any]:
         "max_new_tokens": answer_tokens(model, [ids], options.max_new_tokens),
         "temperature": options.temperature,
         **_draws(options),
-        "stop": options.stop,
+        "stop": tuple(chain.from_iterable(options.stop)),
         "stream": show,
     }
     began = time.monotonic()

@@ -60,6 +60,8 @@ Adapters = Annotated[
     ),
 ]
 
+Texts = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --x a b, or --x a --x b
+
 
 @dataclass(frozen=True)
 class Quickstart:
@@ -83,7 +85,7 @@ class Quickstart:
     default ~/.cache/lorage-models), with the generator for it that is bundled."""
     generator: Path | None = None
     """With --real: another generator, such as one of lorage retarget, and its own edge."""
-    ask: tuple[str, ...] = ()
+    ask: Texts = ()
     """Your own questions, instead of drawn ones."""
     train: bool = False
     """First train a new generator on the bundled models, for a short while."""
@@ -169,7 +171,7 @@ class Generate:
     """Sample from the likeliest tokens whose probabilities add up to this share; by default 1."""
     seed: int | None = None
     """Seed for sampling; by default 0."""
-    stop: tuple[str, ...] = ()
+    stop: Texts = ()
     """Texts before which to stop."""
     dtype: AutoDtype = "auto"
     json: Json = None

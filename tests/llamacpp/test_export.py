@@ -243,7 +243,8 @@ def test_what_is_read_is_never_replaced(tmp_path):
         with pytest.raises(OutputError, match=r"which is read\. Choose another place"):
             call(overwrite=True)
     assert path.read_bytes() == before
-    assert sorted(one.name for one in edge.iterdir()) == sorted(one.name for one in nano.EDGE.iterdir())
+    names = [sorted(one.name for one in folder.iterdir()) for folder in (edge, nano.EDGE)]
+    assert names[0] == names[1]
 
 
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
