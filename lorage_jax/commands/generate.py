@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lorage_jax.commands.adapters import load_adapted
-from lorage_jax.data.records import read_text
+from lorage_jax.data.records import read_text, read_whole_text
 from lorage_jax.data.templates import ChatTemplate, check_tokenizer, question
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.export import is_merged
@@ -28,7 +28,7 @@ def run(options: Generate) -> dict[str, Any]:
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
     _warn_of_sampling(options)
-    text = read_text("-", "the text of --input") if options.input == "-" else options.input
+    text = _input(options)
     system = None if options.system is None else read_text(options.system)
     model = load_adapted(options.model, options.dtype, options.adapter)
     check_tokenizer(model.tokenizer, options.model)
@@ -52,6 +52,14 @@ def run(options: Generate) -> dict[str, Any]:
     print()
     shown = model.template.text(messages) if turns else text
     return {"input": shown, "output": output, "seconds": time.monotonic() - began}
+
+
+def _input(options: Generate) -> str:
+    """The text of `--input`. A line from a pipe loses its end, but a --raw text stays as it is."""
+    if options.input != "-":
+        return options.input
+    text = read_whole_text("-", "the text of --input")
+    return text if options.raw else text.replace("\r\n", "\n").removesuffix("\n")
 
 
 def _draws(options: Generate) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """Texts on the command line: repeated options, own questions, and piped input."""
 
+import io
+import json
+import sys
+
 import pytest
 
 from lorage_jax.commands import generate, quickstart
@@ -66,3 +70,22 @@ def test_questions_without_known_answers_are_told_as_such():
     assert quickstart._questions(tools, 0, ("Hello.",)) == [("Hello.", "")]
     assert "your own questions" in quickstart._unscored({"task": tools.task})
     assert "not the wording of a built-in task" in quickstart._unscored({"task": ""})
+
+
+@pytest.mark.parametrize(
+    ("piped", "raw", "expected"),
+    [
+        (b" go 3\n", True, " go 3\n"),
+        (b"go 3\r\n\n ", True, "go 3\r\n\n "),
+        (b" go 3\n", False, " go 3"),
+        (b"go\r\n\r\n", False, "go\n"),
+        (b"\xef\xbb\xbfgo", False, "go"),
+    ],
+)
+def test_a_piped_text(world, monkeypatch, tmp_path, piped, raw, expected):
+    """With --raw it is continued as it is."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    result = tmp_path / "result.json"
+    args = ("generate", "--model", world.root / "edge", "--input", "-", "--max-new-tokens", 1)
+    assert lorage(*args, "--json", result, *["--raw"] * raw) == 0
+    assert json.loads(result.read_text())["input"] == expected
