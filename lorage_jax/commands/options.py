@@ -37,8 +37,8 @@ Experiment = Annotated[
     tyro.conf.arg(help="Python file, or its name below experiments/, such as paper/tinyllama."),
 ]
 _GENERATOR = tyro.conf.arg(
-    help="Folder that `lorage train` wrote, nano or smollm2 for a bundled generator, or OWNER/NAME "
-    "on the Hub."
+    help="Folder generator of a run of `lorage train`, nano or smollm2 for a bundled generator, or "
+    "OWNER/NAME on the Hub."
 )
 GeneratorFolder = Annotated[Path, _GENERATOR]
 MaybeGenerator = Annotated[Path | None, _GENERATOR]
@@ -123,11 +123,11 @@ class Specialize:
     """Outputs to write, separated by commas: any of card, adapter, merged (the default), and for
     llama.cpp gguf and lora-gguf. With --samples there is no card."""
     dtype: Dtype | None = None
-    """Dtype of the merged weights; the edge's own by default."""
+    """With --save merged or gguf: dtype of the merged weights; the edge's own by default."""
     rounding: Literal["auto", "nearest", "stochastic"] = "auto"
     """Rounding of the merged weights to a dtype narrower than float32."""
-    seed: int = 0
-    """Seed of stochastic rounding."""
+    seed: int | None = None
+    """Seed of stochastic rounding; by default 0."""
     strict: bool = False
     """Fail if the cast loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
