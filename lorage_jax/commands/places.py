@@ -24,8 +24,13 @@ class Kind(NamedTuple):
 
 
 def _is_result(text: str) -> bool:
+    """Earlier versions wrote results of eval and bench without a provenance."""
     values = json.loads(text)
-    origin = values.get("provenance") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return False
+    if "provenance" not in values:
+        return values.get("kind") == "eval" or isinstance(values.get("bench"), str)
+    origin = values["provenance"]
     return isinstance(origin, dict) and origin.get("format") == FORMAT
 
 

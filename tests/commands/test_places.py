@@ -44,7 +44,9 @@ def test_a_file_that_another_option_names_is_refused(tmp_path, monkeypatch, capf
     [
         ("", True),
         (json.dumps({"a": 1, "provenance": {"format": "lorage-results/1"}}), True),
+        (json.dumps({"bench": "decode"}), True),
         (json.dumps({"provenance": {"format": "another"}}), False),
+        (json.dumps({"provenance": 1, "bench": "decode"}), False),
         (json.dumps({"format": "lorage-card/1"}), False),
         ('{"name": "a"}\n{"name": "b"}\n', False),
         ("[1]", False),
