@@ -22,10 +22,9 @@ from typing import Annotated, Any
 import tyro
 
 from lorage_jax import compilation, libtpu, platforms
-from lorage_jax.commands import conversions, experiment_options, options
+from lorage_jax.commands import conversions, experiment_options, options, places
 from lorage_jax.commands.bench import options as bench
-from lorage_jax.errors import LorageError, OutputError, Preempted
-from lorage_jax.files.outputs import check_file, write_file
+from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.provenance import provenance, versions
 
 DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).
@@ -143,8 +142,7 @@ def _run(command: Any, words: list[str]) -> None:
     """Runs the command's module and writes its result to the file of `--json`."""
     path: Path | None = command.json
     if path is not None:
-        check_file(path, overwrite=True)  # before the long work
-        _check_beside(path, command)
+        places.check_place(path, places.RESULT, command)  # before the long work
     module = importlib.import_module(f"lorage_jax.commands.{RUNNERS[type(command)]}")
     if path is None:
         module.run(command)
@@ -155,27 +153,9 @@ def _run(command: Any, words: list[str]) -> None:
         return
     origin = provenance(["lorage", *words]) | {"compiled": compiled.figures()}
     text = json.dumps(result | {"provenance": origin}, indent=1)
-    write_file(path, text + "\n", overwrite=True)
+    places.write_result(path, text + "\n", places.RESULT)
     if hasattr(module, "finish"):
         module.finish(command)
-
-
-def _check_beside(path: Path, command: Any) -> None:
-    """Raises OutputError if the file of `--json` is the folder of `--out`, or one above it."""
-    out = getattr(command, "out", None)
-    if not isinstance(out, Path):
-        return
-    file, folder = path.resolve(), out.resolve()
-    if file == folder:
-        where = "the same as"
-    elif file in folder.parents:
-        where = "a folder above"
-    else:
-        return
-    raise OutputError(
-        f"--json {path} is {where} --out {out}. Expected another place, such as "
-        f"{out.with_name(f'{out.name}.json')}."
-    )
 
 
 def _at_home(command: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lorage_jax as lg
+from lorage_jax import nano
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -89,3 +90,15 @@ def test_the_bundled_generators_say_what_the_results_say():
             first, *cells = [cell.strip() for cell in row.strip("|").split("|")]
             found = [line.replace("*", "") for line in results.splitlines() if first in line]
             assert any(all(cell in line for cell in cells) for line in found), row
+
+
+def test_many_cards_in_one_batch():
+    """The guide's lines, with the nano pair."""
+    page = (ROOT / "docs/python.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(cards = .*?)```", page, re.DOTALL)
+    edge, gen = lg.load_model(nano.EDGE), lg.load_generator("nano")
+    names = {"lg": lg, "gen": gen, "edge": edge, "tokens": [[5, 6, 7], [8, 9, 10]]}
+    exec(code, names)
+    texts = [text.strip() for text in names["texts"]]
+    assert texts == ["oil, cat, sun", "| STAR | CITY | KING | FROG |"]
+    assert names["logits"].shape == (2, 3, edge.config.vocab_size)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax import distributed
 from lorage_jax.commands.experiment import load_experiment
 from lorage_jax.commands.experiment_options import Compare
+from lorage_jax.commands.places import TABLE, check_place, write_result
 from lorage_jax.config import CompareConfig
 from lorage_jax.errors import ConfigError
-from lorage_jax.files.outputs import check_file, write_file
 
 if TYPE_CHECKING:
     from lorage_jax.compare.parts import Part
@@ -51,7 +51,7 @@ def _compared(options: Compare) -> dict[str, Any]:
     text = to_markdown(result)
     print(text)
     if options.table is not None:
-        write_file(options.table, text, overwrite=True)
+        write_result(options.table, text, TABLE)
     return result
 
 
@@ -68,7 +68,7 @@ def _checked(options: Compare) -> tuple[CompareConfig, list[Part]]:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected 1 or more.")
     if options.table is not None:
-        check_file(options.table, overwrite=True)
+        check_place(options.table, TABLE, options)
     names = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
     parts = all_parts(config, names or list(config.methods), options.seeds)
     check_untrained(config, parts)

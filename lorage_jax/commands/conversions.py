@@ -73,7 +73,7 @@ class Export:
     process_id: ProcessId = None
     json: Json = None
     overwrite: bool = False
-    """Replace the file if it exists."""
+    """Replace the file if it exists and is a GGUF file."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 
 from lorage_jax import distributed
 from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.commands.places import RECORDS, check_place, write_result
 from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
@@ -28,7 +29,6 @@ from lorage_jax.evaluate.tool_calls import ANSWER_TOKENS, ToolOutcome, evaluate_
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
 from lorage_jax.fields import at_home
 from lorage_jax.files.journal import Journal
-from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import (
     edge_path,
@@ -76,7 +76,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     if names or not files:
         check_names(names, others=(AGENT,))
     if options.samples is not None:
-        check_file(options.samples, overwrite=True)
+        check_place(options.samples, RECORDS, options)
     shots = _shots(options.shots)
     written, found = WrittenTasks({}, {}), options
     if options.generator is not None:
@@ -116,7 +116,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
         samples += [{"task": AGENT, "set": one.name, **sample} for sample in outcome.samples]
     if options.samples is not None and distributed.is_main():
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-        write_file(options.samples, lines, overwrite=True)
+        write_result(options.samples, lines, RECORDS)
     if written.note:
         result.words.append(written.note)
     for sentence in result.words:
@@ -161,10 +161,9 @@ def _check(options: Eval, names: Sequence[str]) -> None:
             "generator is asked in the turns of its training, and the system prompt is the task's "
             "(--template harness asks without turns)."
         )
-    files = [options.json, progress_path(options.json), options.samples]
-    written = [path.absolute() for path in files if path is not None]
-    if len(set(written)) < len(written):
-        raise ConfigError(f"--json and --samples are the same file, {options.samples}.")
+    progress, samples = progress_path(options.json), options.samples
+    if progress is not None and samples is not None and progress.resolve() == samples.resolve():
+        raise ConfigError(f"--samples {samples} is the file in which --json keeps its progress.")
     for name, least in (("limit", 1), ("batch_tokens", 1), ("max_new_tokens", 1)):
         value = getattr(options, name)
         if value is not None and value < least:

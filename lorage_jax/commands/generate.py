@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lorage_jax.commands.adapters import load_adapted
-from lorage_jax.data.records import read_text
+from lorage_jax.data.records import read_text, read_whole_text
 from lorage_jax.data.templates import ChatTemplate, check_tokenizer, question
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.hf.export import is_merged
@@ -27,7 +28,7 @@ def run(options: Generate) -> dict[str, Any]:
     if options.raw and options.system is not None:
         raise ConfigError("--raw and --system cannot be combined: --system needs the template.")
     _warn_of_sampling(options)
-    text = read_text("-", "the text of --input") if options.input == "-" else options.input
+    text = _input(options)
     system = None if options.system is None else read_text(options.system)
     if system is None and not text.strip():
         raise DataError("the text of --input is empty; expected a question, or a text to continue.")
@@ -45,7 +46,7 @@ def run(options: Generate) -> dict[str, Any]:
         "max_new_tokens": answer_tokens(model, [ids], options.max_new_tokens),
         "temperature": options.temperature,
         **_draws(options),
-        "stop": options.stop,
+        "stop": tuple(chain.from_iterable(options.stop)),
         "stream": show,
     }
     began = time.monotonic()
@@ -53,6 +54,14 @@ def run(options: Generate) -> dict[str, Any]:
     print()
     shown = model.template.text(messages) if turns else text
     return {"input": shown, "output": output, "seconds": time.monotonic() - began}
+
+
+def _input(options: Generate) -> str:
+    """The text of `--input`. A line from a pipe loses its end, but a --raw text stays as it is."""
+    if options.input != "-":
+        return options.input
+    text = read_whole_text("-", "the text of --input")
+    return text if options.raw else text.replace("\r\n", "\n").removesuffix("\n")
 
 
 def _draws(options: Generate) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lorage_jax.bundled import generator_folder
 from lorage_jax.data.records import read_text
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
@@ -47,7 +47,8 @@ def _check(options: Inspect, is_generator: bool) -> None:
         raise ConfigError(f"--png is {options.png}; expected a name that ends in .png.")
     if options.tasks and not is_generator:
         raise ConfigError(
-            f"{options.path} is not a generator; --tasks needs a folder that `lorage train` wrote."
+            f"{options.path} is not a generator; --tasks needs {GENERATOR.origin}"
+            f"{GENERATOR.hint(options.path)}"
         )
     if options.png is not None and is_generator and not options.tasks:
         raise ConfigError(
@@ -56,7 +57,12 @@ def _check(options: Inspect, is_generator: bool) -> None:
 
 
 def _card(options: Inspect) -> dict[str, Any]:
-    card = load_card(options.path)
+    try:
+        card = load_card(options.path)
+    except WeightsError:
+        if (hint := GENERATOR.hint(options.path)) == ".":
+            raise
+        raise WeightsError(f"{options.path} holds no card and is no generator{hint}") from None
     open_gates = np.count_nonzero(card.gates, axis=1)
     print(f"generator {card.generator}\nedge      {card.edge}")
     print("".join(f"{name}: {value}\n" for name, value in card.about.items()), end="")

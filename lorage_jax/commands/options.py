@@ -37,8 +37,8 @@ Experiment = Annotated[
     tyro.conf.arg(help="Python file, or its name below experiments/, such as paper/tinyllama."),
 ]
 _GENERATOR = tyro.conf.arg(
-    help="Folder that `lorage train` wrote, nano or smollm2 for a bundled generator, or OWNER/NAME "
-    "on the Hub."
+    help="Folder generator of a run of `lorage train`, nano or smollm2 for a bundled generator, or "
+    "OWNER/NAME on the Hub."
 )
 GeneratorFolder = Annotated[Path, _GENERATOR]
 MaybeGenerator = Annotated[Path | None, _GENERATOR]
@@ -59,6 +59,8 @@ Adapters = Annotated[
         help="PEFT folder to merge into the model, with a weight of 1 by default; may be repeated.",
     ),
 ]
+
+Texts = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --x a b, or --x a --x b
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Quickstart:
     default ~/.cache/lorage-models), with the generator for it that is bundled."""
     generator: Path | None = None
     """With --real: another generator, such as one of lorage retarget, and its own edge."""
-    ask: tuple[str, ...] = ()
+    ask: Texts = ()
     """Your own questions, instead of drawn ones."""
     train: bool = False
     """First train a new generator on the bundled models, for a short while."""
@@ -121,11 +123,11 @@ class Specialize:
     """Outputs to write, separated by commas: any of card, adapter, merged (the default), and for
     llama.cpp gguf and lora-gguf. With --samples there is no card."""
     dtype: Dtype | None = None
-    """Dtype of the merged weights; the edge's own by default."""
+    """With --save merged or gguf: dtype of the merged weights; the edge's own by default."""
     rounding: Literal["auto", "nearest", "stochastic"] = "auto"
     """Rounding of the merged weights to a dtype narrower than float32."""
-    seed: int = 0
-    """Seed of stochastic rounding."""
+    seed: int | None = None
+    """Seed of stochastic rounding; by default 0."""
     strict: bool = False
     """Fail if the cast loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
@@ -169,7 +171,7 @@ class Generate:
     """Sample from the likeliest tokens whose probabilities add up to this share; by default 1."""
     seed: int | None = None
     """Seed for sampling; by default 0."""
-    stop: tuple[str, ...] = ()
+    stop: Texts = ()
     """Texts before which to stop."""
     dtype: AutoDtype = "auto"
     json: Json = None

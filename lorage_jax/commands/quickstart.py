@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from textwrap import indent
@@ -84,7 +85,7 @@ def run(options: Quickstart) -> dict[str, Any]:
         raise ConfigError("--generator needs --real: the other one is for the bundled pair.")
     check_target(out, options.overwrite)
     source, edge = _real(options.generator) if options.real else (nano.GENERATOR, nano.EDGE)
-    records = _questions(task, seed, options.ask)
+    records = _questions(task, seed, tuple(chain.from_iterable(options.ask)))
     with new_folder(out, overwrite=options.overwrite) as folder:
         report: dict[str, Any] = {"prompt": task.system, "task": task.task, "seed": seed}
         unseen = "" if prompt else " whose wording was not in training"
@@ -101,7 +102,7 @@ def run(options: Quickstart) -> dict[str, Any]:
         gate_heatmap(card.gates, folder / "gates.png", overwrite=False)
         say("Asking without the prompt, with it, specialised, and with another prompt's card ...")
         report |= _ask(folder, records, generator, edge, _other(task, records, seed).system)
-        counted = task.task and task.family in world_prompts.FAMILIES
+        counted = task.task and task.family in world_prompts.FAMILIES and not options.ask
         blind = world_prompts.blind_ceiling("paraphrase", task.family) if counted else None
         report["blind_ceiling"] = blind
         report |= {"questions": len(records), "seconds": time.monotonic() - began}
@@ -154,14 +155,15 @@ def _other(
     rng = Random(f"other/{seed}")
     if task.family == everyday.FAMILY:
         return everyday.draw_everyday(rng, besides=task.task)
-    while True:
+    for _ in range(world_prompts.TRIES):
         other = world_prompts.draw_prompt("paraphrase", rng, task.family)
         if other.answer is None:
             dialect = ("word", "pattern", "input")
             if not task.parts or all(other.parts[kind] != task.parts[kind] for kind in dialect):
                 return other
-        elif all(other.answer(user) != target for user, target in questions):
+        elif all(other.answer(user) != target for user, target in questions if target):
             return other
+    raise DataError("no other task answers --ask otherwise. Ask longer questions, or more of them.")
 
 
 def _questions(
@@ -169,10 +171,14 @@ def _questions(
 ) -> list[tuple[str, str]]:
     """(user, right answer) pairs without repetition; an unknown answer is empty.
 
-    `asked`: the user's own questions, whose answers are unknown, instead of drawn ones.
+    `asked`: the user's own questions, instead of drawn ones. Some tasks know their answers.
     """
     if asked:
-        return [(user, "") for user in dict.fromkeys(asked)]
+        known = task.answer if task.task and task.answer is not None else None
+        return [
+            (user, "" if known is None or not user.strip() else known(user).strip())
+            for user in dict.fromkeys(asked)
+        ]
     rng, found = Random(f"questions/{seed}"), {}
     while len(found) < QUESTIONS:
         user, target = task.draw(rng)
@@ -303,6 +309,13 @@ def _seconds(
     return {arm: statistics.median(times[arm]) / len(texts) for arm in calls}
 
 
+def _unscored(report: dict[str, Any]) -> str:
+    """The reason why the right answers are not known."""
+    if not report["task"]:
+        return "This is not the wording of a built-in task"
+    return "The task does not know the answers to all of your own questions"
+
+
 def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     """The summary for the terminal."""
     tokens, seconds = report["tokens_per_request"], report["seconds_per_request"]
@@ -333,7 +346,7 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
             blind = report["blind_ceiling"] * report["questions"]
             lines.append(f"{'best guess without the prompt':32}{blind:>25.1f}")
     else:
-        lines.append("This is not the wording of a built-in task, so answers are not scored.")
+        lines.append(f"{_unscored(report)}, so answers are not scored.")
     shown = {
         "user": "user",
         "expected": "expected",

@@ -161,19 +161,26 @@ def _learnt(
 
 def describe(report: DeployReport, out: Path) -> str:
     """The report as text for the terminal."""
-    parity = report.parity
+    parity, merge, saved = report.parity, report.merge, set(report.saved)
     pairs = ", ".join(f"{k} {v:.1e}" for k, v in parity.items() if k != "max_abs_logit_diff")
-    return (
-        f"Specialised: {', '.join(report.saved)} in {out}\n"
+    lines = [
+        f"Specialised: {', '.join(report.saved)} in {out}",
         f"Parity: largest logit difference {parity['max_abs_logit_diff']:.1e} ({pairs}), "
-        f"weights {report.dtype}\n"
-        f"Merge: largest rounding error {report.merge.largest_rounding:.1e}, "
-        f"{report.merge.share_unmoved:.1%} of FFN weights did not move, rounding "
-        f"{report.merge.rounding}; KL lost by the cast {report.merge.kl_lost:.1e} of the prompt's "
-        f"{report.merge.kl_effect:.1e} nats per token\n"
+        f"weights {report.dtype}",
+    ]
+    if saved & {"merged", "gguf"}:
+        lines.append(
+            f"Merge: largest rounding error {merge.largest_rounding:.1e}, "
+            f"{merge.share_unmoved:.1%} of FFN weights did not move, rounding {merge.rounding}; "
+            f"KL lost by the cast {merge.kl_lost:.1e} of the prompt's {merge.kl_effect:.1e} nats "
+            "per token"
+        )
+    card = f"; card {report.card_bytes} bytes" if "card" in saved else ""
+    lines.append(
         f"Prompt tokens saved per request: {report.prompt_tokens_saved} "
-        f"(read once by the cloud: {report.cloud_tokens}); card {report.card_bytes} bytes"
+        f"(read once by the cloud: {report.cloud_tokens}){card}"
     )
+    return "\n".join(lines)
 
 
 def _save(options: Specialize) -> tuple[str, ...]:
@@ -196,20 +203,25 @@ def _save(options: Specialize) -> tuple[str, ...]:
 
 def _outputs(options: Specialize) -> Outputs:
     save = _save(options)
-    for flag, value, output in (
-        ("--base-name", options.base_name, "adapter"),
-        ("--gguf-type", options.gguf_type, "gguf"),
+    merged = ("merged", "gguf")
+    for flag, given, outputs in (
+        ("--base-name", options.base_name is not None, ("adapter",)),
+        ("--gguf-type", options.gguf_type is not None, ("gguf",)),
+        ("--dtype", options.dtype is not None, merged),
+        ("--rounding", options.rounding != Outputs.rounding, merged),
+        ("--seed", options.seed is not None, merged),
+        ("--strict", options.strict, merged),
     ):
-        if value is not None and output not in save:
+        if given and not set(outputs) & set(save):
             raise ConfigError(
-                f"{flag} goes with the output {output}, but --save is {','.join(save)}. "
-                f"Add {output} to it, or leave {flag} out."
+                f"{flag} goes with the output {' or '.join(outputs)}, but --save is "
+                f"{','.join(save)}. Add {outputs[0]} to it, or leave {flag} out."
             )
     return Outputs(
         save,
         options.dtype,
         rounding=options.rounding,
-        seed=options.seed,
+        seed=Outputs.seed if options.seed is None else options.seed,
         strict=options.strict,
         base_name=options.base_name,
         gguf_type=options.gguf_type or Outputs.gguf_type,

@@ -297,6 +297,11 @@ def read_text(path: str | Path, what: str = "the text of a system prompt") -> st
     Line ends of Windows become plain ones, so that a prompt is the same whoever saved it.
     `what` it is stands in messages. Raises DataError if it is missing, not UTF-8 or empty.
     """
+    return read_whole_text(path, what).replace("\r\n", "\n").strip()
+
+
+def read_whole_text(path: str | Path, what: str) -> str:
+    """Reads a text file as `read_text` does, but returns every character of it."""
     name = "standard input" if str(path) == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
@@ -313,4 +318,4 @@ def read_text(path: str | Path, what: str = "the text of a system prompt") -> st
         ) from None
     if not text.strip():
         raise DataError(f"{name}: is empty; expected {what}.")
-    return text.replace("\r\n", "\n").strip()
+    return text

@@ -33,7 +33,7 @@ class Kind:
 
     format: str  # lorage-generator/1
     name: str  # a generator
-    origin: str  # a folder that `lorage train` wrote
+    origin: str  # the `generator` folder of a run of `lorage train`
     fields: Fields = field(default_factory=dict)
 
     def check(self, values: Any, where: str | Path) -> dict[str, Any]:
@@ -54,12 +54,23 @@ class Kind:
         try:
             values = json.loads((folder / MANIFEST).read_text("utf-8"))
         except FileNotFoundError:
-            raise WeightsError(f"{folder} holds no {MANIFEST}; expected {self.origin}.") from None
+            raise WeightsError(
+                f"{folder} holds no {MANIFEST}; expected {self.origin}{self.hint(folder)}"
+            ) from None
         except PermissionError:
             raise WeightsError(denied(folder / MANIFEST)) from None
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{folder / MANIFEST} cannot be read: {error}.") from None
         return self.check(values, folder)
+
+    def hint(self, folder: Path) -> str:
+        """The end of a message about a folder: names a folder of this kind that is inside it."""
+        try:
+            inside = [one for one in sorted(folder.iterdir()) if (one / MANIFEST).is_file()]
+        except OSError:
+            return "."
+        found = [one for one in inside if manifest_of(one).get("format") == self.format]
+        return f"; did you mean {found[0]}?" if found else "."
 
 
 def check_fields(where: str | Path, values: Mapping[str, Any], fields: Fields) -> None:

@@ -197,6 +197,11 @@ def load_card(path: str | Path) -> Card:
         raise WeightsError(f"{path} does not exist; expected a card file.") from None
     except PermissionError:
         raise WeightsError(denied(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise WeightsError(
+            f"{path} is not a card: it is not JSON. Expected a card.json, or a folder or LoRA GGUF "
+            "file that lorage wrote."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not a card: {error}.") from None
     if isinstance(values, dict) and "card" in values:

@@ -47,8 +47,8 @@ def retarget(
 
     Returns the new generator.
 
-    Raises ConfigError if there is neither; WeightsError unless the models compute and tokenize as
-    those of the training; OutputError if `out` exists.
+    Raises ConfigError if there is neither, or if they are those of the training; WeightsError
+    unless the models compute and tokenize as those of the training; OutputError if `out` exists.
     """
     if edge is None and cloud is None:
         raise ConfigError("retarget needs other weights: give an edge, a cloud, or both.")
@@ -66,6 +66,13 @@ def retarget(
         _ = made.reads  # raises for another tokenizer
     if edge is not None:
         made = _for_edge(made, values, Path(edge).expanduser())
+    if (made.cloud.fingerprint, made.edge_fingerprint) == tuple(
+        values[role]["fingerprint"] for role in ("cloud", "edge")
+    ):
+        raise ConfigError(
+            f"{folder} is for these weights already. Use it as it is; commands take models that "
+            "were moved as --edge and --cloud."
+        )
     origin = {role: values[role]["fingerprint"] for role in ("cloud", "edge")}
     origin["generator"] = values["fingerprint"]
     made = dataclasses.replace(made, about={**made.about, "retargeted_from": origin})

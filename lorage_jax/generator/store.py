@@ -58,7 +58,7 @@ SAVED = ("float32", "bfloat16")  # dtypes of the trained parts
 GENERATOR = Kind(
     "lorage-generator/1",
     "a generator",
-    "a folder that `lorage train` wrote",
+    "the `generator` folder of a run of `lorage train`",
     {
         "fingerprint": str,
         "generator": dict,

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import lorage_jax.hf.families  # noqa: F401  its files register themselves
+from lorage_jax import nano, smollm2
+from lorage_jax.bundled import GENERATORS, kept_models
 from lorage_jax.config import ModelConfig, RopeScaling
 from lorage_jax.errors import LorageError, WeightsError, bullets, denied
+from lorage_jax.files.hub import is_hub_name
 from lorage_jax.hf.config_fields import Declared
 from lorage_jax.hf.family import ACTIVATIONS, FAMILIES, Get, get_family, rope_parameters
 from lorage_jax.hf.quantised import refuse_quantised_config
@@ -44,6 +47,21 @@ FOREIGN = {
 LENGTHS = "its angles depend on the length of the text, so cached keys would have to turn again"
 
 
+def no_folder(path: str | Path) -> str:
+    """The message for a path that is no folder, with advice for names of the Hub and bundled ones.
+
+    A name of the Hub is OWNER/NAME, if there is no folder OWNER here.
+    """
+    path, said = Path(path), ""
+    name = path.as_posix()
+    if name in GENERATORS:
+        edges = {nano.NAME: nano.EDGE, smollm2.NAME: kept_models() / smollm2.MODEL}
+        said = f" {name} is a bundled generator, whose edge is {edges[name]}."
+    elif is_hub_name(path) and not path.parent.exists():
+        said = f" If it is on the Hub, fetch it: hf download {name} --local-dir {path.name}"
+    return f"{path} is not a folder. Expected a Hugging Face model folder, or a GGUF file.{said}"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json of a folder. Raises WeightsError if it is missing or not a JSON object."""
     path = Path(folder) / "config.json"
@@ -51,9 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         if not Path(folder).is_dir():
-            raise WeightsError(
-                f"{folder} is not a folder. Expected a Hugging Face model folder."
-            ) from None
+            raise WeightsError(no_folder(folder)) from None
         inside = [Path(folder) / name for name in OUTPUTS]
         found = [str(one) for one in inside if (one / "config.json").is_file()]
         raise WeightsError(

@@ -18,7 +18,7 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.errors import WeightsError, bullets, denied
 from lorage_jax.files.safetensors import FLOATS, Checkpoint, Tensors
 from lorage_jax.hf import tables
-from lorage_jax.hf.config import model_config, read_config
+from lorage_jax.hf.config import model_config, no_folder, read_config
 from lorage_jax.hf.leftovers import describe_leftover, describe_missing, is_unused
 from lorage_jax.hf.multimodal import text_part
 from lorage_jax.hf.peft import CONFIG, named_base
@@ -53,9 +53,7 @@ def open_folder(folder: Path, with_tokenizer: bool = False) -> Folder:
     Raises WeightsError that lists every problem.
     """
     if not folder.is_dir():
-        raise WeightsError(
-            f"{folder} is not a folder. Expected a Hugging Face model folder, or a GGUF file."
-        )
+        raise WeightsError(no_folder(folder))
     if not os.access(folder, os.R_OK | os.X_OK):
         raise WeightsError(denied(folder))
     _refuse_adapter(folder)

@@ -137,6 +137,8 @@ def read_config(folder: Path) -> LoraConfig:
         values = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(values, dict) or "peft_type" not in values:
             raise ValueError("expected an object with peft_type")
+    except FileNotFoundError:
+        raise WeightsError(f"{folder} is not a PEFT folder: {_instead(folder)}") from None
     except PermissionError:
         raise WeightsError(denied(folder / CONFIG)) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -152,6 +154,17 @@ def read_config(folder: Path) -> LoraConfig:
     if config is None or reader.wrong:
         raise WeightsError(f"{folder / CONFIG} cannot be used:\n{bullets(reader.wrong)}")
     return config
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without adapter_config.json holds, and what to do."""
+    found = f"it holds no {CONFIG}"
+    if (folder / "config.json").is_file():
+        return (
+            f"{found}. It is a model; pass it as --model (Python: load_model), not as an adapter."
+        )
+    inside = sorted(folder.glob(f"*/{CONFIG}"))
+    return f"{found}; did you mean {inside[0].parent}?" if inside else f"{found}."
 
 
 class _Reader:

@@ -17,14 +17,20 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.fields import require_kind
 from lorage_jax.files.gguf import library
 from lorage_jax.files.manifest import MERGED, manifest_of
-from lorage_jax.files.outputs import check_file
 from lorage_jax.gguf.architectures import Architecture, add_model_keys, get_architecture
 from lorage_jax.gguf.tensors import ROPE, rope_divisors, tensor_names, to_llamacpp
 from lorage_jax.gguf.tokenizer import add_tokenizer_keys, read_vocabulary
 from lorage_jax.hf import tables
 from lorage_jax.hf.load import folder_template
 from lorage_jax.hf.source import open_model
-from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, write_gguf
+from lorage_jax.llamacpp.file import (
+    TYPES,
+    Entry,
+    check_place,
+    check_type,
+    fitting_type,
+    write_gguf,
+)
 from lorage_jax.models.model import Model
 
 TABLES = ("token_embd.weight", "output.weight")  # they keep 8 bits where others have fewer
@@ -66,7 +72,7 @@ def export_gguf(
             blocks of 32 values do not fit are f16; below 8 bits, the embeddings and the head are
             q8_0.
         pre: llama.cpp's name of the way in which the tokenizer splits texts, if it is not known.
-        overwrite: replace the file if it exists.
+        overwrite: replace the file if it exists and is a GGUF file, but not the model's own.
         template: the turns; by default those that it was specialised in, else its own chat
             template, else plain ones. A base for adapters needs those of their cards
             (`Card.turns`).
@@ -75,7 +81,7 @@ def export_gguf(
     that it does not have, and OutputError.
     """
     check_type(type)
-    check_file(path, overwrite)
+    check_place(path, overwrite, place_of(model))
     gguf = library()
     source = read_source(model)
     if template is not None:
@@ -106,6 +112,16 @@ def read_source(model: Any) -> Source:
     known = "a Model, as lg.load_model(folder) returns it, or a Hugging Face folder"
     require_kind(model, str | PathLike, "model", known)
     return _of_folder(Path(model).expanduser())
+
+
+def place_of(model: Model | str | Path) -> str | Path | None:
+    """The folder or file that an export of `model` reads.
+
+    Of a loaded model that is its GGUF file alone: a folder that it came from has been read.
+    """
+    if not isinstance(model, Model):
+        return model
+    return model.source if model.source is not None and model.source.is_file() else None
 
 
 def check_exportable(model: Model) -> None:

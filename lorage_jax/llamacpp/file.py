@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.files.gguf import library
-from lorage_jax.files.outputs import new_file
+from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.files.gguf import MAGIC, library
+from lorage_jax.files.outputs import check_file, new_file
 
 # Types of weights -> the same in llama.cpp's enumeration of file types.
 TYPES = {
@@ -61,6 +61,30 @@ def fitting_type(type: str, shape: tuple[int, ...]) -> str:
     return "f16" if shape[-1] % block else type
 
 
+def check_place(path: str | Path, overwrite: bool, *sources: str | Path | None) -> None:
+    """Raises OutputError unless a GGUF file may be written to `path`. Call it before long work.
+
+    It must not be one of the `sources` nor lie in one, and replaces nothing but a GGUF file.
+    """
+    check_file(path, overwrite)
+    path = Path(path).expanduser()
+    for source in sources:
+        if source is None:
+            continue
+        read, target = Path(source).expanduser().resolve(), path.resolve()
+        if read == target or read in target.parents:
+            where = "is" if read == target else "is inside"
+            raise OutputError(f"{path} {where} {source}, which is read. Choose another place.")
+    if path.exists():
+        with path.open("rb") as file:
+            begin = file.read(len(MAGIC))
+        if begin and begin != MAGIC:
+            raise OutputError(
+                f"{path} is not a GGUF file, so it is not replaced. Move it away or choose another "
+                "name."
+            )
+
+
 def write_gguf(
     path: str | Path,
     architecture: str,
@@ -74,6 +98,7 @@ def write_gguf(
     is too large for float16.
     """
     gguf = library()
+    check_place(path, overwrite)
     kinds = [gguf.GGMLQuantizationType[entry.type.upper()] for entry in entries]
     with new_file(path, overwrite) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)

@@ -10,12 +10,11 @@ import numpy as np
 
 from lorage_jax.errors import WeightsError, bullets
 from lorage_jax.files.gguf import GgufFile, library, open_gguf_file
-from lorage_jax.files.outputs import check_file
 from lorage_jax.gguf.architectures import get_architecture
 from lorage_jax.gguf.tensors import tensor_names
 from lorage_jax.hf import tables
-from lorage_jax.llamacpp.export import entries, read_source
-from lorage_jax.llamacpp.file import TYPES, Entry, check_type, fitting_type, write_gguf
+from lorage_jax.llamacpp.export import entries, place_of, read_source
+from lorage_jax.llamacpp.file import TYPES, Entry, check_place, check_type, fitting_type, write_gguf
 from lorage_jax.models.model import Model
 
 TEMPLATE, ADD_BOS = "tokenizer.chat_template", "tokenizer.ggml.add_bos_token"
@@ -40,13 +39,13 @@ def export_onto_gguf(
         path: the file to write.
         type: how the FFN's matrices are stored, a key of `file.TYPES`; by default as in `base`, or
             as q8_0 where the base's type cannot be written.
-        overwrite: replace the file if it exists.
+        overwrite: replace the file if it exists and is a GGUF file, but not `base`.
 
     Raises WeightsError for a file that is not of the model's base, and OutputError.
     """
     if type is not None:
         check_type(type)
-    check_file(path, overwrite)
+    check_place(path, overwrite, place_of(model), base)
     source = read_source(model)
     config, row = source.config, get_architecture(source.config)
     file = open_gguf_file(base)

@@ -38,7 +38,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from jax.sharding import NamedSharding
 
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, did_you_mean
 from lorage_jax.generator.card import Card
 from lorage_jax.infer.place import place_beside
 from lorage_jax.infer.prefixes import Prefix
@@ -183,7 +183,10 @@ def get_method(name: str) -> type[Method]:
     """The class registered as `name`. Raises ConfigError, listing all names, if there is none."""
     discover()
     if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; expected {', '.join(sorted(METHODS))}.")
+        raise ConfigError(
+            f"there is no method {name!r}; expected {', '.join(sorted(METHODS))}"
+            f"{did_you_mean(name, METHODS) or '.'}"
+        )
     return METHODS[name]
 
 

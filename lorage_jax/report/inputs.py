@@ -11,6 +11,7 @@ from typing import Any
 
 from lorage_jax.errors import DataError, LorageError
 from lorage_jax.evaluate.results import EvalResult, ToolResult
+from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import FORMAT as CARD_FORMAT
 from lorage_jax.generator.card import Card, card_from_dict, load_card
 from lorage_jax.provenance import FORMAT as RESULT_FORMAT
@@ -147,8 +148,18 @@ def _results(name: str, values: Values, path: Path) -> list[Result]:
     if values.get("kind") == "eval":
         return list(_evaluations(name, values, EvalResult.from_json(values, str(path))))
     if not ours and not isinstance(values.get("bench"), str):  # older results have no provenance
-        raise DataError(f"{path} is JSON, but not a result of lorage and not a card.")
+        raise DataError(f"{path} is JSON, but not a result of lorage and not a card{_hint(path)}")
     return [Result(name, values)]
+
+
+def _hint(path: Path) -> str:
+    """The end of a message about a file; names its folder, if that holds a card."""
+    ours = path.name in manifest_of(path.parent).get("files", ())
+    whole = ours and (path.parent / "card.json").is_file()
+    return (
+        f". It is a part of a folder that has a card: give the folder, {path.parent}." * whole
+        or "."
+    )
 
 
 def _evaluations(name: str, values: Values, result: EvalResult) -> Iterator[Evaluation]:

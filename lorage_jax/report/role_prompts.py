@@ -140,9 +140,18 @@ def _explain(
         prompts, splits = zip(*kept, strict=True)
         samples.append(Sample(family, prompts, splits, gates))
     if not samples:
-        counts = ", ".join(f"{len(pairs)} of {family}" for family, pairs in candidates.items())
-        raise DataError(
-            f"there are too few prompts ({counts or 'none'}): fewer than {FEWEST} of each family "
-            f"fit into the cloud's context of {generator.cloud.config.max_positions} tokens."
-        )
+        raise DataError(_too_few(generator, candidates, sum(left_out.values())))
     return explain_gates(samples, seed=seed, query=query) | {"left_out": left_out, "seed": seed}
+
+
+def _too_few(
+    generator: Generator, candidates: Mapping[str, Sequence[Candidate]], left_out: int
+) -> str:
+    """The message for families that all have too few prompts."""
+    counts = ", ".join(f"{len(pairs)} of {family}" for family, pairs in candidates.items())
+    room = generator.cloud.config.max_positions
+    long = f"; {left_out} do not fit into the cloud's context of {room} tokens" if left_out else ""
+    return (
+        f"there are too few prompts ({counts or 'none'}){long}. "
+        f"Expected {FEWEST} or more different ones of a family."
+    )

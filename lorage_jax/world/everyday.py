@@ -59,18 +59,21 @@ TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eight
 
 
 def last_of(text: str) -> str:
-    """The last of several words that commas separate."""
-    return text.rsplit(", ", 1)[-1]
+    """The last of several words that commas separate; empty for any other text."""
+    first, _, last = text.rpartition(", ")
+    return last if first else ""
 
 
 def middle_of(text: str) -> str:
-    """The middle one of several words that commas separate."""
+    """The middle one of several words that commas separate; empty for any other text."""
     words = text.split(", ")
-    return words[len(words) // 2]
+    return words[len(words) // 2] if len(words) > 2 and len(words) % 2 else ""
 
 
 def in_words(number: str) -> str:
-    """A number below 100, written out."""
+    """A number from 1 to 99, written out; empty for any other text."""
+    if not (number.isascii() and number.isdecimal() and 0 < int(number) < 100):
+        return ""
     tens, ones = divmod(int(number), 10)
     if tens < 2:
         return SMALL[int(number)]
@@ -87,7 +90,10 @@ def _five(rng: Random) -> str:
 
 @dataclass(frozen=True)
 class Everyday:
-    """One task: its wordings, a draw of a question, and the answer to any question it draws."""
+    """One task: its wordings, a draw of a question, and the answers to its questions.
+
+    The answer to any other question is empty.
+    """
 
     name: str
     wordings: tuple[str, ...]

@@ -167,7 +167,7 @@ def test_damaged_cards(world, refuse, tmp_path, name, value, says):
 def test_what_cannot_be_inspected(world, refuse, tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "taken.png").write_text("mine")
-    refuse("inspect", world.root / "prompt.txt", says="is not a card")
+    refuse("inspect", world.root / "prompt.txt", says="is not a card: it is not JSON. Expected")
     refuse("inspect", world.root / "train.json", says="found None")
     refuse("inspect", world.root / "cloud" / WEIGHTS, says="is not a card")
     refuse("inspect", world.root / "cloud", says="contains no card")

@@ -11,7 +11,16 @@ from tests.commands.world import (
     lorage,
 )
 
-VALUES = ("save", "overwrite", "base-name", "gguf-type")  # options that are no paths
+VALUES = (
+    "save",
+    "overwrite",
+    "base-name",
+    "gguf-type",
+    "dtype",
+    "rounding",
+    "seed",
+    "strict",
+)  # options that are no paths
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -55,10 +64,15 @@ def test_a_bad_input_of_generate_is_not_called_a_prompt(world, refuse, monkeypat
         ({"save": ","}, "expected any of"),
         ({"save": "card,gguf", "base-name": "me/edge"}, "--base-name goes with the output adapter"),
         ({"save": "card,lora-gguf", "gguf-type": "f16"}, "--gguf-type goes with the output gguf, "),
+        ({"save": "card", "dtype": "bfloat16"}, "--dtype goes with the output merged or gguf, but"),
+        ({"save": "adapter", "rounding": "stochastic"}, "--rounding goes with the output merged"),
+        ({"save": "card,lora-gguf", "seed": 0}, "--seed goes with .*Add merged to it, or leave"),
+        ({"save": "card", "strict": True}, "--strict goes with the output merged or gguf"),
         ({"generator": "missing"}, r"not a folder; .*or nano or smollm2 for a bundled generator\."),
         ({"generator": "prompt.txt"}, "not a folder"),
         ({"generator": "cloud"}, "holds no lorage.json"),
         ({"generator": "special"}, "not a generator"),
+        ({"generator": "run"}, r"holds no lorage\.json; .*; did you mean .*/run/generator\?"),
         ({"edge": "edge2"}, "edge2 is not the edge this generator"),
         ({"edge": "cloud"}, "cloud is not the edge this generator"),
         ({"edge": "missing"}, "missing is not a folder"),
@@ -148,6 +162,14 @@ def test_names_of_bundled_generators_and_models_inside_are_hinted_at(world, refu
     asked = ("generate", "--input", "x", "--model")
     refuse(*asked, world.special, says=r"no config\.json.*; did you mean .*/special/merged\?")
     refuse(*asked, world.root, says=r"no config\.json.*safetensors\)\.\n")
+    refuse(*asked, "nano", says=r"nano is a bundled generator, whose edge is .*/nano/edge\.")
+    refuse(
+        *asked, "some/model", says="on the Hub, fetch it: hf download some/model --local-dir model"
+    )
+    refuse(*asked, world.root / "x", says=r"model folder, or a GGUF file\.\n")
+    edge = (*asked, world.root / "edge", "--adapter")
+    refuse(*edge, world.special, says=r"no adapter_config\.json; did you mean .*/special/adapter\?")
+    refuse(*edge, world.special / "merged", says=r"It is a model; pass it as --model")
 
 
 # Training

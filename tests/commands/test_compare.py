@@ -159,6 +159,7 @@ def test_what_is_there_is_not_made_again(made, monkeypatch):
     ("more", "says"),
     [
         (("--methods", "lora,nothing"), "no method 'nothing'; expected autocompressor, bare"),
+        (("--methods", "lora_genn"), "; did you mean lora_gen, "),
         (("--methods", "lora,lorahub"), "lorahub needs a folder of PEFT folders"),
         (("--seeds", "0"), "--seeds is 0; expected 1 or more"),
         (("--limit", "0"), "--limit is 0; expected 1 or more"),

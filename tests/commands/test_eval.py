@@ -281,7 +281,9 @@ def test_tasks_of_other_kinds_than_choices(world, tmp_path, capsys):
 
 def test_the_same_file_twice_is_refused(world, refuse, data, tmp_path):
     args = model_args(world, data, tmp_path, samples=tmp_path / "scores.json")
-    refuse(*args, says="the same file")
+    refuse(*args, says="a file that the command's samples names, too")
+    args = model_args(world, data, tmp_path, samples=tmp_path / "scores.json.progress")
+    refuse(*args, says="in which --json keeps its progress")
 
 
 def test_what_does_not_fit_is_told_before_any_work(world, refuse, data, tmp_path):

@@ -78,7 +78,10 @@ def test_a_file_of_tasks(world, tmp_path, refuse, capfd):
     found = json.loads((tmp_path / "facts.json").read_text())["tasks"]
     assert set(found["gates"]["kind"]) == {"Reverse", "Double"}
     path.write_text(json.dumps(rows[0]))
-    refuse(*args, says="too few prompts .5 of tasks.: fewer than 8 .* context of 256 tokens")
+    refuse(*args, says=r"too few prompts \(5 of tasks\)\. Expected 8 or more different ones")
+    rows[0]["definition"] = [f"{n}" * 300 for n in range(9)]
+    path.write_text(json.dumps(rows[0]))
+    refuse(*args, says=r"\(8 of tasks\); 8 do not fit into the cloud's context of 256 tokens\.")
     path.write_text("no")
     refuse(*args, says="mine.jsonl")
     refuse("inspect", world.generator, "--task-file", path, says="--task-file needs --tasks")
@@ -87,7 +90,10 @@ def test_a_file_of_tasks(world, tmp_path, refuse, capfd):
 def test_misuse(world, tmp_path, refuse, monkeypatch):
     card, prompt = world.special / "card.json", world.root / "prompt.txt"
     for path in (card, world.special, tmp_path / "nowhere"):
-        refuse("inspect", path, "--tasks", says="is not a generator; --tasks needs a folder that")
+        refuse("inspect", path, "--tasks", says="is not a generator; --tasks needs the `generator`")
+    hint = r"did you mean .*/run/generator\?"
+    refuse("inspect", world.root / "run", "--tasks", says=hint)
+    refuse("inspect", world.root / "run", says=f"holds no card and is no generator; {hint}")
     for path in (card, world.generator):
         refuse("inspect", path, "--prompt", prompt, says="^lorage: --prompt needs --tasks")
         refuse("inspect", path, "--cloud", world.root, says="^lorage: --cloud needs --tasks")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -102,6 +103,11 @@ def test_every_bad_file_is_named_at_once(files, tmp_path, refused):
         ],
     )
     refused(tmp_path, "--out", tmp_path / "out", says=["is damaged"])
+    shutil.copytree(files / "special", tmp_path / "special")
+    part = tmp_path / "special" / "report.json"
+    part.write_text("{}")
+    (tmp_path / "special" / "lorage.json").write_text(json.dumps({"files": ["report.json"]}))
+    refused(part, "--out", tmp_path / "out", says=[rf"give the folder, {part.parent}\."])
     refused(files, "--out", tmp_path / "out", says=["contains no card", "Expected files"])
 
 

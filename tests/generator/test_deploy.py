@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lorage_jax.commands.specialize import describe
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator import deploy, parity
 from lorage_jax.generator.deploy import DeployReport, Timings
@@ -34,6 +36,14 @@ def test_the_report_survives_json():
     assert values["saved"] == ["card", "merged"]
     with pytest.raises(ConfigError, match="cloud_tokens"):
         DeployReport.from_json({k: v for k, v in values.items() if k != "cloud_tokens"})
+
+
+def test_the_words_are_about_what_was_written():
+    def told(*saved):
+        return describe(dataclasses.replace(REPORT, saved=saved), Path("out"))
+
+    assert "Merge: " in told("card", "gguf") and "; card 300 bytes" in told("card", "gguf")
+    assert "Merge" not in told("card") and "bytes" not in told("adapter", "merged")
 
 
 def test_the_largest_difference_of_all_stages():

@@ -79,6 +79,9 @@ def test_what_is_no_other_weights_of_the_same_model(home, pair, tmp_path):
     out = tmp_path / "new"
     with pytest.raises(ConfigError, match="give an edge, a cloud, or both"):
         retarget(home / "old", out)
+    for same in ({"edge": pair[1]}, {"cloud": pair[0], "edge": pair[1]}):
+        with pytest.raises(ConfigError, match="is for these weights already"):
+            retarget(home / "old", out, **same)
     with pytest.raises(WeightsError, match="is not the edge this generator was trained with"):
         retarget(home / "old", out, edge=pair[0])
     other = edited(home / "edge", tmp_path, rms_norm_eps=0.5)

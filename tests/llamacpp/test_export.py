@@ -1,6 +1,8 @@
 """GGUF files, read by the real llama.cpp."""
 
+import shutil
 import sys
+from functools import partial
 
 import gguf
 import numpy as np
@@ -17,6 +19,7 @@ from lorage_jax.gguf.tokenizer import read_vocabulary
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.llamacpp.export import export_gguf
 from lorage_jax.llamacpp.file import TYPES
+from lorage_jax.llamacpp.onto import export_onto_gguf
 from tests.llamacpp.models import COMPUTED, split_as, splitting, texts, tiny_folder
 from tests.llamacpp.server import LlamaServer, check_read_tokens, log_softmax
 from tests.tiny import VARIANTS, VOCAB, WINDOW, make_tiny, torch_logits
@@ -215,9 +218,33 @@ def test_files_are_replaced_only_when_told(tmp_path):
         export_gguf(nano.EDGE, path)
     with pytest.raises(ConfigError, match="expected one of f32, f16, bf16"):
         export_gguf(nano.EDGE, path, "q3", overwrite=True)
+    with pytest.raises(OutputError, match="is not a GGUF file, so it is not replaced"):
+        export_gguf(nano.EDGE, path, overwrite=True)
     assert path.read_text() == "mine"
+    path.write_bytes(b"GGUF of old")
     export_gguf(nano.EDGE, path, overwrite=True)
     assert stored(path)[1]["general.architecture"] == "qwen2"
+
+
+def test_what_is_read_is_never_replaced(tmp_path):
+    """The source, a file in its folder, the base, and the file of a loaded model."""
+    shutil.copytree(nano.EDGE, tmp_path / "edge")
+    edge, path = tmp_path / "edge", tmp_path / "x.gguf"
+    export_gguf(edge, path)
+    before = path.read_bytes()
+    for call in (
+        partial(export_gguf, path, path),
+        partial(export_gguf, edge, edge / "model.safetensors"),
+        partial(export_gguf, edge, edge / "new.gguf"),
+        partial(export_gguf, lg.load_model(path), path),
+        partial(export_onto_gguf, edge, path, path),
+        partial(export_onto_gguf, edge, path, edge / "model.safetensors"),
+    ):
+        with pytest.raises(OutputError, match=r"which is read\. Choose another place"):
+            call(overwrite=True)
+    assert path.read_bytes() == before
+    names = [sorted(one.name for one in folder.iterdir()) for folder in (edge, nano.EDGE)]
+    assert names[0] == names[1]
 
 
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
