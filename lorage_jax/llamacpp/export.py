@@ -103,22 +103,18 @@ def export_gguf(
 
 
 def read_source(model: Any) -> Source:
-    """The parts of the file of a loaded model, or of a Hugging Face folder.
-
-    Raises ConfigError for anything else.
-    """
-    if isinstance(model, Model):
-        return _of_model(model)
-    known = "a Model, as lg.load_model(folder) returns it, or a Hugging Face folder"
-    require_kind(model, str | PathLike, "model", known)
-    return _of_folder(Path(model).expanduser())
+    """The parts of the file of a loaded model, or of a Hugging Face folder."""
+    return _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
 
 
 def place_of(model: Model | str | Path) -> str | Path | None:
     """The folder or file that an export of `model` reads.
 
-    Of a loaded model that is its GGUF file alone: a folder that it came from has been read.
+    Of a loaded model that is its GGUF file alone: a folder that it came from has been read. Raises
+    ConfigError for a model of another kind.
     """
+    known = "a Model, as lg.load_model(folder) returns it, or a Hugging Face folder"
+    require_kind(model, Model | str | PathLike, "model", known)
     if not isinstance(model, Model):
         return model
     return model.source if model.source is not None and model.source.is_file() else None

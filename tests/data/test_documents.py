@@ -279,6 +279,14 @@ def test_bad_prose(tmp_path, line, says):
         Documents(pretrain_config(Corpus(Source(str(path), "text"), 1, 1)), 0)
 
 
+def test_prose_without_a_usable_row_is_told(tmp_path):
+    path = tmp_path / "prose.jsonl"
+    path.write_text('{"text": " "}\n')
+    source = Source(str(path), "text", skip_bad_rows=3)
+    with pytest.raises(DataError, match=r"prose\.jsonl: no row can be used"):
+        Documents(pretrain_config(Corpus(source, 1, 1)), 0)
+
+
 def test_bad_sources(tmp_path, tokenizer):
     missing = Source(str(tmp_path / "none.jsonl"), "text")
     with pytest.raises(DataError, match="no such file"):

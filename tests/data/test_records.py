@@ -165,8 +165,8 @@ def test_bad_rows(row, message):
 
 def test_read_text(tmp_path, monkeypatch):
     path = tmp_path / "prompt.txt"
-    path.write_text("\n You are é.\n", encoding="utf-8")
-    assert read_text(path) == "You are é."
+    path.write_bytes("\n You are é.\r\nBe brief.\r\n".encode())  # as Windows saves it
+    assert read_text(path) == "You are é.\nBe brief."
     stdin = io.TextIOWrapper(io.BytesIO("From é.\n".encode()))
     monkeypatch.setattr("sys.stdin", stdin)
     assert read_text("-") == "From é."

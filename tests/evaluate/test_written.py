@@ -59,6 +59,13 @@ def test_questions_and_samples_never_meet(file):
     assert written_tasks([file]).files["free"]["tasks.jsonl"].startswith("sha256:")
 
 
+def test_a_task_lists_the_digest_of_its_own_file(file):
+    other = file.with_suffix(".json")
+    other.write_text(json.dumps([a_row("other")]))
+    found = written_tasks([other, file]).files
+    assert [*found["free"]] == ["tasks.jsonl"] and [*found["other"]] == ["tasks.json"]
+
+
 def test_lm_eval_asks_in_plain_few_shot_form(file):
     found = written_tasks([file], {"*": 2})
     task, requests = requests_of(found, "free", 2, **TaskData("hub", found).few_shot("free"))

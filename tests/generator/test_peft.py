@@ -298,5 +298,7 @@ def test_an_adapted_model_is_another_model(bases, write, cloud_dir, tmp_path):
     card = random_card(gen)
     with pytest.raises(WeightsError, match="already has an adapter merged"):
         merge(adapted, gen.pool, card)
+    with pytest.raises(WeightsError, match="already has an adapter merged"):
+        forward(adapted, TOKENS, gates=np.asarray(card.gates), pool=gen.pool)
     with pytest.raises(WeightsError, match="already has a card merged"):
         load_adapter(folder, merge(edge, gen.pool, card))
