@@ -74,10 +74,8 @@ def train(
         The folder of the result inside `config.out`, its fingerprint, the losses and the time.
 
     Raises:
-        TrainingError: if the loss is not finite (naming step and records), or the checkpoint was
-            made with another config.
-        ConfigError: if the method has nothing to train or other settings, a batch does not fit the
-            devices, the models do not fit the config, or `init` is of another kind.
+        TrainingError: for a loss that is not finite, and for a checkpoint of another config.
+        ConfigError: if method, settings, models, `init`, batch and devices do not fit each other.
     """
     method = _chosen(config)
     began, out, reader = time.monotonic(), Path(config.out), method.prompt_reader()
@@ -113,8 +111,8 @@ def train(
         note=joined(batches.note, check_spread({"state": state, **frozen}, layout.mesh)),
     )
     done = loop.run(job, resume=resume, progress=progress, profile=profile)
-    fingerprint = _write(method, config, models, done.state, out / method.result)
-    return TrainResult(out / method.result, fingerprint, **done.figures(began))
+    identity = _write(method, config, models, done.state, out / method.result)
+    return TrainResult(out / method.result, identity, **done.figures(began))
 
 
 def _chosen(config: ExperimentConfig) -> type[Trainable]:

@@ -63,7 +63,7 @@ def test_prompts_that_the_cloud_cannot_read_are_left_out(generator, monkeypatch)
     assert found["prompts"] == {"words": 10} and found["left_out"] == {"words": 0, "tools": 10}
     assert set(found["serves"]) == {"operation", "style", "format"}
     monkeypatch.setattr(module, "fit_cloud", lambda _, text: (text, Random(text).random() < 0.9))
-    with pytest.raises(DataError, match=r"10 of words, 10 of tools\): fewer than 8"):
+    with pytest.raises(DataError, match=r"10 of words, 10 of tools\); 20 do not fit"):
         explain_world(generator, prompts_per_family=10, seed=0)
 
 
