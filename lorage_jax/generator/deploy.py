@@ -29,7 +29,7 @@ from lorage_jax.generator.parity import (
 )
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
-from lorage_jax.hf.load import load_model, stored_dtype
+from lorage_jax.hf.load import load_model, stored_dtypes
 from lorage_jax.llamacpp.export import check_exportable, export_gguf
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
@@ -152,10 +152,10 @@ def deploy(
     outputs, reading = outputs or Outputs(), reading or read_prompt(generator, prompt)
     began, card = time.monotonic() - reading.seconds, reading.card
     pool = card.pool or generator.pool
-    stored = stored_dtype(edge_folder)
+    stored, lossless = stored_dtypes(edge_folder)
     target = outputs.dtype or stored
     # A cast between two dtypes goes through float32, and is made once, by the merge.
-    edge = load_model(edge_folder, stored if stored == target else "float32")
+    edge = load_model(edge_folder, target if target == lossless else "float32")
     card.check(edge, pool)
     edge = generator.speaking(edge)
     if {"gguf", "lora-gguf"} & set(outputs.save):
@@ -168,7 +168,7 @@ def deploy(
         adapted = load_adapter(out / "adapter", cast(edge, "float32"))
         logits["adapter"] = probe_logits(adapted, probe)
     merge_began = time.monotonic()
-    how: dict[str, Any] = {"donate": True} if stored == target else {"dtype": target}
+    how: dict[str, Any] = {"donate": True} if target == lossless else {"dtype": target}
     how |= {"rounding": outputs.rounding, "seed": outputs.seed}
     special, merge = merge_with_report(edge, pool, card, **how)
     timings = Timings(reading.seconds, time.monotonic() - merge_began)

@@ -76,7 +76,7 @@ def retarget(
     origin = {role: values[role]["fingerprint"] for role in ("cloud", "edge")}
     origin["generator"] = values["fingerprint"]
     made = dataclasses.replace(made, about={**made.about, "retargeted_from": origin})
-    save_generator(made, out, overwrite, stored_dtype(folder))
+    save_generator(made, out, overwrite, trained_dtype(folder))
     return made
 
 
@@ -87,7 +87,7 @@ def _for_edge(generator: Generator, values: dict, edge: Path) -> Generator:
     return dataclasses.replace(generator, edge_fingerprint=fingerprint(edge), edge_source=edge)
 
 
-def stored_dtype(folder: Path) -> str:
+def trained_dtype(folder: Path) -> str:
     """The dtype of a generator's trained parts in its file."""
     tensors = Checkpoint.open_file(folder / TENSORS)
     found = {tensors.dtype(name) for name in tensors.names() if name.startswith("trained.")}

@@ -16,7 +16,7 @@ from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import require_kind
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of
-from lorage_jax.files.safetensors import Tensors, main_dtype
+from lorage_jax.files.safetensors import FLOATS, Tensors, main_dtype
 from lorage_jax.hf import tables
 from lorage_jax.hf.dtype import check_dtype, choose_dtype
 from lorage_jax.hf.source import open_model
@@ -69,10 +69,15 @@ def load_model(
     return Model(config, params, tokenizer, folder_template(folder, tokenizer), folder)
 
 
-def stored_dtype(folder: str | Path) -> str:
-    """The dtype that loads a folder or file without loss, taken from its largest tensor."""
-    main = main_dtype(open_model(Path(folder)).checkpoint)
-    return {"BF16": "bfloat16", "F16": "float16"}.get(main, "float32")
+def stored_dtypes(folder: str | Path) -> tuple[str, str]:
+    """The dtype of a model's largest tensor, and the one that loads all its tensors without loss.
+
+    They differ where a folder mixes dtypes, such as bfloat16 matrices and float32 norms.
+    """
+    tensors = open_model(Path(folder)).checkpoint
+    main = {"BF16": "bfloat16", "F16": "float16"}.get(main_dtype(tensors), "float32")
+    found = {tensors.dtype(name) for name in tensors.names()} & set(FLOATS.values())
+    return main, main if len(found) == 1 else "float32"
 
 
 def read_leaf(

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import lorage_jax as lg
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.generator.retarget import retarget, stored_dtype
+from lorage_jax.generator.retarget import retarget, trained_dtype
 from lorage_jax.generator.store import read_values, save_generator
 from lorage_jax.generator.trees import flatten
 from tests.commands.world import lorage
@@ -52,7 +52,7 @@ def test_the_parts_stay_and_the_models_are_others(home, pair, tmp_path):
         "generator": old["fingerprint"],
         **{role: old[role]["fingerprint"] for role in ("cloud", "edge")},
     }
-    assert stored_dtype(out) == stored_dtype(home / "old") == "bfloat16"
+    assert trained_dtype(out) == trained_dtype(home / "old") == "bfloat16"
     assert again.turns == lg.load_generator(home / "old").turns
     for name, array in trained(home / "old").items():
         np.testing.assert_array_equal(array, trained(out)[name])
