@@ -32,6 +32,7 @@ from lorage_jax.methods.loramoe import LoraMoeSettings
 from lorage_jax.methods.mixlora import MixLoraSettings
 from lorage_jax.methods.no_llm import NoLlmSettings
 from lorage_jax.methods.prompt_tuning import PromptTuningSettings
+from lorage_jax.methods.tuned_cards import TuningSettings
 
 STEPS = 250
 ENCODER = recipe.RUNS / "encoder"
@@ -52,6 +53,7 @@ def config() -> CompareConfig:
         steps=STEPS,
         save_every=STEPS,
     )
+    tuned = {"after": "lora_gen", "samples": 5}
     return CompareConfig(
         base=base,
         methods={
@@ -96,8 +98,8 @@ def config() -> CompareConfig:
             "prefix_tuning": {"optimizer": LORA},
             "autocompressor": {"optimizer": LORA},
             "gist": {"optimizer": LORA},
-            "tuned_cards": {"after": "lora_gen", "samples": 5},
-            "tuned_fresh": {"after": "lora_gen", "samples": 5},
+            "tuned_cards": {**tuned, "learning": TuningSettings(learning_rate=1e-3)},
+            "tuned_fresh": {**tuned, "learning": TuningSettings(learning_rate=3e-3)},
             "lorahub": {"trained": str(recipe.RUNS / "loras-{seed}"), "samples": 5},
         },
         questions=WorldQuestions(prompts=60, queries=4, families=("words",), seed=7),

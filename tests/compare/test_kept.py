@@ -148,7 +148,7 @@ def test_a_row_may_use_the_runs_of_another():
         5,
     )
     first, own = (kept.identity(config, part, None) for part in (ours, tuned))
-    learning = {"steps": 30, "learning_rate": 1e-3, "seed": 0}
+    learning = {"steps": 30, "learning_rate": 3e-4, "seed": 0}
     assert own == first | {"samples": 5, "method": "tuned_cards", "learning": learning}
     with pytest.raises(ConfigError, match="uses the runs of ours, so it cannot set steps"):
         CompareConfig(base, rows | {"other": {"after": "ours", "steps": 3}})
