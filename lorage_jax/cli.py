@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import tyro
 
 from lorage_jax import compilation, libtpu, platforms
-from lorage_jax.commands import conversions, experiment_options, options, places
+from lorage_jax.commands import conversion_options, experiment_options, options, places
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
 from lorage_jax.provenance import provenance, versions
@@ -42,16 +42,16 @@ RUNNERS: dict[type, str] = {
     experiment_options.Train: "train",
     experiment_options.Compile: "compile",
     options.Specialize: "specialize",
-    conversions.Adapters: "adapter_folders",
-    conversions.Export: "export",
-    conversions.Import: "import_gguf",
+    conversion_options.Adapters: "adapters",
+    conversion_options.Export: "export",
+    conversion_options.Import: "import_gguf",
     experiment_options.Compare: "compare",
     options.Generate: "generate",
     options.Serve: "serve",
     options.Eval: "eval",
     options.Inspect: "inspect",
-    conversions.Retarget: "retarget",
-    conversions.Push: "push",
+    conversion_options.Retarget: "retarget",
+    conversion_options.Push: "push",
     options.Report: "report",
     bench.Merge: "bench.merge",
     bench.Prefill: "bench.prefill",
@@ -71,16 +71,16 @@ Command = Annotated[
     | experiment_options.Train
     | experiment_options.Compile
     | options.Specialize
-    | conversions.Adapters
-    | conversions.Export
-    | conversions.Import
+    | conversion_options.Adapters
+    | conversion_options.Export
+    | conversion_options.Import
     | experiment_options.Compare
     | options.Generate
     | options.Serve
     | options.Eval
     | options.Inspect
-    | conversions.Retarget
-    | conversions.Push
+    | conversion_options.Retarget
+    | conversion_options.Push
     | options.Report
     | bench.Bench,
     tyro.conf.OmitSubcommandPrefixes,

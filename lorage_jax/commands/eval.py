@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from lorage_jax import distributed
-from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.commands.adapted import load_adapted
 from lorage_jax.commands.places import RECORDS, check_place, write_result
 from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS

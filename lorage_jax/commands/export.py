@@ -16,7 +16,7 @@ from lorage_jax.llamacpp.onto import export_onto_gguf
 from lorage_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from lorage_jax.commands.conversions import Export
+    from lorage_jax.commands.conversion_options import Export
 
 DEFAULT = "f16"
 

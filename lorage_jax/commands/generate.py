@@ -8,7 +8,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.commands.adapted import load_adapted
 from lorage_jax.data.records import read_text, read_whole_text
 from lorage_jax.data.templates import ChatTemplate, check_tokenizer, question
 from lorage_jax.errors import ConfigError, DataError

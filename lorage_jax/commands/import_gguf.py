@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.hf.import_gguf import import_gguf
 
 if TYPE_CHECKING:
-    from lorage_jax.commands.conversions import Import
+    from lorage_jax.commands.conversion_options import Import
 
 
 def run(options: Import) -> dict[str, Any]:

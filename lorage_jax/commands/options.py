@@ -1,6 +1,7 @@
 """Options of the subcommands: one dataclass per command, its fields the flags.
 
-Those of `bench`, and of `export` and `import`, are in files of their own.
+Those of runs are in `experiment_options`, those that write or share model files in
+`conversion_options`, and those of `bench` in its own folder.
 
 This is data only. `cli.py` maps each class to the module that runs it, so that `--help` and usage
 errors import neither jax nor a runner.

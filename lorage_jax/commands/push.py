@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorage_jax.commands.conversions import Push
+from lorage_jax.commands.conversion_options import Push
 from lorage_jax.errors import DataError
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.hub import check_push, push

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax.generator.retarget import retarget
 
 if TYPE_CHECKING:
-    from lorage_jax.commands.conversions import Retarget
+    from lorage_jax.commands.conversion_options import Retarget
 
 
 def run(options: Retarget) -> dict[str, Any]:

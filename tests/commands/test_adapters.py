@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lorage_jax import cli, nano
-from lorage_jax.commands import adapter_folders
+from lorage_jax.commands import adapters
 from lorage_jax.generator.generator import specialize
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.peft import load_adapter
@@ -31,7 +31,7 @@ def test_an_adapter_folder_per_prompt(tmp_path, capsys, monkeypatch):
     assert "1 written, 0 were there" in capsys.readouterr().out
     before = (out / "upper" / "adapter_model.safetensors").stat().st_mtime_ns
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(adapter_folders, "AT_ONCE", 1)
+    monkeypatch.setattr(adapters, "AT_ONCE", 1)
     assert cli.main(asked) == 0
     made = json.loads((tmp_path / "made.json").read_text())
     assert (made["written"], made["kept"]) == (["back", "first"], ["upper"])
@@ -125,7 +125,7 @@ def test_a_file_is_no_adapter_and_an_empty_folder_is_filled(made, tmp_path, caps
 
 
 def test_a_prompt_that_is_too_long_is_named_before_the_cloud_reads(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(adapter_folders, "specialize", lambda *_: pytest.fail("it read"))
+    monkeypatch.setattr(adapters, "specialize", lambda *_: pytest.fail("it read"))
     rows = [{"name": "a", "system": "Reverse the words."}, {"name": "b", "system": "long " * 5000}]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))

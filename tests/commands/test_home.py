@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lorage_jax as lg
-from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.commands.adapted import load_adapted
 from lorage_jax.config import Corpus, DataConfig, ExperimentConfig, PretrainConfig, Source
 from lorage_jax.data.written_tasks import task_files
 from lorage_jax.evaluate.local_tasks import TaskData

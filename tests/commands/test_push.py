@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from lorage_jax import cli, nano, smollm2
-from lorage_jax.commands.adapters import load_adapted
+from lorage_jax.commands.adapted import load_adapted
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.hf.load import load_model
 
