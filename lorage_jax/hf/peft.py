@@ -157,7 +157,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without adapter_config.json holds, and what to do."""
+    """Says what a folder without adapter_config.json holds, and what to do."""
     found = f"it holds no {CONFIG}"
     if (folder / "config.json").is_file():
         return (

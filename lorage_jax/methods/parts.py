@@ -159,7 +159,7 @@ def reading(cloud: Model, values: Mapping[str, Any]) -> TemplateKind:
 
 
 def _source(model: Model, folder: Path) -> dict[str, Any]:
-    """What a manifest tells of a cloud: weights, config, turns, and where it is.
+    """A cloud in a manifest: weights, config, turns, and where it is.
 
     `recorded_path` reads the places, `reading` the turns.
     """

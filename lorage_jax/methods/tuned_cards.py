@@ -131,7 +131,7 @@ class TunedCards(Method, FromSamples):
         return dataclasses.replace(made, about={**card.about, **made.about})
 
     def _fitted(self, starts: Mapping[str, Start]) -> dict[str, Conditioning]:
-        """What each prompt's start becomes by its samples, those of like length side by side."""
+        """Trains each prompt's start on its samples, those of like length side by side."""
         asked = {prompt: self._tokens(prompt) for prompt in starts}
         distinct = sorted(asked, key=lambda prompt: _longest(asked[prompt]))
         rank = max((_rank(start.factors) for start in starts.values()), default=1)
