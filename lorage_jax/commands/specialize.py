@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -15,7 +13,6 @@ from lorage_jax import distributed
 from lorage_jax.commands.options import Specialize
 from lorage_jax.config import MeshConfig
 from lorage_jax.data.records import read_text
-from lorage_jax.data.solved import read_solved
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import write_manifest
@@ -38,22 +35,14 @@ from lorage_jax.generator.store import (
     read_values,
     recorded_path,
 )
-from lorage_jax.hf.load import load_model
 from lorage_jax.hf.source import read_model_config
-from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.methods.tuned_cards import TunedCards, TuningSettings
 from lorage_jax.models.presets import parameter_count
 from lorage_jax.sharding import Layout, inference_mesh, local_memory, make_mesh
 
+if TYPE_CHECKING:
+    from lorage_jax.commands.tuning import Learning
+
 FORMAT = "lorage-special/1"
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Solved requests, (user, target) pairs, and how the prompt's LoRA is trained on them."""
-
-    solved: tuple[tuple[str, str], ...]
-    settings: TuningSettings
 
 
 def run(options: Specialize) -> dict[str, Any] | None:
@@ -124,7 +113,9 @@ def _deployed(
     folder = edge_path(values, options.generator, options.edge)  # before anything large is loaded
     generator = generator or load_generator(options.generator, options.cloud)
     if learning is not None:
-        reading = _learnt(generator, text, folder, learning, reading)
+        from lorage_jax.commands.tuning import learnt
+
+        reading = learnt(generator, text, folder, learning, reading)
     with new_folder(options.out, overwrite=options.overwrite) as temporary:
         report = deploy(generator, text, temporary, folder, outputs, reading)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
@@ -135,28 +126,16 @@ def _deployed(
 
 
 def _learning(options: Specialize) -> Learning | None:
-    """The file of `--samples` and how to learn from it. Raises ConfigError and DataError."""
-    given = {"steps": options.tuning_steps, "learning_rate": options.tuning_rate}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.samples is None:
-        if given:
-            raise ConfigError(
-                "--tuning-steps and --tuning-rate go with --samples FILE. Add it, or leave them "
-                "out."
-            )
-        return None
-    return Learning(tuple(read_solved(options.samples)), TuningSettings(**given))
+    """The samples to learn from, if there are any. Raises ConfigError and DataError."""
+    if options.samples is not None:
+        from lorage_jax.commands.tuning import read_learning  # imports what trains
 
-
-def _learnt(
-    generator: Generator, text: str, folder: Path, learning: Learning, reading: Reading | None
-) -> Reading:
-    """The prompt's reading with its LoRA trained on the samples."""
-    reading, began = reading or read_prompt(generator, text), time.monotonic()
-    edge = generator.speaking(load_model(folder))
-    method = TunedCards(edge, LoraGen(generator), tuning=learning.settings)
-    card = method.given({text: learning.solved}).fit(text, reading.card)
-    return Reading(card, reading.seconds + time.monotonic() - began)
+        return read_learning(options, options.samples)
+    if options.tuning_steps is not None or options.tuning_rate is not None:
+        raise ConfigError(
+            "--tuning-steps and --tuning-rate go with --samples FILE. Add it, or leave them out."
+        )
+    return None
 
 
 def describe(report: DeployReport, out: Path) -> str:
