@@ -107,7 +107,7 @@ def read_source(model: Any) -> Source:
     return _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
 
 
-def place_of(model: Model | str | Path) -> str | Path | None:
+def place_of(model: Any) -> str | Path | None:
     """The folder or file that an export of `model` reads.
 
     Of a loaded model that is its GGUF file alone: a folder that it came from has been read. Raises
