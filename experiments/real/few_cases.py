@@ -5,11 +5,12 @@
     lorage compare experiments/real/few_cases.py --no-costs \
         --json experiments/results/real/few_cases.json --table experiments/results/real/few_cases.md
 
-Hardware: two CPU cores, one for each process. Wall time: MINUTES. The generator is the bundled one,
-and nothing is trained but the cards. `in_context_5` and `lora_gen_5` read the samples after the
-prompt; `tuned_cards` fits the prompt's card to them, and `tuned_fresh`, its control, a fresh LoRA.
-Their learning rates, now the defaults, were chosen on four seen tasks: of 1e-3 and 3e-4 for cards,
-of 3e-3 and 1e-3 for fresh LoRAs.
+Hardware: two CPU cores, one for each process. Wall time: an hour beside other work.
+The generator is the bundled one, and nothing is trained but the cards. `in_context_5` and
+`lora_gen_5` read the samples after the prompt; `tuned_cards` fits the prompt's card to them, and
+`tuned_fresh`, its control, a fresh LoRA. Their learning rates, now the defaults, were chosen on
+four seen tasks: of 1e-3 and 3e-4 for cards, of 3e-3 and 1e-3 for fresh LoRAs. Result: both 0.507
+(standard errors 0.08 and 0.07), read in context 0.125, the untrained card 0.111.
 """
 
 import dataclasses
