@@ -112,6 +112,14 @@ def test_another_name_of_the_base_is_told_and_no_name_keeps_what_is_there(made, 
     assert cli.main([*asked, "--out", str(out)]) == 0
 
 
+def test_space_around_a_prompt_makes_no_other_adapter(made, tmp_path, capsys):
+    out, asked = made
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"name": "a", "system": "Reverse the words.\n"}))
+    assert cli.main([*asked[:-1], str(prompts), "--out", str(out)]) == 0
+    assert "0 written, 1 were there" in capsys.readouterr().out
+
+
 def test_a_file_is_no_adapter_and_an_empty_folder_is_filled(made, tmp_path, capsys):
     _, asked = made
     (tmp_path / "a").write_text("mine")

@@ -26,6 +26,7 @@ from lorage_jax.methods.training import train
 from lorage_jax.methods.turns import saved_config
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.sharding import Layout, make_mesh
+from tests.data.test_chat_templates import CHATML
 from tests.methods.runs import experiment, interrupted
 
 RNG = np.random.default_rng(5)
@@ -134,6 +135,16 @@ def test_the_gradient_flows_through_both_passes(cls, llama, pair, tmp_path):
         assert np.any(gradient["lora"][name]["b"]) and not np.any(gradient["lora"][name]["a"])
 
 
+def reads_prompts_in_the_turns_of_training(cls, folder, edge):
+    """The chat template that the folder records, whatever the tokenizer has now."""
+    manifest = folder / "lorage.json"
+    before = manifest.read_text("utf-8")
+    values = json.loads(before) | {"template": "chat", "chat_template": CHATML, "turns": None}
+    manifest.write_text(json.dumps(values), "utf-8")
+    assert cls.load(edge, folder).template.source == CHATML
+    manifest.write_text(before, "utf-8")
+
+
 def of_a_version_without_segments(config, folder, edge, method):
     """Its folders load, and its checkpoints have the same config as this version's."""
     assert "segments" not in saved_config(config, None, True)["settings"]
@@ -158,6 +169,7 @@ def test_it_trains_and_answers(cls, pair, tmp_path):
     done = train(config, progress=False)
     edge = load_model(pair[1])
     method = cls.load(edge, done.folder)
+    reads_prompts_in_the_turns_of_training(cls, done.folder, edge)
     assert not method.mergeable and method.vectors.shape == (2, 48)
     if cls is AutoCompressor:
         of_a_version_without_segments(config, done.folder, edge, method)
