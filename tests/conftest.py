@@ -5,15 +5,9 @@ import itertools
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintException
-from jaxtyping import install_import_hook
 
 from lorage_jax import compilation
 
@@ -36,33 +30,9 @@ import jax  # noqa: E402  reads the variables
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("LORAGE_TEST_DEVICES", "8")))
 
-# Before the package's first import: annotations become checks. Not in infer/{generate,text,chat}
-# and evaluate/{tool_calls,gpt4tools}, which check what users pass with messages of their own.
-CHECKED = (
-    *("ops", "flash", "cudnn", "sharding", "distributed", "models", "hf", "llamacpp", "generator"),
-    *("aot", "train"),
-    *("data.batches", "data.packing", "data.documents", "bench"),
-    *("evaluate.arms", "evaluate.answers", "evaluate.lm_eval_tasks", "evaluate.controls"),
-    *("evaluate.local_tasks", "evaluate.paired", "evaluate.protocol", "evaluate.results"),
-    *("report", "commands", "methods.lora", "methods.lora_gen"),  # not world: no arrays, many calls
-    *("infer.forward", "infer.gates", "infer.sample", "infer.score"),
-)
+from tests import shape_checks  # noqa: E402
 
-
-def _checked(function: Callable) -> Callable:
-    # Fields of a pytree may also hold shapes or shardings of the arrays.
-    if not function.__annotations__ or function.__name__ in ("__init__", "check_single_arg"):
-        return function
-    try:
-        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
-    except BeartypeDecorHintException:
-        return function  # typing.Self, or a class of protocols: not checked at run time
-
-
-checks = ModuleType("runtime_checks")  # the hook needs an importable name
-checks.check = _checked
-sys.modules[checks.__name__] = checks
-install_import_hook([f"lorage_jax.{room}" for room in CHECKED], "runtime_checks.check")
+shape_checks.install()
 
 from lorage_jax import libtpu  # noqa: E402  after the hook
 
