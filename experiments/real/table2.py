@@ -2,6 +2,7 @@
 
     python experiments/real/table2.py                        # results/real/table2.{json,md}
     python experiments/real/table2.py --limit 20 --json FILE
+    python experiments/real/table2.py --run runs/real/suites/lora  # table2_methods.{json,md}
 
 Hardware: two CPU cores. Wall time: about half an hour. The edge is SmolLM2-135M-Instruct,
 specialised by the bundled generator, which was trained on five of the tasks (`prepare.py`). All
@@ -32,7 +33,7 @@ def main() -> None:
     shared = ["--tasks", ",".join(TASKS), "--shots", SHOTS, "--dtype", "float32"]
     shared += ["--data", str(tables.DATA / "commonsense"), "--limit", str(options.limit)]
     found = tables.evaluated("table2", options, ["--generator", options.generator, *shared])
-    arms = {name: found.arms[name] for name in ROWS}
+    arms = {name: found.arms[name] for name in options.rows(ROWS)}
     table = {
         "table": 2,
         "shots": SHOTS,
@@ -84,7 +85,7 @@ def _markdown(table: dict[str, Any], limit: int) -> str:
             f"{100 * row['ave']:.1f} ± {100 * row['ave_stderr']:.1f}",
             f"{100 * row['har']:.1f}",
         ]
-        rows[tables.ARMS[name]] = [*scores, *means, f"{row['edge_tokens']:.0f}"]
+        rows[tables.ARMS.get(name, name)] = [*scores, *means, f"{row['edge_tokens']:.0f}"]
     for row in TABLE_2:
         scores = [f"{score:.1f}" for score in (*row.scores, row.average, row.harmonic)]
         rows[f"the paper: {row.model}, {row.method}"] = [*scores, ""]

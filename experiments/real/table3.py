@@ -2,6 +2,7 @@
 
     python experiments/real/table3.py                        # results/real/table3.{json,md}
     python experiments/real/table3.py --limit 20 --json FILE
+    python experiments/real/table3.py --run runs/real/suites/lora  # table3_methods.{json,md}
 
 Hardware: two CPU cores. Wall time: about 30 minutes at 40 records a set. The edge is
 SmolLM2-135M-Instruct, specialised by the bundled generator. The tools of `seen` were in its
@@ -34,12 +35,12 @@ def main() -> None:
             *("--max-new-tokens", "160"),
         ],
     )
-    sets = found.gpt4tools
+    sets, names = found.gpt4tools, options.rows(ROWS)
     table = {
         "table": 3,
         "limit": options.limit,
         "model": found.model,
-        "methods": _rows(sets, [name for name in ROWS if name not in CONTROLS]),
+        "methods": _rows(sets, [name for name in names if name not in CONTROLS]),
         "controls": _rows(sets, CONTROLS),
         "gaps": {
             name: {arm: {key: vars(gap) for key, gap in by.items()} for arm, by in one.gaps.items()}
@@ -48,7 +49,7 @@ def main() -> None:
         "words": {name: one.words for name, one in sets.items()},
         "paper": {row.method: row.scores for row in TABLE_3},
     }
-    tables.write(options.json, table, _markdown(table, sets))
+    tables.write(options.json, table, _markdown(table, sets, names))
 
 
 def _rows(sets: dict[str, ToolResult], names: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _rows(sets: dict[str, ToolResult], names: Any) -> dict[str, Any]:
     }
 
 
-def _markdown(table: dict[str, Any], sets: dict[str, ToolResult]) -> str:
+def _markdown(table: dict[str, Any], sets: dict[str, ToolResult], names: list[str]) -> str:
     lines = [
         f"# Table 3: tool calls of {table['model']['edge']}",
         "",
@@ -72,7 +73,9 @@ def _markdown(table: dict[str, Any], sets: dict[str, ToolResult]) -> str:
         for mode in MODES:
             lines += ["", f"## Tools `{key}`, {mode} scorer", ""]
             rows = {
-                tables.ARMS[name]: _cells(one.arms[name], mode) for name in ROWS if name in one.arms
+                tables.ARMS.get(name, name): _cells(one.arms[name], mode)
+                for name in names
+                if name in one.arms
             }
             if mode == "official":
                 for row in TABLE_3:

@@ -7,6 +7,7 @@ table that is made again, or after an interruption, only asks what is not there.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 
 from lorage_jax import cli
 from lorage_jax.bundled import kept_models
+from lorage_jax.evaluate.arms import MAIN
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.files.outputs import write_file
 from lorage_jax.provenance import provenance
@@ -33,7 +35,8 @@ ARMS = {
     "few_shot": "edge, lm-eval's prompt",
     "in_context": "edge, prompt in its context",
     "no_tools": "edge without the tools",
-    "lora": "+ LoRA",
+    "lora": "+ one LoRA",
+    "lora_in_context": "+ one LoRA, prompt in context",
     "lora_gen": "**+ LoRA-Gen**",
     "lora_gen_tools": "+ LoRA-Gen, tools in context",
     "shuffled": "control: another prompt's card",
@@ -50,6 +53,17 @@ class Options:
     limit: int
     generator: str
     json: Path
+    run: Sequence[Path] = ()
+
+    @property
+    def runs(self) -> list[str]:
+        """Arguments for the runs of other methods, without what the table has already."""
+        named = [part for run in self.run for part in ("--run", str(run))]
+        return [*named, "--no-baseline", "--no-controls"] if named else []
+
+    def rows(self, usual: Sequence[str]) -> list[str]:
+        """The names of the table's rows: the `usual` ones, or those that `runs` asks."""
+        return [MAIN, *(run.name for run in self.run)] if self.run else list(usual)
 
 
 def options(about: str, table: str, limit: int) -> Options:
@@ -57,10 +71,18 @@ def options(about: str, table: str, limit: int) -> Options:
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--limit", type=int, default=limit, help="records per task")
     parser.add_argument("--generator", default="smollm2", help="a folder, or the bundled one")
+    parser.add_argument("--json", type=Path, help="the table; .md lies beside it")
     parser.add_argument(
-        "--json", type=Path, default=RESULTS / f"{table}.json", help="the table; .md lies beside it"
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        help="a finished run of another method (suites.py), to ask instead of baselines and "
+        "controls; may be repeated",
     )
-    return Options(**vars(parser.parse_args()))
+    found = Options(**vars(parser.parse_args()))
+    usual = RESULTS / (f"{table}_methods.json" if found.run else f"{table}.json")
+    return dataclasses.replace(found, json=found.json or usual)
 
 
 def evaluated(name: str, options: Options, arguments: Sequence[str]) -> EvalResult:
@@ -70,9 +92,10 @@ def evaluated(name: str, options: Options, arguments: Sequence[str]) -> EvalResu
     printed why.
     """
     generator = options.generator.strip("/").replace("/", "_")
-    file = RUNS / f"{name}-{generator}-{options.limit}.json"
+    asked = "-".join([name, generator, *(run.name for run in options.run), str(options.limit)])
+    file = RUNS / f"{asked}.json"
     if not file.exists():
-        command = ["eval", *arguments, "--json", str(file)]
+        command = ["eval", *arguments, *options.runs, "--json", str(file)]
         print(f"lorage {shlex.join(command)}", flush=True)
         if code := cli.main(command):
             raise SystemExit(code)

@@ -13,6 +13,7 @@ import jax
 
 from lorage_jax import distributed
 from lorage_jax.commands.adapted import load_adapted
+from lorage_jax.commands.finished import check_runs, finished_methods
 from lorage_jax.commands.places import RECORDS, check_place, write_result
 from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
@@ -39,6 +40,7 @@ from lorage_jax.generator.store import (
 )
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
+from lorage_jax.methods.method import Method
 from lorage_jax.models.model import Model
 from lorage_jax.world.tool_sets import ToolSet, benchmark_files, benchmark_set, generated_set
 
@@ -94,6 +96,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
     edge, generator = _models(found)
+    others = finished_methods(options.run, edge)
     if sets:  # before the other tasks have been scored
         room_for_input(edge, options.max_new_tokens or ANSWER_TOKENS)
     journal = SharedJournal.open(progress_path(options.json))
@@ -102,7 +105,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
     if len(journal):
         print(f"Resuming: found {len(journal)} finished requests.")
-    result, samples = _tasks(options, plain, data, edge, generator, journal)
+    result, samples = _tasks(options, plain, data, edge, generator, others, journal)
     result = dataclasses.replace(
         result,
         model=about,
@@ -111,7 +114,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
         data=data.fingerprints | {f"{AGENT}/{one.name}": {"records": one.files} for one in sets},
     )
     for one in sets:
-        outcome = _agent(options, one, edge, generator, journal)
+        outcome = _agent(options, one, edge, generator, others, journal)
         result.gpt4tools[one.name] = outcome.result
         samples += [{"task": AGENT, "set": one.name, **sample} for sample in outcome.samples]
     if options.samples is not None and distributed.is_main():
@@ -154,6 +157,9 @@ def _check(options: Eval, names: Sequence[str]) -> None:
         raise ConfigError(
             "--adapter goes with --model; a generator specialises the edge it was trained with."
         )
+    if options.model is not None and options.run:
+        raise ConfigError("--run goes with --generator, whose edge the run was trained for.")
+    check_runs(options.run)
     chat = _chat(options)
     if options.generator is not None and chat.used:
         raise ConfigError(
@@ -213,6 +219,7 @@ def _tasks(
     data: TaskData,
     edge: Model,
     generator: Generator | None,
+    others: Mapping[str, Method],
     journal: Journal,
 ) -> tuple[EvalResult, list[dict[str, Any]]]:
     """The result on lm-eval's tasks, and a row per record; empty without names."""
@@ -234,13 +241,24 @@ def _tasks(
         return evaluate_model(scored, edge, names), scored.samples
     method = LoraGen(generator, journal)
     found = evaluate_generator(
-        scored, edge, method, names, controls=options.controls, baseline=options.baseline
+        scored,
+        edge,
+        method,
+        names,
+        controls=options.controls,
+        baseline=options.baseline,
+        others=others,
     )
     return found, scored.samples
 
 
 def _agent(
-    options: Eval, tools: ToolSet, edge: Model, generator: Generator | None, journal: Journal
+    options: Eval,
+    tools: ToolSet,
+    edge: Model,
+    generator: Generator | None,
+    others: Mapping[str, Method],
+    journal: Journal,
 ) -> ToolOutcome:
     """The outcome on one set of GPT4Tools records; prints a line per arm and the verdicts."""
     print(f"GPT4Tools: {tools.source}")
@@ -260,6 +278,7 @@ def _agent(
         limit=options.limit,
         seed=options.seed,
         journal=journal,
+        others=others,
     )
     for arm, score in found.result.arms.items():
         official = "  ".join(f"{k} {v:.3f}" for k, v in score.scores["official"].items())
@@ -348,4 +367,11 @@ def _settings(options: Eval) -> dict[str, Any]:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+    """JSON values: paths become texts, also those of a repeated option."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in values.items()}

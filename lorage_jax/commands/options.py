@@ -61,6 +61,16 @@ Adapters = Annotated[
     ),
 ]
 
+Runs = Annotated[
+    tuple[Path, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="With --generator: the folder of a finished training of the same edge, by any method, "
+        "which is asked the same under the folder's name; may be repeated.",
+    ),
+]
+
 Texts = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --x a b, or --x a --x b
 
 
@@ -267,6 +277,7 @@ class Eval:
     generator: MaybeGenerator = None
     edge: Edge = None
     cloud: Cloud = None
+    run: Runs = ()
     shots: str | None = None
     """Number of few-shot samples, e.g. 5, or 5,hellaswag=0 by task; by default the task's own."""
     data: str = "hub"

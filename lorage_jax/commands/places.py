@@ -39,12 +39,17 @@ def _is_records(text: str) -> bool:
     return isinstance(row, dict) and "task" in row and ("arm" in row or "scores" in row)
 
 
+def _is_port(text: str) -> bool:
+    return text.strip().isdecimal()
+
+
 def _is_table(text: str) -> bool:
     return text.startswith("# ") and TABLE_HEADING in text.splitlines()[:4]
 
 
 RESULT = Kind("json", "a result that lorage wrote with --json", _is_result)
 RECORDS = Kind("samples", "records that lorage eval wrote with --samples", _is_records)
+PORT = Kind("port-file", "a file that lorage serve wrote a port to", _is_port)
 TABLE = Kind("table", "a table that lorage compare wrote", _is_table)
 
 
@@ -56,7 +61,7 @@ def check_place(path: Path, kind: Kind, command: Any) -> None:
     """
     check_file(path, overwrite=True)
     for name, other in _named(command):
-        if name not in (kind.option, "out") and other.resolve() == path.resolve():
+        if name not in (kind.option.replace("-", "_"), "out") and other.resolve() == path.resolve():
             raise OutputError(
                 f"--{kind.option} {path} is a file that the command's {name.replace('_', ' ')} "
                 "names, too: it would be lost. Choose another name."

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorage_jax.commands.places import PORT, check_place, write_result
 from lorage_jax.distributed import alone
 from lorage_jax.errors import ConfigError
-from lorage_jax.files.outputs import check_file, write_file
 from lorage_jax.generator.store import (
     edge_path,
     generator_path,
@@ -46,7 +46,7 @@ def run(options: Serve) -> dict[str, Any]:
 
     began = time.monotonic()
     if options.port_file is not None:
-        check_file(options.port_file, overwrite=True)
+        check_place(options.port_file, PORT, options)
     check_folder(options.cards)
     if options.warm < 0:
         raise ConfigError(f"--warm is {options.warm}; expected 0 (compile nothing) or more.")
@@ -147,7 +147,7 @@ def _serve(app: Any, listener: socket.socket, port_file: Path | None) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if port_file is not None:
-                write_file(port_file, f"{port}\n", overwrite=True)
+                write_result(port_file, f"{port}\n", PORT)
             print(f"Serving on http://{where}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
 
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from lorage_jax.evaluate.paired import Gap, is_significant, paired_gap
@@ -29,6 +30,7 @@ from lorage_jax.models.model import Model
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 MAIN, BARE = "lora_gen", "bare"  # the arm that is to be shown, and the edge without a prompt
+NO_OTHERS: Mapping[str, Method] = MappingProxyType({})  # no methods beside those of a suite
 CONTROLS = ("shuffled", "random", "mean_gates", BARE)
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by arm, then by task or score: the records
 

@@ -7,7 +7,7 @@ determines the model that answers and the text of the question.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -19,6 +19,7 @@ from lorage_jax.data.tasks import Task
 from lorage_jax.errors import LorageError
 from lorage_jax.evaluate.arms import (
     MAIN,
+    NO_OTHERS,
     Answered,
     Arm,
     Asked,
@@ -54,7 +55,7 @@ from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.few_shot import FewShot
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.methods.lora_gen import LoraGen
-from lorage_jax.methods.method import Conditioning, Placement
+from lorage_jax.methods.method import Conditioning, Method, Placement
 from lorage_jax.models.model import Model
 
 SEEN = tuple(task.name for task in paper_tasks() if task.seen)
@@ -124,10 +125,12 @@ def evaluate_generator(
     *,
     controls: bool,
     baseline: bool,
+    others: Mapping[str, Method] = NO_OTHERS,
 ) -> EvalResult:
     """Scores a generator by the LoRA-Gen protocol, with its baselines and controls.
 
-    The result's `gaps` are the main arm's scores minus those of each control.
+    `others` are further methods for this edge, by the names of their arms. The result's `gaps` are
+    the main arm's scores minus those of each control and of each of `others`.
 
     Raises DataError if records are missing or malformed, and ConfigError for a task without a
     description.
@@ -144,6 +147,7 @@ def evaluate_generator(
     }
     arms = [Arm(MAIN, method)]
     arms += [Arm("in_context", InContext()), Arm("few_shot", FewShot())] * baseline
+    arms += [Arm(label, other) for label, other in others.items()]
     controlling = _controls(run, method, prompts) if controls else []
     arms += controlling
     units = [Unit(name, [prompt.text], [name], [0]) for name, prompt in prompts.items()]
@@ -154,7 +158,7 @@ def evaluate_generator(
         arm: {name: one.answered.answers[0].scores for name, one in units.items()}
         for arm, units in found.items()
     }
-    gaps = paired_gaps(scores, MAIN, [arm.name for arm in controlling])
+    gaps = paired_gaps(scores, MAIN, [*others, *(arm.name for arm in controlling)])
     records = sum(map(len, scores[MAIN].values()))
     gaps = {arm: {**by, "ave": mean_gap(list(by.values()), records)} for arm, by in gaps.items()}
     results = _results(arms, found, shots)
@@ -162,7 +166,7 @@ def evaluate_generator(
         main=MAIN,
         arms=results,
         gaps=gaps,
-        words=_words(gaps, results),
+        words=_words({arm: by for arm, by in gaps.items() if arm not in others}, results),
         cards=_cards(method, prompts),
     )
 

@@ -7,6 +7,7 @@ Arms (what the method reads | what the edge reads):
     no_tools           nothing | the instruction without the tool lines
     lora_gen_tools     the static part | the instruction without the tool lines
     lora_gen           the static part | conversation, request and trace
+    (other methods)    the static part | as lora_gen, after the static part if the method shows it
 and the controls of `lora_gen`, which say whether the prompt made the difference:
     shuffled           another record's static part, with other tools | as lora_gen
     random             random text of as many cloud tokens | as lora_gen
@@ -16,7 +17,7 @@ and the controls of `lora_gen`, which say whether the prompt made the difference
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -33,7 +34,18 @@ from lorage_jax.evaluate.answers import (
     mean_tokens,
     room_for_input,
 )
-from lorage_jax.evaluate.arms import MAIN, Answered, Arm, Asked, Unit, ask, paired_gaps, verdicts
+from lorage_jax.evaluate.arms import (
+    CONTROLS,
+    MAIN,
+    NO_OTHERS,
+    Answered,
+    Arm,
+    Asked,
+    Unit,
+    ask,
+    paired_gaps,
+    verdicts,
+)
 from lorage_jax.evaluate.controls import MeanGates, RandomText, Shuffled, random_prompts
 from lorage_jax.evaluate.gpt4tools import average, corpus_score, score
 from lorage_jax.evaluate.protocol import ENCODINGS, Encoding
@@ -43,7 +55,7 @@ from lorage_jax.generator.generator import Generator
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.in_context import InContext
 from lorage_jax.methods.lora_gen import BATCH_ROWS, LoraGen, fit_cloud
-from lorage_jax.methods.method import Conditioning, Placement
+from lorage_jax.methods.method import Conditioning, Method, Placement
 from lorage_jax.models.model import Model
 
 STOP = "Observation:"
@@ -84,13 +96,15 @@ def evaluate_tool_calls(
     limit: int | None = None,
     seed: int = 0,
     journal: Journal | None = None,
+    others: Mapping[str, Method] = NO_OTHERS,
 ) -> ToolOutcome:
     """Runs the arms (by default all that can be run) over the first `limit` records.
 
-    Gaps are `lora_gen` less each control, record by record, official scores. With `template`
-    "trained" the edge reads it in its turns, with "harness" the bare text. A batch has `batch_rows`
-    records, or by default as many as fit into `batch_tokens`. Requests that `journal` holds are not
-    run again. Raises ConfigError and DataError before the cloud reads anything.
+    `others` are further methods for this edge, by the names of their arms. Gaps are `lora_gen` less
+    each control and each of `others`, record by record, official scores. With `template` "trained"
+    the edge reads it in its turns, with "harness" the bare text. A batch has `batch_rows` records,
+    or by default as many as fit into `batch_tokens`. Requests that `journal` holds are not run
+    again. Raises ConfigError and DataError before the cloud reads anything.
     """
     records, names = list(records)[:limit], _checked(arms, generator)
     if not records:
@@ -102,8 +116,9 @@ def evaluate_tool_calls(
     edge = edge if generator is None else generator.speaking(edge)
     journal = journal if journal is not None else Journal()
     asking = _arms(names, records, generator, seed, batch_rows or BATCH_ROWS, journal)
+    asking += [Arm(label, method) for label, method in others.items()]
     writing = Generation(max_new_tokens, (STOP,), batch_rows, batch_tokens, True, journal)
-    way = _Answering(writing, template)
+    way = _Answering(writing, template, frozenset(others))
     prompts = [record.instruction.static for record in records]
     unit = Unit(UNIT, prompts, records, range(len(records)))
     found = {arm: one[UNIT] for arm, one in ask(asking, edge, [unit], way).items()}
@@ -111,11 +126,12 @@ def evaluate_tool_calls(
     samples = _samples(records, {arm: one.answered.answers for arm, one in found.items()})
     scored = {arm: [sample["scores"][arm] for sample in samples] for arm in found}
     official = {arm: _columns([one["official"] for one in by]) for arm, by in scored.items()}
-    gaps = paired_gaps(official, MAIN)
+    gaps = paired_gaps(official, MAIN, [*CONTROLS, *others])
+    controlled = {arm: by for arm, by in gaps.items() if arm not in others}
     result = ToolResult(
         {arm: _score(scored[arm], one, full_tokens) for arm, one in found.items()},
         gaps,
-        verdicts(gaps, "average", {arm.name: arm.meaning for arm in asking}, "GPT4Tools"),
+        verdicts(controlled, "average", {arm.name: arm.meaning for arm in asking}, "GPT4Tools"),
         cloud_seconds=sum(one.prepare_seconds for one in found.values()),
     )
     return ToolOutcome(result, samples)
@@ -199,19 +215,31 @@ def other_tools(records: Sequence[ToolRecord], seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Answering:
-    """The way to answer: the part of the instruction that is the arm's, then generation."""
+    """The way to answer: the part of the instruction that is the arm's, then generation.
+
+    Arms of `others` read the part that LoRA-Gen's edge reads, after their conditioning's context.
+    """
 
     generation: Generation
     template: Encoding
+    others: frozenset[str]
 
-    def asked(self, record: ToolRecord, part: str) -> str | list[Message]:
+    def asked(
+        self, record: ToolRecord, part: str, context: str | None = None
+    ) -> str | list[Message]:
         text = getattr(record.instruction, part)
-        return question(text) if self.template == "trained" else text
+        if self.template == "trained":
+            return question(text, context)
+        return text if context is None else f"{context}\n\n{text}"
 
     def __call__(
         self, arm: Arm, unit: Unit[ToolRecord], placement: Placement, rows: list[Conditioning]
     ) -> Answered[str]:
-        asked = [self.asked(record, READS[arm.name]) for record in unit.questions]
+        if arm.name in self.others:
+            pairs = zip(unit.questions, rows, strict=True)
+            asked = [self.asked(record, READS[MAIN], row.context) for record, row in pairs]
+        else:
+            asked = [self.asked(record, READS[arm.name]) for record in unit.questions]
         return self.generation(arm.name, placement, asked)
 
 

@@ -89,6 +89,19 @@ def test_table_2(script, monkeypatch, tmp_path, capsys):
     assert "the paper: TinyLlama-1.1B, LoRA-Gen | 35.8 |" in shown and "- It helps." in shown
 
 
+def test_table_2_of_other_methods(script, monkeypatch, tmp_path):
+    arms = {name: arm(first) for name, first in (("lora_gen", 0.3), ("lora", 0.4))}
+    asked = answered(monkeypatch, EvalResult(model={"edge": "an edge"}, main="lora_gen", arms=arms))
+    table = script("table2")
+    monkeypatch.setattr(sys, "argv", ["x", "--run", "some/lora", "--json", "here.json"])
+    table.main()
+    assert asked[0][asked[0].index("--run") + 1] == "some/lora"
+    assert {"--no-baseline", "--no-controls"} < set(asked[0])
+    found = json.loads((tmp_path / "here.json").read_text())
+    assert set(found["methods"]) == {"lora_gen", "lora"} and not found["controls"]
+    assert "| + one LoRA | 40.0 |" in (tmp_path / "here.md").read_text()
+
+
 def test_table_3(script, monkeypatch, tmp_path):
     keys = ("thought", "action", "args", "success", "iou", "average")
 

@@ -71,6 +71,7 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "notes").write_text("of mine\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -83,11 +84,13 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
             (["--port", "0", "--warm", "-1"], "--warm is -1; expected 0"),
             (["--port", "0", "--context", "100000000"], "--context is"),
             (["--port", "0", "--port-file", str(tmp_path)], "not a plain file"),
+            (["--port", "0", "--port-file", "notes"], "exists and is not a file that lorage serve"),
             (["--port", "0", "--cards", "file"], "in the folder of --cards. Cannot write"),
             (["--port", "0", "--cards", "file/below"], "is a file or a dead link"),
         ):
             assert main(["serve", "--generator", "nano", "--warm", "0", *options]) == 1
             assert words in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == "of mine\n"
 
 
 @pytest.mark.parametrize(
