@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lorage_jax import compilation
+from tests import program_cache
 
-# Compiled programs are kept between runs; delete the folder at any time.
-CACHE = Path(os.environ.get("LORAGE_TEST_CACHE", Path.home() / ".cache" / "lorage_jax" / "tests"))
-# As variables, so that the processes that tests start share the cache. Tests compile much and run
+program_cache.keep()
+# As variables, so that the processes that tests start have them, too. Tests compile much and run
 # little: half the time of a cold run is XLA's optimisations.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": str(compilation.cache_folder(CACHE)),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(compilation.MOST_BYTES),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.25",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "OMP_NUM_THREADS": "1",  # torch's; two processes run at once, and its models here are tiny
 }
@@ -44,7 +40,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 # Each compiled program holds memory maps, of which a process may have 65,530 on Linux; beyond that,
 # XLA crashes. A worker that runs a thousand tests would get there.
 MAPS = Path("/proc/self/maps")
-MOST_MAPS = 30_000
+MOST_MAPS = 45_000
 
 
 FINISHED = itertools.count(1)
@@ -73,6 +69,12 @@ FAST = (
     *("world/test_prompts.py", "world/test_tool_lists.py", "world/test_tool_sets.py"),
     "world/test_words.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes room among the kept programs, once for all workers."""
+    if not hasattr(config, "workerinput"):
+        program_cache.prune()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
