@@ -62,7 +62,7 @@ def few_maps():
 FAST = (
     *("data", "files", "formats/test_models.py", "formats/test_results.py", "hf", "report"),
     *("test_distributed.py", "test_docs.py", "test_libtpu.py", "test_ops.py", "test_provenance.py"),
-    *("test_rooms.py", "test_sharding.py", "generator/test_card.py"),
+    *("test_rooms.py", "test_checks.py", "test_sharding.py", "generator/test_card.py"),
     *("train/test_flops.py", "evaluate/test_gpt4tools.py", "evaluate/test_paired.py"),
     *("evaluate/test_results.py", "infer/test_text.py", "aot/test_hlo.py"),
     *("aot/test_roofline.py", "aot/test_topology.py", "aot/test_traffic.py"),

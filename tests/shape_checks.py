@@ -40,7 +40,7 @@ def _checked(function: Callable) -> Callable:
         return function  # typing.Self, or a class of protocols: not checked at run time
 
 
-def _worth_a_check(function: Any, made: set[CodeType]) -> bool:
+def worth_a_check(function: Any, made: set[CodeType]) -> bool:
     """Whether it is a class, or a function of arrays that is made for the first time."""
     code = getattr(function, "__code__", None)
     if code is None:
@@ -59,7 +59,7 @@ def install() -> None:
     def once(function: Any = None, *, typechecker: Any) -> Any:
         if function is None:
             return functools.partial(once, typechecker=typechecker)
-        if not _worth_a_check(function, made):
+        if not worth_a_check(function, made):
             return function
         return jaxtyped(function, typechecker=typechecker)
 

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: eval)")
 
 from lorage_jax.errors import ConfigError, DataError
+from lorage_jax.evaluate import local_tasks
 from lorage_jax.evaluate.local_tasks import TaskData, check_names
 from tests.evaluate.local_data import TASKS, record, write_tasks
 
@@ -128,6 +129,21 @@ def test_unknown_tasks_are_told_with_the_nearest(folder):
     assert lines[1] == "there is no task 'zzzz'" and "gpt4tools" in lines[2] and len(lines) == 3
     with pytest.raises(ConfigError, match="names no task"):
         check_names([])
+
+
+def test_names_are_found_without_reading_all_definitions(monkeypatch):
+    index, whole = local_tasks._index, []
+
+    def counted(folders, everything):
+        whole.append(everything)
+        return index(folders, everything)
+
+    monkeypatch.setattr(local_tasks, "_index", counted)
+    check_names(["mmlu_anatomy", "piqa"])
+    assert local_tasks._definition("mmlu_anatomy")["dataset_name"] == "anatomy"
+    with pytest.raises(ConfigError, match="did you mean arc_challenge"):
+        check_names(["arc_chalenge"])
+    assert whole and not any(whole)
 
 
 @pytest.mark.parametrize(
