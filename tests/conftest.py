@@ -67,7 +67,8 @@ FAST = (
     *("evaluate/test_results.py", "infer/test_text.py", "aot/test_hlo.py"),
     *("aot/test_roofline.py", "aot/test_topology.py", "aot/test_traffic.py"),
     *("world/test_prompts.py", "world/test_tool_lists.py", "world/test_tool_sets.py"),
-    "world/test_words.py",
+    *("world/test_words.py", "world/test_everyday.py", "compare/test_task_samples.py"),
+    "test_bundled.py",
 )
 
 
@@ -77,16 +78,25 @@ def pytest_configure(config: pytest.Config) -> None:
         program_cache.prune()
 
 
+def _is_fast(path: Path) -> bool:
+    root = Path(__file__).parent
+    return any(path == place or place in path.parents for place in (root / name for name in FAST))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files none of whose tests are asked for; importing them takes a while."""
+    if collection_path.is_dir() or collection_path.name == "conftest.py":
+        return None
+    asked = {"fast": True, "not fast and not slow": False}.get(config.option.markexpr)
+    return None if asked is None or asked == _is_fast(collection_path) else True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks the tests in FAST; an entry that is neither a folder nor a file is an error."""
     root = Path(__file__).parent
     if missing := [name for name in FAST if not (root / name).exists()]:
         raise pytest.UsageError(f"tests/conftest.py, FAST: there is no {', '.join(missing)}.")
-    fast = [root / name for name in FAST]
-    here = {
-        path: any(path == place or place in path.parents for place in fast)
-        for path in {item.path for item in items}
-    }
+    here = {path: _is_fast(path) for path in {item.path for item in items}}
     for item in items:
         if here[item.path] and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)

@@ -23,12 +23,23 @@ def keep() -> None:
 
 
 def prune(folder: Path = FOLDER, most_bytes: int = compilation.MOST_BYTES) -> None:
-    """Removes the programs that were read longest ago, until the rest take `most_bytes` or less."""
-    found = [(path, path.stat()) for path in folder.glob("*") if path.is_file()]
-    found.sort(key=lambda one: one[1].st_atime)
-    size = sum(stat.st_size for _, stat in found)
-    for path, stat in found:
+    """Removes the programs that were read longest ago, until the rest take `most_bytes` or less.
+
+    Where the file system does not note reading, those that were written first go first.
+    """
+    found = sorted(filter(None, map(_stat, folder.glob("*"))))
+    size = sum(size for _, size, _ in found)
+    for _, bytes_, path in found:
         if size <= most_bytes:
             break
         path.unlink(missing_ok=True)
-        size -= stat.st_size
+        size -= bytes_
+
+
+def _stat(path: Path) -> tuple[float, int, Path] | None:
+    """Time of access, size and path; None if another process has removed it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_atime, stat.st_size, path

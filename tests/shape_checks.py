@@ -41,7 +41,7 @@ def _checked(function: Callable) -> Callable:
 
 
 def worth_a_check(function: Any, made: set[CodeType]) -> bool:
-    """Whether it is a class, or a function of arrays that is made for the first time."""
+    """True for a class, and for a function of arrays that is no closure made before."""
     code = getattr(function, "__code__", None)
     if code is None:
         return True

@@ -11,8 +11,6 @@ from lorage_jax.bundled import generator_folder, kept_models
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.store import load_generator, read_values, recorded_path
 
-pytestmark = pytest.mark.fast
-
 
 def test_a_folder_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from lorage_jax.bundled import kept_models
 from lorage_jax.evaluate.arms import MAIN
 from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.files.outputs import write_file
+from lorage_jax.methods.finished import find_finished
 from lorage_jax.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +94,7 @@ def evaluated(name: str, options: Options, arguments: Sequence[str]) -> EvalResu
     printed why.
     """
     generator = options.generator.strip("/").replace("/", "_")
-    asked = "-".join([name, generator, *(run.name for run in options.run), str(options.limit)])
+    asked = "-".join([name, generator, *map(_identity, options.run), str(options.limit)])
     file = RUNS / f"{asked}.json"
     if not file.exists():
         command = ["eval", *arguments, *options.runs, "--json", str(file)]
@@ -100,6 +102,12 @@ def evaluated(name: str, options: Options, arguments: Sequence[str]) -> EvalResu
         if code := cli.main(command):
             raise SystemExit(code)
     return EvalResult.from_json(json.loads(file.read_text("utf-8")), str(file))
+
+
+def _identity(run: Path) -> str:
+    """The name of a run, and the digest of what it left."""
+    contents = json.dumps(find_finished(run).contents, sort_keys=True)
+    return f"{run.name}@{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
 
 
 def write(file: Path, table: Mapping[str, Any], markdown: str) -> None:

@@ -13,7 +13,7 @@ import jax
 
 from lorage_jax import distributed
 from lorage_jax.commands.adapted import load_adapted
-from lorage_jax.commands.finished import check_runs, finished_methods
+from lorage_jax.commands.finished import facts, find_runs
 from lorage_jax.commands.places import RECORDS, check_place, write_result
 from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
@@ -80,14 +80,10 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     if options.samples is not None:
         check_place(options.samples, RECORDS, options)
     shots = _shots(options.shots)
-    written, found = WrittenTasks({}, {}), options
+    found = options
     if options.generator is not None:
         found = dataclasses.replace(options, generator=generator_path(options.generator))
-    if files:
-        check_installed()
-        held = [] if found.generator is None else held_out(read_values(found.generator))
-        written = written_tasks(files, shots, held, options.seed, options.max_new_tokens)
-        print(f"{len(written.tasks)} tasks of {', '.join(files)}.")
+    written = _written(found, files, shots)
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
     if twice := [name for name in plain if name in written.tasks]:
         raise ConfigError(f"{', '.join(twice)} is a task of lm-eval and of a file; name one.")
@@ -95,12 +91,13 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     _check_shots(shots, plain)
     data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
+    runs = find_runs(options.run)
     edge, generator = _models(found)
-    others = finished_methods(options.run, edge)
+    others = {name: one.load(edge) for name, one in runs.items()}
     if sets:  # before the other tasks have been scored
         room_for_input(edge, options.max_new_tokens or ANSWER_TOKENS)
     journal = SharedJournal.open(progress_path(options.json))
-    about = _about(edge, generator)
+    about = _about(edge, generator) | ({"runs": facts(runs)} if runs else {})
     cloud = f"; cloud {about['cloud']}, tokenizer {about['cloud_tokenizer']}" if generator else ""
     print(f"Edge {about['edge']}, tokenizer {about['tokenizer']}{cloud}.")
     if len(journal):
@@ -125,6 +122,17 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     for sentence in result.words:
         print(sentence)
     return result.to_json()
+
+
+def _written(options: Eval, files: Sequence[str], shots: Mapping[str, int]) -> WrittenTasks:
+    """The tasks of files, of which are asked the questions that the generator did not train on."""
+    if not files:
+        return WrittenTasks({}, {})
+    check_installed()
+    held = [] if options.generator is None else held_out(read_values(options.generator))
+    written = written_tasks(files, shots, held, options.seed, options.max_new_tokens)
+    print(f"{len(written.tasks)} tasks of {', '.join(files)}.")
+    return written
 
 
 def is_file(name: str) -> bool:
@@ -159,7 +167,6 @@ def _check(options: Eval, names: Sequence[str]) -> None:
         )
     if options.model is not None and options.run:
         raise ConfigError("--run goes with --generator, whose edge the run was trained for.")
-    check_runs(options.run)
     chat = _chat(options)
     if options.generator is not None and chat.used:
         raise ConfigError(

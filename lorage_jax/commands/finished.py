@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lorage_jax import distributed
 from lorage_jax.errors import ConfigError
-from lorage_jax.evaluate.arms import CONTROLS
+from lorage_jax.evaluate.arms import CONTROLS, MAIN
+from lorage_jax.evaluate.results import OLD_ARMS
 from lorage_jax.evaluate.tool_calls import READS
 
 if TYPE_CHECKING:
-    from lorage_jax.methods.method import Method
-    from lorage_jax.models.model import Model
+    from lorage_jax.methods.finished import Finished
 
-TAKEN = {*READS, *CONTROLS, "few_shot"}  # names of arms
+# Names of other arms, today's and those that are read as today's from earlier results.
+TAKEN = {*READS, *CONTROLS, *OLD_ARMS, "few_shot", "in_context_cached", "model"}
 
 
-def check_runs(runs: Sequence[Path]) -> None:
-    """Raises ConfigError if two runs' folders have one name, or one has the name of an arm."""
+def find_runs(runs: Sequence[Path]) -> dict[str, Finished]:
+    """Finds what the runs left, by name; weights are not read yet.
+
+    Raises ConfigError if two have one name, if one has the name of another arm, or is of a
+    generator, and if processes see different runs. Raises WeightsError if one has not finished.
+    """
+    if not runs:
+        return {}
+    from lorage_jax.methods.finished import find_finished  # imports what trains
+
     names = [_name(run) for run in runs]
     for name in names:
         if name in TAKEN or names.count(name) > 1:
+            whose = "an arm of evaluations" if name in TAKEN else "two runs"
             raise ConfigError(
-                f"--run: {name} is the name of another arm of this evaluation, and runs are named "
-                "by their folders. Rename the folder, or give a link with another name."
+                f"--run: {name} is the name of {whose}, and runs are named by their folders. "
+                "Rename the folder, or give a link with another name."
             )
+    found = {name: find_finished(run) for name, run in zip(names, runs, strict=True)}
+    for name, one in found.items():
+        if one.method == MAIN:
+            raise ConfigError(
+                f"--run: {name} is the training of a generator. Score it by itself, with "
+                f"--generator {one.folder}."
+            )
+    distributed.check_same(facts(found), "All processes need the same results of --run.")
+    return found
 
 
-def finished_methods(runs: Sequence[Path], edge: Model) -> dict[str, Method]:
-    """The methods that finished runs left, by name. Raises WeightsError if one cannot be used."""
-    if not runs:
-        return {}
-    from lorage_jax.methods.finished import load_finished  # imports what trains
-
-    return {_name(run): load_finished(run, edge) for run in runs}
+def facts(found: Mapping[str, Finished]) -> dict[str, Any]:
+    """JSON values that tell the runs of a result from others."""
+    return {name: {"method": one.method, "contents": one.contents} for name, one in found.items()}
 
 
 def _name(run: Path) -> str:

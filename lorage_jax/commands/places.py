@@ -40,7 +40,7 @@ def _is_records(text: str) -> bool:
 
 
 def _is_port(text: str) -> bool:
-    return text.strip().isdecimal()
+    return text.endswith("\n") and text[:-1].isdecimal() and 0 < int(text) < 65536
 
 
 def _is_table(text: str) -> bool:

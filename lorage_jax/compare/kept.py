@@ -22,8 +22,8 @@ from lorage_jax.distributed import check_same, gather_texts, is_main, on_main
 from lorage_jax.errors import OutputError
 from lorage_jax.fields import places_learnt_from, to_dict
 from lorage_jax.files.fingerprint import fingerprint
-from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.files.outputs import write_file
+from lorage_jax.methods.finished import result_digest
 from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.provenance import machine, provenance
 from lorage_jax.world.prompts import VERSION as WORLD
@@ -118,7 +118,7 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
     if part.samples:
         found["samples"] = part.samples
     if part.trained is not None:
-        found["trained"] = _contents(generator_folder(part.trained))
+        found["trained"] = result_digest(generator_folder(part.trained))
     if part.experiment is not None:
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
@@ -139,7 +139,7 @@ def _learnt_from(run: ExperimentConfig) -> list[str | dict[str, str]]:
     """Contents of the folders and files that a run begins with or learns from."""
     names = (run.init, *places_learnt_from(run.settings))
     places = [generator_folder(Path(place)) for place in names if place]
-    return [file_digest(place) if place.is_file() else _contents(place) for place in places]
+    return [file_digest(place) if place.is_file() else result_digest(place) for place in places]
 
 
 def _without_places(found: dict[str, Any]) -> dict[str, Any]:
@@ -147,11 +147,3 @@ def _without_places(found: dict[str, Any]) -> dict[str, Any]:
     for source in found.get("experiment", {}).get("data", {}).get("sources", ()):
         source["path"] = Path(source["path"]).name
     return found
-
-
-def _contents(folder: Path) -> str | dict[str, str]:
-    """The digest of a result's manifest; of a folder of several results, those of all files."""
-    if (folder / MANIFEST).exists():
-        return file_digest(folder / MANIFEST)
-    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
-    return {str(file.relative_to(folder)): file_digest(file) for file in files}

@@ -49,6 +49,15 @@ class Arm:
         return self.what or self.method.what
 
 
+def other_arms(others: Mapping[str, Method]) -> list[Arm]:
+    """Arms of further methods, by name, which say whether the edge reads the prompt as well."""
+    shown = {True: ", the system prompt in its context", False: ""}
+    return [
+        Arm(name, one, f"{one.what}{shown[one.edge_sees_prompt and 'context' not in one.what]}")
+        for name, one in others.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Unit(Generic[Question]):
     """Questions that are asked together.

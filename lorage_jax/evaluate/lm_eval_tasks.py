@@ -27,6 +27,7 @@ from lorage_jax.evaluate.arms import (
     ask,
     mean_error,
     mean_gap,
+    other_arms,
     paired_gaps,
     verdicts,
 )
@@ -147,7 +148,7 @@ def evaluate_generator(
     }
     arms = [Arm(MAIN, method)]
     arms += [Arm("in_context", InContext()), Arm("few_shot", FewShot())] * baseline
-    arms += [Arm(label, other) for label, other in others.items()]
+    arms += other_arms(others)
     controlling = _controls(run, method, prompts) if controls else []
     arms += controlling
     units = [Unit(name, [prompt.text], [name], [0]) for name, prompt in prompts.items()]

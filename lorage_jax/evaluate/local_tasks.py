@@ -80,9 +80,11 @@ def _folders(name: str) -> tuple[str, ...]:
 
 
 def _manager_with(name: str) -> TaskManager | None:
-    """The definitions that include a task's: ours, or those of its folder. None: not found so."""
-    for manager in (_manager(everything=False), *(_index((at,), False) for at in _folders(name))):
-        if name in manager.all_subtasks:
+    """The definitions that include a task's: ours, or those of its folder; None if none do."""
+    if name in _known(everything=False):
+        return _manager(everything=False)
+    for folder in _folders(name):
+        if name in (manager := _index((folder,), False)).all_subtasks:
             return manager
     return None
 
@@ -113,7 +115,7 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 def _problem(name: str, others: Sequence[str]) -> list[str]:
-    """Why lm-eval has no task `name`; empty if it has one after all."""
+    """The reason why lm-eval has no task `name`; empty if it has one after all."""
     hint = did_you_mean(name, [*_known(everything=False), *others])
     if _folders(name) or not hint:
         everything = _manager(everything=True)

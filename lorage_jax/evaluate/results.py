@@ -178,9 +178,9 @@ class ToolResult:
 class EvalResult:
     """A whole result of `lorage eval`.
 
-    `main` names the arm that the evaluation is about; `gaps` are main less each control, by task
-    and on average (`ave`); `words` says in sentences whether the prompt made a difference; `cards`
-    are the specialisations by task; `gpt4tools` is by set of records.
+    `main` names the arm that the evaluation is about; `gaps` are main less each control and each
+    other method, by task and on average (`ave`); `words` says in sentences whether the prompt made
+    a difference; `cards` are the specialisations by task; `gpt4tools` is by set of records.
     """
 
     model: dict[str, Any] = field(default_factory=dict)

@@ -43,6 +43,7 @@ from lorage_jax.evaluate.arms import (
     Asked,
     Unit,
     ask,
+    other_arms,
     paired_gaps,
     verdicts,
 )
@@ -116,7 +117,7 @@ def evaluate_tool_calls(
     edge = edge if generator is None else generator.speaking(edge)
     journal = journal if journal is not None else Journal()
     asking = _arms(names, records, generator, seed, batch_rows or BATCH_ROWS, journal)
-    asking += [Arm(label, method) for label, method in others.items()]
+    asking += other_arms(others)
     writing = Generation(max_new_tokens, (STOP,), batch_rows, batch_tokens, True, journal)
     way = _Answering(writing, template, frozenset(others))
     prompts = [record.instruction.static for record in records]

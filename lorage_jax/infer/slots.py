@@ -101,7 +101,7 @@ class Choice(NamedTuple):
     their_logprobs: Float[Array, "B *T N"] | None
 
 
-class Prompts(flax.struct.PyTreeNode):
+class PackedPrompts(flax.struct.PyTreeNode):
     """P prompts one after another in one row of T slots, padded at its end.
 
     Attributes:
@@ -117,7 +117,7 @@ class Prompts(flax.struct.PyTreeNode):
     lengths: Int[Array, "P"]
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], count: int, size: int) -> Prompts:
+    def of(cls, rows: Sequence[Sequence[int]], count: int, size: int) -> PackedPrompts:
         """Packs token ids; there is room for `count` prompts and `size` tokens."""
         lengths = [len(row) for row in rows]
         used = sum(lengths)
@@ -136,7 +136,7 @@ class Prefilled(flax.struct.PyTreeNode):
 
     k: Float[Array, "L T K H"]
     v: Float[Array, "L T K H"]
-    prompts: Prompts
+    prompts: PackedPrompts
     first: Choice
     requests: Requests
     seen: Bool[Array, "P V"] | None
@@ -148,7 +148,7 @@ def prefill(
     logprobs: bool,
     params: dict[str, Any],
     pool: Experts | None,
-    prompts: Prompts,
+    prompts: PackedPrompts,
     requests: Requests,
     penalty: Float[Array, ""] | None = None,
 ) -> Prefilled:

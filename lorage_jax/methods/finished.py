@@ -1,36 +1,66 @@
-"""Loads the method that a finished training run left, by the folder of the run."""
+"""The results of finished training runs, found by the folders of the runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from lorage_jax.data.records import file_digest
 from lorage_jax.errors import WeightsError
+from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.methods.method import Method, get_method
 from lorage_jax.methods.training import RECORDED, get_trainable
 from lorage_jax.models.model import Model
 
 
-def load_finished(run: str | Path, edge: Model) -> Method:
-    """The method that was trained in the folder `run`, for `edge`.
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: the name of its method, and the folder of what it left."""
 
-    Raises WeightsError if this is no folder of a finished run, or the run was for another edge.
+    method: str
+    folder: Path
+
+    def load(self, edge: Model) -> Method:
+        """Loads the method. Raises WeightsError if it was trained for another edge."""
+        return get_method(self.method).load(edge, self.folder)
+
+    @property
+    def contents(self) -> str | dict[str, str]:
+        """Digests that tell this result from others."""
+        return result_digest(self.folder)
+
+
+def find_finished(run: Path) -> Finished:
+    """Finds what the training in the folder `run` left; no weights are read.
+
+    Raises WeightsError if this is no folder of a training run, or the run has not finished.
     """
-    run = Path(run).expanduser()
+    run = run.expanduser()
     try:
         values = json.loads((run / "config.json").read_text("utf-8"))
-        recorded = values["method"]
-        _ = values["steps"]
-    except (OSError, ValueError, TypeError, KeyError):
+        recorded, _ = values["method"], values["steps"]
+        known = recorded is None or isinstance(recorded, str)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        known, recorded = False, None
+    if not known:
         raise WeightsError(
             f"{run} is not the folder of a training run: it has no config.json of one. Expected "
             "the --out or `out` of lorage train."
-        ) from None
-    name = next((name for name, first in RECORDED.items() if first == recorded), recorded)
+        )
+    name = next((name for name, first in RECORDED.items() if first == recorded), str(recorded))
     result = run / get_trainable(name).result
     if not result.is_dir():
         raise WeightsError(
             f"{run} has no {result.name}/, so its training has not finished. Let "
             "`lorage train --resume` finish it."
         )
-    return get_method(name).load(edge, result)
+    return Finished(name, result)
+
+
+def result_digest(folder: Path) -> str | dict[str, str]:
+    """The digest of a result's manifest; of a folder of several results, those of all files."""
+    if (folder / MANIFEST).exists():
+        return file_digest(folder / MANIFEST)
+    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
+    return {str(file.relative_to(folder)): file_digest(file) for file in files}

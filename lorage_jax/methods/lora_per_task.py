@@ -29,7 +29,7 @@ from lorage_jax.train.experiment import Trainable, Trained, Training, settings_o
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskLora:
     """A task with a LoRA: its name, the kind of its source, and `data.sources.task_marks`."""
 
     name: str
@@ -64,7 +64,7 @@ class LoraPerTask(Method, Trainable):
 
     edge: Model
     pool: Pool
-    tasks: tuple[Task, ...]
+    tasks: tuple[TaskLora, ...]
 
     @classmethod
     def load(cls, edge: Model, source: Path | None = None) -> LoraPerTask:
@@ -79,7 +79,7 @@ class LoraPerTask(Method, Trainable):
                 raise WeightsError(f"{source / name} is not a LoRA of one task.")
             check_edge(source / name, values["base"], edge)
             task = values["task"]
-            tasks.append(Task(task["name"], task["kind"], tuple(task["marks"])))
+            tasks.append(TaskLora(task["name"], task["kind"], tuple(task["marks"])))
         return cls(found.edge, found.pool, tuple(tasks))
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorage_jax.report.controls import controls
+from lorage_jax.report.controls import controls, other_methods
 from lorage_jax.report.figures import figures
 from lorage_jax.report.gates import gates
 from lorage_jax.report.inputs import Evaluation, Inputs, Result
@@ -37,6 +37,7 @@ def build(inputs: Inputs) -> Page:
         sections += [
             accuracy(inputs, prefills),
             controls(inputs),
+            other_methods(inputs),
             tokens(inputs),
             tool_use(inputs),
             trade_off(inputs, prefills),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from lorage_jax.evaluate.arms import CONTROLS
 from lorage_jax.evaluate.paired import Gap
 from lorage_jax.evaluate.results import Gaps
 from lorage_jax.report.inputs import Inputs
@@ -29,9 +32,28 @@ NOTE = (
 
 def controls(inputs: Inputs) -> Section | None:
     """The margin by which the specialised model beats each control, paired record by record."""
+    blocks = _blocks(inputs, lambda arm: arm in CONTROLS)
+    if not blocks:
+        return None
+    why = (
+        "A score alone does not show that the prompt matters: a generator that ignores it can "
+        "score as well. Only the gaps to the controls can show that."
+    )
+    return Section("Controls", (Paragraph(why), *blocks))
+
+
+def other_methods(inputs: Inputs) -> Section | None:
+    """The margins to methods that were asked beside the specialised model."""
+    blocks = _blocks(inputs, lambda arm: arm not in CONTROLS)
+    return Section("Other methods", tuple(blocks)) if blocks else None
+
+
+def _blocks(inputs: Inputs, chosen: Callable[[str], bool]) -> list[Block]:
+    """A table and its verdicts for every evaluation with gaps to arms that are `chosen`."""
     blocks: list[Block] = []
     for one in inputs.evaluations:
-        main, gaps = one.result.main_arm, one.result.gaps
+        main = one.result.main_arm
+        gaps = {arm: gap for arm, gap in one.result.gaps.items() if chosen(arm)}
         if not gaps:
             continue
         labels = SHORT | {"ave": mean_name(gaps)}
@@ -49,13 +71,7 @@ def controls(inputs: Inputs) -> Section | None:
             )
         )
         blocks.append(Bullets(tuple(verdict(main, arm, gap) for arm, gap in gaps.items())))
-    if not blocks:
-        return None
-    why = (
-        "A score alone does not show that the prompt matters: a generator that ignores it can "
-        "score as well. Only the gaps to the controls can show that."
-    )
-    return Section("Controls", (Paragraph(why), *blocks))
+    return blocks
 
 
 def mean_name(gaps: Gaps) -> str:

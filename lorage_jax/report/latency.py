@@ -12,7 +12,7 @@ from lorage_jax.report.page import DASH, Picture, Row, Section, Table, decimal, 
 from lorage_jax.report.paper import BASE, OURS, SOURCE, TABLE_2
 from lorage_jax.report.pictures import Point, accuracy_against_latency
 from lorage_jax.report.render import plain
-from lorage_jax.report.scores import arm_title, subject
+from lorage_jax.report.scores import ARMS, arm_title, subject
 
 WITH_PROMPT = ("model", "in_context", "few_shot")  # arms whose every request carries the prompt
 CACHED = "in_context_cached"
@@ -44,17 +44,22 @@ def milliseconds(inputs: Inputs) -> dict[tuple[str, str], float]:
                 continue
             for name, arm in one.result.arms.items():
                 way = _way(name, arm)
-                time = number(latency.values.get(f"prefill_ms_{way}"))
+                time = None if way is None else number(latency.values.get(f"prefill_ms_{way}"))
                 if time is not None and time > 0:
                     found[one.name, name] = time
     return found
 
 
-def _way(name: str, arm: ArmResult) -> str:
-    """An arm's way of `bench latency`; lm-eval's few-shot prompt with 0 samples is no prompt."""
+def _way(name: str, arm: ArmResult) -> str | None:
+    """An arm's way of `bench latency`; lm-eval's few-shot prompt with 0 samples is no prompt.
+
+    None for the run of another method, which may read the prompt or have experts of its own.
+    """
     if name == CACHED:
         return "prompt_cached"
     bare = name != "in_context" and all(score.shots == 0 for score in arm.tasks.values())
+    if name not in ARMS or (name == "lora" and not bare):
+        return None
     return "with_prompt" if name in WITH_PROMPT and not bare else "specialized"
 
 

@@ -25,8 +25,8 @@ from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.slots import (
     NO_TOKEN,
     Choice,
+    PackedPrompts,
     Prefilled,
-    Prompts,
     Requests,
     Slots,
     decode,
@@ -217,7 +217,7 @@ class Scheduler(Worker):
 
     def _prefill(self, batch: list[Job]) -> Prefilled:
         rows = [job.ids for job in batch]
-        prompts = Prompts.of(rows, self._read_rows, bucket(sum(map(len, rows))))
+        prompts = PackedPrompts.of(rows, self._read_rows, bucket(sum(map(len, rows))))
         return prefill(
             self.model.config,
             batch[0].scored,

@@ -53,6 +53,12 @@ def test_runs_are_asked_the_same_questions(world, runs, tmp_path):
     arms = result["arms"]
     assert {"lora_gen", "plain", "shown", "shuffled", "bare"} < set(arms)
     assert set(result["gaps"]) == set(arms) - {"lora_gen"}
+    assert (
+        arms["shown"]["what"].endswith("in its context") and "context" not in arms["plain"]["what"]
+    )
+    about = result["model"]["runs"]
+    assert about["plain"]["method"] == "lora"
+    assert about["plain"]["contents"] != about["shown"]["contents"]
     assert not any("plain" in sentence for sentence in result["words"])
     tokens = {name: arm["tasks"]["piqa"]["edge_tokens"] for name, arm in arms.items()}
     assert tokens["plain"] == tokens["bare"] < tokens["shown"]
@@ -92,8 +98,13 @@ def test_what_is_no_finished_run_is_told(world, runs, refuse, tmp_path):
         *asked, "--run", tmp_path / "begun", says="has no lora/, so its training has not finished"
     )
     (tmp_path / "bare").symlink_to(runs / "plain")
-    refuse(*asked, "--run", tmp_path / "bare", says="bare is the name of another arm")
+    refuse(*asked, "--run", tmp_path / "bare", says="bare is the name of an arm of evaluations")
+    for name in ("model", "specialized"):
+        (tmp_path / name).symlink_to(runs / "plain")
+        says = f"{name} is the name of an arm of evaluations"
+        refuse(*asked, "--run", tmp_path / name, says=says)
+    refuse(*asked, "--run", world.root / "run", says="is the training of a generator")
     twice = ["--run", runs / "plain", "--run", runs / "plain"]
-    refuse(*asked, *twice, says="plain is the name of another arm")
+    refuse(*asked, *twice, says="plain is the name of two runs")
     model = ["eval", "--model", world.root / "edge", "--tasks", "piqa", "--run", runs / "plain"]
     refuse(*model, says="--run goes with --generator")

@@ -12,7 +12,6 @@ from lorage_jax.data.written_tasks import is_held_out
 from lorage_jax.errors import DataError
 from lorage_jax.world.samples import other_tasks
 
-pytestmark = pytest.mark.fast
 HELD = HeldOut(tasks=0.4, paraphrases=0.4, instances=0.4, seed=2, by="group")
 
 

@@ -139,6 +139,9 @@ def test_names_are_found_without_reading_all_definitions(monkeypatch):
         return index(folders, everything)
 
     monkeypatch.setattr(local_tasks, "_index", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(local_tasks, "_folders", None)  # not called for our own tasks
+        check_names(["piqa"])
     check_names(["mmlu_anatomy", "piqa"])
     assert local_tasks._definition("mmlu_anatomy")["dataset_name"] == "anatomy"
     with pytest.raises(ConfigError, match="did you mean arc_challenge"):

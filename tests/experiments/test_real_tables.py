@@ -93,6 +93,10 @@ def test_table_2_of_other_methods(script, monkeypatch, tmp_path):
     arms = {name: arm(first) for name, first in (("lora_gen", 0.3), ("lora", 0.4))}
     asked = answered(monkeypatch, EvalResult(model={"edge": "an edge"}, main="lora_gen", arms=arms))
     table = script("table2")
+    for folder, digest in (("some", "a"), ("other", "b")):  # of one name
+        (tmp_path / folder / "lora" / "lora").mkdir(parents=True)
+        (tmp_path / folder / "lora" / "config.json").write_text('{"method": "lora", "steps": 1}')
+        (tmp_path / folder / "lora" / "lora" / "lorage.json").write_text(f'"{digest}"')
     monkeypatch.setattr(sys, "argv", ["x", "--run", "some/lora", "--json", "here.json"])
     table.main()
     assert asked[0][asked[0].index("--run") + 1] == "some/lora"
@@ -100,6 +104,11 @@ def test_table_2_of_other_methods(script, monkeypatch, tmp_path):
     found = json.loads((tmp_path / "here.json").read_text())
     assert set(found["methods"]) == {"lora_gen", "lora"} and not found["controls"]
     assert "| + one LoRA | 40.0 |" in (tmp_path / "here.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["x", "--run", "other/lora", "--json", "there.json"])
+    table.main()
+    assert len(asked) == 2
+    names = {name: script("suites").config(name).method for name in script("suites").METHODS}
+    assert names == {"lora": "lora", "lora_in_context": "lora", "lora_gen": "lora_gen"}
 
 
 def test_table_3(script, monkeypatch, tmp_path):

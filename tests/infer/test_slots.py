@@ -15,7 +15,7 @@ from lorage_jax.infer.slots import (
     ALTERNATIVES,
     CHUNK,
     NO_TOKEN,
-    Prompts,
+    PackedPrompts,
     Requests,
     decode,
     insert,
@@ -66,7 +66,7 @@ class Engine:
             top_p=each(sampling.top_p, np.float32),
             seed=each(sampling.seed, np.uint32),
         )
-        prompts = Prompts.of([PROMPTS[number] for number in placed], ROWS, 64)
+        prompts = PackedPrompts.of([PROMPTS[number] for number in placed], ROWS, 64)
         read = prefill(*self._given(), prompts, requests, self.penalty)
         if self.state is None:
             self.state = new_slots(read, ROWS, 64)

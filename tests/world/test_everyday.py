@@ -13,8 +13,6 @@ from lorage_jax.world.everyday import (
     middle_of,
 )
 
-pytestmark = pytest.mark.fast
-
 
 def test_answers_are_computed():
     assert [in_words(n) for n in ("7", "13", "20", "42", "99")] == [
