@@ -93,6 +93,12 @@ class Generation:
             room = room_for_input(model, self.max_new_tokens)
             fronts = placement.prefix_rows(len(whole))
             taken = [0] * len(whole) if fronts is None else [one.length for one in fronts]
+            if max(taken, default=0) >= room:
+                raise ConfigError(
+                    f"{label}: what stands in front of a question takes {max(taken)} positions, "
+                    f"and {self.max_new_tokens} new tokens leave {room} for both. Lower "
+                    "--max-new-tokens."
+                )
             # Like lm-eval, keep the end.
             rows = [row[-(room - n) :] for row, n in zip(whole, taken, strict=True)]
             truncated = sum(len(cut) < len(row) for cut, row in zip(rows, whole, strict=True))

@@ -240,7 +240,8 @@ class _Answering:
             shots = self.shots[name]
         answers = TaskAnswers(metrics[name] | run.data.facts(name), shots, scores)
         tokens = counts["edge_tokens"] / max(1, counts["requests"])
-        return Answered([answers], tokens, counts["truncated"])
+        slots = 0 if front is None else front[0].slots
+        return Answered([answers], tokens, counts["truncated"], slots)
 
 
 def _score(asked: Asked[TaskAnswers], cloud_shots: int | None) -> TaskScore:
@@ -251,7 +252,7 @@ def _score(asked: Asked[TaskAnswers], cloud_shots: int | None) -> TaskScore:
         {
             **answers.metrics,
             "shots": answers.shots,
-            "edge_tokens": asked.answered.edge_tokens,
+            "edge_tokens": asked.answered.edge_tokens + asked.answered.front_slots,
             "truncated": asked.answered.truncated,
             "seconds": asked.seconds,
             **facts,

@@ -272,7 +272,7 @@ def _score(scores: Sequence[dict[str, Any]], asked: Asked[str], full_tokens: flo
     """One arm. There is no number of cloud tokens without a card, nor for a mean of all cards."""
     corpus = {mode: corpus_score([one[mode] for one in scores]) for mode in MODES}
     cloud = [one["cloud_tokens"] for one in asked.facts if "cloud_tokens" in one]
-    tokens = asked.answered.edge_tokens
+    tokens = asked.answered.edge_tokens + asked.answered.front_slots
     return ToolScore(
         {mode: one["mean"] for mode, one in corpus.items()},
         {mode: one["stderr"] for mode, one in corpus.items()},

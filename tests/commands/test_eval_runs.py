@@ -19,23 +19,44 @@ from tests.evaluate.local_data import write_tasks
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+def trained(world, root, name, steps, **method):
+    """The folder of a run of another method; `method` are fields of its config."""
+    fields = "".join(f"{key}={value}, " for key, value in method.items())
+    text = EXPERIMENT.format(root=world.root).replace("save_every=2, ", "")
+    text = text.replace("steps=6,", f"steps={steps}, {fields}")
+    text = "from lorage_jax.methods.lora import LoraSettings\n" + text
+    (root / f"{name}.py").write_text(text)
+    assert lorage("train", root / f"{name}.py", "--out", root / name) == 0
+    return root / name
+
+
 @pytest.fixture(scope="module")
 def runs(world, tmp_path_factory):
-    """Two finished runs of the same edge: a LoRA, and one with the prompt in its context."""
+    """Finished runs of the same edge: a LoRA, and one with the prompt in its context."""
     root = tmp_path_factory.mktemp("runs")
     for name, settings in (("plain", ""), ("shown", 'prompt="in_context"')):
-        text = (
-            EXPERIMENT.format(root=world.root)
-            .replace("save_every=2, ", "")
-            .replace(
-                "steps=6,",
-                f'steps=3, save_every=2, method="lora", settings=LoraSettings({settings}), ',
-            )
-        )
-        text = "from lorage_jax.methods.lora import LoraSettings\n" + text
-        (root / f"{name}.py").write_text(text)
-        assert lorage("train", root / f"{name}.py", "--out", root / name) == 0
+        trained(world, root, name, 3, method='"lora"', settings=f"LoraSettings({settings})")
     return root
+
+
+@pytest.mark.parametrize(
+    ("method", "slots"),
+    [("prompt_tuning", 100), pytest.param("loramoe", 0, marks=pytest.mark.slow)],
+)
+def test_methods_that_are_not_merged(world, tmp_path, refuse, method, slots):
+    run = trained(world, tmp_path, method, 3, method=f'"{method}"')
+    data = write_tasks(tmp_path / "data", records=4)
+    args = ["eval", "--generator", world.generator, "--no-baseline", "--run", run]
+    more = ["--tasks", "piqa,gpt4tools", "--limit", "2", "--max-new-tokens", "4", "--data", data]
+    assert lorage(*args, *more, "--json", tmp_path / "scores.json") == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    sets = [one["arms"] for one in result["gpt4tools"]["sets"].values()]
+    for arms in (*sets, {name: arm["tasks"]["piqa"] for name, arm in result["arms"].items()}):
+        own, bare = arms[method]["edge_tokens"], arms["bare"]["edge_tokens"]
+        assert own == bare + slots if slots else own > bare  # soft tokens, or the prompt
+    if slots:
+        long = ["--tasks", "gpt4tools", "--limit", "1", "--max-new-tokens", "245"]
+        refuse(*args, "--no-controls", *long, says="what stands in front .* takes 100 positions")
 
 
 def args_of(world, runs, tasks, folder, *more):
