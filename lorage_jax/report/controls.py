@@ -32,7 +32,7 @@ NOTE = (
 
 def controls(inputs: Inputs) -> Section | None:
     """The margin by which the specialised model beats each control, paired record by record."""
-    blocks = _blocks(inputs, lambda arm: arm in CONTROLS)
+    blocks = _blocks(inputs, "arm", lambda arm: arm in CONTROLS)
     if not blocks:
         return None
     why = (
@@ -44,12 +44,15 @@ def controls(inputs: Inputs) -> Section | None:
 
 def other_methods(inputs: Inputs) -> Section | None:
     """The margins to methods that were asked beside the specialised model."""
-    blocks = _blocks(inputs, lambda arm: arm not in CONTROLS)
+    blocks = _blocks(inputs, "method", lambda arm: arm not in CONTROLS)
     return Section("Other methods", tuple(blocks)) if blocks else None
 
 
-def _blocks(inputs: Inputs, chosen: Callable[[str], bool]) -> list[Block]:
-    """A table and its verdicts for every evaluation with gaps to arms that are `chosen`."""
+def _blocks(inputs: Inputs, kind: str, chosen: Callable[[str], bool]) -> list[Block]:
+    """A table and its verdicts for every evaluation with gaps to arms that are `chosen`.
+
+    `kind` is the word for them in the caption.
+    """
     blocks: list[Block] = []
     for one in inputs.evaluations:
         main = one.result.main_arm
@@ -63,8 +66,8 @@ def _blocks(inputs: Inputs, chosen: Callable[[str], bool]) -> list[Block]:
         ]
         blocks.append(
             Table(
-                f"{arm_title(main)} minus each other arm, in percentage points ± standard error: "
-                f"{subject(one)}",
+                f"{arm_title(main)} minus each other {kind}, in percentage points ± standard "
+                f"error: {subject(one)}",
                 ("", *map(arm_title, gaps)),
                 tuple(rows),
                 (NOTE,),

@@ -118,6 +118,22 @@ def test_gaps_with_their_errors_and_marks(pages):
     assert markdown.count(r"+3.1 ± 0.9 \* |") == 9 and r"± 0.8 \*" not in markdown
 
 
+def test_other_methods_are_no_controls_and_have_no_times(pages):
+    scores = evaluation()
+    scores["arms"]["mine"] = scores["arms"]["lora_gen"]
+    scores["gaps"]["mine"] = scores["gaps"].pop("mean_gates")
+    times = {"prefill_ms_with_prompt": 812.34, "prefill_ms_specialized": 301.12}
+    latency = {"bench": "latency", "shape": "tinyllama", "layers": 22} | times
+    for tables in both(pages, scores=scores, latency=latency):
+        controls = table(tables, "specialised (LoRA-Gen) minus each other arm")
+        assert "mine" not in controls["PIQA"]
+        assert "another task's prompt (control)" in controls["PIQA"]
+        others = table(tables, "specialised (LoRA-Gen) minus each other method")
+        assert others["PIQA"]["mine"] == "+0.4 ± 0.8" and len(others["PIQA"]) == 2
+        rows = table(tables, "Table 2")
+        assert rows["specialised (LoRA-Gen)"]["ms"] == "301.1" and rows["mine"]["ms"] == DASH
+
+
 EIGHT = dict.fromkeys(NAMES, (0.01, False))
 
 
