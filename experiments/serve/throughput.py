@@ -46,7 +46,7 @@ from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.infer.chat import chat
 from lorage_jax.infer.slots import (
     CHUNK,
-    Prompts,
+    PackedPrompts,
     Requests,
     decode,
     insert,
@@ -211,7 +211,7 @@ def step_milliseconds(
             "seed": np.zeros(BATCH, np.uint32),
         }
         tokens = rng.integers(3, edge.config.vocab_size, (BATCH, 32)).tolist()
-        prompts = Prompts.of(tokens, BATCH, BATCH * 32)
+        prompts = PackedPrompts.of(tokens, BATCH, BATCH * 32)
         read = prefill(edge.config, False, params, pool, prompts, Requests(**values))
         return insert(new_slots(read, BATCH, room), read, np.arange(BATCH, dtype=np.int32))
 
