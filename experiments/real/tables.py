@@ -1,4 +1,4 @@
-"""What the tables of this folder share: results of `lorage eval`, kept, and files of a table.
+"""Shared parts of this folder's tables: results of `lorage eval`, kept, and files of a table.
 
 A finished evaluation is kept in runs/real/tables under a name that says what it is of, so that a
 table that is made again, or after an interruption, only asks what is not there.
