@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorage_jax.data.records import file_digest
 from lorage_jax.errors import WeightsError
-from lorage_jax.files.manifest import MANIFEST
+from lorage_jax.files.manifest import MANIFEST, manifest_of
 from lorage_jax.methods.method import Method, get_method
 from lorage_jax.methods.training import RECORDED, get_trainable
 from lorage_jax.models.model import Model
@@ -59,8 +59,12 @@ def find_finished(run: Path) -> Finished:
 
 
 def result_digest(folder: Path) -> str | dict[str, str]:
-    """The digest of a result's manifest; of a folder of several results, those of all files."""
-    if (folder / MANIFEST).exists():
+    """The digest of a result's manifest, which has the fingerprint of what was trained.
+
+    Without one there, as for a LoRA or a folder of several results: the digests of all files.
+    """
+    if manifest_of(folder).get("fingerprint") is not None:
         return file_digest(folder / MANIFEST)
-    files = sorted({*folder.glob("*.jsonl"), *folder.rglob("*.safetensors")})
+    kinds = (folder.glob("*.jsonl"), folder.glob(MANIFEST), folder.rglob("*.safetensors"))
+    files = sorted({file for found in kinds for file in found})
     return {str(file.relative_to(folder)): file_digest(file) for file in files}

@@ -1,6 +1,7 @@
 """`lorage eval --run`: finished trainings of other methods, asked beside a generator."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,6 +12,7 @@ from lorage_jax.evaluate.controls import Ready
 from lorage_jax.evaluate.harness import LorageLM
 from lorage_jax.evaluate.lm_eval_tasks import Run, evaluate_generator
 from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.methods.finished import find_finished
 from lorage_jax.methods.lora import load_lora
 from lorage_jax.methods.lora_gen import LoraGen
 from tests.commands.world import EXPERIMENT, lorage
@@ -129,3 +131,14 @@ def test_what_is_no_finished_run_is_told(world, runs, refuse, tmp_path):
     refuse(*asked, *twice, says="plain is the name of two runs")
     model = ["eval", "--model", world.root / "edge", "--tasks", "piqa", "--run", runs / "plain"]
     refuse(*model, says="--run goes with --generator")
+
+
+def test_the_contents_of_a_run_are_those_of_its_weights(runs, tmp_path):
+    """A LoRA's manifest says how it was trained, and not of what data."""
+    first = find_finished(runs / "plain")
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    again = find_finished(tmp_path / "plain")
+    assert again.contents == first.contents
+    weights = again.folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert again.contents != first.contents
