@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorage_jax.processor import flags
+
 VARIABLE = "LORAGE_CACHE"  # another folder; "off" turns the cache off
 MOST_BYTES = 2 << 30  # the oldest programs go first
 SHORTEST_SECONDS = 0.5  # programs that compile faster are not kept
@@ -19,12 +21,7 @@ def cache_folder(root: Path) -> Path:
 
     A program compiled for one processor may not run on another.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    digest = hashlib.sha256(processor.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(flags().encode()).hexdigest()[:8]
     return root / f"jax-{version('jax')}-{platform.machine()}-{digest}"
 
 

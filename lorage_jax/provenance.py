@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lorage_jax import processor
+
 FORMAT = "lorage-results/1"
 PACKAGES = ("lorage_jax", "jax", "flax", "transformers", "lm_eval", "torch", "peft")
 
@@ -46,6 +48,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        "cpu": processor.name(),
         "cpu_cores": os.cpu_count(),
     }
 

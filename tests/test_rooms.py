@@ -14,7 +14,7 @@ PACKAGE = "lorage_jax"
 # From bottom to top. A file imports from its own room and from those before it; imports for type
 # checking and inside functions count. The package itself, the public face, stands above all.
 ROOMS = (
-    *("errors", "fields", "buckets", "chips", "compilation", "libtpu", "platforms"),
+    *("errors", "fields", "buckets", "chips", "processor", "compilation", "libtpu", "platforms"),
     *("provenance", "progress"),
     *("nano", "smollm2", "bundled"),
     *("config", "files", "ops", "sharding", "distributed", "flash", "cudnn", "models", "data"),

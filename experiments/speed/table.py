@@ -178,7 +178,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [
         f"# Speed beside transformers, peft and lm-eval: {table['model']}",
         "",
-        f"Measured on {machine['threads']} threads of a {machine['device']} by "
+        f"Measured on {machine['threads']} threads of {machine['cpu']} by "
         f"`{table['provenance']['command']}`. Both sides of a row did the same work on the same "
         f"tokens in the same run, in turn; figures are medians of {table['repeats']}. *Ratio* is "
         "their time over ours: above 1, lorage is faster. *Matmul* is the share of the machine's "

@@ -96,10 +96,10 @@ def _commit(result: Result) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     if not machine:
         return DASH
-    return (
-        f"{_text(machine.get('devices'))} x {_text(machine.get('device'))}, "
-        f"{_text(machine.get('cpu_cores'))} cores"
-    )
+    cores = f"{_text(machine.get('cpu_cores'))} cores"
+    if "cpu" in machine:  # results of earlier versions do not name it
+        cores += f" of {_text(machine['cpu'])}"
+    return f"{_text(machine.get('devices'))} x {_text(machine.get('device'))}, {cores}"
 
 
 def _text(value: Any) -> str:

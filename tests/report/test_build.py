@@ -266,3 +266,12 @@ def test_a_latency_counts_only_for_a_model_as_large(pages):
         assert tuple(rows[arm]["ms"] for arm in arms) == expected
         assert ("Filled: 2 of ours" in html) == (not changes)
         assert ("There is no point of ours" in html) == bool(changes)
+
+
+def test_the_processor_is_named_where_a_file_says_it(pages):
+    values = evaluation()
+    machine = values["provenance"]["machine"]
+    for cpu, said in ((None, "1 x cpu, 2 cores"), ("Xeon 8", "1 x cpu, 2 cores of Xeon 8")):
+        values["provenance"]["machine"] = machine | ({} if cpu is None else {"cpu": cpu})
+        rows = table(Html(pages(scores=values)[0]).tables, "The files of this report")
+        assert [cells["machine"] for cells in rows.values()] == [said]
