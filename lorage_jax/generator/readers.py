@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lorage_jax import ops
+from lorage_jax import ops, rotary
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.leaves import Leaf
 
@@ -89,7 +89,7 @@ def encoded(
     """The encoder's vector of each prompt: the mean of its last states, normalised."""
     head = encoder.width // encoder.heads
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    cos, sin = ops.rope_table(positions, ops.rope_frequencies(head, THETA, None))
+    cos, sin = rotary.table(positions, rotary.frequencies(head, THETA, None))
     seen = jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[1]))
 
     def layer(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
@@ -97,7 +97,7 @@ def encoded(
         q, k, v = (
             ops.project(y, w[name]).reshape(*y.shape[:2], encoder.heads, head) for name in "qkv"
         )
-        q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
+        q, k = rotary.rotate(q, cos, sin), rotary.rotate(k, cos, sin)
         y = ops.attention(q, k, v, seen, head**-0.5, None)
         x = x + ops.project(y.reshape(x.shape), w["o"])
         y = ops.rms_norm(x, w["ffn_norm"], EPS, 0.0)

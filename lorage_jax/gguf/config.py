@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorage_jax import ops
+from lorage_jax import rotary
 from lorage_jax.config import RopeScaling
 from lorage_jax.errors import WeightsError, bullets
 from lorage_jax.files.gguf import GgufFile
@@ -242,7 +242,7 @@ def _llama3(
     None without one: between the wavelengths that stay and those that are scaled by the whole
     factor is a factor of four, as in all of its models.
     """
-    plain = np.asarray(ops.rope_frequencies(size, theta, None), np.float64)
+    plain = np.asarray(rotary.frequencies(size, theta, None), np.float64)
     if divisors.shape != plain.shape or not np.all(np.isfinite(divisors) & (divisors >= 1)):
         return None
     factor = decimal(float(divisors.max()))

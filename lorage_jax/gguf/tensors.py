@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lorage_jax import ops
+from lorage_jax import rotary
 from lorage_jax.config import ModelConfig, RopeScaling
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.gguf import library
@@ -74,5 +74,5 @@ def _reordered(values: np.ndarray, outer: int, inner: int) -> np.ndarray:
 
 def rope_divisors(size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """The divisors of the rope frequencies of `size` channels of a head, [size / 2]."""
-    plain = ops.rope_frequencies(size, theta, None)
-    return np.asarray(plain / ops.rope_frequencies(size, theta, scaling), np.float32)
+    plain = rotary.frequencies(size, theta, None)
+    return np.asarray(plain / rotary.frequencies(size, theta, scaling), np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lorage_jax import ops
+from lorage_jax import rotary
 from lorage_jax.config import ModelConfig
 from lorage_jax.files.safetensors import Tensors
 
@@ -79,7 +79,7 @@ def is_unused(config: ModelConfig, checkpoint: Tensors, name: str) -> bool:
         return any(
             found.shape == want.shape and np.allclose(found, want, rtol=FREQUENCY_ERROR, atol=0)
             for scaling in (None, config.rope_scaling)
-            for want in [ops.rope_frequencies(config.rotary_dim, config.rope_theta, scaling)]
+            for want in [rotary.frequencies(config.rotary_dim, config.rope_theta, scaling)]
         )
     return name.startswith(UNUSED)
 

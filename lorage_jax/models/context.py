@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lorage_jax import ops
+from lorage_jax import ops, rotary
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.cache import Cache, Past
 
@@ -148,9 +148,9 @@ def _rotation(
     if config.position_offset is not None:
         return None, None
     scaling = config.rope_scaling
-    frequencies = ops.rope_frequencies(config.rotary_dim, config.rope_theta, scaling)
+    frequencies = rotary.frequencies(config.rotary_dim, config.rope_theta, scaling)
     factor = 1.0 if scaling is None else scaling.attention_factor
-    return ops.rope_table(positions, frequencies, factor)
+    return rotary.table(positions, frequencies, factor)
 
 
 def _window_rotation(
@@ -159,8 +159,8 @@ def _window_rotation(
     """The same for sliding layers; None if their angles are those of all layers."""
     if config.local_rope_theta is None or not any(config.sliding):
         return None, None
-    frequencies = ops.rope_frequencies(config.rotary_dim, config.local_rope_theta, None)
-    return ops.rope_table(positions, frequencies)
+    frequencies = rotary.frequencies(config.rotary_dim, config.local_rope_theta, None)
+    return rotary.table(positions, frequencies)
 
 
 def _after(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from lorage_jax import ops
+from lorage_jax import ops, rotary
 from lorage_jax.config import ModelConfig
 from lorage_jax.cudnn import computes_attention, cudnn_attention
 from lorage_jax.flash import flash_attention
@@ -97,7 +97,7 @@ class Layer(nn.Module):
             q, k = self._qk_norm(w["q_norm"], q), self._qk_norm(w["k_norm"], k)
         cos, sin = self._rotation(context, inputs)
         if cos is not None:
-            q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
+            q, k = rotary.rotate(q, cos, sin), rotary.rotate(k, cos, sin)
         keys = k, v
         if inputs.past is not None:
             k, v = (

@@ -10,7 +10,7 @@ import torch
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.llama import modeling_llama
 
-from lorage_jax import ops
+from lorage_jax import ops, rotary
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.family import get_family
@@ -85,13 +85,13 @@ def test_rope(tmp_path, kind):
     heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k)]
     cos, sin = module(heads_first[0], torch.tensor(positions))
     want = modeling_llama.apply_rotary_pos_emb(*heads_first, cos, sin)
-    table = ops.rope_table(
+    table = rotary.table(
         jnp.asarray(positions, jnp.int32),
-        ops.rope_frequencies(16, 777.0, scaling),
+        rotary.frequencies(16, 777.0, scaling),
         1.0 if scaling is None else scaling.attention_factor,
     )
     for ours, theirs in zip((q, k), want, strict=True):
-        got = ops.rope(jnp.asarray(ours), *table)
+        got = rotary.rotate(jnp.asarray(ours), *table)
         # Angles of thousands of radians amplify float32's rounding of the frequency.
         np.testing.assert_allclose(got[0], theirs.transpose(1, 2)[0], atol=2e-5)
         np.testing.assert_allclose(got[1], theirs.transpose(1, 2)[1], atol=5e-3)
