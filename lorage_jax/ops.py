@@ -3,9 +3,8 @@
 Letters: B rows, T query length, S key length, D width, N heads, K kv heads, H head size, F FFN
 width, V vocabulary, E experts, R rank. Weights keep the input axis first, as in `x @ w`.
 
-Norms, softmax and logits are computed in float32 whatever the dtype of the
-weights. Products of float32 matrices request full precision, which TPUs and GPUs do not use by
-default.
+Norms, softmax and logits are computed in float32 whatever the dtype of the weights. Products of
+float32 matrices request full precision, which TPUs and GPUs do not use by default.
 """
 
 from __future__ import annotations
@@ -34,19 +33,30 @@ def dropout(x: Float[Array, "*shape"], key: Array, rate: float) -> Float[Array, 
 
 
 def project(
-    x: Float[Array, "B T D"], w: Float[Array, "D *out"], out: DTypeLike | None = None
+    x: Float[Array, "B T D"],
+    w: Float[Array, "D *out"] | Float[Array, "out D"],
+    out: DTypeLike | None = None,
+    transposed: bool = False,
 ) -> Float[Array, "B T *out"]:
-    """Contracts the last axis of x with the first axis of w.
+    """Contracts the last axis of x with the first axis of w; with `transposed`, with its last one.
 
     Computed as one product of two matrices: with separate batch axes, the backward pass on a CPU
     would write every activation transposed, which costs more than the product.
     """
-    rows, matrix = x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    matrix = w if transposed else w.reshape(w.shape[0], -1)
     if mixed(x, w):
-        y = _narrow_product(rows, matrix)
+        y = _narrow_product(rows, matrix, transposed)
     else:
-        y = einsum("ti,io->to", rows, matrix, out=out)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])
+        y = einsum(_PRODUCTS[transposed][0], rows, matrix, out=out)
+    return y.reshape(*x.shape[:-1], *(w.shape[:1] if transposed else w.shape[1:]))
+
+
+# By whether the weights are transposed: a product, and the gradients of its rows and weights.
+_PRODUCTS = {
+    False: ("ti,io->to", "to,io->ti", "ti,to->io"),
+    True: ("ti,oi->to", "to,oi->ti", "ti,to->oi"),
+}
 
 
 def mixed(x: Array, w: Array) -> bool:
@@ -54,34 +64,44 @@ def mixed(x: Array, w: Array) -> bool:
     return x.dtype == jnp.float32 and w.dtype == jnp.bfloat16
 
 
-@jax.custom_vjp
-def _narrow_product(x: Float[Array, "T I"], w: Float[Array, "I O"]) -> Float[Array, "T O"]:
-    """x @ w with x rounded to bfloat16 and a float32 result; so, too, in the backward pass."""
-    return _narrow("ti,io->to", x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrow_product(
+    x: Float[Array, "T I"], w: Float[Array, "I O"] | Float[Array, "O I"], transposed: bool
+) -> Float[Array, "T O"]:
+    """x @ w with x rounded to bfloat16 and a float32 result; so, too, in the backward pass.
+
+    Transposed weights are contracted as they lie in memory: given w.T, XLA's CPU backend would
+    convert all of them to float32 in every call.
+    """
+    return _narrow_rows(_PRODUCTS[transposed][0], x, w)
 
 
-def _narrow_forward(x, w):
+def _narrow_forward(x, w, transposed):
     # Frozen weights need no gradient of their own: x is kept for trained ones alone.
     kept = x.value if w.perturbed else None
-    return _narrow("ti,io->to", x.value, w.value), (kept, w.value)
+    return _narrow_rows(_PRODUCTS[transposed][0], x.value, w.value), (kept, w.value)
 
 
-def _narrow_backward(saved, dy):
+def _narrow_backward(transposed, saved, dy):
     x, w = saved
-    dw = jnp.zeros_like(w) if x is None else _narrow("ti,to->io", x, dy).astype(w.dtype)
-    return _narrow("to,io->ti", dy, w), dw
+    _, of_rows, of_weights = _PRODUCTS[transposed]
+    dw = jnp.zeros_like(w) if x is None else _narrow(of_weights, x, dy).astype(w.dtype)
+    return _narrow_rows(of_rows, dy, w), dw
 
 
 _narrow_product.defvjp(_narrow_forward, _narrow_backward, symbolic_zeros=True)
 
 
+def _narrow_rows(spec: str, rows: Array, w: Array) -> Array:
+    """`_narrow` of at least two rows: XLA's CPU backend multiplies one in float32, slowly."""
+    if rows.shape[0] > 1:
+        return _narrow(spec, rows, w)
+    return _narrow(spec, jnp.concatenate([rows, rows]), w)[:1]
+
+
 def _narrow(spec: str, left: Array, right: Array) -> Array:
     left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-    if left.shape[0] > 1 or spec == "ti,to->io":
-        return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
-    # XLA's CPU backend multiplies a single row in float32, slowly.
-    two = jnp.concatenate([left, left])
-    return jnp.einsum(spec, two, right, preferred_element_type=jnp.float32)[:1]
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
 
 def rms_norm(

@@ -1,11 +1,13 @@
 """Properties that the parity ladder, in float32 and on logits only, cannot show."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorage_jax import ops
+from lorage_jax import ops, processor
 
 
 @pytest.mark.parametrize("combine", ["factors", "products"])
@@ -135,6 +137,31 @@ def test_project_is_a_matrix_product(shape, spec, dtype):
     )
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 if dtype == jnp.float32 else 0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_projection_on_transposed_weights(dtype, rows):
+    x, w, weights = normal(5, (1, rows, 6), (5, 6), (1, rows, 5))
+    w = w.astype(dtype)
+    found, wanted = (
+        value_and_gradients(f, (x, w), weights)
+        for f in (
+            functools.partial(ops.project, transposed=True),
+            lambda x, w: ops.project(x, w.T),
+        )
+    )
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.skipif("avx512_bf16" not in processor.flags(), reason="a CPU without bfloat16")
+def test_a_cpu_multiplies_the_table_of_a_tied_head_in_bfloat16_where_it_is():
+    """Otherwise every call would convert all of it to float32."""
+    x, w = normal(6, (1, 3, 64), (512, 64))
+    product = jax.jit(functools.partial(ops.project, transposed=True))
+    text = product.lower(x, w.astype(jnp.bfloat16)).compile().as_text()
+    assert "bf16[512,64]" in text and "f32[512,64]" not in text
 
 
 @pytest.mark.parametrize("combine", ["factors", "products"])

@@ -27,7 +27,7 @@ from lorage_jax.hf.family import family_decoder
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.save import save_model
 from lorage_jax.infer.place import place
-from lorage_jax.infer.score import BATCH_TOKENS, Request, score
+from lorage_jax.infer.score import Request, default_batch_tokens, score
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
 
@@ -89,7 +89,7 @@ def bench_score(
         "dtype": dtype,
         "requests": len(requests),
         "lorage_requests_per_second": result["lorage"]["requests_per_second"],
-        "lorage_batch_tokens": BATCH_TOKENS,
+        "lorage_batch_tokens": default_batch_tokens(jax.default_backend()),
         "lorage_compile_seconds": compiled.seconds,
         "hf_requests_per_second": None if hf is None else hf["requests_per_second"],
         "hf_best_batch_size": best,

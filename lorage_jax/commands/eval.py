@@ -19,7 +19,7 @@ from lorage_jax.data.records import ENDINGS
 from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, did_you_mean
-from lorage_jax.evaluate.answers import room_for_input
+from lorage_jax.evaluate.answers import BATCH_TOKENS, room_for_input
 from lorage_jax.evaluate.arms import CONTROLS, MAIN
 from lorage_jax.evaluate.host_chat import HostChat
 from lorage_jax.evaluate.host_settings import as_hf_adapts
@@ -281,7 +281,7 @@ def _agent(
         arms=arms,
         template=options.template or TEMPLATE,
         max_new_tokens=options.max_new_tokens or ANSWER_TOKENS,
-        batch_tokens=options.batch_tokens,
+        batch_tokens=options.batch_tokens or BATCH_TOKENS,
         limit=options.limit,
         seed=options.seed,
         journal=journal,

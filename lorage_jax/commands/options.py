@@ -298,8 +298,8 @@ class Eval:
     """With --model: a system message (without a chat template, text) before every request."""
     fewshot_as_multiturn: bool = True
     """With --apply-chat-template: few-shot samples are turns, not part of the user's."""
-    batch_tokens: int = 8192
-    """Tokens per batch, padding included."""
+    batch_tokens: int | None = None
+    """Tokens per batch, padding included; by default 8192, or 1024 to score on a CPU."""
     max_new_tokens: int | None = None
     """Maximum tokens per answer if the task sets no limit; by default 256, gpt4tools 512."""
     dtype: AutoDtype = "auto"

@@ -69,7 +69,7 @@ class LorageLM(ChatRequests, TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
-        batch_tokens: int | str = BATCH_TOKENS,
+        batch_tokens: int | str | None = None,
         max_gen_toks: int | str = HARNESS_TOKENS,
         encoding: str = "harness",
         journal: Journal | None = None,
@@ -104,7 +104,8 @@ class LorageLM(ChatRequests, TemplateLM):
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.chat_template_args = {**(chat_template_args or {}), **thinking}
         self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
-        self.batch_tokens, self.max_gen_toks = int(batch_tokens), int(max_gen_toks)
+        self.batch_tokens = None if batch_tokens is None else int(batch_tokens)
+        self.max_gen_toks = int(max_gen_toks)
         self.encoding = encoding
         self.journal = Journal() if journal is None else journal
         self.reset(model)
@@ -302,7 +303,7 @@ class LorageLM(ChatRequests, TemplateLM):
         while order:
             ids, _, limit, _ = jobs[order[0]]
             settings = jobs[order[0]][1:]
-            rows = max(1, self.batch_tokens // bucket(len(ids) + limit))
+            rows = max(1, (self.batch_tokens or BATCH_TOKENS) // bucket(len(ids) + limit))
             same = [i for i in order[:rows] if jobs[i][1:] == settings]
             yield same
             order = order[len(same) :]

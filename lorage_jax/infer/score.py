@@ -38,6 +38,7 @@ from lorage_jax.progress import progress
 from lorage_jax.sharding import ShardingRules
 
 BATCH_TOKENS = 8192
+CPU_BATCH_TOKENS = 1024  # the activations of more leave its caches, and rows are padded more
 LOGITS_AT_ONCE = 1 << 26  # float32 numbers: a quarter of a GiB
 LONGEST_ROW = 1024  # tokens; continuations beyond this start another row for the same context
 
@@ -79,7 +80,7 @@ def score(
     gates: Gates | None = None,
     pool: Experts | None = None,
     prefixes: Sequence[Prefix] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     journal: Journal | None = None,
     label: str = "scoring",
 ) -> list[Score]:
@@ -93,7 +94,8 @@ def score(
             array per request; requests with different adapters share batches.
         pool: the experts that `gates` weight, `gen.pool` of the generator.
         prefixes: keys and values that stand in front of the requests, one each.
-        batch_tokens: the approximate number of tokens per batch.
+        batch_tokens: the approximate number of tokens per batch; by default, what suits the
+            devices (`default_batch_tokens`).
         journal: stored results; requests found in it are not run again, new ones are added.
         label: the text of the progress bar.
 
@@ -105,7 +107,8 @@ def score(
         paris, rome = score(edge, [(context, encode(" Paris")), (context, encode(" Rome"))])
         print(paris.loglikelihood - rome.loglikelihood)
     """
-    require(batch_tokens >= 1, f"batch_tokens is {batch_tokens}; expected 1 or more.")
+    allowed = batch_tokens is None or batch_tokens >= 1
+    require(allowed, f"batch_tokens is {batch_tokens}; expected 1 or more.")
     fronts = [None] * len(requests) if prefixes is None else list(prefixes)
     fitted = _fitted(model, requests, fronts)
     kinds, which = _distinct(gates, len(requests))
@@ -123,10 +126,15 @@ def score(
     if rows:
         run = _Runner(model, nameless(pool), stacked, batch_tokens, prefixes is not None)
         with progress(label, len(todo) // journal.processes) as advance, journal.exchanged():
-            for found in _scored(run, journal.part(_batches(rows, batch_tokens, run.devices))):
+            for found in _scored(run, journal.part(run.batches(rows))):
                 journal.add({keys[i]: value for i, value in found.items()})
                 advance(len(found))
     return [Score(*journal.get(key)) for key in keys]
+
+
+def default_batch_tokens(platform: str) -> int:
+    """Tokens per batch for the devices of a platform ("cpu", "gpu", "tpu")."""
+    return CPU_BATCH_TOKENS if platform == "cpu" else BATCH_TOKENS
 
 
 def _fitted(
@@ -218,19 +226,6 @@ def _rows(
     return sorted(rows, key=lambda row: (-row.length, row.context, row.gates))
 
 
-def _batches(rows: Sequence[Row], batch_tokens: int, devices: int) -> Iterator[list[Row]]:
-    start = 0
-    while start < len(rows):
-        length = bucket(rows[start].length, per_octave=4)
-        count = _batch_rows(length, batch_tokens, devices)
-        yield list(rows[start : start + count])
-        start += count
-
-
-def _batch_rows(length: int, batch_tokens: int, devices: int) -> int:
-    return max(1, batch_tokens // length // devices) * devices
-
-
 def _pipelined(run: _Runner, batches: Iterable[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
     """Yields each batch with its outputs; the device runs one while the host reads the last."""
     waiting: tuple[list[Row], Any] | None = None
@@ -270,18 +265,31 @@ class _Runner:
         model: Model,
         pool: Experts | None,
         gates: np.ndarray | None,
-        batch_tokens: int,
+        batch_tokens: int | None,
         prefixed: bool = False,
     ):
         mesh = mesh_of(model.params)
         self.params, self.pool = program_params(placed(model.params, mesh)), placed(pool, mesh)
-        self.gates, self.batch_tokens = gates, batch_tokens
+        platform = mesh.devices.flat[0].platform
+        self.gates, self.batch_tokens = gates, batch_tokens or default_batch_tokens(platform)
         self.rows = NamedSharding(mesh, PartitionSpec(ShardingRules().batch))
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"]
         leaves, tree = jax.tree.flatten((self.params, self.pool))
         shardings = tuple(leaf.sharding for leaf in leaves)
         given = (gates is not None, prefixed)
         self.program = _program(model.config, tree, shardings, self.rows, *given)
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Consecutive rows that run together."""
+        start = 0
+        while start < len(rows):
+            count = self._most(bucket(rows[start].length, per_octave=4))
+            yield list(rows[start : start + count])
+            start += count
+
+    def _most(self, length: int) -> int:
+        """The number of rows of this length in a full batch."""
+        return max(1, self.batch_tokens // length // self.devices) * self.devices
 
     def __call__(self, batch: Sequence[Row]) -> tuple[jax.Array, jax.Array]:
         """Returns log-probabilities [R, M] of the scored tokens, and if each is the most likely."""
@@ -290,7 +298,7 @@ class _Runner:
         # The last batch, which may be short, gets a power of two of rows per device: this adds few
         # programs.
         count = bucket(-(-len(batch) // self.devices), smallest=1, per_octave=1) * self.devices
-        count = min(count, _batch_rows(length, self.batch_tokens, self.devices))
+        count = min(count, self._most(length))
         arrays = {
             "tokens": np.zeros((count, length), np.int32),
             "mask": np.zeros((count, length), bool),

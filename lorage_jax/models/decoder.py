@@ -311,7 +311,7 @@ def head_logits(
 
 def _logits(config: ModelConfig, x: Array, head: Array) -> Array:
     if ops.mixed(x, head):
-        logits = ops.project(x, head.T if config.tied_head else head)
+        logits = ops.project(x, head, transposed=config.tied_head)
     else:
         shape = "btd,vd->btv" if config.tied_head else "btd,dv->btv"
         logits = ops.einsum(shape, x, head, out=jnp.float32)

@@ -110,11 +110,27 @@ def test_few_programs_and_small_batches(model, monkeypatch):
             shapes.add((arrays["tokens"].size, arrays["at"].size)) or fill(arrays, row)
         ),
     )
-    whole = score(model, requests)
+    whole = score(model, requests, batch_tokens=8192)
     assert len(shapes) == 1
     shapes.clear()
     assert_close(score(model, requests, batch_tokens=512), whole)
     assert 1 < len(shapes) <= 6
+
+
+def test_batches_suit_the_platform(model, monkeypatch):
+    """On a CPU, small ones are faster; more than that has to be asked for."""
+    sizes = []
+    run = module._Runner.__call__
+    monkeypatch.setattr(
+        module._Runner,
+        "__call__",
+        lambda self, batch: sizes.append(self.batch_tokens) or run(self, batch),
+    )
+    requests = questions(2, seed=4)
+    score(model, requests)
+    score(model, requests, batch_tokens=300)
+    assert set(sizes) == {module.CPU_BATCH_TOKENS, 300}
+    assert module.default_batch_tokens("tpu") == module.BATCH_TOKENS > module.CPU_BATCH_TOKENS
 
 
 def test_the_head_in_parts_changes_nothing(model, monkeypatch):
