@@ -39,6 +39,7 @@ MODELS = kept_models()
 DATA = Path(os.environ.get("LORAGE_DATA", ROOT.parent / "shared" / "data"))
 RECORDS = DATA / "commonsense" / "arc_easy" / "test.jsonl.gz"
 BEFORE = "9d72a80"  # the last version whose step wrote activations transposed and converted weights
+UNKNOWN_BEFORE = ("_model_name_or_path", "unk_token_id")  # harmless fields that it refuses
 DTYPES = ("float32", "bfloat16")
 
 # Row -> (what it is, arguments of `lorage bench`).
@@ -107,10 +108,10 @@ def measure(row: str, model: Path, dtype: str, repeats: int, noisy: bool) -> dic
 def generator_steps(model: Path, dtype: str, repeats: int) -> dict[str, Any]:
     """Seconds of a generator's step now and at BEFORE, in turn, and their ratio."""
     times: dict[str, list[float]] = {"now": [], "before": []}
-    with _checkout(BEFORE) as earlier:
+    with _checkout(BEFORE) as earlier, _shape(model) as shape:
         steppers = {
-            "now": _stepper(ROOT, model, dtype),
-            "before": _stepper(earlier, model, dtype),
+            "now": _stepper(ROOT, shape, dtype),
+            "before": _stepper(earlier, shape, dtype),
         }
         try:
             for stepper in steppers.values():
@@ -148,6 +149,16 @@ def _answer(stepper: Any, request: str | None = None) -> str:
         stepper.stdin.write(f"{request}\n")
         stepper.stdin.flush()
     return stepper.stdout.readline().strip()
+
+
+@contextmanager
+def _shape(model: Path) -> Iterator[Path]:
+    """A folder with the configuration of `model` as BEFORE reads it; the weights are random."""
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    kept = {name: value for name, value in config.items() if name not in UNKNOWN_BEFORE}
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "config.json").write_text(json.dumps(kept), "utf-8")
+        yield Path(temporary)
 
 
 @contextmanager
