@@ -30,6 +30,7 @@ class Architecture:
         default_window: the window of a file that names none.
         trained_windows: all layers were trained with a window, which llama.cpp lacks.
         local_rope: layers with a window have a rope of their own.
+        factors: the file has factors on embeddings, queries, residuals and logits.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Architecture:
     default_window: int | None = None
     trained_windows: bool = False
     local_rope: bool = False
+    factors: bool = False
 
 
 ARCHITECTURES = {
@@ -76,6 +78,14 @@ ARCHITECTURES = {
     ),
     "phi3": Architecture("phi3", whole_heads=True, partial_rope=True, trained_windows=True),
     "smollm3": Architecture("smollm3", permuted=True, unrotated_every=4),
+    "olmo2": Architecture("olmo2", whole_heads=True),
+    "granite": Architecture(
+        "granite",
+        permuted=True,
+        biases=frozenset({"qkv", "out", "ffn"}),
+        llama3_rope=True,
+        factors=True,
+    ),
 }
 
 
@@ -110,7 +120,7 @@ def _problems(config: ModelConfig, row: Architecture) -> list[str]:
         problems.append(
             f"{config.heads} heads of {config.head_dim} channels in a width of {config.width}"
         )
-    if abs(config.query_scale - scale) > 1e-4 * scale:
+    if not row.factors and abs(config.query_scale - scale) > 1e-4 * scale:
         problems.append(f"queries scaled by {config.query_scale:.6g}; it takes {scale:.6g}")
     if scaling is not None and scaling.kind == "yarn":
         problems.append("rope scaled by yarn")
@@ -171,6 +181,11 @@ def add_model_keys(writer: Any, config: ModelConfig, row: Architecture) -> None:
         writer.add_sliding_window(config.window)
     if config.local_rope_theta is not None:
         writer.add_rope_freq_base_swa(config.local_rope_theta)
+    if row.factors:
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.query_scale)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_divisor)
     if config.attn_softcap is not None:
         writer.add_attn_logit_softcapping(config.attn_softcap)
     if config.final_softcap is not None:

@@ -23,7 +23,8 @@ PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 LONG = ("rope_factors_long.weight", "rope_factors_short.weight")
 # Keys of gemma2 whose defaults llama.cpp has.
 SOFTCAPS = (50.0, 30.0)
-UNREAD = ("rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor", "attention.scale")
+UNREAD = ("rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor")
+QUERY_SCALE = "attention.scale"
 
 
 def read_fields(file: GgufFile) -> dict[str, Any]:
@@ -116,8 +117,9 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
             f"it is a mixture of {experts} experts, which would need a router over several FFNs in "
             "every layer"
         )
+    unread = UNREAD if row.factors else (*UNREAD, QUERY_SCALE)
     keys.problems += [
-        f"{row.name}.{name} is not supported" for name in UNREAD if keys.get(name) is not None
+        f"{row.name}.{name} is not supported" for name in unread if keys.get(name) is not None
     ]
     rotary = keys.number("rope.dimension_count", head_dim)
     if rotary != head_dim and not row.partial_rope:
@@ -141,11 +143,23 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
         "rotary_fraction": rotary / head_dim,
         "tied_head": "output.weight" not in file.tensors,
         "activation": row.activation,
-        "query_scale": query_scale(row, layers, width / heads, head_dim),
+        **_factors(row, keys, query_scale(row, layers, width / heads, head_dim)),
         **_biases(file),
         **_caps(row, keys),
         **_windows(row, keys, layers),
         **_tokens(file),
+    }
+
+
+def _factors(row: Architecture, keys: _Keys, query_scale: float) -> dict[str, Any]:
+    """The factors of the arithmetic; `query_scale` is that of a file without one."""
+    if not row.factors:
+        return {"query_scale": query_scale}
+    return {
+        "query_scale": keys.number(QUERY_SCALE, query_scale),
+        "embedding_multiplier": keys.number("embedding_scale", 1.0),
+        "residual_multiplier": keys.number("residual_scale", 1.0),
+        "logits_divisor": keys.number("logit_scale", 1.0),
     }
 
 

@@ -41,6 +41,8 @@ COMPUTED = {
     ),
     "phi3": (THIRDS, WINDOW - 1),
     "phi3-partial": (THIRDS, 40),
+    "olmo2": (THIRDS, 40),
+    "granite": ({}, 40),
     "smollm3": ({"num_hidden_layers": 4, "no_rope_layer_interval": 4}, 40),
 }
 
