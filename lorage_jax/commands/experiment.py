@@ -35,12 +35,14 @@ def load_experiment(name: str | Path, kind: type[Config] = ExperimentConfig) -> 
     Raises ConfigError for any error in the file, and if `config()` does not return a `kind`.
     """
     path, stage = _find(str(name))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a sibling, or an installed package, may be called like the file.
+    spec = importlib.util.spec_from_file_location(f"lorage_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; expected one that defines config().")
     module = importlib.util.module_from_spec(spec)
     try:
         with _siblings(path.absolute().parent):
+            sys.modules[spec.name] = module  # where dataclasses look up their annotations
             spec.loader.exec_module(module)
             if not callable(getattr(module, "config", None)):
                 raise ConfigError(f"defines no function config(), which returns {_named(kind)}.")

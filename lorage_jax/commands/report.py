@@ -20,7 +20,7 @@ def run(options: Report) -> dict[str, Any]:
     report.html needs no other file; report.md shows the PNG files in its folder.
     """
     out = options.out
-    check_target(out, options.overwrite)
+    check_target(out, options.overwrite, *options.results)
     page = build(read_inputs(options.results))
     with new_folder(out, overwrite=options.overwrite) as temporary:
         (temporary / HTML).write_text(to_html(page), "utf-8")

@@ -115,12 +115,12 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a host that is no name
         if listener is not None:
             listener.close()
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --host or "
-            "--port (0: any free one)."
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. Choose "
+            "another --host or --port (0: any free one)."
         ) from None
     return listener
 

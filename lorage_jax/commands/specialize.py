@@ -55,7 +55,8 @@ def run(options: Specialize) -> dict[str, Any] | None:
     with distributed.together():
         outputs, learning = _outputs(options), _learning(options)
         if distributed.is_main():
-            check_target(options.out, options.overwrite)
+            read = (options.generator, options.edge, options.cloud, options.prompt, options.samples)
+            check_target(options.out, options.overwrite, *read)
         text = read_text(options.prompt)
         options = dataclasses.replace(options, generator=generator_path(options.generator))
         values = read_values(options.generator)

@@ -42,11 +42,12 @@ _HINTS = {
 }
 
 
-def check_target(target: str | Path, overwrite: bool) -> None:
+def check_target(target: str | Path, overwrite: bool, *sources: str | Path | None) -> None:
     """Raises OutputError unless `new_folder(target)` may write there. Call it before long work.
 
     It refuses a file, a link, a non-empty folder that is not ours or must not be overwritten, and a
-    path that is not writable.
+    path that is not writable. Nor may it be, or hold, one of the
+    `sources`, which are read; those that are no path, such as names on the Hub, do not matter.
     """
     target = _absolute(target)
     with _clear_errors(target):
@@ -72,6 +73,16 @@ def check_target(target: str | Path, overwrite: bool) -> None:
                 f"{target} holds files that lorage_jax did not write, so it is not replaced: "
                 f"{listed(strangers, 10)}. Move that away or choose another folder."
             )
+        for source in sources:
+            read = None if source is None else Path(source).expanduser()
+            if (
+                read is not None
+                and read.exists()
+                and read.resolve().is_relative_to(target.resolve())
+            ):
+                raise OutputError(
+                    f"{target} would be replaced, but {source} is read. Choose another folder."
+                )
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def export_adapter(
     """
     check_kinds(edge, pool, card)
     card.check(edge, pool)
-    check_target(out_dir, overwrite)
+    check_target(out_dir, overwrite, edge.source)
     rank, matrices = card_matrices(pool, card, edge.config)
     tensors = {}
     for module, (a, b) in matrices.items():

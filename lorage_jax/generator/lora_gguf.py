@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.files.gguf import library
-from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.adapter import card_matrices
 from lorage_jax.generator.card import GGUF_KEY, Card
 from lorage_jax.generator.merge import check_kinds
 from lorage_jax.gguf.architectures import get_architecture
 from lorage_jax.gguf.tensors import tensor_names
-from lorage_jax.llamacpp.file import Entry, check_type, fitting_type, write_gguf
+from lorage_jax.llamacpp.file import Entry, check_place, check_type, fitting_type, write_gguf
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 
@@ -42,7 +41,7 @@ def export_lora_gguf(
     """
     check_kinds(edge, pool, card)
     check_type(type)
-    check_file(path, overwrite)
+    check_place(path, overwrite, edge.source)
     card.check(edge, pool)
     row = get_architecture(edge.config)
     names = tensor_names(edge.config, row)

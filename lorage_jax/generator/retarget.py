@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.outputs import check_target
 from lorage_jax.files.safetensors import Checkpoint
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import (
@@ -53,6 +54,7 @@ def retarget(
     if edge is None and cloud is None:
         raise ConfigError("retarget needs other weights: give an edge, a cloud, or both.")
     folder = generator_path(folder)
+    check_target(out, overwrite, folder, edge, cloud)
     values = read_values(folder)
     if cloud is None and values["cloud"]["fingerprint"] == values["edge"]["fingerprint"]:
         cloud = edge

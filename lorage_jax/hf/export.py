@@ -92,7 +92,7 @@ def export_merged(
     base = model.source if base is None else Path(base).expanduser()
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
-    check_target(out_dir, overwrite)
+    check_target(out_dir, overwrite, base)
     if is_gguf(base):
         _export_over_gguf(model, base, Path(out_dir), dtype, overwrite)
         return

@@ -49,7 +49,7 @@ def import_gguf(
     path = Path(path).expanduser()
     if dtype is not None and dtype not in FLOATS:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(FLOATS)}, or None.")
-    check_target(out, overwrite)
+    check_target(out, overwrite, path)
     if not is_gguf(path):
         raise WeightsError(f"{path} is not a GGUF file.")
     opened = open_model(path)._replace(tokenizer=gguf_tokenizer(path, pre))

@@ -269,6 +269,9 @@ def test_specialize_overwrites_its_own_folder_only_when_told(world, specialize, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out" / "notes.txt").write_text("mine")
     refuse(*specialize(overwrite=True), says=r"did not write.*notes\.txt")
+    generator = shutil.copytree(world.generator, tmp_path / "generator")
+    same = {"generator": generator, "out": generator, "overwrite": True}
+    refuse(*specialize(**same), says="would be replaced, but .*generator is read")
 
 
 def test_a_moved_cloud_is_named_and_repaired(world, specialize, tmp_path, refuse):

@@ -127,6 +127,15 @@ def config(stage="a"):
 """
 
 
+def test_an_experiment_may_have_data_classes_of_its_own(experiment):
+    text = experiment.read_text()
+    own = "import dataclasses\n@dataclasses.dataclass\nclass Size:\n    rows: 'int' = 96\n"
+    experiment.write_text(f"from __future__ import annotations\n{own}{text}")
+    before = set(sys.modules)
+    assert load_experiment(experiment, PretrainConfig)
+    assert set(sys.modules) - before == set()
+
+
 def test_a_stage_is_named_behind_the_file(experiment, tmp_path):
     path = tmp_path / "staged.py"
     path.write_text(experiment.read_text().replace("def config():", "def config(stage='a'):", 1))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lorage_jax.commands import report as report_module
+from lorage_jax.files.manifest import write_manifest
 from tests.commands.world import contents, lorage
 from tests.report.example import Html, evaluation, make_card, markdown_tables, table
 
@@ -121,6 +122,10 @@ def test_the_target_is_checked_and_replaced_only_when_ours(files, tmp_path, refu
     refused(scores, "--out", out, says=["--overwrite"])
     assert lorage("report", scores, "--out", out, "--overwrite") == 0
     assert not (out / "gates-1-1.png").exists()
+    special = shutil.copytree(files / "special", tmp_path / "special")
+    write_manifest(special, {"format": "lorage-special/1"})
+    refused(special / "card.json", "--out", special, "--overwrite", says=["would be replaced, but"])
+    assert (special / "card.json").exists()
 
 
 def test_an_interruption_leaves_nothing(files, tmp_path, refused, monkeypatch):

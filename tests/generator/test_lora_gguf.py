@@ -113,3 +113,8 @@ def test_files_of_another_edge_and_files_that_exist_are_refused(served, tmp_path
     with pytest.raises(OutputError, match="exists"):
         lg.export_lora_gguf(generator.pool, cards[0], edge, tmp_path / "x.gguf")
     assert (tmp_path / "x.gguf").read_text() == "mine"
+    lg.export_gguf(edge, tmp_path / "edge.gguf", "f32")
+    read, base = edge.replace(source=tmp_path / "edge.gguf"), (tmp_path / "edge.gguf").read_bytes()
+    with pytest.raises(OutputError, match="which is read"):
+        lg.export_lora_gguf(generator.pool, cards[0], read, read.source, overwrite=True)
+    assert read.source.read_bytes() == base

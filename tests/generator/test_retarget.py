@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import lorage_jax as lg
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
 from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.manifest import write_manifest
 from lorage_jax.generator.retarget import retarget, trained_dtype
 from lorage_jax.generator.store import read_values, save_generator
 from lorage_jax.generator.trees import flatten
@@ -60,6 +61,14 @@ def test_the_parts_stay_and_the_models_are_others(home, pair, tmp_path):
     lg.merge(lg.load_model(home / "edge"), again.pool, card)
     with pytest.raises(WeightsError, match="this card is for the edge model"):
         lg.merge(lg.load_model(pair[1]), again.pool, card)
+
+
+def test_a_model_that_is_read_is_not_replaced(home, tmp_path):
+    edge = shutil.copytree(home / "edge", tmp_path / "edge")
+    write_manifest(edge, {"format": "lorage-model/1"})  # as if it had been imported
+    with pytest.raises(OutputError, match=f"{edge} would be replaced, but {edge} is read"):
+        retarget(home / "old", edge, edge=edge, overwrite=True)
+    assert lg.load_model(edge)
 
 
 def test_the_edge_alone(home, tmp_path):

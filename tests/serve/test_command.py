@@ -78,6 +78,7 @@ def test_a_port_in_use_and_bad_options_are_one_message(tmp_path, capsys, monkeyp
         port = taken.getsockname()[1]
         for options, words in (
             (["--port", str(port)], "cannot listen"),
+            (["--port", "0", "--host", "127.0.0..1"], "cannot listen on 127.0.0..1"),
             (["--port", "70000"], "0 (any free one) to 65535"),
             (["--port", "0", "--slots", "0"], "--slots is 0"),
             (["--port", "0", "--max-body", "0"], "--max-body is 0"),
