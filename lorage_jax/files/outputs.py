@@ -73,13 +73,9 @@ def check_target(target: str | Path, overwrite: bool, *sources: str | Path | Non
                 f"{target} holds files that lorage_jax did not write, so it is not replaced: "
                 f"{listed(strangers, 10)}. Move that away or choose another folder."
             )
-        for source in sources:
-            read = None if source is None else Path(source).expanduser()
-            if (
-                read is not None
-                and read.exists()
-                and read.resolve().is_relative_to(target.resolve())
-            ):
+        replaced = target.resolve()
+        for source in [Path(one).expanduser() for one in sources if one is not None]:
+            if source.exists() and source.resolve().is_relative_to(replaced):
                 raise OutputError(
                     f"{target} would be replaced, but {source} is read. Choose another folder."
                 )
