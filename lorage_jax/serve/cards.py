@@ -7,6 +7,7 @@ its first use, and one that is deleted there is gone.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 import time
@@ -157,12 +158,35 @@ class CardShelf:
         return self.folder / f"{check_name(name)}.json"
 
     def _checked(self, card: Card) -> Card:
-        """The card. Raises WeightsError unless it is for this edge, generator and turns."""
+        """The card. Raises WeightsError unless it is for this edge, generator and turns.
+
+        Nor may it hold facts that no answer could list.
+        """
         card.check(self.edge, self.generator.pool)
+        _check_facts(card)
         turns = {card.about.get("turns"), self.generator.turns.get("edge"), None}
         if card.template.to_dict() != self.generator.template.to_dict() or len(turns) > 2:
             raise WeightsError("this card was trained in other turns than the generator's.")
         return card
+
+
+def _check_facts(card: Card) -> None:
+    """Raises WeightsError unless a card's facts are of the right kinds, and valid JSON."""
+    for name, kind, what in (("created", int, "a whole number"), ("turns", str, "a text")):
+        value = card.about.get(name)
+        if value is not None and type(value) is not kind:
+            raise WeightsError(
+                f"this card's {name!r} is {value!r:.40}; expected {what}. Correct it, or leave it "
+                "out."
+            )
+    try:
+        facts = [card.about, card.edge_arithmetic]
+        json.dumps(facts, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"this card's facts are not valid JSON: {str(error)[:80]}. Correct 'about', or leave "
+            "it out."
+        ) from None
 
 
 def not_found(name: str) -> NotFound:

@@ -173,6 +173,33 @@ def test_damaged_and_foreign_cards_are_named_and_left_out(nano_service, nano_pai
         assert status == 201 and answer["card"]["gates"] == card.to_dict()["gates"]
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"created": float("nan")},
+        {"created": "\ud800"},
+        {"created": True},
+        {"turns": []},
+        {"note": [{"deep": float("inf")}]},
+        {"note": "\ud800"},
+    ],
+)
+def test_facts_that_no_answer_could_list_are_refused(api, nano_pair, facts):
+    """Sent, or found in the folder: the listings go on, with the good cards."""
+    card = specialize(nano_pair[0], PROMPTS["upper"])
+    bad = dataclasses.replace(card, about=card.about | facts)
+    status, answer = send(f"{api.url}/v1/cards", {"card": bad.to_dict(), "name": "facts"})
+    assert (status, answer["error"]["param"]) == (400, "card")
+    bad.save(api.service.shelf.folder / "found.json", overwrite=True)
+    send(f"{api.url}/v1/cards", {"system": PROMPTS["bars"], "name": "fine"})
+    for path in ("cards", "models"):
+        status, answer = send(f"{api.url}/v1/{path}")
+        names = {one["id"].removeprefix("edge:") for one in answer["data"]}
+        assert status == 200 and "fine" in names and not names & {"facts", "found"}
+    status, answer = send(f"{api.url}/v1/cards/found")
+    assert (status, answer["error"]["code"]) == (400, "card_unusable")
+
+
 def test_a_card_for_a_device(api, nano_pair, tmp_path):
     """The downloaded PEFT folder and LoRA GGUF are those of the library."""
     from lorage_jax.generator.adapter import export_adapter
