@@ -129,7 +129,8 @@ def write_file(path: str | Path, data: bytes | str, overwrite: bool) -> None:
 def new_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """Yields a temporary sibling of `path` to write; renames it to `path` at the end.
 
-    On any exception only the temporary file is removed. Raises OutputError.
+    If several write it without `overwrite`, all but one fail. On any exception only the temporary
+    file is removed. Raises OutputError.
     """
     path = _absolute(path)
     check_file(path, overwrite)
@@ -139,11 +140,20 @@ def new_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
         try:
             yield temporary
             _sync(temporary)
-            check_file(path, overwrite)
-            temporary.replace(path)
-        except BaseException:
+            if overwrite or not _link(temporary, path):
+                check_file(path, overwrite)
+                temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Gives a file its name if nobody has it, in one step; False if that cannot be done."""
+    try:
+        os.link(temporary, path)
+    except OSError:  # the name is taken, or the file system has no hard links
+        return False
+    return True
 
 
 def _absolute(path: str | Path) -> Path:

@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,40 @@ def test_write_file(tmp_path):
     for bad in (path.parent, Path(os.devnull), Path("/dev/stdout")):
         with pytest.raises(OutputError, match="not a plain file"):
             write_file(bad, b"x", overwrite=True)
+
+
+def test_one_of_two_that_write_a_file_at_once_succeeds(tmp_path, monkeypatch):
+    """Both have found that there is none, before either writes."""
+    check, both = folder_module.check_file, threading.Barrier(2)
+
+    def checked(path, overwrite):
+        check(path, overwrite)
+        both.wait(10)
+
+    def write(text):
+        try:
+            write_file(tmp_path / "card", text, overwrite=False)
+        except OutputError as error:
+            return str(error)
+        return text
+
+    monkeypatch.setattr(folder_module, "check_file", checked)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(write, ("one", "two")))
+    refused, written = sorted(found, key=lambda text: text in ("one", "two"))
+    assert "exists" in refused and (tmp_path / "card").read_text() == written
+    assert tree(tmp_path) == ["card"]
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def without(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", without)
+    write_file(tmp_path / "card", "one", overwrite=False)
+    with pytest.raises(OutputError, match="exists"):
+        write_file(tmp_path / "card", "two", overwrite=False)
+    assert tree(tmp_path) == ["card"] and (tmp_path / "card").read_text() == "one"
 
 
 def test_write_file_keeps_the_old_one_on_failure(tmp_path, monkeypatch):
