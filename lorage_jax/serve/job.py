@@ -11,8 +11,6 @@ from jaxtyping import Float
 
 from lorage_jax.infer.sample import Sampling
 
-MOST_ENDS = 8  # end tokens of one request
-
 Reason = Literal["stop", "length"]
 
 
@@ -56,7 +54,8 @@ class Job:
         deliver: called on the scheduler's thread with every piece.
         gates: [L, E] of its card; None: the base.
         sampling: how tokens are chosen; the penalty is the model's own.
-        ends: token ids that end the answer, at most MOST_ENDS.
+        ends: token ids that end the answer: any of the model and its template, and at most
+            MOST_STOPS others.
         scored: report log-probabilities.
     """
 

@@ -21,6 +21,7 @@ import numpy as np
 from lorage_jax.buckets import SMALLEST, bucket, bucket_sizes
 from lorage_jax.errors import LorageError
 from lorage_jax.infer.defaults import default_penalty
+from lorage_jax.infer.generate import eos_ids
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.slots import (
     NO_TOKEN,
@@ -40,7 +41,8 @@ from lorage_jax.models.bits import program_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model
 from lorage_jax.serve.errors import Busy
-from lorage_jax.serve.job import MOST_ENDS, Job, Piece, Reason, TokenScore
+from lorage_jax.serve.job import Job, Piece, Reason, TokenScore
+from lorage_jax.serve.requests import MOST_STOPS
 from lorage_jax.serve.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class Scheduler(Worker):
         self._params = program_params(model.params)
         penalty = default_penalty(model)
         self._penalty = None if penalty == 1 else np.float32(penalty)
+        own = () if model.template is None else model.template.ends
+        self._most_ends = len({*eos_ids(model), *own}) + MOST_STOPS
         self._pool = None if pool is None else pool.for_decoding()
         self._row_sizes, self._read_rows = row_sizes(slots), min(slots, READ_AT_ONCE)
         self._waiting: deque[Job] = deque()
@@ -234,7 +238,7 @@ class Scheduler(Worker):
         gates = None
         if self.pool is not None:
             gates = np.zeros((count, self.model.config.layers, self.pool.count), np.float32)
-        ends = np.full((count, MOST_ENDS), NO_TOKEN, np.int32)
+        ends = np.full((count, self._most_ends), NO_TOKEN, np.int32)
         for i, job in enumerate(batch):
             ends[i, : len(job.ends)] = job.ends
             if gates is not None and job.gates is not None:

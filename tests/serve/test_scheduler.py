@@ -1,5 +1,6 @@
 """The scheduler: every request gets the tokens that it would get alone, whatever else runs."""
 
+import dataclasses
 import threading
 import time
 
@@ -15,6 +16,7 @@ from tests.serve.server import PROMPTS, WORDS
 pytest.importorskip("starlette")
 
 from lorage_jax.serve.errors import Busy, Stopping
+from lorage_jax.serve.requests import MOST_STOPS
 from lorage_jax.serve.scheduler import Job, Scheduler, row_sizes
 
 
@@ -134,6 +136,21 @@ def test_a_fault_is_reported_to_its_requests_and_the_next_ones_are_served(
     found = request(edge, "upper", WORDS[0], cards)
     scheduler.submit(found.job)
     assert found.ended.wait(60) and found.end == "stop"
+
+
+def test_an_edge_of_many_ends_takes_the_most_stops(nano_pair):
+    """Five ends of its own, those of its template, and as many as a request may add."""
+    generator, edge = nano_pair
+    own = dataclasses.replace(edge.config, eos_ids=tuple(range(9, 14)))
+    model = edge.replace(config=own)
+    scheduler = Scheduler(model, generator.pool, slots=2, queue=8)
+    ends = {*eos_ids(model), *edge.template.ends, *range(20, 20 + MOST_STOPS)}
+    assert len(ends) > 8
+    client = Client(edge.template.prompt("moon"), 4, ends=tuple(sorted(ends)))
+    scheduler.submit(client.job)
+    scheduler.start()
+    assert client.ended.wait(60) and client.end in ("stop", "length")
+    scheduler.stop()
 
 
 def test_stop_ends_what_runs(nano_pair):
