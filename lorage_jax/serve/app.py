@@ -92,7 +92,9 @@ class Server:
         if self.key is None:
             return
         sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(sent.encode(), self.key.encode()):
+        # A header is text in Latin-1, but most clients send the bytes of UTF-8.
+        key = self.key.encode("utf-8", "surrogateescape")
+        if not any(hmac.compare_digest(sent.encode(how), key) for how in ("utf-8", "latin-1")):
             raise RequestError(
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY.",
                 code="invalid_api_key",

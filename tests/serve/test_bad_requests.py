@@ -183,3 +183,15 @@ def test_an_api_key_is_asked_for(nano_service):
         assert send(f"{url}/v1/models", key="Bearer wrong")[0] == 401
         assert send(f"{url}/v1/chat/completions", CHAT, key="Bearer secret")[0] == 200
         assert send(f"{url}/health")[0] == 200
+
+
+def test_an_api_key_of_any_letters(nano_service):
+    """Sent as UTF-8, as curl does, or in the encoding of headers where it has the letters."""
+    with running(nano_service(), key="schlüssel") as url:
+        for sent, wanted in (
+            ("schlüssel".encode(), 200),
+            ("schlüssel".encode("latin-1"), 200),
+            (b"schlussel", 401),
+            (b"schl?ssel", 401),
+        ):
+            assert send(f"{url}/v1/models", key=b"Bearer " + sent)[0] == wanted, sent
