@@ -7,6 +7,7 @@ its first use, and one that is deleted there is gone.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -39,6 +40,14 @@ CLOSE = 1e-4  # between the gates of the same prompt in passes of different size
 def prompt_name(system: str) -> str:
     """The name of a card that was given none: a hash of its system prompt."""
     return "c-" + prompt_digest(system)[:16]
+
+
+def card_name(card: Card) -> str:
+    """The name of a card that was sent without one: that of its prompt, or a hash of its gates."""
+    digest = card.about.get("prompt_sha256")
+    if not isinstance(digest, str) or not digest:
+        digest = hashlib.sha256(np.asarray(card.gates, "<f4").tobytes()).hexdigest()
+    return "c-" + digest[:16]
 
 
 def check_folder(folder: Path) -> None:

@@ -25,7 +25,15 @@ from lorage_jax.infer.generate import eos_ids
 from lorage_jax.infer.text import Stops
 from lorage_jax.models.model import Model
 from lorage_jax.serve.answers import Answer
-from lorage_jax.serve.cards import AUTO, EDGE, CardMaker, CardShelf, check_name, prompt_name
+from lorage_jax.serve.cards import (
+    AUTO,
+    EDGE,
+    CardMaker,
+    CardShelf,
+    card_name,
+    check_name,
+    prompt_name,
+)
 from lorage_jax.serve.errors import RequestError
 from lorage_jax.serve.job import Job
 from lorage_jax.serve.requests import Settings
@@ -204,7 +212,7 @@ class Service:
         else:
             with _request_errors("card"):
                 card = card_from_dict(values, "card")
-            name = name or f"c-{str(card.about.get('prompt_sha256', ''))[:16]}"
+            name = name or card_name(card)
         with _request_errors("card"):
             return name, await asyncio.to_thread(self.shelf.put, name, card)
 

@@ -96,6 +96,21 @@ def test_without_a_name_a_card_is_called_by_its_prompt(api):
     assert one["id"] == two["id"] != other["id"]
 
 
+def test_a_card_without_name_and_prompt_is_called_by_its_gates(api, nano_pair):
+    cards = specialize(nano_pair[0], [PROMPTS["upper"], PROMPTS["bars"]])
+    for digest in ({}, {"prompt_sha256": None}, {"prompt_sha256": 5}):
+        names = []
+        for card in [*cards, cards[0]]:
+            about = {k: v for k, v in card.about.items() if k != "prompt_sha256"} | digest
+            sent = dataclasses.replace(card, about=about).to_dict()
+            status, answer = send(f"{api.url}/v1/cards", {"card": sent})
+            assert status == 201, answer
+            names.append(answer["id"])
+        assert names[0] == names[2] != names[1]
+    sent = send(f"{api.url}/v1/cards", {"card": cards[0].to_dict()})[1]
+    assert sent["id"] == f"c-{cards[0].about['prompt_sha256'][:16]}"
+
+
 def test_cards_are_read_beside_the_thread_that_answers_all_connections(api, monkeypatch):
     """A slow disk must not stop the streams of others."""
     send(f"{api.url}/v1/cards", {"system": PROMPTS["upper"], "name": "disk"})
