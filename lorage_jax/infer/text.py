@@ -19,6 +19,7 @@ from lorage_jax.fields import require_kind
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 MARK = chr(0x10F000)  # the first of the private-use characters that stand for special tokens
+KNOWN = 8  # tokens that show how the next ones read; a character has at most four bytes
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # the decoding of bytes that do not form a character (yet)
 
 
@@ -55,7 +56,10 @@ class Stops:
     @classmethod
     def of(cls, tokenizer: Any, stop: str | Sequence[str] | None) -> Stops:
         """Reads stop strings. Raises ConfigError for an empty one, found in every text."""
-        texts, special = stop_strings(stop), _special_tokens(tokenizer)
+        texts = stop_strings(stop)
+        if not texts:
+            return cls()
+        special = _special_tokens(tokenizer)
         ids = tuple(special[text] for text in texts if text in special)
         mixed = [text for text in texts if text not in special]
         found = [one for one in special if any(one in text for text in mixed)]
@@ -126,20 +130,6 @@ def before_stops(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> tu
     return text, text != whole or stopped(len(ids))
 
 
-def settled(
-    tokenizer: Any,
-    prompt: Sequence[int],
-    ids: Sequence[int],
-    marks: Mapping[int, str] = MappingProxyType({}),
-) -> str:
-    """The beginning of `continuation` that no later token can change."""
-    end = len(ids)
-    # SentencePiece decodes a run of byte tokens as a whole: one bad byte corrupts all of it.
-    while end and BYTE_TOKEN.fullmatch(str(tokenizer.convert_ids_to_tokens(int(ids[end - 1])))):
-        end -= 1
-    return continuation(tokenizer, prompt, ids[:end], marks).rstrip(UNKNOWN)
-
-
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Cuts `text` before the stop string that ends first, and returns whether there is one.
 
@@ -156,6 +146,49 @@ def may_be_stop(text: str, stops: Sequence[str]) -> int:
     return max(lengths, default=0)
 
 
+class _Settled:
+    """The beginning of one row's `continuation` that no later token can change, as it grows.
+
+    Only tokens since the last place that is settled are decoded, after some that show how they
+    read there.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], marks: Mapping[int, str]):
+        self._tokenizer, self._prompt, self._marks = tokenizer, prompt, marks
+        self._open = (UNKNOWN, *set(marks.values()))
+        self._count, self._text = 0, ""  # tokens that are settled, and how they read
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """The settled text of all tokens so far."""
+        end = len(ids)
+        # SentencePiece decodes a run of byte tokens as a whole: one bad byte corrupts all of it.
+        while end > self._count and self._is_byte(ids[end - 1]):
+            end -= 1
+        if end == self._count:
+            return self._text
+        added = self._added(ids, end) if self._count else None
+        if added is None:
+            text = continuation(self._tokenizer, self._prompt, ids[:end], self._marks)
+        else:
+            text = self._text + added
+        # A special token can stand between two bytes of a character, and reads as nothing.
+        if text and not text.endswith(self._open) and _decode(self._tokenizer, ids[end - 1 : end]):
+            self._count, self._text = end, text
+        return text.rstrip(UNKNOWN)
+
+    def _is_byte(self, one: int) -> bool:
+        return bool(BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(int(one)))))
+
+    def _added(self, ids: Sequence[int], end: int) -> str | None:
+        """What the tokens up to `end` add to the settled text; None if they change it."""
+        known = ids[max(0, self._count - KNOWN) : self._count]
+        before = _decode(self._tokenizer, known)
+        both = _decode(self._tokenizer, [*known, *ids[self._count : end]])
+        if not before or not both.startswith(before):
+            return None
+        return continuation(self._tokenizer, known, ids[self._count : end], self._marks)
+
+
 class GrowingTexts:
     """The growing texts of a batch, cut at stop strings and streamed as soon as they are final."""
 
@@ -167,6 +200,7 @@ class GrowingTexts:
         stream: Callable[[int, str], Any] | None,
     ):
         self.tokenizer, self.prompts, self.stops, self.stream = tokenizer, prompts, stops, stream
+        self._settled = [_Settled(tokenizer, prompt, stops.marks) for prompt in prompts]
         self._marked = [""] * len(prompts)  # complete where `ended`, else the part that is final
         self.ended = [False] * len(prompts)
 
@@ -180,8 +214,10 @@ class GrowingTexts:
         for i, (prompt, ids) in enumerate(zip(self.prompts, rows, strict=True)):
             if self.ended[i]:
                 continue
-            read = continuation if ended[i] else settled
-            marked = read(self.tokenizer, prompt, ids, self.stops.marks)
+            if ended[i]:
+                marked = continuation(self.tokenizer, prompt, ids, self.stops.marks)
+            else:
+                marked = self._settled[i](ids)
             text, stopped = cut(marked, self.stops.texts)
             self.ended[i] = stopped or ended[i]
             if not self.ended[i]:

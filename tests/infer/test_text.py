@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from lorage_jax.data.templates import encode
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.text import (
+    BYTE_TOKEN,
+    UNKNOWN,
     GrowingTexts,
     Stops,
     before_stops,
@@ -108,6 +110,63 @@ def test_stops_of_special_tokens_and_text(kind, stop):
         right = tokenizer.decode(kept, skip_special_tokens=True), stop in tokenizer.decode(ids)
         assert before_stops(tokenizer, ids, [stop]) == right
     assert found > 1
+
+
+def settled(tokenizer, prompt, ids, marks):
+    """All but byte tokens at the end, decoded as a whole."""
+    end = len(ids)
+    while end and BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(ids[end - 1])):
+        end -= 1
+    return continuation(tokenizer, prompt, ids[:end], marks).rstrip(UNKNOWN)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("stop", [[], ["<s>q"]])
+def test_what_has_settled_is_the_beginning_of_the_whole(kind, stop):
+    """Token by token or in chunks, over characters in parts, stray bytes and special tokens."""
+    tokenizer, rng = TOKENIZERS[kind], random.Random(2)
+    parts = [encode(tokenizer, text, bos=False) for text in ("😀", "ö", "日本", "a", " b", "  ")]
+
+    def draw(count, odd):
+        ids = []
+        while len(ids) < count:
+            ids += [rng.randrange(1, 259)] if rng.random() < odd else rng.choice(parts)
+        return ids[:count]
+
+    stops = Stops.of(tokenizer, stop)
+    for odd in (0, 0.2, 0.6, 1):
+        for _ in range(20):
+            prompt, ids, end = draw(rng.randrange(1, 12), odd), draw(40, odd), 0
+            texts = GrowingTexts(tokenizer, [prompt], stops, None)
+            while (end := end + rng.choice([1, 1, 2, 8])) < len(ids):
+                texts.update([ids[:end]], [False])
+                found = settled(tokenizer, prompt, ids[:end], stops.marks)
+                kept = found[: len(found) - may_be_stop(found, stops.texts)]
+                assert texts.texts[0] == stops.unmarked(kept)
+            texts.update([ids], [True])
+            assert texts.texts[0] == continuation(tokenizer, prompt, ids)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_long_answer_is_decoded_in_short_parts(kind, monkeypatch):
+    """Neither the prompt nor the whole answer is decoded for every chunk."""
+    tokenizer, decoded = TOKENIZERS[kind], []
+    prompt = encode(tokenizer, "a b" * 300, bos=True)
+    ids = encode(tokenizer, "ab ö 😀." * 40, bos=False)
+    whole, decode = continuation(tokenizer, prompt, ids), tokenizer.decode
+
+    def counted(row, **settings):
+        decoded.append(len(row))
+        return decode(row, **settings)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    pieces, text = grow(tokenizer, prompt, ids, ["never"], 1)
+    assert "".join(pieces) == text == whole
+    assert sum(decoded) < 60 * len(ids) + 8 * len(prompt)
+
+
+def test_without_stop_strings_no_special_tokens_are_looked_up():
+    assert Stops.of(None, ()) == Stops.of(None, None) == Stops()
 
 
 def test_streaming_does_not_wait_without_need():
