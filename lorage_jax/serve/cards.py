@@ -6,6 +6,7 @@ its first use, and one that is deleted there is gone.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorage_jax.buckets import bucket
+from lorage_jax.buckets import SMALLEST, bucket, bucket_sizes
 from lorage_jax.errors import DataError, LorageError, OutputError, WeightsError
 from lorage_jax.files.outputs import check_file
 from lorage_jax.generator.card import Card, load_card
@@ -242,15 +243,20 @@ class CardMaker(Worker):
         self._known: OrderedDict[str, Future[Card]] = OrderedDict()
 
     def warm(self, tokens: int) -> None:
-        """Compiles the cloud's programs for prompts up to so many tokens."""
-        sizes: set[int] = set()
-        for words in range(1, tokens + 1):
-            text = "a " * words
-            if (length := len(prompt_tokens(self.generator, text))) > tokens:
-                return
-            if (size := bucket(length)) not in sizes:
-                sizes.add(size)
-                specialize(self.generator, [text])
+        """Compiles the cloud's programs for prompts up to so many tokens, alone and together."""
+        generator = self.generator
+        most = min(tokens, generator.cloud.config.max_positions - generator.edge.layers)
+
+        def length(words: int) -> int:
+            return len(generator.reads.read("a " * words))
+
+        done: set[int] = set()
+        for size in bucket_sizes(SMALLEST, most):
+            words = bisect.bisect_right(range(1, size + 1), size, key=length)
+            if words and (read := bucket(length(words))) not in done:
+                done.add(read)
+                for count in AT_ONCE:
+                    specialize(generator, ["a " * words] * count)
 
     def card(self, system: str) -> Future[Card]:
         """The card of a system prompt: remembered, being made, or queued.

@@ -127,17 +127,32 @@ class Scheduler(Worker):
         return len(self._running)
 
     def warm(self, tokens: int) -> None:
-        """Compiles the programs of requests up to so many tokens, before the thread starts."""
+        """Compiles the programs of requests up to so many tokens, before the thread starts.
+
+        Prompts are read together in every size, longer ones alone; tokens are generated in every
+        number of rows and room.
+        """
         if tokens < 1:
             return
-        most, longest = min(READ_TOKENS, READ_AT_ONCE * tokens), max(1, tokens - 2)
-        for count, total in itertools.product(self._row_sizes, bucket_sizes(SMALLEST, most)):
-            lengths = [total // count + (i < total % count) for i in range(count)]
-            if 1 <= lengths[-1] <= lengths[0] <= longest:
-                self._waiting.extend(Job([0] * length, 2, _ignore) for length in lengths)
-                while self._waiting or self._running:
-                    self._turn()
+        longest = max(1, tokens - 2)
+        most = max(longest, min(READ_TOKENS, READ_AT_ONCE * longest))
+        for count, size in itertools.product(self._row_sizes, bucket_sizes(SMALLEST, bucket(most))):
+            total = min(size, count * longest)
+            if bucket(total) == size and total >= count and (count == 1 or size <= READ_TOKENS):
+                lengths = [total // count + (i < total % count) for i in range(count)]
+                self._try([Job([0] * length, 2, _ignore) for length in lengths])
+        rooms = bucket_sizes(SMALLEST_ROOM, room_size(tokens), per_octave=1)
+        for count, room in itertools.product(self._row_sizes, rooms):
+            self._try([Job([0], room - 1, _ignore) for _ in range(count)])
         self.counts, self._step_seconds = Counts(), 0.0
+
+    def _try(self, jobs: list[Job]) -> None:
+        """Reads prompts and generates one chunk, before the thread starts."""
+        self._waiting.extend(jobs)
+        self._turn()
+        for job in jobs:
+            job.cancelled = True
+        self._turn()
 
     def _due(self) -> bool:
         return bool(self._waiting or self._running)

@@ -3,16 +3,18 @@
 import asyncio
 import dataclasses
 import io
+import itertools
 import json
 import zipfile
 
 import numpy as np
 import pytest
 
+from lorage_jax.buckets import bucket
 from lorage_jax.generator.card import card_from_dict, load_card
-from lorage_jax.generator.generator import specialize
+from lorage_jax.generator.generator import prompt_tokens, specialize
 from lorage_jax.infer.chat import chat
-from lorage_jax.serve.cards import CardShelf
+from lorage_jax.serve.cards import AT_ONCE, CardMaker, CardShelf
 from lorage_jax.serve.errors import Failed, RequestError
 from tests.serve.server import PROMPTS, WORDS, running
 from tests.serve.test_bad_requests import send
@@ -237,6 +239,23 @@ def test_a_card_for_a_device(api, nano_pair, tmp_path):
     assert data == (tmp_path / "device.gguf").read_bytes()
     status, answer = send(f"{api.url}/v1/cards/device?format=onnx")
     assert status == 400 and answer["error"]["param"] == "format"
+
+
+def test_warm_covers_every_size_of_a_cloud_pass(nano_pair, monkeypatch):
+    """Alone and together; a longer prompt than the cloud takes is not tried."""
+    generator, passes = nano_pair[0], []
+
+    def recorded(generator, prompts):
+        passes.append((len(prompts), bucket(len(prompt_tokens(generator, prompts[0])))))
+
+    monkeypatch.setattr("lorage_jax.serve.cards.specialize", recorded)
+    room = generator.cloud.config.max_positions - generator.edge.layers
+    for tokens in (0, 10, 100, 10**6):
+        passes.clear()
+        CardMaker(generator).warm(tokens)
+        lengths = (len(generator.reads.read("a " * n)) for n in range(1, room))
+        sizes = {bucket(n) for n in lengths if n <= min(tokens, room)}
+        assert sorted(passes) == sorted(itertools.product(AT_ONCE, sizes))
 
 
 def test_many_prompts_at_once_share_cloud_passes(api, nano_pair):

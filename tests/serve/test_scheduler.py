@@ -10,6 +10,7 @@ import pytest
 from lorage_jax.generator.generator import specialize
 from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.sample import Sampling
+from lorage_jax.infer.slots import decode, prefill
 from tests.infer.rows import with_eos
 from tests.serve.server import PROMPTS, WORDS
 
@@ -151,6 +152,22 @@ def test_an_edge_of_many_ends_takes_the_most_stops(nano_pair):
     scheduler.start()
     assert client.ended.wait(60) and client.end in ("stop", "length")
     scheduler.stop()
+
+
+def test_after_warm_nothing_is_compiled(nano_pair, monkeypatch):
+    """Prompts alone and together, short ones and those that are read by themselves."""
+    monkeypatch.setattr("lorage_jax.serve.scheduler.READ_TOKENS", 32)
+    generator, edge = nano_pair
+    scheduler = Scheduler(edge, generator.pool, slots=2, queue=8)
+    scheduler.warm(66)
+    compiled = prefill._cache_size(), decode._cache_size()
+    scheduler.start()
+    for lengths in ([1], [30], [40], [64], [1, 1], [20, 12], [3, 60]):
+        clients = [Client([0] * length, min(9, 66 - length)) for length in lengths]
+        scheduler.submit(*(one.job for one in clients))
+        assert all(one.ended.wait(60) and one.end == "length" for one in clients)
+    scheduler.stop()
+    assert (prefill._cache_size(), decode._cache_size()) == compiled
 
 
 def test_stop_ends_what_runs(nano_pair):
