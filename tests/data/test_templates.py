@@ -1,8 +1,12 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 from lorage_jax.data import templates
 from lorage_jax.data.templates import (
     NEWEST,
     TemplateKind,
     encode,
+    encode_marked,
     encode_target,
     fit_prompt,
     fit_query,
@@ -30,6 +34,25 @@ def test_encode_bos(cloud, edge):
     assert cloud.decode(ids[1:]) == "apple tree"
     assert edge.bos_token_id is None
     assert encode(edge, "apple", bos=True) == encode(edge, "apple", bos=False)
+
+
+def test_a_text_is_read_the_same_whatever_other_threads_read():
+    """As plain text, or with special tokens: transformers keeps which of them in the tokenizer."""
+
+    class Slow:
+        bos_token = bos_token_id = None
+        split = False
+
+        def encode(self, text, split_special_tokens=False, **_):
+            self.split = split_special_tokens
+            time.sleep(0.001)
+            return [int(self.split)]
+
+    tokenizer = Slow()
+    readers = [lambda: encode(tokenizer, "a", bos=False), lambda: encode_marked(tokenizer, "a")]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: readers[i % 2](), range(40)))
+    assert found == [[1], [0]] * 20
 
 
 def test_the_first_version_put_a_bos_in_front_of_every_text():

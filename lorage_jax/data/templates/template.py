@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lorage_jax.data.templates.tokens import check_tokenizer, own_bos
+from lorage_jax.data.templates.tokens import check_tokenizer, own_bos, raw_ids
 from lorage_jax.errors import DataError
 
 NAMES = ("plain", "chat")
@@ -106,9 +106,9 @@ class Template(ABC):
         would take it for one more token. `space`: False writes none in any case.
         """
         bos = self.tokenizer.bos_token
-        right = [*self.bos, *self.tokenizer.encode(text, add_special_tokens=False)]
+        right = [*self.bos, *raw_ids(self.tokenizer, text, add_special_tokens=False)]
         bare, spaced = (
-            self.tokenizer.encode(f"{bos}{between}{text}", add_special_tokens=False)
+            raw_ids(self.tokenizer, f"{bos}{between}{text}", add_special_tokens=False)
             for between in ("", " ")
         )
         return f"{bos} " if space and spaced == right != bare else bos

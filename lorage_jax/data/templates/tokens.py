@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 from lorage_jax.errors import DataError, WeightsError
+
+_ENCODING = threading.Lock()  # split_special_tokens is a state of the tokenizer
+
+
+def raw_ids(tokenizer: Any, text: str, **how: bool) -> list[int]:
+    """Token ids of a text as transformers gives them, whatever other threads encode."""
+    with _ENCODING:  # verbose=False: no warning about the maximum length; the callers cut
+        return tokenizer.encode(text, **how, verbose=False)
 
 
 def own_bos(tokenizer: Any) -> list[int]:
@@ -14,7 +23,7 @@ def own_bos(tokenizer: Any) -> list[int]:
     bos = tokenizer.bos_token_id
     if bos is None:
         return []
-    bare, full = (tokenizer.encode("a", add_special_tokens=own) for own in (False, True))
+    bare, full = (raw_ids(tokenizer, "a", add_special_tokens=own) for own in (False, True))
     return [bos] if full[:1] == [bos] and bare[:1] != [bos] else []
 
 
@@ -26,8 +35,7 @@ def encode(tokenizer: Any, text: str, bos: bool) -> list[int]:
     Raises DataError for text that is not valid Unicode (an unpaired surrogate, a stray byte).
     """
     _check(tokenizer, text)
-    # verbose=False: no warning about the maximum length, because the callers cut.
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids = raw_ids(tokenizer, text, add_special_tokens=False, split_special_tokens=True)
     return [*own_bos(tokenizer), *ids] if bos else ids
 
 
@@ -42,7 +50,7 @@ def encode_marked(tokenizer: Any, text: str) -> list[int]:
     _check(tokenizer, text)
     bos = tokenizer.bos_token
     written = bool(bos) and text.startswith(bos)
-    return tokenizer.encode(text, add_special_tokens=not written, verbose=False)
+    return raw_ids(tokenizer, text, add_special_tokens=not written)
 
 
 def check_tokenizer(tokenizer: Any, what: Any = "this model") -> None:
@@ -109,7 +117,7 @@ class TurnEncoder:
         """Token ids of rendered turns, without a bos in front. Raises DataError as `encode`."""
         _check_unicode(text)
         if not self._marks.search(text):
-            return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            return raw_ids(self._tokenizer, text, add_special_tokens=False)
         ids, at = [], 0
         for found in self._controls.finditer(text):
             ids += self._run(text, at, found.start())
@@ -143,9 +151,7 @@ class TurnEncoder:
     def _plain(self, text: str) -> list[int]:
         if not text:
             return []
-        return self._tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
+        return raw_ids(self._tokenizer, text, add_special_tokens=False, split_special_tokens=True)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
