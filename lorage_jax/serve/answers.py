@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,13 +142,13 @@ class Form:
         model: its name in the request.
         chat: a chat, or continuations.
         alternatives: likeliest tokens per token; None: no log-probabilities.
-        tokenizer: spells tokens.
+        spell: the text of a token by itself.
     """
 
     model: str
     chat: bool
     alternatives: int | None
-    tokenizer: Any
+    spell: Callable[[int], str]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -217,9 +218,9 @@ class Form:
                 for token, score in pairs
             ]
             return {"content": content, "refusal": None}
-        spelled = [self._spell(token) for token in tokens]
-        starts = [offset + sum(map(len, spelled[:i])) for i in range(len(spelled))]
-        best = [{self._spell(i): p for i, p in self._best(score)} for _, score in pairs]
+        spelled = [self.spell(token) for token in tokens]
+        starts = list(itertools.accumulate(map(len, spelled), initial=offset))[:-1]
+        best = [{self.spell(i): p for i, p in self._best(score)} for _, score in pairs]
         return {
             "tokens": spelled,
             "token_logprobs": [score.logprob for _, score in pairs],
@@ -231,12 +232,9 @@ class Form:
         return score.likeliest[: self.alternatives]
 
     def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._spell(token)
+        text = self.spell(token)
         whole = "\N{REPLACEMENT CHARACTER}" not in text  # else part of a character
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
-
-    def _spell(self, token: int) -> str:
-        return self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, int]:

@@ -140,7 +140,7 @@ class Server:
     ) -> Response:
         """The response of the answers that `making` gives: whole, or a stream that has begun."""
         began, answers = time.monotonic(), await making()
-        form = Form(settings.model, chat, settings.alternatives, self.service.edge.tokenizer)
+        form = Form(settings.model, chat, settings.alternatives, self.service.spell)
         running = deltas(self.service.scheduler, answers, whole=not settings.stream)
         if settings.stream:
             # The first piece comes before the status: a full queue is an error, not a stream.
@@ -150,7 +150,10 @@ class Server:
         else:
             async for _ in running:
                 pass
-            response = JSONResponse(form.whole(answers))
+            if settings.alternatives is None:
+                response = JSONResponse(form.whole(answers))
+            else:  # it can have thousands of numbers
+                response = await asyncio.to_thread(lambda: JSONResponse(form.whole(answers)))
         first_at = min(one.first_at for one in answers if one.first_at is not None)
         self.metrics.first_token(first_at - began)
         return response

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import io
 import tempfile
 import zipfile
@@ -86,6 +88,9 @@ class Service:
                 f"{generator.edge_fingerprint}. Load that edge."
             )
         self.edge, self.limits = generator.speaking(edge), limits
+        # For decoding: encoding, on other threads, changes the state of the edge's own.
+        self.tokenizer = copy.deepcopy(self.edge.tokenizer)
+        self.spell = functools.cache(functools.partial(_spelled, self.tokenizer))
         self.generator = generator
         self.shelf = CardShelf(cards, generator, self.edge)
         self.maker = CardMaker(generator)
@@ -114,12 +119,16 @@ class Service:
         gates, messages = await self._gates_of_chat(settings.model, messages)
         with _request_errors("messages"):
             check_last(messages, adapted=gates is not None)
-            ids = template.ids(messages)
+            ids = await asyncio.to_thread(template.ids, messages)
         return self._answers(settings, [ids], gates, template.ends, template.lead)
 
     async def continuations(self, settings: Settings, prompts: Sequence[Any]) -> list[Answer]:
         """The continuations of texts or token ids, not yet begun. Raises RequestError."""
         gates = await self._gates(settings.model)
+        return self._answers(settings, await asyncio.to_thread(self._rows, prompts), gates)
+
+    def _rows(self, prompts: Sequence[Any]) -> list[Sequence[int]]:
+        """The token ids of texts, or those that were given."""
         size, tokenizer, rows = self.edge.config.vocab_size, self.edge.tokenizer, []
         for prompt in prompts:
             with _request_errors("prompt"):
@@ -131,7 +140,7 @@ class Service:
                     param="prompt",
                 )
             rows.append(row)
-        return self._answers(settings, rows, gates)
+        return rows
 
     def _answers(
         self,
@@ -141,7 +150,7 @@ class Service:
         ends: Sequence[int] = (),
         lead: str = "",
     ) -> list[Answer]:
-        stops = Stops.of(self.edge.tokenizer, settings.stop)
+        stops = Stops.of(self.tokenizer, settings.stop)
         ends = tuple(sorted({*eos_ids(self.edge), *ends, *stops.ids}))
         answers = []
         for ids in rows:
@@ -154,7 +163,7 @@ class Service:
                 ends=ends,
                 scored=settings.alternatives is not None,
             )
-            answers.append(Answer(job, self.edge.tokenizer, stops, lead))
+            answers.append(Answer(job, self.tokenizer, stops, lead))
         return answers
 
     def _most(self, settings: Settings, length: int) -> int:
@@ -200,7 +209,7 @@ class Service:
 
     async def _made(self, system: str, param: str) -> Card:
         with _request_errors(param):
-            future = self.maker.card(system)
+            future = await asyncio.to_thread(self.maker.card, system)
         return await asyncio.wrap_future(future)
 
     async def new_card(self, system: str | None, name: str | None, values: Any) -> tuple[str, Card]:
@@ -231,6 +240,11 @@ class Service:
                 for one in sorted(path.rglob("*")):
                     file.write(one, one.relative_to(folder))
             return packed.getvalue(), f"{name}.zip"
+
+
+def _spelled(tokenizer: Any, token: int) -> str:
+    """The text of a token by itself."""
+    return tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
 
 def _nobody(piece: Any) -> None:

@@ -1,5 +1,6 @@
 """The server as the official OpenAI client sees it, against the merged model in Python."""
 
+import asyncio
 import json
 import time
 import urllib.request
@@ -12,7 +13,11 @@ from lorage_jax.infer.chat import chat
 from lorage_jax.infer.forward import forward
 from lorage_jax.infer.generate import generate
 from lorage_jax.infer.slots import decode
+from lorage_jax.infer.text import Stops
+from lorage_jax.serve.answers import Answer, Form
+from lorage_jax.serve.job import Job
 from tests.serve.server import PROMPTS, WORDS
+from tests.serve.test_bad_requests import send
 
 openai = pytest.importorskip("openai")
 
@@ -125,6 +130,51 @@ def test_log_probabilities(api, cards, merged, nano_pair):
                 for one in chunk.choices[0].logprobs.content]  # fmt: skip
     assert [one.token for one in streamed] == [one.token for one in content]
     assert streamed[0].top_logprobs == []
+
+
+def test_each_token_is_spelled_once(api, monkeypatch):
+    """However many answers have it among their likeliest; an answer without tokens has none."""
+    tokenizer, spelled = api.service.tokenizer, []
+    decode = tokenizer.decode
+
+    def recorded(ids, **settings):
+        if "skip_special_tokens" not in settings:
+            spelled.extend(ids)
+        return decode(ids, **settings)
+
+    monkeypatch.setattr(tokenizer, "decode", recorded)
+    api.service.spell.cache_clear()
+    for _ in range(2):
+        ask(api, "edge", "moon", logprobs=True, top_logprobs=20, max_tokens=8)
+        api.client.completions.create(model="edge", prompt="moon", logprobs=20, max_tokens=8)
+    assert len(spelled) == len(set(spelled)) > 20
+    form = Form("edge", False, 20, api.service.spell)
+    answer = Answer(Job([1], 1, lambda _: None), tokenizer, Stops(), reason="stop")
+    assert form.whole([answer])["choices"][0]["logprobs"] == {
+        "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}  # fmt: skip
+
+
+def test_long_work_is_done_beside_the_thread_that_answers_all_connections(api, monkeypatch):
+    """Texts become tokens, and log-probabilities JSON, while others' streams go on."""
+    inside = []
+
+    def watch(owner, name):
+        own = getattr(owner, name)
+
+        def watched(*args, **settings):
+            inside.append((name, asyncio.events._get_running_loop() is not None))
+            return own(*args, **settings)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(api.service.edge.tokenizer, "encode")
+    watch(api.service.generator.cloud.tokenizer, "encode")
+    watch(Form, "whole")
+    ask(api, "edge", "moon", max_tokens=2, logprobs=True)
+    api.client.completions.create(model="edge", prompt="moon", max_tokens=2, logprobs=0)
+    send(f"{api.url}/v1/cards", {"system": "Write the words on the moon."})
+    assert {name for name, _ in inside} == {"encode", "whole"}
+    assert not any(on_loop for _, on_loop in inside)
 
 
 def test_the_system_message_becomes_the_card(api, merged):
