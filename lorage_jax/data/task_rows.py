@@ -31,7 +31,7 @@ def choice_example(row: Row, where: str) -> Example:
     `context` or `passage` precedes the question. Raises DataError naming `where` if a field is
     missing, there are fewer than two choices or no answer, or the label is out of range.
     """
-    row = _from_hub(row)
+    row = _from_hub(row, where)
     lines = [require_text(row, name, where) for name in ("passage", "context") if name in row]
     question = require_text(row, "question", where)
     lines.append(f"Question: {question}" if "passage" in row else question)
@@ -65,14 +65,18 @@ def gsm8k_example(row: Row, where: str) -> Example:
     return Example(question, first + "".join(part.split(">>", 1)[-1] for part in parts))
 
 
-def _from_hub(row: Row) -> Row:
-    """Converts a row of an official data set to {question, choices, label}; others are kept."""
+def _from_hub(row: Row, where: str) -> Row:
+    """Converts a row of an official data set to {question, choices, label}; others are kept.
+
+    Raises DataError, naming `where`, if what has to be a list or a text to do so is none.
+    """
     if isinstance(row.get("choices"), dict):  # ARC, OpenBookQA
-        texts, letters = row["choices"].get("text", []), row["choices"].get("label", [])
+        texts = _list(row["choices"].get("text"), "choices.text", where)
+        letters = _list(row["choices"].get("label"), "choices.label", where)
         key = row.get("answerKey")
         label = letters.index(key) if key in letters else None
         question = row.get("question", row.get("question_stem"))
-        return {"question": question, "choices": list(texts), "label": label}
+        return {"question": question, "choices": texts, "label": label}
     if "sol1" in row:  # PIQA
         choices = [row["sol1"], row.get("sol2")]
         return {"question": row.get("goal"), "choices": choices, "label": row.get("label")}
@@ -85,9 +89,13 @@ def _from_hub(row: Row) -> Row:
         rest = {name: row.get(name) for name in ("context", "question")}
         return {**rest, "choices": choices, "label": _number(row.get("label"), -1)}
     if "endings" in row:  # HellaSwag
-        question = f"{row.get('activity_label', '')}: {row.get('ctx', '')}".removeprefix(": ")
-        label = _number(row.get("label"), 0)
-        return {"question": question, "choices": list(row["endings"]), "label": label}
+        texts = {"activity_label": "", **row}
+        activity, context = (
+            require_text(texts, name, where, empty=True) for name in ("activity_label", "ctx")
+        )
+        choices = _list(row["endings"], "endings", where)
+        question, label = f"{activity}: {context}".removeprefix(": "), _number(row.get("label"), 0)
+        return {"question": question, "choices": choices, "label": label}
     if "passage" in row and "choices" not in row:  # BoolQ, alone or in SuperGLUE
         rest = {name: row[name] for name in ("passage", "question") if name in row}
         answer = row.get("answer")
@@ -96,9 +104,16 @@ def _from_hub(row: Row) -> Row:
     return row
 
 
+def _list(value: object, name: str, where: str) -> list:
+    """The list in the field `name`. Raises DataError, naming `where`, for anything else."""
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{where}: {name} is {value!r}; expected a list.")
+    return list(value)
+
+
 def _number(text: object, shift: int) -> int | None:
-    # Test splits with hidden labels have empty strings.
-    return int(str(text)) + shift if str(text).isdigit() else None
+    # Test splits with hidden labels have empty strings. "²" is a digit, but no number.
+    return int(str(text)) + shift if str(text).isdecimal() else None
 
 
 def arc_row(row: Row, where: str) -> Row:

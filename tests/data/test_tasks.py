@@ -56,6 +56,11 @@ HUB = {
 }
 
 
+def _arc_of_the_hub(**choices):
+    row = HUB["arc_challenge"]
+    return {**row, "choices": {**row["choices"], **choices}}
+
+
 @pytest.mark.parametrize("name", HUB)
 def test_layouts_of_the_hub(name):
     example = _read(name, HUB[name])
@@ -83,6 +88,15 @@ def test_boolq_of_the_hub():
         ({"choices": ["a", "b"], "label": 0}, "question is missing"),
         ({**HUB["arc_challenge"], "answerKey": "9"}, "the answer is missing"),
         ({**HUB["hellaswag"], "label": ""}, "the answer is missing"),
+        ({**HUB["hellaswag"], "label": "²"}, "the answer is missing"),
+        ({**HUB["hellaswag"], "endings": None}, "endings is None; expected a list"),
+        ({**HUB["hellaswag"], "endings": "abcd"}, "endings is 'abcd'; expected a list"),
+        ({**HUB["hellaswag"], "ctx": None}, "the field ctx is null"),
+        ({**HUB["hellaswag"], "activity_label": 3}, "the field activity_label is"),
+        ({"endings": ["a", "b"], "label": "1"}, "the field ctx is missing"),
+        (_arc_of_the_hub(label=None), "choices.label is None; expected a list"),
+        (_arc_of_the_hub(text=None), "choices.text is None; expected a list"),
+        (_arc_of_the_hub(text="ab"), "choices.text is 'ab'; expected a list"),
     ],
 )
 def test_bad_rows_name_file_and_line(row, message):
