@@ -39,8 +39,9 @@ class TaskPrompts:
         unused = []
         for task in tasks:
             size = queries
-            if not self._defined(task) and not task.examples:  # one is left for a sample
-                size = min(size, len({one.key for one in task.instances}) - 1)
+            asked = {one.key for one in task.instances}
+            if not self._defined(task) and asked.issuperset(one.key for one in task.examples):
+                size = min(size, len(asked) - 1)  # one is left for a sample
             if size < 1 or not (self._defined(task) or self._shots[1] > 0):
                 unused.append(task.name)
                 continue

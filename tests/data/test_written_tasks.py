@@ -220,6 +220,17 @@ def test_tasks_without_definitions_have_samples():
     assert found == [("User: shown\nAssistant: yes", (("single question 0", "answer 0"),))]
 
 
+def test_an_example_that_is_also_asked_is_no_sample():
+    def without_definition(instances):
+        example = {"input": " T  Question 0", "output": "yes"}
+        return one(a_row("t", instances, 0, positive_examples=[example]))
+
+    prompts, found = drawn([without_definition(1)])
+    assert not found and "1 tasks cannot be asked" in prompts.note
+    _, found = drawn([without_definition(2)], queries=8)
+    assert [(prompt != "", len(pairs)) for prompt, pairs in found] == [(True, 1)] * 2
+
+
 def test_a_source_is_seeded_and_says_what_was_skipped(tmp_path):
     bad = a_row("bad", 3)
     bad["instances"][1]["output"] = ""
