@@ -32,6 +32,10 @@ from lorage_jax.evaluate.host_settings import (
     check_arguments,
     check_device,
     check_generation,
+    longest_request,
+    optional_number,
+    read_number,
+    read_numbers,
 )
 from lorage_jax.evaluate.protocol import ENCODINGS
 from lorage_jax.files.journal import Journal, request_key
@@ -77,8 +81,8 @@ class LorageLM(ChatRequests, TemplateLM):
         tokenizer: str | Any | None = None,
         peft: str | None = None,
         add_bos_token: bool | None = None,
-        prefix_token_id: int | None = None,
-        max_length: int | None = None,
+        prefix_token_id: int | str | None = None,
+        max_length: int | str | None = None,
         chat_template_args: dict[str, Any] | None = None,
         enable_thinking: bool | None = None,
         **others: Any,
@@ -103,9 +107,10 @@ class LorageLM(ChatRequests, TemplateLM):
         self.add_bos_token = add_bos_token
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.chat_template_args = {**(chat_template_args or {}), **thinking}
-        self._prefix, self._longest = prefix_token_id, _longest(max_length, model)
-        self.batch_tokens = None if batch_tokens is None else int(batch_tokens)
-        self.max_gen_toks = int(max_gen_toks)
+        self._prefix = optional_number(int, "prefix_token_id", prefix_token_id)
+        self._longest = longest_request(max_length, model)
+        self.batch_tokens = optional_number(int, "batch_tokens", batch_tokens)
+        self.max_gen_toks = read_number(int, "max_gen_toks", max_gen_toks)
         self.encoding = encoding
         self.journal = Journal() if journal is None else journal
         self.reset(model)
@@ -283,12 +288,13 @@ class LorageLM(ChatRequests, TemplateLM):
         return self.max_length - limit
 
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        return dict(normalize_gen_kwargs(read_numbers(settings), self.max_gen_toks))
 
     def _job(self, context: str, settings: dict[str, Any]) -> Job:
         """A request as it is run. Raises ConfigError for settings that are not obeyed."""
         values, defaults = self._settings(settings), generation_defaults(self.model)
-        penalty = float({**defaults, **values}.get("repetition_penalty") or 1.0)
+        penalty = {**defaults, **values}.get("repetition_penalty") or 1.0
+        penalty = read_number(float, "repetition_penalty", penalty)
         obeyed = {"repetition_penalty": None}
         check_generation(values | obeyed, defaults | obeyed)
         eos = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
@@ -336,15 +342,6 @@ class LorageLM(ChatRequests, TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
-
-
-def _longest(max_length: int | str | None, model: Model) -> int | None:
-    if max_length is None:
-        return None
-    room = model.config.max_positions
-    if not 1 <= int(max_length) <= room:
-        raise ConfigError(f"max_length is {max_length}; expected 1 to {room}, the model's context.")
-    return int(max_length)
 
 
 def _text_of(tokenizer: Any) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.defaults import unobeyed
 from lorage_jax.models.model import Model
+
+N = TypeVar("N", int, float)
 
 # Arguments of lm-eval's `hf` model with the values by which nothing changes here; None never does.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -42,6 +44,48 @@ IDLE = (
         "low_cpu_mem_usage",
     ),
 )
+
+
+# Settings of generation that lm-eval reads as numbers.
+NUMBERS = {
+    "max_gen_toks": int,
+    "max_new_tokens": int,
+    "max_tokens": int,
+    "max_completion_tokens": int,
+    "temperature": float,
+}
+
+
+def read_number(kind: type[N], name: str, value: Any) -> N:
+    """The number in an argument, which is a text if it comes from a command line.
+
+    Raises ConfigError, naming the argument, if there is none.
+    """
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        expected = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name} is {value!r}; expected {expected}.") from None
+
+
+def optional_number(kind: type[N], name: str, value: Any) -> N | None:
+    """`read_number`, or None of an argument that is not given."""
+    return None if value is None else read_number(kind, name, value)
+
+
+def read_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of generation with `NUMBERS` as such. Raises ConfigError for one that is none."""
+    given = [name for name in NUMBERS if settings.get(name) is not None]
+    read = {name: read_number(NUMBERS[name], name, settings[name]) for name in given}
+    return {**settings, **read}
+
+
+def longest_request(max_length: int | str | None, model: Model) -> int | None:
+    """The argument max_length. Raises ConfigError unless the model's context has room for it."""
+    length, room = optional_number(int, "max_length", max_length), model.config.max_positions
+    if length is not None and not 1 <= length <= room:
+        raise ConfigError(f"max_length is {max_length}; expected 1 to {room}, the model's context.")
+    return length
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:

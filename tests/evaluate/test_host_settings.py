@@ -85,6 +85,10 @@ def test_arguments_of_hf_are_taken(stories):
         ({"load_in_4bit": True}, "has no argument load_in_4bit"),
         ({"device": "cuda:1"}, "JAX runs on cpu"),
         ({"max_length": 10_000}, "max_length is 10000; expected 1 to 512"),
+        ({"max_length": "many"}, "max_length is 'many'; expected a whole number"),
+        ({"batch_tokens": "many"}, "batch_tokens is 'many'; expected a whole number"),
+        ({"max_gen_toks": "many"}, "max_gen_toks is 'many'; expected a whole number"),
+        ({"prefix_token_id": "<s>"}, "prefix_token_id is '<s>'; expected a whole number"),
     ],
 )
 def test_the_others_are_refused_in_a_sentence(stories, arguments, says):
@@ -110,6 +114,15 @@ def test_settings_that_are_not_obeyed_are_refused_by_name(settings):
     if "do_sample" not in settings and "eos_token_id" not in settings:
         with pytest.raises(ConfigError, match=r"of generation_config.json would change"):
             check_generation({}, settings)
+
+
+def test_settings_of_generation_that_are_no_numbers_are_refused(stories):
+    model = LorageLM(str(stories), batch_tokens="64", max_gen_toks="8", max_length="32")
+    assert (model.batch_tokens, model.max_gen_toks, model.max_length) == (64, 8, 32)
+    for name in ("max_gen_toks", "max_new_tokens", "temperature", "repetition_penalty"):
+        asked = instances("generate_until", (TEXT, {name: "many"}))
+        with pytest.raises(ConfigError, match=f"{name} is 'many'; expected a"):
+            model.generate_until(asked)
 
 
 def test_settings_without_effect_pass():
