@@ -317,9 +317,12 @@ class LorageLM(ChatRequests, TemplateLM):
     def _generate(
         self, rows: list[list[int]], until: Sequence[str], limit: int, penalty: float
     ) -> list[str]:
+        def stopped(ids: list[int]) -> bool:  # by a string, where special tokens count as text
+            text = self.tokenizer.decode(ids, skip_special_tokens=False)
+            return any(stop in text for stop in until)
+
         def watch(outputs: list[list[int]], ended: list[bool]) -> list[bool]:
-            found = (before_stops(self.tokenizer, ids, until)[1] for ids in outputs)
-            return [end or stop for end, stop in zip(ended, found, strict=True)]
+            return [end or stopped(ids) for ids, end in zip(outputs, ended, strict=True)]
 
         outputs = generate_tokens(
             self.model,

@@ -145,6 +145,27 @@ def test_generation_stops_where_the_hf_model_stops(tiny):
     assert stop not in found[0] and len(found[0]) < len(free)
 
 
+def test_rows_that_have_ended_are_not_decoded_while_others_go_on(tiny, monkeypatch):
+    """Each check of the stop strings decodes a row once."""
+    model, decoded = LorageLM(str(tiny("llama")[0])), []
+    decode = model.tokenizer.decode
+    checks = []
+
+    def generate(_model, rows, *, watch, **_):
+        monkeypatch.setattr(model.tokenizer, "decode", lambda *a, **b: decoded.append(a) or "text.")
+        for ended in ([False, True], [True, True]):
+            checks.append((watch([[5, 6], [7]], ended), len(decoded)))
+        monkeypatch.setattr(model.tokenizer, "decode", decode)
+        return [[5, 6], [7]]
+
+    monkeypatch.setattr("lorage_jax.evaluate.harness.generate_tokens", generate)
+    model._generate([[1], [1]], ("no",), 24, 1.0)
+    assert checks == [([False, True], 1), ([True, True], 1)]
+    checks.clear()
+    model._generate([[1], [1]], (".",), 24, 1.0)
+    assert checks[0][0] == [True, True]
+
+
 @pytest.mark.slow
 def test_a_model_that_is_not_there_is_one_line_on_lm_evals_own_command_line(tmp_path):
     command = [
