@@ -18,6 +18,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.generator.deploy import Outputs
 from lorage_jax.infer.gates import row_gates
 from lorage_jax.infer.sample import sampling_of
+from lorage_jax.infer.score import score
 from lorage_jax.methods import training
 
 
@@ -70,6 +71,10 @@ def test_arguments_of_another_kind_are_one_message():
         (lambda: forward(edge, np.zeros((1, 0), int)), r"shape \(1, 0\); .* 1 or more in each"),
         (lambda: forward(edge, np.zeros((1, 1, 1), int)), r"shape \(1, 1, 1\); expected token ids"),
         (lambda: forward(edge, [[1, 2], [3]]), "^the rows of tokens have different lengths"),
+        (
+            lambda: forward(edge, [[1, 2], [3, 4]], attention_mask=[[1, 1], [1]]),
+            r"^attention_mask has rows of different lengths.* tokens, which are \(2, 2\)",
+        ),
         (lambda: lg.generate(edge, "x", max_new_tokens=2.5), "^max_new_tokens is of type float"),
         (lambda: lg.chat(edge, "x", max_new_tokens="9"), "^max_new_tokens is of type str"),
     ):
@@ -86,6 +91,9 @@ def test_arguments_of_another_kind_are_one_message_everywhere(tmp_path):
 
     def weighed(gates, pool):
         return lambda: inspect.unwrap(row_gates)(edge, gates, pool, 1)
+
+    def scored(gates):
+        return lambda: score(edge, [([5], [6])], gates=gates, pool=generator.pool)
 
     def chat(**how):
         return plain("chat", edge, "x", max_new_tokens=1, **how)
@@ -112,6 +120,12 @@ def test_arguments_of_another_kind_are_one_message_everywhere(tmp_path):
         (weighed(card, generator), r"^pool is of type Generator; .*gen\.pool\.$"),
         (weighed(["card.json"], generator.pool), "^one of gates is of type str; .* a Card"),
         (weighed("card.json", generator.pool), "^one of gates is of type str; .* a Card"),
+        (weighed([], generator.pool), "^gates are empty; expected one for each of 1 rows, of sh"),
+        (weighed([np.ones((2, 3)), np.ones((3, 3))], generator.pool), r"the shapes \(2, 3\), \(3"),
+        (weighed([[[1.0, 2.0], [3.0]]], generator.pool), "^one of gates is no array of numbers"),
+        (scored(5), "^one of gates is of type int; expected a Card"),
+        (scored("card.json"), "^one of gates is of type str; expected a Card"),
+        (scored(np.array(5.0)), r"^gates have shape \(1,\); expected"),
         (chat(temperature="hot"), "^temperature is 'hot'; expected a number"),
         (chat(temperature=1.0, top_k=1.5), "^top_k is 1.5; expected a whole number"),
         (chat(temperature=1.0, seed=None, top_p="x"), "^top_p is 'x'; expected a number"),

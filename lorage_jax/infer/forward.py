@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.errors import ConfigError
 from lorage_jax.infer.gates import Gates, row_gates
@@ -38,11 +38,7 @@ def forward(
     """
     require_model(model)
     tokens = _token_ids(tokens)
-    mask = None
-    if attention_mask is not None:
-        mask = jnp.atleast_2d(jnp.asarray(np.asarray(attention_mask), bool))
-        if mask.shape != tokens.shape:
-            raise ConfigError(f"attention_mask is {mask.shape}; tokens are {tokens.shape}.")
+    mask = None if attention_mask is None else jnp.asarray(_mask(attention_mask, tokens.shape))
     pool, rows = row_gates(model, gates, pool, tokens.shape[0])
     return models.forward(model, tokens, mask, rows, nameless(pool))
 
@@ -61,3 +57,17 @@ def _token_ids(tokens: Any) -> Int[np.ndarray, "B T"]:
             'numbers, 1 or more in each row, such as model.tokenizer(text)["input_ids"].'
         )
     return ids.astype(np.int32)
+
+
+def _mask(attention_mask: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"]:
+    """The mask of tokens of this shape. Raises ConfigError for anything else."""
+    try:
+        mask = np.atleast_2d(np.asarray(np.asarray(attention_mask), bool))
+    except ValueError:
+        raise ConfigError(
+            "attention_mask has rows of different lengths, or what are no numbers; expected 1 or 0 "
+            f"for each of the tokens, which are {shape}."
+        ) from None
+    if mask.shape != shape:
+        raise ConfigError(f"attention_mask is {mask.shape}; tokens are {shape}.")
+    return mask

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, listed
 from lorage_jax.fields import require_kind
 from lorage_jax.generator.card import Card, require_base
 from lorage_jax.models.experts import Experts, Pool, Routed
@@ -37,10 +37,7 @@ def row_gates(
         return pool, None
     if gates is None:
         return None, None
-    cards = gates if isinstance(gates, Sequence) and not isinstance(gates, str) else [gates]
-    for card in cards:
-        kinds = Card | Array | np.ndarray | list | tuple
-        require_kind(card, kinds, "one of gates", "a Card, as lg.load_card(path) returns it")
+    cards = each_of(gates)
     if pool is not None:
         require_kind(pool, Pool, "pool", "the experts of the card's generator: gen.pool")
     experts: Pool | None = pool
@@ -55,13 +52,10 @@ def row_gates(
     for card in cards:
         if isinstance(card, Card):
             card.check(model, experts)
-    if isinstance(gates, Sequence):
-        array = jnp.stack([_array(one) for one in gates])
-    else:
-        array = _array(gates)
+    want = (rows, model.config.layers, experts.count)
+    array = _stacked(cards, want) if isinstance(gates, Sequence) else _array(gates)
     if array.ndim == 2:
         array = jnp.broadcast_to(array, (rows, *array.shape))
-    want = (rows, model.config.layers, experts.count)
     if array.shape != want:
         raise ConfigError(
             f"gates have shape {array.shape}; expected {want} (rows, layers, experts)."
@@ -69,5 +63,33 @@ def row_gates(
     return experts, array
 
 
-def _array(gates: RowGates) -> Array:
-    return jnp.asarray(gates.gates if isinstance(gates, Card) else gates, jnp.float32)
+def each_of(gates: Any) -> Sequence[Any]:
+    """The gates of a sequence, or those given alone. Raises ConfigError for another kind."""
+    cards = gates if isinstance(gates, Sequence) and not isinstance(gates, str) else [gates]
+    for card in cards:
+        kinds = Card | Array | np.ndarray | list | tuple
+        require_kind(card, kinds, "one of gates", "a Card, as lg.load_card(path) returns it")
+    return cards
+
+
+def _stacked(cards: Sequence[Any], want: tuple[int, int, int]) -> Array:
+    """Gates given one by one as one array. Raises ConfigError unless their shapes are equal."""
+    arrays = [_array(card) for card in cards]
+    shapes = list(dict.fromkeys(array.shape for array in arrays))
+    if len(shapes) != 1:
+        found = f"have the shapes {listed(list(map(str, shapes)), 4)}" if shapes else "are empty"
+        raise ConfigError(
+            f"gates {found}; expected one for each of {want[0]} rows, of shape {want[1:]} (layers, "
+            "experts)."
+        )
+    return jnp.stack(arrays)
+
+
+def _array(gates: Any) -> Array:
+    try:
+        return jnp.asarray(gates.gates if isinstance(gates, Card) else gates, jnp.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            "one of gates is no array of numbers; expected a Card, or an array of shape (layers, "
+            "experts)."
+        ) from None

@@ -25,7 +25,7 @@ from lorage_jax.fields import require
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.card import Card
 from lorage_jax.hf.family import to_text
-from lorage_jax.infer.gates import Gates, RowGates, row_gates
+from lorage_jax.infer.gates import Gates, RowGates, each_of, row_gates
 from lorage_jax.infer.place import mesh_of, placed
 from lorage_jax.infer.prefixes import Prefix, past_of
 from lorage_jax.models.bits import program_params
@@ -194,11 +194,14 @@ def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, l
     """The distinct gates, and the index of those that each of `count` requests uses."""
     if gates is None:
         return None, [0] * count
-    if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim == 2):
+    each_of(gates)  # raises for another kind
+    if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim != 3):
         return [gates], [0] * count
     gates = list(gates)
     if len(gates) != count:
         raise ConfigError(f"{len(gates)} gates for {count} requests; expected one for each.")
+    if not gates:
+        return None, []
     first: dict[int, int] = {}
     which = [first.setdefault(id(one), len(first)) for one in gates]
     return list({id(one): one for one in gates}.values()), which

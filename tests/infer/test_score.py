@@ -303,5 +303,6 @@ def test_gates_must_be_one_for_each_request(model, pair):
         score(edge, [([5], [6])], gates=[random_card(generator)] * 2, pool=generator.pool)
 
 
-def test_no_requests_no_scores(model):
+def test_no_requests_no_scores(model, pair):
     assert score(model, []) == []
+    assert score(load_model(pair[1]), [], gates=[], pool=make_generator(*pair).pool) == []
