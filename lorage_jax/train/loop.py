@@ -150,11 +150,7 @@ def run(
         Preempted: SIGTERM came; the last step is saved.
     """
     config, out = job.config, Path(job.config.out)
-    if profile is not None and profile[1] > config.steps:
-        raise ConfigError(
-            f"--profile asks for steps {profile[0]} to {profile[1]}, but the run has "
-            f"{config.steps} steps. Choose earlier steps, or raise steps."
-        )
+    _check_profile(profile, 0, config.steps)
     state, stream, first = job.state, iter(job.batches), 0
     check_same(job.resolved, "All processes need the same models, data and experiment.")
     folder = job.checkpoints or out / "checkpoints"
@@ -170,7 +166,9 @@ def run(
     ):
         how = Resume() if resume is True else resume
         note = job.note
-        if how and (how.step is not None or checkpoints.latest() is not None):
+        saved = how and (checkpoints.latest() if how.step is None else how.step)
+        if how and saved is not None:
+            _check_profile(profile, saved, config.steps)
             state, first, note = _resumed(job, how, checkpoints, stream)
         if is_main():
             text = json.dumps(job.resolved, indent=1) + "\n"
@@ -181,6 +179,17 @@ def run(
         state = _steps(job, state, stream, checkpoints, watch, preemption, tracing)
     compiled = (watch.programs, job.shapes, watch.compile_seconds)
     return Finished(state, watch.losses, first, *compiled)
+
+
+def _check_profile(profile: tuple[int, int] | None, first: int, steps: int) -> None:
+    """Raises ConfigError unless the steps to trace are of a run from step `first` to `steps`."""
+    if profile is None:
+        return
+    asked = f"--profile asks for steps {profile[0]} to {profile[1]}, but the run"
+    if profile[1] > steps:
+        raise ConfigError(f"{asked} has {steps} steps. Choose earlier steps, or raise steps.")
+    if profile[1] <= first:
+        raise ConfigError(f"{asked} goes on after step {first}. Choose later steps.")
 
 
 def go_back(checkpoints: Checkpoints, step: int) -> None:

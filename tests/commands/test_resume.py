@@ -45,6 +45,16 @@ def test_damage_is_told_with_the_step_and_a_way_on(run, capfd, part):
         assert (run / "checkpoints" / "6").is_dir()  # written anew
 
 
+def test_steps_to_trace_that_are_done_already_are_told(run, capfd):
+    assert train(run, "--resume", "--profile", "1:6") == 1
+    error = capfd.readouterr().err
+    assert "--profile asks for steps 1 to 6, but the run goes on after step 6. Choose" in error
+    assert train(run, "--resume-step", "4", "--profile", "2:4") == 1
+    assert "the run goes on after step 4. Choose later steps." in capfd.readouterr().err
+    assert train(run, "--resume", "--profile", "3:5")["first_step"] == 4
+    assert list((run / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_run_goes_on_for_longer_and_with_changed_data(run, world, capfd):
     experiment = run.parent / "exp.py"
     experiment.write_text(experiment.read_text().replace("steps=6", "steps=8"))
