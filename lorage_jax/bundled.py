@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lorage_jax import nano, smollm2
+from lorage_jax.fields import home_path
 
 GENERATORS = {nano.NAME: nano.GENERATOR, smollm2.NAME: smollm2.GENERATOR}
 MODELS = "LORAGE_MODELS"  # the environment variable that names the folder of all models
@@ -19,4 +20,4 @@ def generator_folder(path: Path) -> Path:
 
 def kept_models() -> Path:
     """The folder of Hugging Face folders: $LORAGE_MODELS, by default ~/.cache/lorage-models."""
-    return Path(os.environ.get(MODELS) or "~/.cache/lorage-models").expanduser()
+    return home_path(os.environ.get(MODELS) or "~/.cache/lorage-models")

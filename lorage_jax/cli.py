@@ -25,6 +25,7 @@ from lorage_jax import compilation, libtpu, platforms
 from lorage_jax.commands import conversion_options, experiment_options, options, places
 from lorage_jax.commands.bench import options as bench
 from lorage_jax.errors import LorageError, Preempted
+from lorage_jax.fields import home_path
 from lorage_jax.provenance import provenance, versions
 
 DESCRIPTION = """A system prompt in, a specialised small language model out (LoRA-Gen).
@@ -164,9 +165,9 @@ def _at_home(command: Any) -> Any:
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         if isinstance(value, Path):
-            changes[field.name] = value.expanduser()
+            changes[field.name] = home_path(value)
         elif isinstance(value, tuple) and value and all(isinstance(one, Path) for one in value):
-            changes[field.name] = tuple(one.expanduser() for one in value)
+            changes[field.name] = tuple(home_path(one) for one in value)
     return dataclasses.replace(command, **changes)
 
 

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorage_jax.errors import ConfigError
+from lorage_jax.fields import home_path
 from lorage_jax.processor import flags
 
 VARIABLE = "LORAGE_CACHE"  # another folder; "off" turns the cache off
@@ -34,10 +36,10 @@ def keep_programs() -> None:
     place = os.environ.get(VARIABLE, "")
     if place == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder(Path(place or "~/.cache/lorage_jax").expanduser())
     try:
+        folder = cache_folder(home_path(place or "~/.cache/lorage_jax"))
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, ConfigError):
         return
     if not os.access(folder, os.W_OK):
         return

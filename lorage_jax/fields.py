@@ -56,7 +56,21 @@ def check_types(config: Any) -> None:
 
 def at_home(path: str) -> str:
     """A path, URL or name with `~` in front replaced by the home folder."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    return str(home_path(path)) if path.startswith("~") else path
+
+
+def home_path(path: str | Path) -> Path:
+    """A path with `~` in front replaced by the home folder.
+
+    Raises ConfigError if that is not known, as of a user who is not there.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: the home folder {Path(path).parts[0]} is not known here; expected the path "
+            "in full."
+        ) from None
 
 
 def learnt_from() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import home_path
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.load import load_model
 from lorage_jax.models.model import Model
@@ -23,10 +24,10 @@ def load_adapted(folder: Path, dtype: str, adapters: Sequence[str]) -> Model:
 def _parse(text: str) -> tuple[Path, float]:
     """`DIR` or `DIR=WEIGHT`; a folder may have = in its name."""
     path, equals, weight = text.rpartition("=")
-    if not equals or Path(text).expanduser().is_dir():
+    if not equals or home_path(text).is_dir():
         path, weight = text, "1"
     try:
-        found = Path(path).expanduser(), float(weight)
+        found = home_path(path), float(weight)
     except ValueError:
         raise ConfigError(
             f"--adapter is {text!r}; expected a folder, or a folder and a weight as in {path}=0.5."

@@ -28,7 +28,7 @@ from lorage_jax.evaluate.results import EvalResult
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.evaluate.tool_calls import ANSWER_TOKENS, ToolOutcome, evaluate_tool_calls
 from lorage_jax.evaluate.written import WrittenTasks, written_tasks
-from lorage_jax.fields import at_home
+from lorage_jax.fields import at_home, home_path
 from lorage_jax.files.journal import Journal
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.store import (
@@ -301,7 +301,7 @@ def _agent(
 
 def _tool_sets(options: Eval) -> list[ToolSet]:
     """The benchmark's files in the data folder, or generated records where there are none."""
-    folder = None if options.data == "hub" else Path(options.data).expanduser() / AGENT
+    folder = None if options.data == "hub" else home_path(options.data) / AGENT
     if folder is None or not folder.is_dir():
         count = options.limit or GENERATED_RECORDS
         hint = f"not the benchmark, whose files are read from {AGENT}/ in the data folder"

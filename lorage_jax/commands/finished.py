@@ -11,6 +11,7 @@ from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import CONTROLS, MAIN
 from lorage_jax.evaluate.results import OLD_ARMS
 from lorage_jax.evaluate.tool_calls import READS
+from lorage_jax.fields import home_path
 
 if TYPE_CHECKING:
     from lorage_jax.methods.finished import Finished
@@ -54,4 +55,4 @@ def facts(found: Mapping[str, Finished]) -> dict[str, Any]:
 
 
 def _name(run: Path) -> str:
-    return run.expanduser().absolute().name
+    return home_path(run).absolute().name

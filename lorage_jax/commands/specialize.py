@@ -14,6 +14,7 @@ from lorage_jax.commands.options import Specialize
 from lorage_jax.config import MeshConfig
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import home_path
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
@@ -95,7 +96,7 @@ def cloud_layout(options: Specialize, values: dict[str, Any]) -> Layout | None:
         if limit is None:  # of a CPU
             return None
         source = options.cloud or recorded_path(values, "cloud", options.generator)
-        shape = read_model_config(Path(source).expanduser())
+        shape = read_model_config(home_path(source))
         size = parameter_count(shape) * DTYPES[values["dtype"]].dtype.itemsize
         mesh = inference_mesh(size, limit)
     return Layout(mesh) if mesh.shape["tensor"] > 1 else None

@@ -11,7 +11,7 @@ from typing import Any
 from lorage_jax.config.data import HeldOut
 from lorage_jax.config.training import ExperimentConfig
 from lorage_jax.errors import ConfigError, did_you_mean
-from lorage_jax.fields import check_types, expand_home, require, require_least
+from lorage_jax.fields import check_types, expand_home, home_path, require, require_least
 
 # Fields of a row that are no fields of an experiment.
 ADDED = ("samples", "trained", "after", "learning")
@@ -147,7 +147,7 @@ class CompareConfig:
     def trained(self, name: str, seed: int = 0) -> Path | None:
         """The finished result that a row uses, or None if it is trained here."""
         folder = self.methods.get(name, {}).get("trained")
-        return None if folder is None else Path(_numbered(folder, seed)).expanduser()
+        return None if folder is None else home_path(_numbered(folder, seed))
 
     def has_seeds(self, name: str) -> bool:
         """True if a row with finished results has one for each seed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorage_jax.errors import DataError, bullets
+from lorage_jax.fields import home_path
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -49,7 +50,7 @@ def read_bytes(path: str | Path) -> bytes:
 
     Raises DataError if it cannot be read.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -27,7 +27,7 @@ from lorage_jax.data.task_table import get_task
 from lorage_jax.data.tasks import sample_bank, task_prompt
 from lorage_jax.data.written_tasks import divide, task_files, to_tasks
 from lorage_jax.errors import DataError, listed
-from lorage_jax.fields import to_dict
+from lorage_jax.fields import home_path, to_dict
 
 TEMPLATE_VERSION = 1  # of few-shot prompts; a run records its own template beside this
 # Fields of a source that versions before them did not have.
@@ -151,7 +151,7 @@ def local_file(source: Source) -> Path | None:
     Returns None if `source.path` names a data set of the Hub. Raises DataError if a folder has no
     file of that name.
     """
-    path = Path(source.path).expanduser()
+    path = home_path(source.path)
     if path.is_dir():
         found = [path / f"{source.split}{suffix}" for suffix in ENDINGS]
         file = next((file for file in found if file.is_file()), None)

@@ -21,6 +21,7 @@ from typing import Any
 from lorage_jax.config import HeldOut
 from lorage_jax.data.records import ENDINGS, Row, Skipped, read_rows, require_text
 from lorage_jax.errors import DataError
+from lorage_jax.fields import home_path
 
 EXPECTED = "expected {name, definition, instances: [{input, output, choices?}, ...]}"
 SPLITS = ("train", "instances", "paraphrases", "tasks")
@@ -81,7 +82,7 @@ def task_files(path: str | Path) -> list[Path]:
 
     Raises DataError if the folder holds none.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.name.endswith(ENDINGS))

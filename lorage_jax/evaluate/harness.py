@@ -38,6 +38,7 @@ from lorage_jax.evaluate.host_settings import (
     read_numbers,
 )
 from lorage_jax.evaluate.protocol import ENCODINGS
+from lorage_jax.fields import home_path
 from lorage_jax.files.journal import Journal, request_key
 from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.load import load_model
@@ -95,14 +96,14 @@ class LorageLM(ChatRequests, TemplateLM):
         if isinstance(pretrained, Model):
             model = pretrained
         else:
-            model = load_model(Path(pretrained).expanduser(), str(dtype).removeprefix("torch."))
+            model = load_model(home_path(pretrained), str(dtype).removeprefix("torch."))
         if isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(Path(tokenizer).expanduser())
+            tokenizer = load_tokenizer(home_path(tokenizer))
         if tokenizer is not None:
             model = model.replace(tokenizer=tokenizer)
         check_tokenizer(model.tokenizer, model.source or "this model")
         if peft is not None:
-            model = load_adapter(Path(peft).expanduser(), as_hf_adapts(model))
+            model = load_adapter(home_path(peft), as_hf_adapts(model))
         self.tokenizer = model.tokenizer
         self.add_bos_token = add_bos_token
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}

@@ -20,6 +20,7 @@ from lorage_jax.data.task_table import TASKS
 from lorage_jax.data.tasks import Task
 from lorage_jax.errors import ConfigError, DataError, did_you_mean
 from lorage_jax.evaluate.written import WrittenTasks
+from lorage_jax.fields import home_path
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -138,7 +139,7 @@ class TaskData:
     """
 
     def __init__(self, source: str, written: WrittenTasks | None = None):
-        self.folder = None if source == "hub" else Path(source).expanduser()
+        self.folder = None if source == "hub" else home_path(source)
         self.written = {} if written is None else written.tasks
         self.fingerprints: dict[str, dict[str, str]] = {} if written is None else {**written.files}
         self._read: dict[tuple[str, bool], Any] = {}

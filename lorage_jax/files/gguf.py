@@ -20,6 +20,7 @@ import numpy as np
 
 from lorage_jax.chips import MIB
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import home_path
 
 MAGIC, SUFFIX = b"GGUF", ".gguf"
 VERSIONS = (2, 3)
@@ -121,7 +122,7 @@ def open_gguf_file(path: str | Path) -> GgufFile:
     Raises WeightsError for one that is missing, cut off, or no GGUF, and ConfigError without the
     gguf package.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     library()
     try:
         stat = path.stat()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorage_jax.errors import OutputError, listed
+from lorage_jax.fields import home_path
 from lorage_jax.files.manifest import written_files
 
 _log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def _link(temporary: Path, path: Path) -> bool:
 
 def _absolute(path: str | Path) -> Path:
     """The absolute path. A link in the last place is not resolved, so that it can be refused."""
-    path = Path(path).expanduser()
+    path = home_path(path)
     path = path.absolute() if path.name not in ("", "..") else path.resolve()
     if not path.name:
         raise OutputError(f"{path} is the root of the file system. Name a folder below it.")

@@ -17,7 +17,7 @@ import numpy as np
 
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets, denied
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import home_path, require_kind
 from lorage_jax.files.fingerprint import TWO_MODELS
 from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
@@ -86,7 +86,7 @@ class Card:
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the card as JSON. Raises OutputError if the file exists, unless `overwrite`."""
-        path = Path(path).expanduser()
+        path = home_path(path)
         if path.is_dir():
             raise OutputError(
                 f"{path} is a folder; expected the name of a card file, such as card.json."
@@ -183,7 +183,7 @@ def load_card(path: str | Path) -> Card:
     Raises WeightsError if there is none, or if it is damaged, and ConfigError for what is no path.
     """
     require_kind(path, str | PathLike, "path", "a card file, or a folder or file that holds a card")
-    path = Path(path).expanduser()
+    path = home_path(path)
     if path.is_dir():
         found = [path / name for name in ("card.json", MANIFEST) if (path / name).exists()]
         if not found:

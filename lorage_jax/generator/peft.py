@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, DataError, WeightsError
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import home_path, require_kind
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
@@ -54,9 +54,7 @@ def load_adapter(
     require_model(edge, "edge")
     known = "a PEFT folder, or a list of them"
     require_kind(folder, str | Path | Sequence, "folder", known, unlike=bytes)
-    folders = [
-        Path(one).expanduser() for one in ([folder] if isinstance(folder, str | Path) else folder)
-    ]
+    folders = [home_path(one) for one in ([folder] if isinstance(folder, str | Path) else folder)]
     factors = [1.0] * len(folders) if weights is None else [float(one) for one in weights]
     if not folders or len(factors) != len(folders) or not np.isfinite(factors).all():
         raise ConfigError(

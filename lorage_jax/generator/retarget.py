@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import home_path
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.outputs import check_target
 from lorage_jax.files.safetensors import Checkpoint
@@ -61,13 +62,13 @@ def retarget(
     if cloud is None:
         made = load_generator(folder)
     else:
-        cloud = Path(cloud).expanduser()
+        cloud = home_path(cloud)
         check_config(cloud, values, "cloud")
         made = with_cloud(folder, values, load_model(cloud, values["dtype"]))
         check_contents(made, values)
         _ = made.reads  # raises for another tokenizer
     if edge is not None:
-        made = _for_edge(made, values, Path(edge).expanduser())
+        made = _for_edge(made, values, home_path(edge))
     if (made.cloud.fingerprint, made.edge_fingerprint) == tuple(
         values[role]["fingerprint"] for role in ("cloud", "edge")
     ):

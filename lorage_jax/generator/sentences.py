@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.journal import request_key
 from lorage_jax.files.outputs import new_folder
@@ -112,7 +113,7 @@ def load_encoder(folder: str | Path) -> SentenceEncoder:
 
     Raises WeightsError for a folder without a model, and ConfigError without torch.
     """
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     vector_width(folder)  # a wrong folder fails here
     if find_spec("torch") is None:
         raise ConfigError(
@@ -136,7 +137,7 @@ def load_encoder(folder: str | Path) -> SentenceEncoder:
 
 def vector_width(folder: str | Path) -> int:
     """The number of values of an encoder's vectors. Raises WeightsError if there is no encoder."""
-    values = _values(Path(folder).expanduser() / "config.json")
+    values = _values(home_path(folder) / "config.json")
     if values is None or not isinstance(values.get("hidden_size"), int):
         raise WeightsError(
             f"{folder} is not a sentence encoder: its config.json has no hidden_size."
@@ -149,7 +150,7 @@ def packaged_encoder(folder: str | Path) -> Path:
 
     Raises ConfigError if the package is not installed.
     """
-    folder, found = Path(folder).expanduser(), find_spec(PACKAGE)
+    folder, found = home_path(folder), find_spec(PACKAGE)
     if (folder / "config.json").is_file():
         return folder
     if found is None or found.origin is None:

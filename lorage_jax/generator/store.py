@@ -27,7 +27,7 @@ from lorage_jax.errors import (
     bullets,
     did_you_mean,
 )
-from lorage_jax.fields import from_dict, require_kind, to_dict
+from lorage_jax.fields import from_dict, home_path, require_kind, to_dict
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
 from lorage_jax.files.hub import HUB_NAME, fetch, is_hub_name
@@ -104,7 +104,7 @@ def save_generator(
     Raises OutputError if the folder exists, unless `overwrite` and lorage_jax wrote it.
     """
     require_kind(generator, Generator, "generator", "a Generator, before the folder to write")
-    target = Path(folder).expanduser()
+    target = home_path(folder)
     if dtype not in SAVED:
         raise WeightsError(f"dtype is {dtype!r}; expected one of {', '.join(SAVED)}.")
     stored = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), generator.trained)
@@ -184,7 +184,7 @@ def recorded_places(source: Path | None, target: Path) -> dict[str, str]:
 
 def generator_path(folder: str | Path) -> Path:
     """The folder of a generator: a path, a bundled one's name, or a repository of the Hub."""
-    path = generator_folder(Path(folder).expanduser())
+    path = generator_folder(home_path(folder))
     return fetch(path.as_posix()) if is_hub_name(path) else path
 
 
@@ -317,7 +317,7 @@ def load_generator(
     folder = generator_path(folder)
     values = read_values(folder)
     source = cloud if cloud is not None else recorded_path(values, "cloud", folder)
-    source = source if isinstance(source, Model) else Path(source).expanduser()
+    source = source if isinstance(source, Model) else home_path(source)
     check_identity(source, values, "cloud")
     if not isinstance(source, Model):
         source = load_model(source, dtype or values["dtype"], layout)

@@ -20,6 +20,7 @@ import numpy as np
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.gguf import is_gguf
@@ -89,7 +90,7 @@ def export_merged(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None.")
-    base = model.source if base is None else Path(base).expanduser()
+    base = model.source if base is None else home_path(base)
     if base is None:
         raise WeightsError("this model has no source folder; pass base=, the folder of its base.")
     check_target(out_dir, overwrite, base)

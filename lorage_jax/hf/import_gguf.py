@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MODEL, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
@@ -46,7 +47,7 @@ def import_gguf(
     Raises WeightsError for a file that is not read here, ConfigError for a model that no
     config.json describes, and OutputError.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     if dtype is not None and dtype not in FLOATS:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(FLOATS)}, or None.")
     check_target(out, overwrite, path)

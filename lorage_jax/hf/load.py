@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
 from lorage_jax.errors import DataError, WeightsError
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import home_path, require_kind
 from lorage_jax.files.dtypes import DTYPES
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of
 from lorage_jax.files.safetensors import FLOATS, Tensors, main_dtype
@@ -46,7 +46,7 @@ def load_model(
     Raises WeightsError that lists every problem with the folder or file.
     """
     require_kind(folder, str | PathLike, "folder", "a Hugging Face folder, or a GGUF file")
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     check_dtype(dtype)  # before the files are read
     config, checkpoint, tokenizer, _ = open_model(folder, with_tokenizer=True)
     device = jax.local_devices()[0] if layout is None else layout.mesh.devices.flat[0]

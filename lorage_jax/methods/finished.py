@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorage_jax.data.records import file_digest
 from lorage_jax.errors import WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.manifest import MANIFEST, manifest_of
 from lorage_jax.methods.method import Method, get_method
 from lorage_jax.methods.training import RECORDED, get_trainable
@@ -36,7 +37,7 @@ def find_finished(run: Path) -> Finished:
 
     Raises WeightsError if this is no folder of a training run, or the run has not finished.
     """
-    run = run.expanduser()
+    run = home_path(run)
     try:
         values = json.loads((run / "config.json").read_text("utf-8"))
         recorded, _ = values["method"], values["steps"]

@@ -23,7 +23,7 @@ from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, home_path, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
 from lorage_jax.files.manifest import Kind, manifest_of, write_manifest
 from lorage_jax.files.outputs import new_folder
@@ -136,7 +136,7 @@ class Lora(Method, Trainable):
         if source is None:
             raise ConfigError("lora needs the folder of a trained LoRA; none was given.")
         found, values = read_lora(source, edge)
-        kind = own_turns(Path(source).expanduser()) or TemplateKind.of(values)
+        kind = own_turns(home_path(source)) or TemplateKind.of(values)
         return cls(found, kind, values.get("prompt") == "in_context")
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
@@ -282,7 +282,7 @@ def read_lora(folder: str | Path, edge: Model) -> tuple[peft_weights.Lora, dict[
 
     Raises WeightsError if it was trained for another edge or the folder is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     first = manifest_of(folder).get("format") == FIRST.format
     values = (FIRST if first else LORA).read(folder)
     check_edge(folder, {"fingerprint": values["edge"]} if first else values["base"], edge)

@@ -17,6 +17,7 @@ import numpy as np
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.sources import source_kind, task_marks
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.lora import Lora, LoraSettings, check_edge
@@ -70,7 +71,7 @@ class LoraPerTask(Method, Trainable):
     def load(cls, edge: Model, source: Path | None = None) -> LoraPerTask:
         if source is None:
             raise ConfigError("lora_per_task needs the folder of trained LoRAs; none was given.")
-        source = Path(source).expanduser()
+        source = home_path(source)
         found = read_loras(source, edge)
         tasks = []
         for name in found.names:

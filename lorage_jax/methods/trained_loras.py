@@ -9,6 +9,7 @@ import numpy as np
 
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.loras import stacked
 from lorage_jax.generator.peft import own_turns
@@ -36,7 +37,7 @@ def read_loras(source: Path, edge: Model) -> TrainedLoras:
 
     Raises WeightsError if there are none, if they do not fit the edge, or have different turns.
     """
-    source = source.expanduser()
+    source = home_path(source)
     found = sorted(
         {*source.glob(CONFIG), *source.glob(f"*/{CONFIG}"), *source.glob(f"*/*/{CONFIG}")}
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from lorage_jax.errors import DataError, LorageError
 from lorage_jax.evaluate.results import EvalResult, ToolResult
+from lorage_jax.fields import home_path
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import FORMAT as CARD_FORMAT
 from lorage_jax.generator.card import Card, card_from_dict, load_card
@@ -98,11 +99,11 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     results: list[Result] = []
     cards: list[NamedCard] = []
     faults: list[str] = []
-    unique = {path.expanduser().absolute(): path for path in reversed(paths)}
-    paths = [path for path in paths if unique.get(path.expanduser().absolute()) is path]
+    unique = {home_path(path).absolute(): path for path in reversed(paths)}
+    paths = [path for path in paths if unique.get(home_path(path).absolute()) is path]
     for path, name in zip(paths, _names(paths), strict=True):
         try:
-            found = _read(path.expanduser())
+            found = _read(home_path(path))
             if isinstance(found, Card):
                 cards.append(NamedCard(name, name, found))
                 continue

@@ -1,6 +1,7 @@
 """`~` means the home folder in every path, where a shell has not replaced it already."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import pytest
 
 import lorage_jax as lg
 from lorage_jax.commands.adapted import load_adapted
+from lorage_jax.compilation import keep_programs
 from lorage_jax.config import Corpus, DataConfig, ExperimentConfig, PretrainConfig, Source
+from lorage_jax.data.records import read_bytes
 from lorage_jax.data.written_tasks import task_files
+from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.local_tasks import TaskData
+from lorage_jax.files.outputs import write_file
 from lorage_jax.generator.store import read_values, recorded_path
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.methods.lora import read_lora
@@ -65,6 +70,34 @@ def test_configurations(home):
     corpora = (Corpus(Source("~/prose.jsonl", "text"), 4, 2),)
     begun = PretrainConfig(model, "~/run", corpora, 100, init="~/model")
     assert (begun.out, begun.init) == (f"{home}/run", f"{home}/model")
+
+
+def test_a_user_who_is_not_there_is_one_message(home, capfd, monkeypatch):
+    says = "~nobodyhere/x: the home folder ~nobodyhere is not known here; expected the path in full"
+    for call in (
+        lambda: lg.load_model("~nobodyhere/x"),
+        lambda: lg.load_generator("~nobodyhere/x"),
+        lambda: lg.load_card("~nobodyhere/x"),
+        lambda: read_bytes("~nobodyhere/x"),
+        lambda: task_files("~nobodyhere/x"),
+        lambda: TaskData("~nobodyhere/x"),
+        lambda: Source("~nobodyhere/x"),
+        lambda: write_file("~nobodyhere/x", "", overwrite=False),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            call()
+    for words in (
+        ("eval", "--model", "~/edge", "--data", "~nobodyhere/x", "--tasks", "piqa"),
+        ("generate", "--model", "~nobodyhere/x", "--input", "hi"),
+        ("train", "~nobodyhere/x"),
+    ):
+        assert lorage(*words) == 1
+        error = capfd.readouterr().err
+        assert says in error and "Traceback" not in error
+    monkeypatch.setenv("LORAGE_CACHE", "~nobodyhere/x")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    keep_programs()  # without a cache
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_commands(home, capfd):

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorage_jax.commands.bench.options import EdgeShape
 from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError
+from lorage_jax.fields import home_path
 from lorage_jax.hf.config import model_config
 from lorage_jax.hf.presets import SHAPES, shape_name
 from lorage_jax.models.presets import with_layers
@@ -47,7 +48,7 @@ def cloud_shape(folder: Path | None) -> tuple[str, ModelConfig]:
 
 def folder_shape(folder: Path) -> ModelConfig:
     """The shape of the model in `folder`. Raises ConfigError if it is not a folder."""
-    return _read(folder.expanduser())
+    return _read(home_path(folder))
 
 
 def check_no_shape(options: EdgeShape) -> None:
