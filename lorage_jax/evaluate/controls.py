@@ -134,7 +134,7 @@ def cloud_length(template: Template, prompt: str) -> int:
 
 
 def random_prompts(template: Template, prompts: Sequence[str], seed: int) -> list[str]:
-    """For each prompt, a random text with as many cloud tokens."""
+    """For each prompt, a random text with about as many cloud tokens."""
     return [
         random_prompt(template, cloud_length(template, prompt), Random(f"random prompt/{seed}/{i}"))
         for i, prompt in enumerate(prompts)
@@ -142,7 +142,10 @@ def random_prompts(template: Template, prompts: Sequence[str], seed: int) -> lis
 
 
 def random_prompt(template: Template, tokens: int, rng: Random) -> str:
-    """Random printable text that has `tokens` tokens (with bos) in the cloud's template."""
+    """Random printable text of about `tokens` tokens (with bos) in the cloud's template.
+
+    It has more if a single word does, and may have a few less if no character adds the last ones.
+    """
 
     def size(text: str) -> int:
         return cloud_length(template, text)

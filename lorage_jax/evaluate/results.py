@@ -226,7 +226,8 @@ class EvalResult:
         """The inverse of `to_json`, for files of any age.
 
         Raises DataError that names `where` and the field: one is not of the expected shape, or
-        there are no arms at all. A figure that is not a number is unknown, and no error.
+        there are no arms at all; and WeightsError that names them for a card that is damaged. A
+        figure that is not a number is unknown, and no error.
         """
         read = _Reader(where)
         cards = read.nested(values.get("cards"), 2, "cards")

@@ -97,17 +97,23 @@ def generation_defaults(model: Model) -> dict[str, Any]:
     """
     if model.source is None:
         return {}
-    values = _read(Path(model.source) / FILE)
-    if values is None:
-        values = _read(Path(model.source) / CONFIG) or {}
+    path = _file(model.source)
+    values = _read(path)
+    if path.name == CONFIG:
         inside = values.get("text_config")
         values |= inside if isinstance(inside, dict) else {}
     return {name: value for name, value in values.items() if name in _known()}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _file(folder: str | Path) -> Path:
+    """The file of a model's folder that names its settings of generation."""
+    own = Path(folder) / FILE
+    return own if own.is_file() else Path(folder) / CONFIG
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return None
+        return {}
     try:
         values = json.loads(path.read_text("utf-8"))
     except PermissionError:
@@ -129,11 +135,11 @@ def _known() -> frozenset[str]:
 def default_penalty(model: Model) -> float:
     """The repetition penalty that the folder names; 1, which has no effect, without one."""
     value = generation_defaults(model).get("repetition_penalty")
-    if value is None:
+    if model.source is None or value is None:
         return 1.0
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
         raise WeightsError(
-            f"{model.source}/{FILE}: repetition_penalty is {value!r}; expected a number above 0."
+            f"{_file(model.source)}: repetition_penalty is {value!r}; expected a number above 0."
         )
     return float(value)
 

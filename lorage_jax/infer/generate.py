@@ -321,7 +321,11 @@ def _check(
         raise ConfigError(f"{len(prefixes)} prefixes for {len(rows)} rows; expected one for each.")
     vocabulary = model.config.vocab_size
     for i, row in enumerate(rows):
-        room = model.config.max_positions - (0 if prefixes is None else prefixes[i].length)
+        context = whole = model.config.max_positions
+        taken = 0 if prefixes is None else prefixes[i].length
+        room = whole - taken
+        if taken:
+            context = f"{whole} less a prefix of {taken}, that is {room}"
         if len(row) == 0:
             raise DataError(f"prompt {i} has no tokens; expected at least one.")
         if min(row) < 0 or max(row) >= vocabulary:
@@ -331,12 +335,13 @@ def _check(
             )
         if len(row) >= room:
             raise ConfigError(
-                f"prompt {i} alone has {len(row)} tokens; this model's context is {room}, of which "
-                f"an answer needs 1 or more. Shorten the prompt by at least {len(row) + 1 - room}."
+                f"prompt {i} alone has {len(row)} tokens; this model's context is {context}, of "
+                "which an answer needs 1 or more. Shorten the prompt by at least "
+                f"{len(row) + 1 - room}."
             )
         if len(row) + max_new_tokens > room:
             raise ConfigError(
                 f"prompt {i} has {len(row)} tokens and max_new_tokens is {max_new_tokens}: "
-                f"together {len(row) + max_new_tokens}; this model's context is {room}. Shorten "
+                f"together {len(row) + max_new_tokens}; this model's context is {context}. Shorten "
                 f"the prompt or ask for at most {room - len(row)} tokens."
             )

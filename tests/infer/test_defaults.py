@@ -109,7 +109,12 @@ def test_unknown_fields_and_damaged_files(with_settings):
     assert generation_defaults(model)["temperature"] == 0.3
     assert "brand_new" not in generation_defaults(model)
     (folder / defaults.FILE).write_text('{"repetition_penalty": "much"}')
-    with pytest.raises(WeightsError, match="repetition_penalty is 'much'"):
+    with pytest.raises(WeightsError, match=r"config\.json: repetition_penalty is 'much'"):
+        default_penalty(model)
+    (folder / defaults.FILE).unlink()
+    config = json.loads((folder / defaults.CONFIG).read_text())
+    (folder / defaults.CONFIG).write_text(json.dumps(config | {"repetition_penalty": -1}))
+    with pytest.raises(WeightsError, match=r"model/config\.json: repetition_penalty is -1"):
         default_penalty(model)
 
 

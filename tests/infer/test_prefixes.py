@@ -125,9 +125,11 @@ def test_a_soft_prompt_takes_room(tiny):
     model = load_model(tiny("llama")[0])
     soft = read_vectors(model, np.zeros((10, 48), np.float32))
     assert (soft.slots, soft.length, soft.shared([1, 2])) == (10, 10, 0)
-    room = model.config.max_positions - 10
-    with pytest.raises(ConfigError, match=f"this model's context is {room}"):
-        generate_tokens(model, [[5] * room], max_new_tokens=1, prefixes=[soft])
+    whole, room = model.config.max_positions, model.config.max_positions - 10
+    says = f"this model's context is {whole} less a prefix of 10, that is {room}"
+    for length, more in ((room, 1), (room - 1, 2)):
+        with pytest.raises(ConfigError, match=says):
+            generate_tokens(model, [[5] * length], max_new_tokens=more, prefixes=[soft])
     with pytest.raises(ConfigError, match="a prompt has 256 tokens"):
         read_tokens(model, [[5] * 256])
 
