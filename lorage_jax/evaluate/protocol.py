@@ -6,6 +6,7 @@ text is set by a few fields of lm-eval's definition; the rest of the definition 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -22,6 +23,9 @@ from lorage_jax.generator.generator import Generator
 # How texts become tokens: as in our training, or as in lm-eval's `hf` model.
 Encoding = Literal["trained", "harness"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+RAW, END = "{% raw %}", "{% endraw %}"  # Jinja does not expand what is between these marks
+ENDRAW = re.compile(r"\{%(?=[-+]?\s*endraw)")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,12 @@ def _example(task: Task, row: Row) -> Example:
     return task.to_example(row, f"a few-shot sample of {task.name}")
 
 
+def verbatim(text: str) -> str:
+    """A template that lm-eval expands to this very text, whatever marks of templates are in it."""
+    parts = ENDRAW.split(text)  # the mark that would end the raw text is made of two pieces of it
+    return f"{RAW}{f'{{%{END}{RAW}'.join(parts)}{END}"
+
+
 def edge_text(
     task: Task, template: Encoding, turns: Template | None, system: str | None = None
 ) -> dict[str, Any]:
@@ -90,9 +100,7 @@ def edge_text(
         system: a system prompt to put in front, in the edge's own context.
     """
     if template == "harness":
-        # lm-eval expands templates, but not between these marks.
-        text = None if system is None else f"{{% raw %}}{system}\n\n{{% endraw %}}"
-        return {} if text is None else {"description": text}
+        return {} if system is None else {"description": verbatim(f"{system}\n\n")}
     assert turns is not None, "an edge with a tokenizer"
 
     def asked(frame: Callable[[Example], Any]) -> Callable[[Row], Any]:

@@ -32,6 +32,7 @@ from lorage_jax.data.written_tasks import (
     task_held_out,
 )
 from lorage_jax.errors import DataError, listed
+from lorage_jax.evaluate.protocol import verbatim
 
 SHOTS = 5  # in the prompt of a task without a definition
 RESERVED = 16  # instances that are kept for samples where nothing else is
@@ -105,8 +106,7 @@ class Written:
     def few_shot(self) -> dict[str, str]:
         """Fields for lm-eval's own few-shot prompt: the wording in front, as a description."""
         text = self.task.descriptions[0]
-        # lm-eval expands templates; between these marks it leaves the text alone.
-        return {"description": f"{{% raw %}}{text}\n\n{{% endraw %}}"} if text else {}
+        return {"description": verbatim(f"{text}\n\n")} if text else {}
 
 
 @dataclass(frozen=True)
