@@ -15,10 +15,10 @@ from lorage_jax.data.templates import (
 )
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.generator.card import Card
-from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
+from lorage_jax.infer.defaults import sampling_for
 from lorage_jax.infer.gates import Gates
 from lorage_jax.infer.generate import continue_rows
-from lorage_jax.infer.sample import Sampling, sampling_of
+from lorage_jax.infer.sample import Sampling
 from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model, require_model
 
@@ -68,14 +68,11 @@ def chat(
             stream(row, rest)
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    if sampling is None:
-        drawn["repetition_penalty"] = default_penalty(model)
-    notice_unobeyed(model)
     texts = continue_rows(
         model,
         rows,
         max_new_tokens=answer_tokens(model, rows, max_new_tokens),
-        sampling=sampling_of(sampling, **drawn),
+        sampling=sampling_for(model, sampling, **drawn),
         stop=stop,
         gates=gates,
         pool=pool,

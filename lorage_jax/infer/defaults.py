@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.errors import WeightsError, denied
+from lorage_jax.infer.sample import Sampling, sampling_of
 from lorage_jax.models.model import Model
 
 _log = logging.getLogger(__name__)
@@ -142,6 +143,17 @@ def default_penalty(model: Model) -> float:
             f"{_file(model.source)}: repetition_penalty is {value!r}; expected a number above 0."
         )
     return float(value)
+
+
+def sampling_for(model: Model, sampling: Sampling | None, **fields: Any) -> Sampling:
+    """`sampling_of`, by default with the repetition penalty of the model's folder.
+
+    A warning names settings of the folder that are not obeyed.
+    """
+    if sampling is None:
+        fields["repetition_penalty"] = default_penalty(model)
+    notice_unobeyed(model)
+    return sampling_of(sampling, **fields)
 
 
 def notice_unobeyed(model: Model) -> None:

@@ -24,12 +24,12 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import check_tokenizer
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import require_kind
-from lorage_jax.infer.defaults import default_penalty, notice_unobeyed
+from lorage_jax.infer.defaults import default_penalty, sampling_for
 from lorage_jax.infer.gates import Gates, row_gates
 from lorage_jax.infer.place import spread_rows
 from lorage_jax.infer.prefixes import Prefix, unread_part
 from lorage_jax.infer.prompts import Prompt, is_one, prompt_rows, several
-from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys, sampling_of
+from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys
 from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import program_params
@@ -97,14 +97,11 @@ def generate(
     require_model(model)
     one = is_one(prompts)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    if sampling is None:
-        drawn["repetition_penalty"] = default_penalty(model)
-    notice_unobeyed(model)
     each: Any = [prompts] if one else several(prompts)
     rows = prompt_rows(model, each)
     how: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
-        "sampling": sampling_of(sampling, **drawn),
+        "sampling": sampling_for(model, sampling, **drawn),
         "gates": gates,
         "pool": pool,
     }

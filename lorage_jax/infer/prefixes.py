@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
+from lorage_jax.data.templates import common_length
 from lorage_jax.errors import ConfigError
 from lorage_jax.files.journal import request_key
 from lorage_jax.models.bits import program_params
@@ -56,8 +57,7 @@ class Prefix:
 
     def shared(self, row: Sequence[int]) -> int:
         """The number of a row's first tokens that the slots hold; the row's last is always read."""
-        most = min(len(self.tokens), len(row) - 1)
-        return next((i for i in range(most) if self.tokens[i] != row[i]), max(most, 0))
+        return max(0, min(common_length(self.tokens, row), len(row) - 1))
 
 
 def read_tokens(model: Model, texts: Sequence[Sequence[int]]) -> list[Prefix]:

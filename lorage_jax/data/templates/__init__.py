@@ -24,6 +24,7 @@ from lorage_jax.data.templates.template import Template as Template
 from lorage_jax.data.templates.template import TemplateKind as TemplateKind
 from lorage_jax.data.templates.template import alternating as alternating
 from lorage_jax.data.templates.template import check_messages as check_messages
+from lorage_jax.data.templates.template import common_length as common_length
 from lorage_jax.data.templates.template import is_messages as is_messages
 from lorage_jax.data.templates.template import question as question
 from lorage_jax.data.templates.tokens import check_tokenizer as check_tokenizer
