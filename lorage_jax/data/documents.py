@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from random import Random
 from typing import Any, cast
 
 import grain
@@ -24,7 +23,7 @@ from jaxtyping import Array, Bool, Int
 from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Batch, Group, Rows, pad_id
 from lorage_jax.data.records import Skipped, require_text
-from lorage_jax.data.sources import LoadedSource, load_source, skipped_note, source_rows
+from lorage_jax.data.sources import LoadedSource, load_source, seeded, skipped_note, source_rows
 from lorage_jax.data.templates import chat_prompt, edge_target, encode, encode_target
 from lorage_jax.errors import ConfigError, DataError
 
@@ -64,15 +63,11 @@ class Documents:
     def __init__(self, config: PretrainConfig, seed: int):
         self._config = config
         self._weights = [corpus.source.weight for corpus in config.corpora]
-        self._parts, self._places, notes = [], [], []
-        for number, corpus in enumerate(config.corpora):
-            source = _load(corpus)
-            start = sum(map(len, self._places))
-            own_seed = Random(f"{seed}/{number}").getrandbits(32)
-            self._parts.append(source.dataset(own_seed).map(_Shift(start)))
-            self._places.append(source.places)
-            notes.append(source.note)
-        self.note = "\n".join(filter(None, notes))  # what was left out of the data
+        sources = [_load(corpus) for corpus in config.corpora]
+        self._parts: list[Any] = seeded(sources, seed)
+        self._places = [source.places for source in sources]
+        # What was left out of the data.
+        self.note = "\n".join(source.note for source in sources if source.note)
 
     def texts(self, count: int) -> list[str]:
         """The texts of `count` documents, mixed from all corpora by weight, for a tokenizer."""
@@ -198,14 +193,6 @@ def _check_room(tokenizer: Any, corpus: Corpus, sample: Sequence[Document]) -> N
             f"the shortest of {len(sample)} has {shortest} tokens. Raise row_tokens, or lower "
             f"queries ({corpus.queries})."
         )
-
-
-@dataclass(frozen=True)
-class _Shift:
-    start: int
-
-    def __call__(self, document: Document) -> Document:
-        return Document(document.texts, document.index + self.start)
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from random import Random
 from typing import Any
 
 import grain
 import numpy as np
 
 from lorage_jax.config import DataConfig
-from lorage_jax.data.batches import Batch, Encoder, Group
+from lorage_jax.data.batches import Batch, Encoder
 from lorage_jax.data.shown import ShownEncoder
-from lorage_jax.data.sources import LoadedSource, load_source
+from lorage_jax.data.sources import LoadedSource, load_source, seeded
 from lorage_jax.data.templates import TemplateKind, chosen_kind
 from lorage_jax.errors import DataError
 
@@ -109,17 +107,5 @@ def load_groups(config: DataConfig, seed: int) -> grain.MapDataset:
 
 def mix(sources: Sequence[LoadedSource], weights: Sequence[float], seed: int) -> grain.MapDataset:
     """Mixes the groups of all sources by weight; indices are numbered through all sources."""
-    parts, start = [], 0
-    for number, source in enumerate(sources):
-        source_seed = Random(f"{seed}/{number}").getrandbits(32)
-        parts.append(source.dataset(source_seed).map(_Shift(start)))
-        start += len(source.places)
+    parts = seeded(sources, seed)
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-
-
-@dataclass(frozen=True)
-class _Shift:
-    start: int
-
-    def __call__(self, group: Group) -> Group:
-        return Group(group.system, group.queries, group.index + self.start)

@@ -6,6 +6,7 @@ one in the import order, so that kind is registered by its address and imported 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -68,6 +69,25 @@ def load_source(source: Source, queries: int) -> LoadedSource:
     Raises DataError for missing or damaged files and for an unknown task, family or split.
     """
     return source_kind(source.kind).load(source, queries)
+
+
+def seeded(sources: Sequence[LoadedSource], seed: int) -> list[grain.MapDataset]:
+    """The data of each source with a seed of its own; indices are numbered through all sources."""
+    parts, start = [], 0
+    for number, source in enumerate(sources):
+        own_seed = Random(f"{seed}/{number}").getrandbits(32)
+        parts.append(source.dataset(own_seed).map(_Shift(start)))
+        start += len(source.places)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Shift:
+    start: int
+
+    def __call__(self, item: Any) -> Any:
+        """A `Group`, or another dataclass with an `index`, with the number that it has in all."""
+        return dataclasses.replace(item, index=item.index + self.start)
 
 
 def source_kind(name: str) -> SourceKind:
