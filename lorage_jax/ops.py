@@ -46,7 +46,7 @@ def project(
     rows = x.reshape(-1, x.shape[-1])
     matrix = w if transposed else w.reshape(w.shape[0], -1)
     if mixed(x, w):
-        y = _narrow_product(rows, matrix, transposed)
+        y: Array = _narrow_product(rows, matrix, transposed)  # pyright: ignore[reportAssignmentType]
     else:
         y = einsum(_PRODUCTS[transposed][0], rows, matrix, out=out)
     return y.reshape(*x.shape[:-1], *(w.shape[:1] if transposed else w.shape[1:]))
