@@ -65,7 +65,7 @@ def load_adapter(
             "this model already has a card merged. Load the adapter into the base edge."
         )
     for one in folders:
-        _check_base(one, edge)
+        check_base(one, edge)
     loras = [read_lora(one, edge) for one in folders]
     for one, lora, factor in zip(folders, loras, factors, strict=True):
         if factor != 1.0 and any(update.magnitude is not None for update in lora.updates):
@@ -111,7 +111,7 @@ def _recorded_base(folder: Path) -> str | None:
     return ours if isinstance(ours, str) else None
 
 
-def _check_base(folder: Path, edge: Model) -> None:
+def check_base(folder: Path, edge: Model) -> None:
     """Raises WeightsError if the adapter is one of ours, made for other weights."""
     base, ours = manifest_of(folder).get("base"), _recorded_base(folder)
     if ours is not None and ours != edge.fingerprint:

@@ -20,7 +20,7 @@ from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import home_path
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.methods.cards import place_cards
-from lorage_jax.methods.lora import Lora, LoraSettings, check_edge
+from lorage_jax.methods.lora import Lora, LoraSettings
 from lorage_jax.methods.method import Conditioning, Method, Placement, register
 from lorage_jax.methods.trained_loras import combination, read_loras
 from lorage_jax.models.experts import Pool
@@ -78,7 +78,6 @@ class LoraPerTask(Method, Trainable):
             values = manifest_of(source / name)
             if not isinstance(values.get("task"), dict):
                 raise WeightsError(f"{source / name} is not a LoRA of one task.")
-            check_edge(source / name, values["base"], edge)
             task = values["task"]
             tasks.append(TaskLora(task["name"], task["kind"], tuple(task["marks"])))
         return cls(found.edge, found.pool, tuple(tasks))

@@ -85,10 +85,11 @@ class LoraHub(Method, FromSamples):
     def load(cls, edge: Model, source: Path | None = None) -> LoraHub:
         if source is None:
             raise ConfigError("lorahub needs a folder of PEFT folders; none was given.")
-        found = read_loras(Path(source), edge)
+        source = Path(source).expanduser()
+        found = read_loras(source, edge)
         solved: dict[str, list[tuple[str, str]]] = {}
-        if (Path(source) / EXAMPLES).exists():
-            for place, row in read_rows(Path(source) / EXAMPLES):
+        if (source / EXAMPLES).exists():
+            for place, row in read_rows(source / EXAMPLES):
                 record = to_record(row, place)
                 solved.setdefault(record.system, []).append((record.user, record.target))
         return cls(found.edge, found.pool, found.names, solved)

@@ -12,7 +12,7 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.fields import home_path
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.loras import stacked
-from lorage_jax.generator.peft import own_turns
+from lorage_jax.generator.peft import check_base, own_turns
 from lorage_jax.hf.peft import CONFIG
 from lorage_jax.hf.peft_weights import read_lora
 from lorage_jax.methods.cards import card_for
@@ -44,6 +44,8 @@ def read_loras(source: Path, edge: Model) -> TrainedLoras:
     folders = [file.parent for file in found]
     if not folders:
         raise WeightsError(f"{source} holds no PEFT folders; expected results of `lorage train`.")
+    for folder in folders:
+        check_base(folder, edge)
     loras = {str(folder.relative_to(source)): read_lora(folder, edge) for folder in folders}
     kinds = {kind for folder in folders if (kind := own_turns(folder)) is not None}
     if len(kinds) > 1:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from lorage_jax.config import DataConfig, ExperimentConfig, OptimizerConfig, Source
 from lorage_jax.errors import ConfigError, DataError, WeightsError
+from lorage_jax.files.manifest import write_manifest
 from lorage_jax.generator import loras
 from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.lora_folder import write_lora
@@ -140,6 +143,22 @@ def test_an_adapter_beyond_the_ffn_is_refused(edge, tmp_path):
     write_lora(tmp_path / "q", edge, drawn, 2, 2.0)
     with pytest.raises(ConfigError, match="adapter 0 changes q: a pool holds plain LoRA on"):
         LoraHub.load(edge, tmp_path)
+
+
+def test_loras_of_another_edge_are_refused(edge, modules, tmp_path):
+    """Of the same shapes: only the recorded fingerprint tells."""
+    home = shutil.copytree(modules, tmp_path / "loras")
+    write_manifest(home / "two", {"format": "x", "base": {"fingerprint": edge.fingerprint}})
+    assert LoraHub.load(edge, home).names == ("one", "three", "two")
+    other = edge.replace(params=edge.params | {"embed": edge.params["embed"] + 1}, source=None)
+    for method in (LoraHub, LoraPerTask):
+        with pytest.raises(WeightsError, match=r"two was made for an edge with the weights"):
+            method.load(other, home)
+
+
+def test_examples_of_a_folder_below_home(edge, modules, monkeypatch):
+    monkeypatch.setenv("HOME", str(modules.parent))
+    assert LoraHub.load(edge, Path("~") / modules.name).solved == {"Stop.": SOLVED}
 
 
 @pytest.mark.slow
