@@ -142,6 +142,16 @@ def own_turns(folder: Path) -> TemplateKind | None:
         raise WeightsError(f"{folder}: {error}") from None
 
 
+def trained_turns(folder: Path, kind: TemplateKind, edge: Model) -> Template:
+    """The turns `kind` of an adapter of ours, on the edge's tokenizer.
+
+    Raises WeightsError if the tokenizer gives other ids than in training, where those are recorded.
+    """
+    template = kind.on(edge.tokenizer)
+    check_turns(_recorded(folder), template.digest(), edge)
+    return template
+
+
 def _recorded(folder: Path) -> Any:
     """The digest of the turns of an adapter of ours, in its manifest or in its card."""
     values = manifest_of(folder)
@@ -175,9 +185,7 @@ def _brought(folder: Path, edge: Model) -> Template | None:
     kind, text = own_turns(folder), stored_chat_template(folder)
     try:
         if kind is not None:
-            template = kind.on(edge.tokenizer)
-            check_turns(_recorded(folder), template.digest(), edge)
-            return template
+            return trained_turns(folder, kind, edge)
         if text is not None:
             return ChatTemplate(edge.tokenizer, source=text, untrained=True)
         return None

@@ -32,7 +32,7 @@ from lorage_jax.generator import loras
 from lorage_jax.generator.card import check_arithmetic
 from lorage_jax.generator.lora_folder import check_form, write_lora, write_vera
 from lorage_jax.generator.loras import Form, Linear, Updates
-from lorage_jax.generator.peft import merge_loras, own_turns
+from lorage_jax.generator.peft import merge_loras, own_turns, trained_turns
 from lorage_jax.generator.pool import expert_leaves
 from lorage_jax.generator.trees import flatten
 from lorage_jax.hf import peft_weights
@@ -135,8 +135,11 @@ class Lora(Method, Trainable):
     def load(cls, edge: Model, source: Path | None = None) -> Lora:
         if source is None:
             raise ConfigError("lora needs the folder of a trained LoRA; none was given.")
+        source = home_path(source)
         found, values = read_lora(source, edge)
-        kind = own_turns(home_path(source)) or TemplateKind.of(values)
+        kind = own_turns(source) or TemplateKind.of(values)
+        if edge.tokenizer is not None:
+            trained_turns(source, kind, edge)
         return cls(found, kind, values.get("prompt") == "in_context")
 
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
@@ -265,7 +268,7 @@ def save_lora(
 def load_lora(folder: str | Path, edge: Model) -> Model:
     """Loads a LoRA and merges it into the edge, which then has the turns of its training.
 
-    Raises WeightsError if it was trained for another edge or the folder is damaged.
+    Raises WeightsError if it was trained for another edge or tokenizer, or the folder is damaged.
     """
     found = Lora.load(edge, Path(folder))
     return merged_lora(edge, found.lora, found.template)

@@ -12,7 +12,7 @@ from lorage_jax.errors import WeightsError
 from lorage_jax.fields import home_path
 from lorage_jax.generator.card import Card
 from lorage_jax.generator.loras import stacked
-from lorage_jax.generator.peft import check_base, own_turns
+from lorage_jax.generator.peft import check_base, own_turns, trained_turns
 from lorage_jax.hf.peft import CONFIG
 from lorage_jax.hf.peft_weights import read_lora
 from lorage_jax.methods.cards import card_for
@@ -35,7 +35,8 @@ class TrainedLoras:
 def read_loras(source: Path, edge: Model) -> TrainedLoras:
     """The LoRAs of all PEFT folders in `source`, or one folder below.
 
-    Raises WeightsError if there are none, if they do not fit the edge, or have different turns.
+    Raises WeightsError if there are none, if they do not fit the edge or its tokenizer, or have
+    different turns.
     """
     source = home_path(source)
     found = sorted(
@@ -47,7 +48,8 @@ def read_loras(source: Path, edge: Model) -> TrainedLoras:
     for folder in folders:
         check_base(folder, edge)
     loras = {str(folder.relative_to(source)): read_lora(folder, edge) for folder in folders}
-    kinds = {kind for folder in folders if (kind := own_turns(folder)) is not None}
+    own = {folder: kind for folder in folders if (kind := own_turns(folder)) is not None}
+    kinds = set(own.values())
     if len(kinds) > 1:
         raise WeightsError(
             f"the LoRAs in {source} were trained in different turns "
@@ -55,6 +57,8 @@ def read_loras(source: Path, edge: Model) -> TrainedLoras:
         )
     default = TemplateKind() if edge.template is None else edge.template.kind
     if edge.tokenizer is not None:
+        for folder, kind in own.items():
+            trained_turns(folder, kind, edge)
         edge = edge.replace(template=next(iter(kinds), default).on(edge.tokenizer))
     return TrainedLoras(edge, stacked(edge.config, list(loras.values())), tuple(loras))
 

@@ -21,7 +21,7 @@ from lorage_jax.generator.peft import load_adapter
 from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
-from lorage_jax.methods.lora import load_lora
+from lorage_jax.methods.lora import LORA, Lora, load_lora
 from lorage_jax.methods.lora_per_task import LoraPerTask
 from lorage_jax.methods.lorahub import LoraHub, SearchSettings
 from lorage_jax.methods.trained_loras import combination
@@ -154,6 +154,22 @@ def test_loras_of_another_edge_are_refused(edge, modules, tmp_path):
     for method in (LoraHub, LoraPerTask):
         with pytest.raises(WeightsError, match=r"two was made for an edge with the weights"):
             method.load(other, home)
+
+
+def test_loras_of_another_tokenizer_are_refused(edge, modules, tmp_path):
+    """Both as one LoRA and as one of several; without a recorded digest, nothing is compared."""
+    home = shutil.copytree(modules, tmp_path / "loras")
+    about = {"format": LORA.format, "base": {"fingerprint": edge.fingerprint}}
+    about |= edge.template.kind.to_dict()
+    for known in ({}, {"turns": edge.template.digest()}):
+        write_manifest(home / "two", about | known)
+        assert Lora.load(edge, home / "two").template == edge.template.kind
+        assert LoraHub.load(edge, home).edge.template.digest() == edge.template.digest()
+    write_manifest(home / "two", about | {"turns": "sha256:" + "0" * 64})
+    for load, folder in ((Lora.load, home / "two"), (LoraHub.load, home)):
+        with pytest.raises(WeightsError, match="does not tokenize as in training"):
+            load(edge, folder)
+    assert Lora.load(edge.replace(tokenizer=None, template=None), home / "two")
 
 
 def test_examples_of_a_folder_below_home(edge, modules, monkeypatch):
