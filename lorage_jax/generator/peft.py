@@ -223,13 +223,14 @@ def _merged_leaves(
     for path in sorted({bias.leaf for lora in loras for bias in lora.biases}):
         old = _at(edge.params, path)
         base = np.asarray(old, np.float32)
+        base = base if path[0] == "layers" else base[None]
         new = base.copy()
         for lora, factor in zip(loras, factors, strict=True):
             for bias in (bias for bias in lora.biases if bias.leaf == path):
                 values = bias.values.reshape(base.shape[1:])
                 change = values if bias.added else values - base[bias.layer]
                 new[bias.layer] += np.float32(factor) * change
-        merged[path] = jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+        merged[path] = jax.device_put(jnp.asarray(new.reshape(old.shape), old.dtype), old.sharding)
     return merged
 
 

@@ -155,6 +155,15 @@ def test_every_family(bases, write, family):
     check(base, write(base, target_modules="all-linear", use_dora=dora))
 
 
+def test_biases_outside_of_the_layers(bases, write):
+    """OPT's last norm has one."""
+    base = bases("opt")
+    folder = write(base, target_modules=["q_proj"], bias="all")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert "base_model.model.model.decoder.final_layer_norm.bias" in tensors
+    check(base, folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_factors_are_widened_first(bases, write, dtype):
     base = bases("llama")
