@@ -45,28 +45,44 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     """Uploads a folder that lorage_jax wrote; returns the address of the commit.
 
     The manifest is uploaded without the places of models on this machine, and README.md with the
-    text `card`, if there is one. Raises OutputError as `check_push` does, and with the Hub's reason
-    if it refuses.
+    text `card`, if there is one. Files of an earlier push that are not among those of this one are
+    deleted in the same commit; others in the repository stay.
+
+    Raises OutputError as `check_push` does, and with the Hub's reason if it refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     names, values = check_push(folder, repository), manifest_of(folder)
     changed = {MANIFEST: json.dumps(portable(values), indent=2).encode() + b"\n"}
     if card is not None:
         changed["README.md"] = card.encode()
-    operations = [
+    added = [
         CommitOperationAdd(name, path_or_fileobj=changed.get(name, str(folder / name)))
         for name in sorted({*names, *changed})
     ]
     try:
         api = HfApi(library_name="lorage_jax")
         api.create_repo(repository, private=private, exist_ok=True)
+        stale = pushed_before(api, repository) - {*names, *changed}
+        operations = [*added, *map(CommitOperationDelete, sorted(stale))]
         commit = api.create_commit(
             repository, operations, commit_message=f"lorage push: {values['format']}"
         )
     except Exception as error:
         raise OutputError(f"{repository} was not pushed: {_reason(error)}.") from None
     return str(commit.commit_url)
+
+
+def pushed_before(api: Any, repository: str) -> set[str]:
+    """The names of files in a repository that its manifest lists: those of an earlier push."""
+    present = set(api.list_repo_files(repository))
+    if MANIFEST not in present:
+        return set()
+    values = manifest_of(Path(api.hf_hub_download(repository, MANIFEST)).parent)
+    files = values.get("files")
+    if "format" not in values or not isinstance(files, list):
+        return set()
+    return present & set(map(str, files))
 
 
 def check_push(folder: Path, repository: str) -> list[str]:

@@ -42,6 +42,9 @@ def sent(monkeypatch):
         def create_repo(self, name, private, exist_ok):
             sent["repository"] = (name, private)
 
+        def list_repo_files(self, name):
+            return []
+
         def create_commit(self, name, operations, commit_message):
             for one in operations:
                 with one.as_file() as file:

@@ -14,7 +14,7 @@ from lorage_jax.files.manifest import write_manifest
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     """What a client was asked to do: repositories made, files committed."""
     asked = SimpleNamespace(made=[], files={}, error=None)
 
@@ -27,8 +27,20 @@ def hub(monkeypatch):
                 raise asked.error
             asked.made.append((name, private, exist_ok))
 
+        def list_repo_files(self, name):
+            return list(asked.files)
+
+        def hf_hub_download(self, name, file):
+            place = tmp_path / "cache" / file
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(asked.files[file])
+            return str(place)
+
         def create_commit(self, name, operations, commit_message):
             for one in operations:
+                if isinstance(one, huggingface_hub.CommitOperationDelete):
+                    del asked.files[one.path_in_repo]
+                    continue
                 source = one.path_or_fileobj
                 content = source if isinstance(source, bytes) else Path(source).read_bytes()
                 asked.files[one.path_in_repo] = content
@@ -61,6 +73,31 @@ def test_push_sends_our_files_without_places_on_this_machine(hub, folder):
     sent = json.loads(hub.files["lorage.json"])
     assert sent["cloud"] == {"fingerprint": "f", "relative": "../tiny"} == sent["edge"]
     assert "/home/me" in (folder / "lorage.json").read_text()  # the folder itself is unchanged
+
+
+def test_files_of_an_earlier_push_do_not_outlive_it(hub, folder):
+    """One file of weights in the place of the shards before; what others added stays."""
+    whole, shard = folder / "generator.safetensors", folder / "pool-1.safetensors"
+    values = json.loads((folder / "lorage.json").read_text())
+    shard.write_bytes(b"y")
+    listed = values | {"files": [*values["files"], shard.name, "lost.json"]}
+    (folder / "lost.json").write_text("{}")
+    (folder / "lorage.json").write_text(json.dumps(listed))
+    push(folder, "me/gen")
+    del hub.files["lost.json"]  # by hand
+    hub.files["LICENSE"] = b"mine"
+    (folder / "lorage.json").write_text(json.dumps(values))
+    whole.write_bytes(b"z")
+    push(folder, "me/gen", card="# card")
+    assert set(hub.files) == {"README.md", whole.name, "lorage.json", "LICENSE"}
+    assert hub.files[whole.name] == b"z"
+
+
+@pytest.mark.parametrize("foreign", [b"not json", b"[]", b'{"files": ["LICENSE"]}'])
+def test_a_manifest_of_others_deletes_nothing(hub, folder, foreign):
+    hub.files |= {"lorage.json": foreign, "LICENSE": b"mine"}
+    push(folder, "me/gen")
+    assert hub.files["LICENSE"] == b"mine"
 
 
 def test_what_cannot_be_pushed(hub, folder, tmp_path):
