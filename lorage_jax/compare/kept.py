@@ -38,8 +38,8 @@ def figures(
     """The figures of a part: from its file, or measured now and written to it.
 
     With several processes, all call `measure`; the main one keeps the file. Raises OutputError if
-    the file's figures were measured with other settings, models or data, and ConfigError if those
-    of the processes differ.
+    the file's figures were measured with other settings, models or data, or if it is another file,
+    and ConfigError if those of the processes differ.
     """
     path = _file(config, part.name, limit)
     what = identity(config, part, limit)
@@ -47,7 +47,7 @@ def figures(
         {f"{name} of {part.name}": value for name, value in what.items()},
         "All processes need the same models, data and experiment.",
     )
-    found = _read(path)
+    found = _read(path, ("identity", "result"))
     if found is not None:
         _without_places(found["identity"])
     if found is not None and found.get("figures") == FIGURES and found["identity"] == what:
@@ -70,14 +70,15 @@ def costs(
 ) -> dict[str, dict[str, Any]]:
     """The costs of all rows: kept ones if a run on such a machine measured them, or measured now.
 
-    With several processes, the main one alone has them if they are measured now.
+    With several processes, the main one alone has them if they are measured now. Raises OutputError
+    if their file is another one.
     """
     path, here = _file(config, COSTS, limit), machine()
     rows = {part.row: identity(config, part, limit) for part in parts if part.seed == 0}
-    found = _read(path)
+    found = _read(path, ("rows", "costs", "provenance"))
     if (
         found is not None
-        and found["provenance"]["machine"] == here
+        and found["provenance"].get("machine") == here
         and all(found["rows"].get(row) == what for row, what in rows.items())
     ):
         return {row: found["costs"][row] for row in rows}
@@ -92,9 +93,19 @@ def _file(config: CompareConfig, name: str, limit: int | None) -> Path:
     return Path(config.base.out) / "results" / f"{name}-{limit}.json"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    text = gather_texts(path.read_text("utf-8") if is_main() and path.is_file() else "")[0]
-    return json.loads(text) if text else None
+def _read(path: Path, fields: Sequence[str]) -> dict[str, Any] | None:
+    """The content of a kept file; None if there is none. Raises OutputError for another file."""
+    there = is_main() and path.is_file()
+    text = gather_texts(path.read_text("utf-8", errors="replace") if there else "")[0]
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in fields):
+        return found
+    raise OutputError(f"{path} is not a file of lorage compare, or is damaged; move it away.")
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:

@@ -286,6 +286,25 @@ def test_costs_are_kept_for_the_rows_of_one_run(tmp_path):
     assert costs(other, ["lora", "lora_gen"])["lora"] == {"seconds_per_request": 3}
 
 
+@pytest.mark.parametrize(
+    "content", [b"not json", b"\xff", b"[]", b'{"x": 1}', b'{"identity": 1, "rows": 1}']
+)
+def test_a_file_of_others_is_told_and_left(tmp_path, content):
+    base = dataclasses.replace(
+        CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE), out=str(tmp_path)
+    )
+    config = dataclasses.replace(CONFIG, base=base)
+    bare, part = all_parts(config, ["lora"], 1)
+    (tmp_path / "results").mkdir()
+    for name, keep in (("lora-0", kept.figures), ("costs", kept.costs)):
+        file = tmp_path / "results" / f"{name}.json"
+        file.write_bytes(content)
+        about = part if keep is kept.figures else [bare, part]
+        with pytest.raises(OutputError, match=rf"{name}\.json is not a file of lorage compare"):
+            keep(config, about, None, lambda: pytest.fail("measured"))
+        assert file.read_bytes() == content
+
+
 def test_processes_with_other_data_are_told(monkeypatch):
     base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
     config = dataclasses.replace(CONFIG, base=base)
