@@ -13,6 +13,7 @@ from lorage_jax.files.manifest import MANIFEST, manifest_of
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No code and no pickles.
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")
+README = "README.md"  # people edit it on the Hub
 UNAUTHORISED = 401  # status of a request without a valid token
 # Files by one of which a folder is a generator, a model or an adapter.
 MAIN = ("generator.safetensors", "config.json", "adapter_config.json")
@@ -46,7 +47,7 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
 
     The manifest is uploaded without the places of models on this machine, and README.md with the
     text `card`, if there is one. Files of an earlier push that are not among those of this one are
-    deleted in the same commit; others in the repository stay.
+    deleted in the same commit; others in the repository, and a README.md, stay.
 
     Raises OutputError as `check_push` does, and with the Hub's reason if it refuses.
     """
@@ -55,7 +56,7 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     names, values = check_push(folder, repository), manifest_of(folder)
     changed = {MANIFEST: json.dumps(portable(values), indent=2).encode() + b"\n"}
     if card is not None:
-        changed["README.md"] = card.encode()
+        changed[README] = card.encode()
     added = [
         CommitOperationAdd(name, path_or_fileobj=changed.get(name, str(folder / name)))
         for name in sorted({*names, *changed})
@@ -63,7 +64,7 @@ def push(folder: Path, repository: str, *, private: bool = False, card: str | No
     try:
         api = HfApi(library_name="lorage_jax")
         api.create_repo(repository, private=private, exist_ok=True)
-        stale = pushed_before(api, repository) - {*names, *changed}
+        stale = pushed_before(api, repository) - {*names, *changed, README}
         operations = [*added, *map(CommitOperationDelete, sorted(stale))]
         commit = api.create_commit(
             repository, operations, commit_message=f"lorage push: {values['format']}"

@@ -75,7 +75,7 @@ def check_target(target: str | Path, overwrite: bool, *sources: str | Path | Non
                 f"{listed(strangers, 10)}. Move that away or choose another folder."
             )
         replaced = target.resolve()
-        for source in [Path(one).expanduser() for one in sources if one is not None]:
+        for source in [home_path(one) for one in sources if one is not None]:
             if source.exists() and source.resolve().is_relative_to(replaced):
                 raise OutputError(
                     f"{target} would be replaced, but {source} is read. Choose another folder."

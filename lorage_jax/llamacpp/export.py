@@ -14,7 +14,7 @@ import numpy as np
 from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import Template, check_tokenizer
 from lorage_jax.errors import ConfigError
-from lorage_jax.fields import require_kind
+from lorage_jax.fields import home_path, require_kind
 from lorage_jax.files.gguf import library
 from lorage_jax.files.manifest import MERGED, manifest_of
 from lorage_jax.gguf.architectures import Architecture, add_model_keys, get_architecture
@@ -104,7 +104,7 @@ def export_gguf(
 
 def read_source(model: Any) -> Source:
     """The parts of the file of a loaded model, or of a Hugging Face folder."""
-    return _of_model(model) if isinstance(model, Model) else _of_folder(Path(model).expanduser())
+    return _of_model(model) if isinstance(model, Model) else _of_folder(home_path(model))
 
 
 def place_of(model: Any) -> str | Path | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorage_jax.errors import ConfigError, OutputError, WeightsError
+from lorage_jax.fields import home_path
 from lorage_jax.files.gguf import MAGIC, library
 from lorage_jax.files.outputs import check_file, new_file
 
@@ -67,11 +68,11 @@ def check_place(path: str | Path, overwrite: bool, *sources: str | Path | None) 
     It must not be one of the `sources` nor lie in one, and replaces nothing but a GGUF file.
     """
     check_file(path, overwrite)
-    path = Path(path).expanduser()
+    path = home_path(path)
     for source in sources:
         if source is None:
             continue
-        read, target = Path(source).expanduser().resolve(), path.resolve()
+        read, target = home_path(source).resolve(), path.resolve()
         if read == target or read in target.parents:
             where = "is" if read == target else "is inside"
             raise OutputError(f"{path} {where} {source}, which is read. Choose another place.")

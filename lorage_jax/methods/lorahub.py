@@ -23,7 +23,7 @@ import numpy as np
 
 from lorage_jax.data.records import read_rows, to_record
 from lorage_jax.errors import ConfigError
-from lorage_jax.fields import check_types, require
+from lorage_jax.fields import check_types, home_path, require
 from lorage_jax.infer.score import score
 from lorage_jax.methods.cards import place_cards
 from lorage_jax.methods.method import (
@@ -85,7 +85,7 @@ class LoraHub(Method, FromSamples):
     def load(cls, edge: Model, source: Path | None = None) -> LoraHub:
         if source is None:
             raise ConfigError("lorahub needs a folder of PEFT folders; none was given.")
-        source = Path(source).expanduser()
+        source = home_path(source)
         found = read_loras(source, edge)
         solved: dict[str, list[tuple[str, str]]] = {}
         if (source / EXAMPLES).exists():

@@ -91,6 +91,11 @@ def test_files_of_an_earlier_push_do_not_outlive_it(hub, folder):
     push(folder, "me/gen", card="# card")
     assert set(hub.files) == {"README.md", whole.name, "lorage.json", "LICENSE"}
     assert hub.files[whole.name] == b"z"
+    (folder / "README.md").unlink()
+    kept = [name for name in values["files"] if name != "README.md"]
+    (folder / "lorage.json").write_text(json.dumps(values | {"files": kept}))
+    push(folder, "me/gen")
+    assert hub.files["README.md"] == b"# card"  # it may have been edited on the Hub
 
 
 @pytest.mark.parametrize("foreign", [b"not json", b"[]", b'{"files": ["LICENSE"]}'])
