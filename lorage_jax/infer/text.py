@@ -180,7 +180,7 @@ class _Settled:
         return bool(BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(int(one)))))
 
     def _added(self, ids: Sequence[int], end: int) -> str | None:
-        """What the tokens up to `end` add to the settled text; None if they change it."""
+        """The text that tokens up to `end` add to the settled one; None if they change that."""
         known = ids[max(0, self._count - KNOWN) : self._count]
         before = _decode(self._tokenizer, known)
         both = _decode(self._tokenizer, [*known, *ids[self._count : end]])
