@@ -129,7 +129,7 @@ def config(stage="a"):
 
 def test_an_experiment_may_have_data_classes_of_its_own(experiment):
     text = experiment.read_text()
-    own = "import dataclasses\n@dataclasses.dataclass\nclass Size:\n    rows: 'int' = 96\n"
+    own = "import dataclasses\n@dataclasses.dataclass\nclass Size:\n    rows: int = 96\n"
     experiment.write_text(f"from __future__ import annotations\n{own}{text}")
     before = set(sys.modules)
     assert load_experiment(experiment, PretrainConfig)
