@@ -15,9 +15,10 @@ from lorage_jax.files.manifest import write_manifest
 from lorage_jax.generator.retarget import retarget, trained_dtype
 from lorage_jax.generator.store import read_values, save_generator
 from lorage_jax.generator.trees import flatten
+from lorage_jax.hf.import_gguf import import_gguf
 from tests.commands.world import lorage
 from tests.generator.test_arithmetic_identity import edited
-from tests.tiny import make_generator
+from tests.tiny import make_generator, random_card
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,25 @@ def test_a_model_that_is_read_is_not_replaced(home, tmp_path):
     with pytest.raises(OutputError, match=f"{edge} would be replaced, but {edge} is read"):
         retarget(home / "old", edge, edge=edge, overwrite=True)
     assert lg.load_model(edge)
+
+
+@pytest.mark.parametrize("way", ["merged", "adapter", "import"])
+def test_an_export_does_not_replace_its_base(home, tmp_path, way):
+    generator = lg.load_generator(home / "old")
+    base = shutil.copytree(generator.edge_source, tmp_path / "base")
+    write_manifest(base, {"format": "lorage-model/1"})
+    edge = lg.load_model(base)
+    with pytest.raises(OutputError, match="would be replaced, but"):
+        if way == "merged":
+            lg.export_merged(edge, base, overwrite=True)
+        elif way == "adapter":
+            card = random_card(generator)
+            lg.export_adapter(generator.pool, card, edge, base, overwrite=True)
+        else:
+            (base / "model.gguf").write_bytes(b"GGUF")
+            write_manifest(base, {"format": "lorage-model/1"})
+            import_gguf(base / "model.gguf", base, overwrite=True)
+    assert lg.load_model(base)
 
 
 def test_the_edge_alone(home, tmp_path):
