@@ -78,9 +78,7 @@ def cpu() -> CompareConfig:
     base = clouds.small_run(recipe.EDGE, recipe.EDGE, "runs/real/alone_cpu")
     base = dataclasses.replace(
         base,
-        data=dataclasses.replace(
-            base.data, prompts_per_batch=16, packed_rows=4, min_bucket=256
-        ),
+        data=dataclasses.replace(base.data, prompts_per_batch=16, packed_rows=4, min_bucket=256),
         generator=dataclasses.replace(base.generator, top_k=base.generator.experts),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=20),
         steps=500,
@@ -104,7 +102,7 @@ def cpu() -> CompareConfig:
 
 
 def with_alpaca(data: DataConfig) -> DataConfig:
-    """These data and Alpaca's rows, two of seven prompts, as in the bundled generator's training."""
+    """These data and Alpaca's rows, two of seven prompts, as in the bundled generator's run."""
     alpaca = recipe.sources()[2]
     (instructions,) = data.sources
     return dataclasses.replace(

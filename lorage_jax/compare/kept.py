@@ -23,12 +23,14 @@ from lorage_jax.errors import OutputError
 from lorage_jax.fields import places_learnt_from, to_dict
 from lorage_jax.files.fingerprint import fingerprint
 from lorage_jax.files.outputs import write_file
+from lorage_jax.hf.usage import usage_digest
 from lorage_jax.methods.finished import result_digest
 from lorage_jax.methods.method import FromSamples, get_method
 from lorage_jax.provenance import machine, provenance
 from lorage_jax.world.prompts import VERSION as WORLD
 
-FIGURES = 3  # version of a part's file; of other versions, the trained method is asked again
+FIGURES = 4  # version of a part's file; of other versions, the trained method is asked again
+LATER = ("usage", "dtype")  # of an identity, since version 4
 COSTS = "costs"
 
 
@@ -52,7 +54,7 @@ def figures(
         _without_places(found["identity"])
     if found is not None and found.get("figures") == FIGURES and found["identity"] == what:
         return found["result"]
-    if found is not None and found["identity"] != what:
+    if found is not None and not _same(found, what):
         raise OutputError(
             f"{path} was measured with other settings, models or data. Move it away to measure "
             "again, or go back to the old ones."
@@ -121,6 +123,7 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
     found: dict[str, Any] = {
         "cloud": fingerprint(run.cloud),
         "edge": fingerprint(run.edge),
+        "usage": {place: usage_digest(getattr(run, place)) for place in ("cloud", "edge")},
         "questions": to_dict(config.questions) | {"limit": limit},
         "world": WORLD,
     }
@@ -130,7 +133,9 @@ def identity(config: CompareConfig, part: Part, limit: int | None) -> dict[str, 
         found["samples"] = part.samples
     if part.trained is not None:
         found["trained"] = result_digest(generator_folder(part.trained))
-    if part.experiment is not None:
+    if part.experiment is None:
+        found["dtype"] = run.dtype
+    else:
         settings = to_dict(part.experiment)
         for place in ("out", "cloud", "edge"):
             del settings[place]
@@ -151,6 +156,16 @@ def _learnt_from(run: ExperimentConfig) -> list[str | dict[str, str]]:
     names = (run.init, *places_learnt_from(run.settings))
     places = [generator_folder(Path(place)) for place in names if place]
     return [file_digest(place) if place.is_file() else result_digest(place) for place in places]
+
+
+def _same(found: dict[str, Any], what: dict[str, Any]) -> bool:
+    """True if a file was measured with `what`, as far as its version says."""
+    left_out = () if found.get("figures") == FIGURES else LATER
+    own, other = (
+        {name: value for name, value in one.items() if name not in left_out}
+        for one in (found["identity"], what)
+    )
+    return own == other
 
 
 def _without_places(found: dict[str, Any]) -> dict[str, Any]:

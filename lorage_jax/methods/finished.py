@@ -62,10 +62,13 @@ def find_finished(run: Path) -> Finished:
 def result_digest(folder: Path) -> str | dict[str, str]:
     """The digest of a result's manifest, which has the fingerprint of what was trained.
 
-    Without one there, as for a LoRA or a folder of several results: the digests of all files.
+    Without one there, as for a LoRA or a folder of several results: the digests of all files. The
+    config of an adapter from elsewhere counts, too: its alpha scales the weights.
     """
     if manifest_of(folder).get("fingerprint") is not None:
         return file_digest(folder / MANIFEST)
     kinds = (folder.glob("*.jsonl"), folder.glob(MANIFEST), folder.rglob("*.safetensors"))
-    files = sorted({file for found in kinds for file in found})
+    configs = folder.rglob("adapter_config.json")
+    foreign = [file for file in configs if not (file.parent / MANIFEST).is_file()]
+    files = sorted({*foreign, *(file for found in kinds for file in found)})
     return {str(file.relative_to(folder)): file_digest(file) for file in files}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from lorage_jax.files.manifest import MANIFEST
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.bare import Bare
 from lorage_jax.methods.few_case import FewCaseSettings
+from lorage_jax.methods.finished import result_digest
 from lorage_jax.methods.lora_gen import LoraGenSettings
 from lorage_jax.methods.lorahub import SearchSettings
 from lorage_jax.methods.no_llm import NoLlmSettings
@@ -115,6 +117,54 @@ def test_a_setting_of_any_method_may_name_what_is_learnt_from(tmp_path):
     file.write_text("b")
     assert len(first) == 1 and kept.identity(config, part, None)["learnt_from"] != first
     assert FewCaseSettings(card="~/a.json").card == str(Path.home() / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"rms_norm_eps": 0.01}),
+        (
+            "tokenizer_config.json",
+            {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
+        ),
+    ],
+)
+def test_an_edge_of_the_same_weights_that_is_used_otherwise(tmp_path, file, change):
+    """Arithmetic and turns belong to the figures of every row, trained or not."""
+    edge = tmp_path / "edge"
+    shutil.copytree(nano.EDGE, edge)
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(edge))
+    config = CompareConfig(base, {"in_context": {}, "lora": {}})
+    parts = all_parts(config, list(config.methods), 1)
+    first = [kept.identity(config, part, None) for part in parts]
+    values = json.loads((edge / file).read_text())
+    (edge / file).write_text(json.dumps(values | change))
+    for part, one in zip(parts, first, strict=True):
+        again = kept.identity(config, part, None)
+        assert again["usage"]["edge"] != one["usage"]["edge"]
+        assert again["usage"]["cloud"] == one["usage"]["cloud"] and again["edge"] == one["edge"]
+
+
+def test_the_alpha_of_an_adapter_from_elsewhere_belongs_to_its_digest(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"lora_alpha": 16}')
+    first = result_digest(tmp_path)
+    config.write_text('{"lora_alpha": 32}')
+    assert result_digest(tmp_path) != first
+    (tmp_path / MANIFEST).write_text("{}")  # one of ours has its alpha in there
+    assert set(result_digest(tmp_path)) == {MANIFEST, "adapter_model.safetensors"}
+
+
+def test_the_dtype_belongs_to_the_figures_of_rows_without_training():
+    base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(nano.EDGE))
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        config = CompareConfig(dataclasses.replace(base, dtype=dtype), {"in_context": {}})
+        found.append(
+            [kept.identity(config, part, None) for part in all_parts(config, ["in_context"], 1)]
+        )
+    assert all(one != other for one, other in zip(*found, strict=True))
 
 
 def test_a_row_with_a_cloud_of_its_own(tmp_path):
@@ -235,7 +285,7 @@ def test_figures_are_kept_and_belong_to_their_settings(tmp_path, monkeypatch):
     assert len(said) == 1
     assert measure.measured(config, part) == {"x": 1} and len(said) == 2
     file = tmp_path / "results" / "lora-0-3.json"
-    file.write_text(file.read_text().replace('"figures": 3', '"figures": 1'))
+    file.write_text(file.read_text().replace(f'"figures": {kept.FIGURES}', '"figures": 1'))
     assert measure.measured(config, part, 3) == {"x": 1} and len(said) == 3  # of an older version
     other = dataclasses.replace(config, base=dataclasses.replace(base, steps=101))
     with pytest.raises(OutputError, match=r"lora-0-3\.json was measured with other settings"):
