@@ -330,21 +330,21 @@ def _story(report: dict[str, Any], title: str, gates: str, out: Path) -> str:
     ]
     if report["exact_match"] is not None:
         match = report["exact_match"]
-        right_of = f"right of {report['questions']}"
-        columns.insert(0, (right_of, lambda arm: f"{match[arm] * report['questions']:.0f}"))
+        correct = f"correct of {report['questions']}"
+        columns.insert(0, (correct, lambda arm: f"{match[arm] * report['questions']:.0f}"))
     lines.append(f"\n{'':32}" + "".join(f"{name:>25}" for name, _ in columns))
     names = ("edge without prompt", "edge with prompt in context", "edge specialised, no prompt")
     for arm, name in zip(ARMS, names, strict=False):
         lines.append(f"{name:32}" + "".join(f"{show(arm):>25}" for _, show in columns))
         if arm == "in_context":
             cached = f"{1e3 * seconds[CACHED]:.1f}"
-            lines.append(f"{'  its keys kept from before':32}{cached:>{25 * len(columns)}}")
+            lines.append(f"{'  the same, prompt cached':32}{cached:>{25 * len(columns)}}")
     if report["exact_match"] is not None:
         right = report["exact_match"]["shuffled"] * report["questions"]
         lines.append(f"{'control: card of another prompt':32}{right:>25.0f}")
         if report["blind_ceiling"] is not None:
             blind = report["blind_ceiling"] * report["questions"]
-            lines.append(f"{'best guess without the prompt':32}{blind:>25.1f}")
+            lines.append(f"{'upper bound without the prompt':32}{blind:>25.1f}")
     else:
         lines.append(f"{_unscored(report)}, so answers are not scored.")
     shown = {

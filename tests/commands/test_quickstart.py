@@ -206,7 +206,7 @@ def test_a_prompt_of_tools(tmp_path, capsys):
         right = np.mean([a[way] == a["expected"] for a in calls])
         assert most - 0.1 <= right <= most, way
     assert report["blind_ceiling"] == world_prompts.blind_ceiling("paraphrase", "tools")
-    assert f"best guess without the prompt{'9.3':>28}" in shown
+    assert f"upper bound without the prompt{'9.3':>27}" in shown
 
 
 @pytest.mark.slow
