@@ -194,3 +194,12 @@ def test_what_is_out_of_order_is_found(tmp_path, files, expected):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     assert House(tmp_path / PACKAGE).violations() == expected
+
+
+def test_every_room_says_what_is_in_it():
+    """In its own docstring, and in the tour of the code."""
+    tour = (ROOT.parent / "docs" / "tour.md").read_text("utf-8")
+    for file in ROOT.glob("*/__init__.py"):
+        room = file.parent.name
+        assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), room
+        assert room in ("nano", "smollm2") or f"`{room}/`" in tour, room

@@ -1,0 +1,1 @@
+"""One file for each `lorage` command, and the options of them all."""

@@ -1,0 +1,1 @@
+"""Scores with their controls: lm-eval's tasks, tool calls and tasks from files."""

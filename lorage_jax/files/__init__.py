@@ -1,0 +1,1 @@
+"""Files and folders of any kind: safetensors, GGUF, manifests, journals, writing without loss."""

@@ -1,0 +1,1 @@
+"""LoRA-Gen itself: meta tokens, router, pool of experts, cards, merging, and their files."""

@@ -1,0 +1,1 @@
+"""Models of Hugging Face folders and GGUF files: loading, checking, saving, PEFT adapters."""

@@ -1,0 +1,1 @@
+"""Answers and likelihoods: chat, generation, sampling, scoring, and requests that share a batch."""

@@ -1,0 +1,1 @@
+"""An HTTP server in OpenAI's format, with a card for each request."""

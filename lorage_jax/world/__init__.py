@@ -1,0 +1,1 @@
+"""The built-in tasks: prompts and questions that are drawn, and the scores of answers."""
