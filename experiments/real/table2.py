@@ -30,14 +30,15 @@ TASKS = tuple(task.name for task in paper_tasks())
 def main() -> None:
     """Asks what was not asked yet, and writes the table."""
     options = tables.options(__doc__ or "", "table2", limit=40)
-    shared = ["--tasks", ",".join(TASKS), "--shots", SHOTS, "--dtype", "float32"]
-    shared += ["--data", str(tables.DATA / "commonsense"), "--limit", str(options.limit)]
+    shared = ["--tasks", ",".join(TASKS), "--shots", SHOTS]
+    shared += ["--data", str(tables.DATA / "commonsense")]
     found = tables.evaluated("table2", options, ["--generator", options.generator, *shared])
     arms = {name: found.arms[name] for name in options.rows(ROWS)}
     table = {
         "table": 2,
         "shots": SHOTS,
         "limit": options.limit,
+        "dtype": options.dtype,
         "model": found.model,
         "methods": {name: _row(arm) for name, arm in arms.items() if name not in CONTROLS},
         "controls": {name: _row(arm) for name, arm in arms.items() if name in CONTROLS},
@@ -72,7 +73,8 @@ def _markdown(table: dict[str, Any], limit: int) -> str:
     lines = [
         f"# Table 2: {table['model']['edge']} on the paper's eight tasks",
         "",
-        f"Accuracy in percent, the first {limit} records of each task, 5 samples (HellaSwag 0); "
+        f"Accuracy in percent, the first {limit} records of each task, 5 samples (HellaSwag 0), "
+        f"{table['dtype']}; "
         "AVE with its standard error over the records, HAR the harmonic mean. HellaSwag, "
         "WinoGrande and PIQA were not in the training. *Edge tokens*: what the edge reads per "
         "request (one answer).",

@@ -30,9 +30,8 @@ def main() -> None:
         "table3",
         options,
         [
-            *("--generator", options.generator, "--tasks", "gpt4tools", "--dtype", "float32"),
-            *("--data", str(tables.REAL_DATA), "--limit", str(options.limit)),
-            *("--max-new-tokens", "160"),
+            *("--generator", options.generator, "--tasks", "gpt4tools"),
+            *("--data", str(tables.REAL_DATA), "--max-new-tokens", "160"),
         ],
     )
     sets, names = found.gpt4tools, options.rows(ROWS)

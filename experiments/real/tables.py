@@ -55,6 +55,7 @@ class Options:
     limit: int
     generator: str
     json: Path
+    dtype: str = "float32"
     run: Sequence[Path] = ()
 
     @property
@@ -73,6 +74,7 @@ def options(about: str, table: str, limit: int) -> Options:
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--limit", type=int, default=limit, help="records per task")
     parser.add_argument("--generator", default="smollm2", help="a folder, or the bundled one")
+    parser.add_argument("--dtype", default="float32", help="of the edge, as of lorage eval")
     parser.add_argument("--json", type=Path, help="the table; .md lies beside it")
     parser.add_argument(
         "--run",
@@ -94,10 +96,12 @@ def evaluated(name: str, options: Options, arguments: Sequence[str]) -> EvalResu
     printed why.
     """
     generator = options.generator.strip("/").replace("/", "_")
-    asked = "-".join([name, generator, *map(_identity, options.run), str(options.limit)])
+    dtype = [] if options.dtype == "float32" else [options.dtype]
+    asked = "-".join([name, generator, *map(_identity, options.run), str(options.limit), *dtype])
     file = RUNS / f"{asked}.json"
     if not file.exists():
-        command = ["eval", *arguments, *options.runs, "--json", str(file)]
+        shared = ["--dtype", options.dtype, "--limit", str(options.limit), *options.runs]
+        command = ["eval", *arguments, *shared, "--json", str(file)]
         print(f"lorage {shlex.join(command)}", flush=True)
         if code := cli.main(command):
             raise SystemExit(code)
