@@ -29,8 +29,8 @@ FEWEST, ASKED = 15, 24
 def main() -> None:
     """Asks all tasks and writes the table."""
     options = tables.options(__doc__ or "", "relatives", limit=ASKED)
-    generator = lg.load_generator(options.generator, dtype="float32")
-    edge = generator.speaking(lg.load_model(Path(str(generator.edge_source)), "float32"))
+    generator = lg.load_generator(options.generator, dtype=options.dtype)
+    edge = generator.speaking(lg.load_model(Path(str(generator.edge_source)), options.dtype))
     tasks = read_tasks([recipe.DATA / "instructions.jsonl"])
     unseen = [task for task in tasks if task_held_out(task, recipe.HELD_OUT)]
     seen = [task for task in tasks if task not in unseen]
