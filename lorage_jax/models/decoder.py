@@ -19,7 +19,7 @@ from lorage_jax import ops
 from lorage_jax.config import ModelConfig
 from lorage_jax.models.bits import TABLE, restored
 from lorage_jax.models.cache import Cache, Past
-from lorage_jax.models.context import Branches, Context, make_context
+from lorage_jax.models.context import Branches, make_context
 from lorage_jax.models.experts import Experts, Pool, Routed
 from lorage_jax.models.layer import Layer, LayerInputs, LayerOutputs, norm_of
 from lorage_jax.models.leaves import model_leaves, parameter
@@ -98,12 +98,11 @@ class Decoder(nn.Module):
             tokens: token ids.
             mask: True at real tokens, False at padding. Default: all are real.
             gates: weights of the pool's experts, [B, L, E], or [B, T, L, E] without a prefix.
-            pool: the experts that `gates` combines, or experts with routers, and without gates.
+            pool: the experts that `gates` combines, or experts with routers, without gates.
             adapters: LoRA factors `a` [L, *in, R] and `b` [L, R, *out] by the names of the linear
                 layers' leaves; with a `magnitude` [L, *out], a DoRA. Not for those of the pool.
             adapter_scale: factor on the adapters' updates, alpha / R.
-            prefix: vectors in front of each row's tokens as if they were embedded tokens (a soft
-                prompt), at positions 0 to P - 1.
+            prefix: embeddings in front of each row's tokens (a soft prompt), from position 0 on.
             prefix_mask: False where a row's prefix is padding. Default: nowhere. Not with branches.
             suffix: vectors appended to every row as if they were embedded tokens (meta tokens).
             cache: keys and values of earlier slots, which the new ones, tokens alone, extend.
@@ -120,21 +119,17 @@ class Decoder(nn.Module):
         embed, lead = self._parameter("embed"), 0 if prefix is None else prefix.shape[1]
         assert prefix_mask is None or branches is None, "branches stand after a whole prefix"
         x, mask = self._embedded(embed, tokens, mask, prefix, prefix_mask, suffix)
-        context, positions = self._context(pool, mask, cache, past, branches, lead)
+        shared = _shared_experts(pool)
+        context, positions = make_context(self.config, mask, cache, past, branches, lead, shared)
         x = self._at_positions(x, positions)
         flash = past is None and self._flash(cache, branches, prefix, suffix)
-        gathered = (collect, routing, keys or cache is not None)
-        layers = self._layers(pool, adapter_scale, flash, gathered)
+        keys |= cache is not None
+        layers = self._layers(pool, adapter_scale, flash, collect, routing, keys)
         x, out = layers(x, context, self._layer_inputs(gates, pool, adapters, past, cache))
         hidden = self._final_norm(_returned(x, lead, last, at))
         logits = self._logits(hidden, embed) if head else None
         kept = _kept(out, mask, positions, branches)
         return Output(logits, _extended(cache, kept), hidden, out.last, out.sums, kept)
-
-    def _context(
-        self, pool: Experts | None, mask: Bool[Array, "B T"], *front: Any
-    ) -> tuple[Context, Int[Array, "B T"]]:
-        return make_context(self.config, mask, *front, experts=_shared_experts(pool))
 
     def _logits(self, hidden: Float[Array, "B N D"], embed: Array) -> Float[Array, "B N V"]:
         weights = embed if self.config.tied_head else self._parameter("head")
@@ -239,10 +234,11 @@ class Decoder(nn.Module):
         pool: Experts | None,
         adapter_scale: float,
         flash: bool,
-        outputs: tuple[int, bool, bool],
+        collect: int,
+        routing: bool,
+        keys: bool,
     ) -> nn.Module:
-        """One scan over the stacked parameters of all layers; `outputs`: collect, routing, keys."""
-        collect, routing, keys = outputs
+        """One scan over the stacked parameters of all layers."""
         layer = nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer
         scanned = nn.scan(
             layer,

@@ -143,6 +143,7 @@ class Layer(nn.Module):
 
     def _attend(self, q, k, v, context, inputs):
         config, sliding = self.config, inputs.sliding
+        scale, softcap = config.query_scale, config.attn_softcap
 
         def of_layer(masks):
             if masks.window is None:
@@ -150,20 +151,21 @@ class Layer(nn.Module):
             return jnp.where(sliding, masks.window, masks.all)
 
         if not self.flash or self.layout is None:
-            kind = (of_layer(context.masks), config.query_scale, config.attn_softcap)
+            mask = of_layer(context.masks)
             if inputs.cached is None:
-                if computes_attention(q, k, v, config.attn_softcap, self.layout):
-                    return cudnn_attention(q, k, v, *kind[:2], self.layout)
-                return ops.attention(q, k, v, *kind)
+                if computes_attention(q, k, v, softcap, self.layout):
+                    return cudnn_attention(q, k, v, mask, scale, self.layout)
+                return ops.attention(q, k, v, mask, scale, softcap)
             cached_k, cached_v = (restored(x).astype(k.dtype) for x in inputs.cached)
-            front = (cached_k, cached_v, of_layer(context.cached))
-            return ops.attention_with_cache(q, k, v, *front, *kind)
+            seen = of_layer(context.cached)
+            return ops.attention_with_cache(q, k, v, cached_k, cached_v, seen, mask, scale, softcap)
 
         layout = self.layout
 
         def flash(window):
-            kind = (window, config.query_scale, config.attn_softcap, layout)
-            return lambda q, k, v: flash_attention(q, k, v, context.segments, *kind)
+            return lambda q, k, v: flash_attention(
+                q, k, v, context.segments, window, scale, softcap, layout
+            )
 
         if not any(config.sliding) or config.window >= q.shape[1]:
             return flash(None)(q, k, v)
@@ -189,16 +191,15 @@ class Layer(nn.Module):
             p = routing.probabilities(x, inputs.routers["ffn"])
             gates = routing.keep_top(p, self.top_k)
             gather("ffn", p, gates)
-            parts = (inputs.experts, gates, self.scale, drop())
-            return routing.mixed_ffn(config, linear, x, *parts), sums
+            y = routing.mixed_ffn(config, linear, x, inputs.experts, gates, self.scale, drop())
+            return y, sums
 
         def project(name, x):
             y = linear(name, x)
             if inputs.routers is not None:
                 p = routing.probabilities(x, inputs.routers[name])
                 gather(name, p, p)
-                parts = (inputs.experts[name], p, self.scale, drop())
-                return y + routing.mixed_update(x, *parts)
+                return y + routing.mixed_update(x, inputs.experts[name], p, self.scale, drop())
             if inputs.gates is None:
                 return self._adapted(name, x, y, w, inputs)
             experts = (inputs.experts or context.experts)[name]
