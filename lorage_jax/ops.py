@@ -10,6 +10,8 @@ float32 matrices request full precision, which TPUs and GPUs do not use by defau
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -180,13 +182,28 @@ def attention(
     mask: Bool[Array, "B T S"],
     scale: float,
     cap: float | None,
+    blocks: int = 1,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention: head n reads kv head n // (N / K). Softmax in float32.
 
-    The backward pass recomputes the scores instead of keeping them.
+    The backward pass recomputes the scores instead of keeping them. With several `blocks` of
+    queries, each leaves out the keys after its last query, which the mask must hide: T query slots
+    are the last T of the S key slots.
     """
-    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    y: Array = _attend(_grouped(q, k), keys, values, mask, scale, cap)  # pyright: ignore[reportAssignmentType]
+    grouped, keys, values = _grouped(q, k), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    if blocks == 1:
+        y: Array = _attend(grouped, keys, values, mask, scale, cap)  # pyright: ignore[reportAssignmentType]
+    else:
+        queries, slots = mask.shape[1:]
+        parts: list[Any] = []
+        for start, end in pairwise(queries * i // blocks for i in range(blocks + 1)):
+            asking, seen = slice(start, end), slice(slots - queries + end)
+            own_keys, own_values = keys[:, :, seen], values[:, :, seen]
+            own_mask = mask[:, asking, seen]
+            parts.append(
+                _attend(grouped[:, :, :, asking], own_keys, own_values, own_mask, scale, cap)
+            )
+        y = jnp.concatenate(parts, axis=3)
     return y.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 

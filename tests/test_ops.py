@@ -81,6 +81,31 @@ def test_attention_is_softmax_attention(kv_heads, cap):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(("blocks", "past"), [(2, 0), (3, 2), (5, 2)])
+def test_attention_in_blocks_is_that_of_all_queries(blocks, past):
+    """Five queries after `past` slots, none of which sees a later slot."""
+    (q, k, v), mask, weights = attention_case(2, jnp.float32)
+    k, v, mask = k[:, : 5 + past], v[:, : 5 + past], mask[:, :, : 5 + past].at[:, :, 0].set(True)
+    mask &= jnp.arange(5 + past) <= past + jnp.arange(5)[:, None]
+    found, wanted = (
+        value_and_gradients(
+            lambda q, k, v, n=n: ops.attention(q, k, v, mask, 0.4, None, n), (q, k, v), weights
+        )
+        for n in (blocks, 1)
+    )
+    for name, a, b in zip(("y", "dq", "dk", "dv"), found, wanted, strict=True):
+        assert np.abs(b).max() > 0.1, name
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+    hidden = jnp.ones_like(mask)  # what a block leaves out must be hidden
+    assert (
+        np.abs(
+            ops.attention(q, k, v, hidden, 0.4, None, blocks)
+            - ops.attention(q, k, v, hidden, 0.4, None)
+        ).max()
+        > 0.1
+    )
+
+
 @pytest.mark.parametrize(("kv_heads", "cap"), [(1, None), (2, 2.0)])
 def test_attention_with_a_cache_is_that_over_all_slots(kv_heads, cap):
     """Of seven slots, two are cached and five are the asking ones; a row that sees none stays."""
