@@ -34,6 +34,7 @@ DAMAGE = (
     *(struct.error, ValueError, TypeError, LookupError, ArithmeticError),
     *(MemoryError, RecursionError),
 )
+LARGEST_TYPE = 1023  # forks of llama.cpp number their quantisations up to some hundred
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 
 
@@ -144,6 +145,7 @@ def _open(path: Path, modified: int, size: int) -> GgufFile:
         raise WeightsError(f"{path} is not a GGUF file: it begins with {magic!r}, not {MAGIC!r}.")
     try:
         keys, infos = header.read()
+        _refuse_types(path, {name: kind for name, (kind, _, _) in infos.items()})
         tensors = _placed(keys, infos, header.at)
     except UnknownVersion as error:
         raise WeightsError(f"{path} has version {error} of GGUF; expected 2 or 3.") from None
@@ -176,8 +178,8 @@ class _Header:
         self.types: dict[str, tuple[int, int | None]] = {}
         self.at = len(MAGIC)
 
-    def read(self) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...], int]]]:
-        """Keys, and for each tensor its type, shape and offset."""
+    def read(self) -> tuple[dict[str, Any], dict[str, tuple[int, tuple[int, ...], int]]]:
+        """Keys, and for each tensor the number of its type, its shape and its offset."""
         version = self.number("I")
         if version not in VERSIONS:
             raise UnknownVersion(version)
@@ -188,7 +190,6 @@ class _Header:
             kind = self.number("I")
             self.types[name] = (kind, self.data[self.at] if kind == ARRAY else None)
             found[name] = self.value(kind)
-        gguf = library()
         infos = {}
         for _ in range(tensors):
             name = self.text()
@@ -196,7 +197,9 @@ class _Header:
             if dimensions > 4:
                 raise ValueError(f"{name} has {dimensions} dimensions")
             shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
-            stored = gguf.GGMLQuantizationType(self.number("I")).name
+            stored = self.number("I")
+            if stored > LARGEST_TYPE:
+                raise ValueError(f"{name} has type {stored}")
             if name in infos:
                 raise ValueError(f"{name} is in it twice")
             infos[name] = (stored, shape, self.number("Q"))
@@ -228,8 +231,36 @@ class _Header:
         return [self.value(inner) for _ in range(count)]
 
 
+def _refuse_types(path: Path, numbers: Mapping[str, int]) -> None:
+    """Raises WeightsError if a tensor's type cannot be read; `numbers` are those of the types."""
+    for number in sorted(set(numbers.values())):
+        if _readable(number):
+            continue
+        kinds = {kind.value: f"{number} ({kind.name})" for kind in library().GGMLQuantizationType}
+        lost = [name for name, other in numbers.items() if other == number]
+        others = f" and {len(lost) - 1} more are" if len(lost) > 1 else " is"
+        raise WeightsError(
+            f"{path}: {lost[0]}{others} in type {kinds.get(number, number)}, which the gguf "
+            "package that is installed cannot dequantise. Take another quantisation of this "
+            "model, such as Q8_0."
+        )
+
+
+@functools.cache
+def _readable(number: int) -> bool:
+    """True for the number of a type whose values `GgufFile.rows` can return."""
+    gguf = library()
+    try:
+        kind = gguf.GGMLQuantizationType(number)
+        if kind.name not in FLOATS:
+            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except (ValueError, NotImplementedError):
+        return False
+    return True
+
+
 def _placed(
-    keys: Mapping[str, Any], infos: Mapping[str, tuple[str, tuple[int, ...], int]], end: int
+    keys: Mapping[str, Any], infos: Mapping[str, tuple[int, tuple[int, ...], int]], end: int
 ) -> dict[str, GgufTensor]:
     """The tensors, with byte ranges counted from the start of the file."""
     gguf = library()
@@ -238,10 +269,11 @@ def _placed(
         raise ValueError(f"general.alignment is {alignment!r}, not a number of 1 or more")
     first = -(-end // alignment) * alignment
     found = {}
-    for name, (kind, shape, offset) in infos.items():
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    for name, (number, shape, offset) in infos.items():
+        kind = gguf.GGMLQuantizationType(number)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
         if not shape or shape[-1] % block:
             raise ValueError(f"{name} has shape {shape} in blocks of {block}")
         start = first + offset
-        found[name] = GgufTensor(kind, shape, start, start + math.prod(shape) // block * size)
+        found[name] = GgufTensor(kind.name, shape, start, start + math.prod(shape) // block * size)
     return found

@@ -53,3 +53,30 @@ def test_damaged_headers_are_one_clear_error(tmp_path, keys, says):
     (tmp_path / "x.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + keys)
     with pytest.raises(WeightsError, match=f"cut off or damaged.*{says}"):
         open_gguf_file(tmp_path / "x.gguf")
+
+
+def one_tensor(path, kind: int, rest: bytes = bytes(4096)) -> None:
+    """A file with one tensor of the type of this number."""
+    info = struct.pack("<Q1sIQIQ", 1, b"x", 1, 256, kind, 0)
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + info + rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        *((4, "type 4,"), (31, "type 31,"), (36, "type 36,"), (137, "type 137,")),
+        (15, r"type 15 \(Q8_K\),"),  # the package knows it, and cannot dequantise it
+        (26, r"type 26 \(I32\),"),
+    ],
+)
+def test_types_that_nothing_here_dequantises_are_named(tmp_path, kind, says):
+    one_tensor(tmp_path / "x.gguf", kind)
+    with pytest.raises(WeightsError, match=f"x is in {says}.*another quantisation") as error:
+        open_gguf_file(tmp_path / "x.gguf")
+    assert "damaged" not in str(error.value)
+
+
+def test_a_type_that_no_file_has_is_damage(tmp_path):
+    one_tensor(tmp_path / "x.gguf", 1 << 30)
+    with pytest.raises(WeightsError, match=r"damaged.*x has type 1073741824"):
+        open_gguf_file(tmp_path / "x.gguf")
