@@ -54,11 +54,12 @@ def run(options: Specialize) -> dict[str, Any] | None:
     """
     distributed.initialise(options.coordinator, options.num_processes, options.process_id)
     with distributed.together():
-        outputs, learning = _outputs(options), _learning(options)
+        outputs = _outputs(options)
         if distributed.is_main():
             read = (options.generator, options.edge, options.cloud, options.prompt, options.samples)
             check_target(options.out, options.overwrite, *read)
         text = read_text(options.prompt)
+        learning = _learning(options, text)
         options = dataclasses.replace(options, generator=generator_path(options.generator))
         values = read_values(options.generator)
         layout = cloud_layout(options, values)
@@ -127,12 +128,12 @@ def _deployed(
     return report.to_json()
 
 
-def _learning(options: Specialize) -> Learning | None:
-    """The samples to learn from, if there are any. Raises ConfigError and DataError."""
+def _learning(options: Specialize, prompt: str) -> Learning | None:
+    """The prompt's samples to learn from, if there are any. Raises ConfigError and DataError."""
     if options.samples is not None:
         from lorage_jax.commands.tuning import read_learning  # imports what trains
 
-        return read_learning(options, options.samples)
+        return read_learning(options, options.samples, prompt)
     if options.tuning_steps is not None or options.tuning_rate is not None:
         raise ConfigError(
             "--tuning-steps and --tuning-rate go with --samples FILE. Add it, or leave them out."

@@ -26,11 +26,14 @@ class Learning:
     settings: TuningSettings
 
 
-def read_learning(options: Specialize, samples: Path) -> Learning:
-    """The file of `--samples` and how to learn from it. Raises ConfigError and DataError."""
+def read_learning(options: Specialize, samples: Path, prompt: str) -> Learning:
+    """The prompt's file of `--samples` and how to learn from it.
+
+    Raises ConfigError and DataError.
+    """
     given = {"steps": options.tuning_steps, "learning_rate": options.tuning_rate}
     given = {name: value for name, value in given.items() if value is not None}
-    return Learning(tuple(read_solved(samples)), TuningSettings(**given))
+    return Learning(tuple(read_solved(samples, prompt)), TuningSettings(**given))
 
 
 def learnt(

@@ -20,7 +20,8 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of files of rows, in order of preference
-SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of the roles
+# Names of the roles in ShareGPT, and OpenAI's newer one.
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 EXPECTED = (
     "expected {system, user, target}, {instruction, input, output} "
     "or {messages: [{role, content}, ...]} with roles system, user, assistant, user, assistant, ..."
@@ -204,14 +205,15 @@ def to_record(row: Row, where: str) -> Record:
     The layout is that whose fields the row has. In {instruction, input, output}, the instruction
     is the system prompt; if there is a `system` as well, that is, and instruction and input are the
     user's. The user text may be empty or null (the prompt alone is the task), but not in messages;
-    system and target may not.
+    system and target may not. Messages without a system message take the row's `system`.
 
-    Raises DataError, naming `where`, the fields found and those expected, for any other row.
+    Raises DataError, naming `where`, the fields found and those expected, for any other row, and
+    for fields that would change the record and are not supported.
     """
     if "messages" in row:
-        return _from_messages(row["messages"], "role", "content", where)
+        return _from_messages(row, "messages", "role", "content", where)
     if "conversations" in row:
-        return _from_messages(row["conversations"], "from", "value", where)
+        return _from_messages(row, "conversations", "from", "value", where)
     if "instruction" in row and not {"user", "target"} <= row.keys():
         return _from_alpaca(row, where)
     if "system" not in row:
@@ -223,11 +225,21 @@ def to_record(row: Row, where: str) -> Record:
 
 def _from_alpaca(row: Row, where: str) -> Record:
     _require_fields(row, ("instruction", "output"), where)
+    refuse_history(row, where)
     instruction, target = (require_text(row, name, where) for name in ("instruction", "output"))
     system, user = _optional(row, "system", where), _optional(row, "input", where)
     if not system.strip():
         return Record(instruction, user, target)
     return Record(system, f"{instruction}\n{user}" if user.strip() else instruction, target)
+
+
+def refuse_history(row: Row, where: str) -> None:
+    """Raises DataError for earlier turns in Alpaca's layout, which no reader takes."""
+    if row.get("history"):
+        raise DataError(
+            f"{where}: the field history is not supported; write earlier turns as messages, "
+            "{messages: [{role, content}, ...]}."
+        )
 
 
 def _optional(row: Row, name: str, where: str) -> str:
@@ -244,20 +256,44 @@ def _require_fields(row: Row, names: Sequence[str], where: str) -> None:
         )
 
 
-def _from_messages(messages: Any, role: str, content: str, where: str) -> Record:
+def _from_messages(row: Row, field: str, role: str, content: str, where: str) -> Record:
+    messages = row[field]
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise DataError(f"{where}: messages is not a list of objects; {EXPECTED}.")
-    roles = [SHAREGPT.get(str(m.get(role)), m.get(role)) for m in messages]
+        raise DataError(f"{where}: {field} is not a list of objects; {EXPECTED}.")
+    roles = [ROLES.get(str(m.get(role)), m.get(role)) for m in messages]
+    given = _optional(row, "system", where)
+    if given.strip() and roles[:1] != ["system"]:
+        messages, roles = [{content: given}, *messages], ["system", *roles]
     if len(roles) < 3 or roles != ["system", *["user", "assistant"] * (len(roles) // 2)]:
         raise DataError(
-            f"{where}: messages has the roles {', '.join(map(str, roles)) or 'none'}; "
+            f"{where}: {field} has the roles {', '.join(map(str, roles)) or 'none'}; "
             "expected system, then user and assistant in alternation, an answer at the end."
         )
     system, *earlier, user, target = (
-        require_text(message, content, f"{where} ({name} message)")
+        _message_text(message, content, f"{where} ({name} message)", name == "assistant")
         for message, name in zip(messages, roles, strict=True)
     )
+    if given.strip() not in ("", system.strip()):
+        raise DataError(
+            f"{where}: the field system differs from the system message in {field}. Leave one out."
+        )
     return Record(system, user, target, tuple(earlier))
+
+
+def _message_text(message: Row, content: str, where: str, answer: bool) -> str:
+    """The text of a message, whole or as OpenAI's parts of the type text."""
+    if answer and message.get("weight") not in (None, 1):
+        raise DataError(
+            f"{where}: the weight {message['weight']!r} is not supported; expected 1 or none. "
+            "Leave the row out, or end it with an answer to learn."
+        )
+    parts = message.get(content)
+    if isinstance(parts, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in parts
+    ):
+        texts = [require_text(part, "text", where, empty=True) for part in parts]
+        message = {**message, content: "".join(texts)}
+    return require_text(message, content, where)
 
 
 def require_text(row: Row, name: str, where: str, empty: bool = False) -> str:

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from lorage_jax.data.records import read_rows, to_record
-from lorage_jax.errors import ConfigError
+from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import check_types, home_path, require
 from lorage_jax.infer.score import score
 from lorage_jax.methods.cards import place_cards
@@ -91,6 +91,11 @@ class LoraHub(Method, FromSamples):
         if (source / EXAMPLES).exists():
             for place, row in read_rows(source / EXAMPLES):
                 record = to_record(row, place)
+                if record.earlier:
+                    raise DataError(
+                        f"{place}: has {len(record.earlier)} earlier turns; expected one question "
+                        "and its answer."
+                    )
                 solved.setdefault(record.system, []).append((record.user, record.target))
         return cls(found.edge, found.pool, found.names, solved)
 

@@ -73,6 +73,14 @@ def test_mistakes_are_told_and_nothing_is_written(files, capsys, more, says):
         ('{"user": "a"}', r"samples\.jsonl:1: found the fields user; expected a solved request"),
         ('{"user": "a", "target": " "}', "the field target is empty"),
         ("", "holds no rows"),
+        (
+            '{"instruction": "Translate: hello", "input": "", "output": "bonjour"}',
+            r"samples\.jsonl:1: the field instruction is not the prompt.*\{user, target\}",
+        ),
+        (
+            '{"input": "a", "output": "b", "history": [["c", "d"]]}',
+            "samples.jsonl:1: the field history is not supported",
+        ),
     ],
 )
 def test_bad_samples_are_told(tmp_path, text, says):
@@ -84,3 +92,11 @@ def test_bad_samples_are_told(tmp_path, text, says):
 
 def test_samples_of_both_layouts_are_read(files):
     assert read_solved(files / "samples.jsonl") == PAIRS
+
+
+def test_an_instruction_may_be_the_prompt(tmp_path):
+    """As in the rows that a generator is trained on."""
+    path, row = tmp_path / "samples.jsonl", {"input": "a", "output": "b"}
+    rows = [{"instruction": f"{PROMPT}\n", **row}, {"instruction": " ", **row, "history": None}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read_solved(path, PROMPT) == [("a", "b")] * 2

@@ -63,6 +63,19 @@ def _chat(*pairs):
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
+def _part(text, kind="text"):
+    return {"type": kind, "text": text}
+
+
+def _turn(role, text):
+    return {"from": role, "value": text}
+
+
+def _weighted(weight):
+    user = {"role": "user", "content": "u", "weight": 0}  # only answers have a loss
+    return [user, {"role": "assistant", "content": "t", "weight": weight}]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -74,6 +87,14 @@ def _chat(*pairs):
         {"system": "s", "instruction": "u", "output": "t"},
         {"instruction": "kept for reference", **ROW},
         _chat(("system", "s"), ("user", "u"), ("assistant", "t")),
+        _chat(("developer", "s"), ("user", "u"), ("assistant", "t")),
+        {**_chat(("user", "u"), ("assistant", "t")), "system": "s"},
+        {**_chat(("system", "s"), ("user", "u"), ("assistant", "t")), "system": "s "},
+        {**_chat(("system", "s"), ("user", "u"), ("assistant", "t")), "system": None},
+        _chat(("system", "s"), ("user", [_part("u")]), ("assistant", [_part("t"), _part("")])),
+        {"messages": [{"role": "system", "content": "s"}, *_weighted(1)]},
+        {"instruction": "s", "input": "u", "output": "t", "history": []},
+        {"system": "s", "conversations": [_turn("human", "u"), _turn("gpt", "t")]},
         {
             "conversations": [
                 {"from": "system", "value": "s"},
@@ -156,6 +177,20 @@ def test_a_json_file_may_be_one_object(tmp_path):
         (_chat(("user", "u"), ("assistant", "t")), "has the roles user, assistant"),
         (_chat(("system", "s"), ("user", ""), ("assistant", "t")), "user message.*is empty"),
         ({"messages": ["hello"]}, "not a list of objects"),
+        (
+            {**_chat(("system", "s"), ("user", "u"), ("assistant", "t")), "system": "other"},
+            "the field system differs from the system message",
+        ),
+        ({"system": " ", **_chat(("user", "u"), ("assistant", "t"))}, "the roles user, assistant"),
+        ({"system": "s", "messages": _weighted(0)}, r"assistant message.*weight 0.*not supported"),
+        (
+            _chat(("system", "s"), ("user", [_part("u", "image_url")]), ("assistant", "t")),
+            r"user message.*the field content is a list",
+        ),
+        (
+            {"instruction": "s", "output": "t", "history": [["a", "b"]]},
+            "the field history is not supported.*messages",
+        ),
     ],
 )
 def test_bad_rows(row, message):

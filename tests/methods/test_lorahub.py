@@ -136,6 +136,15 @@ def test_the_search_uses_its_examples_and_says_so(edge, modules, monkeypatch):
         LoraHub.load(edge, modules / "one" / "nothing")
 
 
+def test_examples_of_several_turns_are_refused(edge, modules, tmp_path):
+    home = shutil.copytree(modules, tmp_path / "loras")
+    turns = zip(("system", *["user", "assistant"] * 2), "abcde", strict=True)
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (home / "examples.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: has 2 earlier turns; expected one"):
+        LoraHub.load(edge, home)
+
+
 def test_an_adapter_beyond_the_ffn_is_refused(edge, tmp_path):
     leaves = loras.lora_leaves(edge.config, ("q",), 2)
     drawn = {"q": {part: np.ones(x.shape, np.float32) for part, x in leaves["q"].items()}}
