@@ -115,6 +115,7 @@ def evaluate_model(run: Run, model: Model, names: Sequence[str]) -> EvalResult:
     arms = [Arm(MODEL, FewShot(), AS_IT_IS)]
     found = ask(arms, place(model), units, _Answering(run, {}), _Printing(run))
     words = [NO_SYSTEM] if run.lm.system_dropped else []
+    words += run.data.words(names)
     return EvalResult(main=MODEL, arms=_results(arms, found, {}), words=words)
 
 
@@ -163,11 +164,12 @@ def evaluate_generator(
     records = sum(map(len, scores[MAIN].values()))
     gaps = {arm: {**by, "ave": mean_gap(list(by.values()), records)} for arm, by in gaps.items()}
     results = _results(arms, found, shots)
+    words = _words({arm: by for arm, by in gaps.items() if arm not in others}, results)
     return EvalResult(
         main=MAIN,
         arms=results,
         gaps=gaps,
-        words=_words({arm: by for arm, by in gaps.items() if arm not in others}, results),
+        words=words + run.data.words(names),
         cards=_cards(method, prompts),
     )
 

@@ -143,6 +143,7 @@ class TaskData:
         self.written = {} if written is None else written.tasks
         self.fingerprints: dict[str, dict[str, str]] = {} if written is None else {**written.files}
         self._read: dict[tuple[str, bool], Any] = {}
+        self._others: dict[str, tuple[str, str]] = {}  # scored split, the definition's own
         if self.folder is not None and not self.folder.is_dir():
             raise DataError(
                 f"--data {source}: no such folder. Expected hub, or a folder with "
@@ -207,7 +208,18 @@ class TaskData:
 
     def facts(self, name: str) -> dict[str, Any]:
         """A result's description of the task's records."""
+        if name in self._others:
+            return {"split": self._others[name][0]}
         return self.written[name].facts if name in self.written else {}
+
+    def words(self, names: Sequence[str]) -> list[str]:
+        """A sentence per task that was not scored on its definition's split, for lack of it."""
+        return [
+            f"{name} was scored on its {self._others[name][0]} split; lm-eval's definition scores "
+            f"{self._others[name][1]}, which --data lacks."
+            for name in names
+            if name in self._others
+        ]
 
     def default_shots(self, name: str) -> int:
         """The number of few-shot samples in the task's definition."""
@@ -240,12 +252,14 @@ class TaskData:
                 f"{source}.jsonl (or .gz), found {found}. Add it, or use no samples for this task: "
                 f"--shots {shots},{name}=0."
             )
+        if scored != asked[0]:
+            self._others[name] = scored, asked[0]
         splits = {}
         for split in filter(None, (scored, source)):
             path = files[split]
             if path is not None and split not in splits:
                 try:
-                    splits[split] = Dataset.from_list(_read(name, path))
+                    splits[split] = Dataset.from_list(_filled(_read(name, path)))
                 except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors, too
                     raise DataError(
                         f"{path}: its rows do not all have the same types of values ({error})."
@@ -301,6 +315,12 @@ def _file(folder: Path, split: str, splits: set[str]) -> Path | None:
     others = [alias for alias in ALIASES.get(split, ()) if alias not in splits]
     names = [f"{name}{ending}" for name in (split, *others) for ending in ENDINGS]
     return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _filled(rows: list[Row]) -> list[Row]:
+    """The rows with the same fields, None where a row lacks one: a table's first row names all."""
+    empty = dict.fromkeys(field for row in rows for field in row)
+    return [empty | row for row in rows]
 
 
 def _read(name: str, path: Path) -> list[Row]:

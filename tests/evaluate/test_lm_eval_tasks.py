@@ -203,6 +203,17 @@ def test_samples_that_do_not_fit_the_cloud_are_left_out(generator, edge, data):
     assert found.arms["lora_gen"].tasks["boolq"].cloud_shots == card["shots"]
 
 
+def test_a_result_says_which_split_was_scored(generator, edge, tmp_path):
+    data = TaskData(str(write_tasks(tmp_path, records=2, splits=("train", "validation"))))
+    options = {"controls": False, "baseline": False, "shots": 0}
+    found, _ = run_all(generator, edge, data, ("arc_easy", "piqa"), **options)
+    tasks = found.to_json()["arms"]["lora_gen"]["tasks"]
+    assert tasks["arc_easy"]["split"] == "validation" and "split" not in tasks["piqa"]
+    assert [one for one in found.words if "split" in one] == data.words(("arc_easy",))
+    alone = evaluate_model(a_run(edge, data, 0), edge, ("arc_easy",))
+    assert alone.words == data.words(("arc_easy",)) != []
+
+
 def test_a_task_without_a_description_is_refused(generator, edge, data):
     with pytest.raises(ConfigError, match="needs a description of mmlu; only arc"):
         run_all(generator, edge, data, ["mmlu"])

@@ -65,6 +65,31 @@ def test_rows_in_the_hubs_own_layout_are_read_as_they_are(tmp_path):
     assert data.load("boolq", 0).doc_to_target(rows["boolq"]) == 1
 
 
+def test_a_field_that_the_first_row_lacks_is_read(tmp_path):
+    rows = mmlu_rows("test", 3)
+    rows[1]["note"] = "kept"
+    write_split(tmp_path, "mmlu_anatomy", "test", rows)
+    docs = TaskData(str(tmp_path)).load("mmlu_anatomy", 0).eval_docs
+    assert [doc["note"] for doc in docs] == [None, "kept", None]
+    assert [doc["question"] for doc in docs] == [row["question"] for row in rows]
+
+
+def test_another_split_than_the_definitions_is_recorded_and_told(folder, tmp_path):
+    data = TaskData(str(folder))
+    data.load("arc_easy", 0)
+    data.load("piqa", 0)  # whose definition has no split of answers but validation
+    assert data.facts("arc_easy") == data.facts("piqa") == {} and not data.words(["arc_easy"])
+    write_split(tmp_path, "arc_easy", "validation", [record("arc_easy", i) for i in range(3)])
+    data = TaskData(str(tmp_path))
+    data.load("arc_easy", 0)
+    assert data.facts("arc_easy") == {"split": "validation"}
+    [said] = data.words(["arc_easy", "piqa"])
+    assert said == (
+        "arc_easy was scored on its validation split; lm-eval's definition scores test, which "
+        "--data lacks."
+    )
+
+
 def test_rows_that_do_not_go_together_are_told(tmp_path):
     (tmp_path / "arc_easy").mkdir()
     path = tmp_path / "arc_easy" / "test.jsonl"
