@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorage_jax import distributed
 from lorage_jax.data.templates import Template
 from lorage_jax.errors import ConfigError
+from lorage_jax.files.manifest import MERGED, manifest_of
 from lorage_jax.generator.card import load_card
 from lorage_jax.hf.source import open_model
 from lorage_jax.llamacpp.export import export_gguf
@@ -18,7 +20,9 @@ from lorage_jax.models.model import Model
 if TYPE_CHECKING:
     from lorage_jax.commands.conversion_options import Export
 
+_log = logging.getLogger(__name__)
 DEFAULT = "f16"
+FEW_BITS = ("q4", "q5")
 
 
 def run(options: Export) -> dict[str, Any] | None:
@@ -36,6 +40,12 @@ def _exported(options: Export) -> dict[str, Any]:
     kind = options.type or DEFAULT
     if options.base is None:
         export_gguf(options.model, options.gguf, kind, options.pre, options.overwrite, turns)
+        if kind.startswith(FEW_BITS) and manifest_of(options.model).get("format") == MERGED:
+            _log.warning(
+                "%s may lose part of the update of these merged weights, which is not measured "
+                "without their base; lorage specialize --save gguf --gguf-type %s measures it.",
+                *(kind, kind),
+            )
     elif turns is not None or options.pre is not None:
         raise ConfigError("--base cannot be combined with --turns or --pre: it brings a tokenizer.")
     else:

@@ -140,7 +140,7 @@ class Specialize:
     seed: int | None = None
     """Seed of stochastic rounding; by default 0."""
     strict: bool = False
-    """Fail if the cast loses more than a tenth of the prompt's effect."""
+    """Fail if the cast or the GGUF file loses more than a tenth of the prompt's effect."""
     base_name: str | None = None
     """With --save adapter: name of the base in the adapter's config; by default the Hub's, or the
     folder's own."""

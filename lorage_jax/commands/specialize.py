@@ -123,7 +123,8 @@ def _deployed(
         report = deploy(generator, text, temporary, folder, outputs, reading)
         write_manifest(temporary, {"format": FORMAT, "report": report.to_json()})
     print(describe(report, options.out))
-    if outputs.merges and (words := loss_in_words(report.merge, report.dtype)) is not None:
+    words = loss_in_words(report.merge, report.dtype, outputs.gguf_type)
+    if outputs.merges and words is not None:
         print(f"lorage: {words}", file=sys.stderr)
     return report.to_json()
 
@@ -150,12 +151,15 @@ def describe(report: DeployReport, out: Path) -> str:
         f"Parity: largest logit difference {parity['max_abs_logit_diff']:.1e} ({pairs}), "
         f"weights {report.dtype}",
     ]
+    gguf = ""
+    if merge.kl_lost_gguf is not None:
+        gguf = f"; {merge.kl_lost_gguf:.1e} lost in the GGUF file"
     if saved & {"merged", "gguf"}:
         lines.append(
             f"Merge: largest rounding error {merge.largest_rounding:.1e}, "
             f"{merge.share_unmoved:.1%} of FFN weights did not move, rounding {merge.rounding}; "
             f"KL lost by the cast {merge.kl_lost:.1e} of the prompt's {merge.kl_effect:.1e} nats "
-            "per token"
+            f"per token{gguf}"
         )
     card = f"; card {report.card_bytes} bytes" if "card" in saved else ""
     lines.append(

@@ -23,6 +23,7 @@ from lorage_jax.generator.parity import (
     cast,
     check_limits,
     differences,
+    gguf_logits,
     mean_kl,
     probe_logits,
     reloaded_logits,
@@ -91,7 +92,8 @@ class Outputs:
         save: any of OUTPUTS; report.json is always written.
         dtype: float32, bfloat16 or float16 for all weights; by default they keep their dtypes.
         rounding, seed: of the merged weights, see `merge`.
-        strict: make it an error if the cast loses more than LOST of the card's effect.
+        strict: make it an error if the cast or the GGUF file loses more than LOST of the card's
+            effect.
         base_name: name of the base model in the adapter's config; see `portable_name`.
         gguf_type: how the matrices of the merged GGUF file are stored; see `export_gguf`.
 
@@ -178,11 +180,11 @@ def deploy(
     logits["merged"] = probe_logits(whole, probe)
     merge = _with_divergences(merge, logits, base)
     _check_loss(merge, target, outputs)
+    if "gguf" in outputs.save:
+        merge = _write_gguf(whole, out / "merged.gguf", outputs, merge, logits["unmerged"], probe)
     if "merged" in outputs.save:
         export_merged(special, out / "merged", base=edge_folder, dtype=outputs.dtype)
         logits |= reloaded_logits(out / "merged", probe)
-    if "gguf" in outputs.save:
-        export_gguf(whole, out / "merged.gguf", outputs.gguf_type)
     report = DeployReport(
         parity=differences(logits),
         parity_limit=check_limits(logits, exact=target == "float32"),
@@ -204,6 +206,25 @@ def _write_unmerged(pool: Pool, card: Card, edge: Model, out: Path, outputs: Out
         export_adapter(pool, card, edge, out / "adapter", base_name=outputs.base_name)
     if "lora-gguf" in outputs.save:
         export_lora_gguf(pool, card, edge, out / "lora.gguf")
+
+
+def _write_gguf(
+    model: Model,
+    path: Path,
+    outputs: Outputs,
+    merge: MergeReport,
+    unmerged: Float[np.ndarray, "1 T V"],
+    probe: Int[np.ndarray, "1 T"],
+) -> MergeReport:
+    """Writes the merged GGUF file and returns the report with what it loses.
+
+    Raises WeightsError if that is too much, with `strict`.
+    """
+    export_gguf(model, path, outputs.gguf_type)
+    lost = mean_kl(unmerged, gguf_logits(model, path, probe))
+    merge = dataclasses.replace(merge, kl_lost_gguf=lost)
+    _check_loss(merge, str(model.dtype), outputs)
+    return merge
 
 
 def _written(report: DeployReport, out: Path) -> DeployReport:
@@ -229,26 +250,40 @@ def _facts(edge: Model, prompt: str, card: Card) -> dict[str, Any]:
     }
 
 
-def loss_in_words(merge: MergeReport, dtype: str) -> str | None:
-    """Says that the cast loses more than LOST of the card's effect, and what to do; None if not."""
-    lost, effect = merge.kl_lost or 0.0, merge.kl_effect or 0.0
+def loss_in_words(merge: MergeReport, dtype: str, gguf_type: str = "f16") -> str | None:
+    """Says that the cast, or the GGUF file, loses more than LOST of the card's effect.
+
+    And what to do; None if neither does.
+    """
+    if (share := _share_lost(merge.kl_lost, merge.kl_effect)) is not None:
+        other = "nearest" if merge.rounding == "stochastic" else "stochastic"
+        return (
+            f"the cast to {dtype} loses {share}; {merge.share_unmoved:.1%} of the FFN weights did "
+            f"not move. To keep it, use --dtype float32, --rounding {other}, or the adapter "
+            "without merging it (--save adapter; lorage generate --adapter)."
+        )
+    if (share := _share_lost(merge.kl_lost_gguf, merge.kl_effect)) is not None:
+        return (
+            f"the GGUF file in {gguf_type} loses {share}. To keep it, use a --gguf-type of more "
+            "bits (q8_0, f16, f32), or --save lora-gguf for llama.cpp's --lora beside the base."
+        )
+    return None
+
+
+def _share_lost(lost: float | None, effect: float | None) -> str | None:
+    """The share of the effect that is lost, in words; None if it is LOST or less."""
+    lost, effect = lost or 0.0, effect or 0.0
     if lost <= max(LOST * effect, NOISE):
         return None
-    other = "nearest" if merge.rounding == "stochastic" else "stochastic"
     share = f"{lost / effect:.0%} of the prompt's effect" if effect > NOISE else "the whole effect"
-    return (
-        f"the cast to {dtype} loses {share} (KL {lost:.1e} of {effect:.1e} nats per token; "
-        f"{merge.share_unmoved:.1%} of the FFN weights did not move). To keep it, use "
-        f"--dtype float32, --rounding {other}, or the adapter without merging it "
-        "(--save adapter; lorage generate --adapter)."
-    )
+    return f"{share} (KL {lost:.1e} of {effect:.1e} nats per token)"
 
 
 def _check_loss(merge: MergeReport, dtype: str, outputs: Outputs) -> None:
     """Raises WeightsError for a lossy cast of weights that are written, if `strict`."""
     if not (outputs.strict and outputs.merges):
         return
-    if (words := loss_in_words(merge, dtype)) is not None:
+    if (words := loss_in_words(merge, dtype, outputs.gguf_type)) is not None:
         raise WeightsError(f"{words} Nothing was written (--strict).")
 
 

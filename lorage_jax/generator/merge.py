@@ -49,6 +49,7 @@ class MergeReport:
         kl_lost: mean KL divergence, in nats per token, of the merged model's next-token
             distribution from that of the unmerged one; None if no tokens were compared.
         kl_effect: the same between the base model and the unmerged one: the card's whole effect.
+        kl_lost_gguf: like kl_lost, for the weights of the GGUF file; None if none was written.
     """
 
     largest_rounding: float
@@ -58,6 +59,7 @@ class MergeReport:
     rounding: str = "nearest"
     kl_lost: float | None = None
     kl_effect: float | None = None
+    kl_lost_gguf: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 
 from lorage_jax.errors import WeightsError
 from lorage_jax.generator.card import Card
-from lorage_jax.hf.load import load_model
+from lorage_jax.hf.gguf import gguf_tensors
+from lorage_jax.hf.load import load_model, read_params
 from lorage_jax.models.experts import Pool
 from lorage_jax.models.model import Model, forward
 
@@ -47,6 +48,15 @@ def reloaded_logits(
     if importlib.util.find_spec("torch") is not None:
         found["transformers"] = _transformers_logits(folder, tokens)
     return found
+
+
+def gguf_logits(
+    model: Model, path: Path, tokens: Int[np.ndarray, "1 T"]
+) -> Float[np.ndarray, "1 T V"]:
+    """Logits with the weights of a GGUF file that `model` was written to."""
+    tensors = gguf_tensors(path, model.config)
+    params = read_params(model.config, tensors, "float32")
+    return probe_logits(model.replace(params=params), tokens)
 
 
 def _transformers_logits(

@@ -75,15 +75,19 @@ def gguf_config(path: Path) -> ModelConfig:
 
 def open_gguf(path: Path) -> tuple[ModelConfig, GgufCheckpoint]:
     """Opens the config and the tensors of a file. Raises WeightsError."""
-    file = open_gguf_file(path)
-    config = _config(file)
-    row = ARCHITECTURES[config.family]
+    config = gguf_config(path)
+    return config, gguf_tensors(path, config)
+
+
+def gguf_tensors(path: Path, config: ModelConfig) -> GgufCheckpoint:
+    """The tensors of a file that holds a model of this config. Raises WeightsError."""
+    file, row = open_gguf_file(path), ARCHITECTURES[config.family]
     name = tensor_names(config, row)
     there = {own: name(own) for own in tables.tensor_shapes(config)}
     names = {own: found for own, found in there.items() if found in file.tensors}
     unknown = set(file.tensors) - set(there.values()) - {ROPE}
     names |= {one: one for one in file.tensors if one in unknown}
-    return config, GgufCheckpoint(file, config, row, names)
+    return GgufCheckpoint(file, config, row, names)
 
 
 def gguf_tokenizer(path: Path, pre: str | None = None) -> Any:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from lorage_jax.config import ModelConfig
 from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, has_chat_template
 from lorage_jax.errors import DataError, WeightsError
 from lorage_jax.fields import home_path, require_kind
@@ -51,6 +52,15 @@ def load_model(
     config, checkpoint, tokenizer, _ = open_model(folder, with_tokenizer=True)
     device = jax.local_devices()[0] if layout is None else layout.mesh.devices.flat[0]
     dtype = choose_dtype(dtype, config, device.platform)
+    params = read_params(config, checkpoint, dtype, layout)
+    return Model(config, params, tokenizer, folder_template(folder, tokenizer), folder)
+
+
+def read_params(
+    config: ModelConfig, checkpoint: Tensors, dtype: str, layout: Layout | None = None
+) -> dict[str, Any]:
+    """The parameters of a checked model: on the first device, or sharded by `layout`."""
+    device = jax.local_devices()[0]
 
     def place(leaf: Leaf, row: tables.Row) -> jax.Array:
         sharding = SingleDeviceSharding(device) if layout is None else layout.sharding(leaf)
@@ -66,7 +76,7 @@ def load_model(
         for name in path[:-1]:
             target = target.setdefault(name, {})
         target[path[-1]] = place(leaf, row)
-    return Model(config, params, tokenizer, folder_template(folder, tokenizer), folder)
+    return params
 
 
 def stored_dtypes(folder: str | Path) -> tuple[str, str]:
