@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorage_jax.data.templates import Message
+from lorage_jax.infer.chat import DEFAULT_TOKENS
 from lorage_jax.infer.sample import Sampling, SamplingError
 from lorage_jax.infer.slots import ALTERNATIVES
 from lorage_jax.serve.errors import RequestError
 
 MOST_STOPS = 4
+CONTINUED_TOKENS = 16  # of an answer of /v1/completions, by default
 MOST_PROMPTS = 64  # of one request to /v1/completions
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -32,6 +34,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "suffix": (None, ""),
     "echo": (None, False),
+    # Of vLLM, SGLang and llama.cpp.
+    "repetition_penalty": (None, 1),
+    "repeat_penalty": (None, 1),
+    "min_p": (None, 0),
+    "typical_p": (None, 1),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logits_processors": (None, []),
+    "use_beam_search": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "prompt_logprobs": (None,),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "json_schema": (None,),
+    "regex": (None,),
+    "ebnf": (None,),
+    "grammar": (None, ""),
     "audio": (None,),
     "prediction": (None,),
 }
@@ -43,12 +70,13 @@ class Settings:
 
     Attributes:
         model: `edge`, `edge:CARD`, `CARD` or `edge:auto`.
-        most: the most tokens of an answer; None: the server's default.
+        most: the most tokens of an answer; None: `usual`, or as many as have room.
         sampling: how tokens are chosen; greedy without a temperature.
         stop: texts before which an answer stops.
         stream: send pieces as they come.
         usage: send the numbers of tokens at the end of a stream.
         alternatives: likeliest tokens to report per token; None: no log-probabilities.
+        usual: the most tokens of an answer to a request that names no number.
     """
 
     model: str
@@ -58,6 +86,7 @@ class Settings:
     stream: bool
     usage: bool
     alternatives: int | None
+    usual: int = DEFAULT_TOKENS
 
 
 class Fields:
@@ -112,9 +141,7 @@ class Fields:
         """Raises RequestError for a known field that would change the answer and cannot."""
         for name, neutral in NEUTRAL.items():
             value = self.values.get(name)
-            if not any(value == one and type(value) is type(one) for one in neutral) and not (
-                isinstance(value, float) and value == 0 and 0 in neutral
-            ):
+            if not any(_same(value, one) for one in neutral):
                 only = " or ".join(json.dumps(one) for one in neutral if one is not None)
                 raise RequestError(
                     f"{name} is not supported{f' except as {only}' if only else ''}; leave it out.",
@@ -128,7 +155,7 @@ def read_settings(fields: Fields, chat: bool) -> Settings:
     fields.refuse_unsupported()
     most = fields.whole("max_completion_tokens", 1, 1 << 30)
     if most is None:
-        most = fields.whole("max_tokens", 1, 1 << 30, None if chat else 16)
+        most = fields.whole("max_tokens", 1, 1 << 30)
     if chat:
         asked = fields.get("logprobs", bool, "true or false", False)
         top = fields.whole("top_logprobs", 0, ALTERNATIVES)
@@ -147,19 +174,19 @@ def read_settings(fields: Fields, chat: bool) -> Settings:
         stream=stream,
         usage=stream and options.get("include_usage") is True,
         alternatives=alternatives,
+        usual=DEFAULT_TOKENS if chat else CONTINUED_TOKENS,
     )
 
 
 def _sampling(fields: Fields) -> Sampling:
     seed = fields.get("seed", int, "a whole number")
     seed = secrets.randbits(32) if seed is None else seed % 2**32
+    top_k = max(fields.get("top_k", int, "a whole number", 0), 0)
+    top_p = fields.number("top_p", 1.0)
+    if top_p == 0:  # of the most likely tokens the fewest: one
+        top_k, top_p = 1, 1.0
     try:
-        return Sampling(
-            temperature=fields.number("temperature", 0.0),
-            top_k=max(fields.get("top_k", int, "a whole number", 0), 0),
-            top_p=fields.number("top_p", 1.0),
-            seed=seed,
-        )
+        return Sampling(fields.number("temperature", 0.0), top_k, top_p, seed)
     except SamplingError as error:
         raise RequestError(str(error), param=error.field) from None
 
@@ -192,7 +219,10 @@ def _message(value: Any, number: int) -> Message:
         )
     if value.get("tool_calls") or value.get("function_call"):
         raise RequestError(f"{where} calls tools, which are not supported.", param="messages")
-    return {"role": ROLES[role], "content": _content(value.get("content"), where)}
+    content = value.get("content")
+    if content is None and role == "assistant":  # an earlier answer that said nothing
+        content = ""
+    return {"role": ROLES[role], "content": _content(content, where)}
 
 
 def _content(value: Any, where: str) -> str:
@@ -240,6 +270,11 @@ def _is_ids(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
     )
+
+
+def _same(value: Any, other: Any) -> bool:
+    """True for equal values of JSON, in which 1.0 is 1 and true is not."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _kind(value: Any) -> str:

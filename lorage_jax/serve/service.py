@@ -22,7 +22,8 @@ from lorage_jax.generator.adapter import export_adapter
 from lorage_jax.generator.card import Card, card_from_dict
 from lorage_jax.generator.generator import Generator
 from lorage_jax.generator.lora_gguf import export_lora_gguf
-from lorage_jax.infer.chat import DEFAULT_TOKENS, check_last
+from lorage_jax.infer.chat import check_last
+from lorage_jax.infer.defaults import notice_unobeyed
 from lorage_jax.infer.generate import eos_ids
 from lorage_jax.infer.text import Stops
 from lorage_jax.models.model import Model
@@ -102,6 +103,7 @@ class Service:
 
     def start(self, warm: int = 0) -> None:
         """Compiles the programs of requests up to `warm` tokens, and starts the threads."""
+        notice_unobeyed(self.edge)
         warm = min(warm, self.context - 2)
         self.scheduler.warm(warm)
         self.maker.warm(warm)
@@ -120,19 +122,22 @@ class Service:
         with _request_errors("messages"):
             check_last(messages, adapted=gates is not None)
             ids = await asyncio.to_thread(template.ids, messages)
-        return self._answers(settings, [ids], gates, template.ends, template.lead)
+        return self._answers(settings, "messages", [ids], gates, template.ends, template.lead)
 
     async def continuations(self, settings: Settings, prompts: Sequence[Any]) -> list[Answer]:
         """The continuations of texts or token ids, not yet begun. Raises RequestError."""
         gates = await self._gates(settings.model)
-        return self._answers(settings, await asyncio.to_thread(self._rows, prompts), gates)
+        rows = await asyncio.to_thread(self._rows, prompts)
+        return self._answers(settings, "prompt", rows, gates)
 
     def _rows(self, prompts: Sequence[Any]) -> list[Sequence[int]]:
         """The token ids of texts, or those that were given."""
         size, tokenizer, rows = self.edge.config.vocab_size, self.edge.tokenizer, []
-        for prompt in prompts:
+        for i, prompt in enumerate(prompts):
             with _request_errors("prompt"):
                 row = encode_marked(tokenizer, prompt) if isinstance(prompt, str) else prompt
+            if not row:
+                raise RequestError(f"prompt {i} has no tokens; expected a text.", param="prompt")
             if not 0 <= min(row) <= max(row) < size:
                 raise RequestError(
                     f"the token ids run from {min(row)} to {max(row)}; this model's vocabulary is "
@@ -145,6 +150,7 @@ class Service:
     def _answers(
         self,
         settings: Settings,
+        param: str,
         rows: Sequence[Sequence[int]],
         gates: np.ndarray | None,
         ends: Sequence[int] = (),
@@ -156,7 +162,7 @@ class Service:
         for ids in rows:
             job = Job(
                 ids=ids,
-                most=self._most(settings, len(ids)),
+                most=self._most(settings, param, len(ids)),
                 deliver=_nobody,
                 gates=gates,
                 sampling=settings.sampling,
@@ -166,17 +172,17 @@ class Service:
             answers.append(Answer(job, self.tokenizer, stops, lead))
         return answers
 
-    def _most(self, settings: Settings, length: int) -> int:
-        """The most tokens of an answer to a prompt of `length` tokens."""
+    def _most(self, settings: Settings, param: str, length: int) -> int:
+        """The most tokens of an answer to a prompt of `length` tokens, the request's `param`."""
         room, most = self.context - length, settings.most
         if room < 1 or (most is not None and most > room):
             asked = "" if most is None else f" and {most} new ones were asked for"
             raise RequestError(
                 f"the prompt has {length} tokens{asked}; this server's context is {self.context}.",
-                param="messages" if most is None else "max_tokens",
+                param=param if most is None else "max_tokens",
                 code="context_length_exceeded",
             )
-        return min(DEFAULT_TOKENS, room) if most is None else most
+        return min(settings.usual, room) if most is None else most
 
     async def _gates_of_chat(
         self, model: str, messages: list[Message]

@@ -1,12 +1,17 @@
 """What is wrong with a request gets one message in OpenAI's form, and the server goes on."""
 
 import json
+import logging
+import shutil
 import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
+from lorage_jax import nano
+from lorage_jax.hf.load import load_model
+from lorage_jax.serve.service import Limits, Service
 from tests.serve.server import running
 
 CHAT = {"model": "edge", "messages": [{"role": "user", "content": "moon"}], "max_tokens": 2}
@@ -69,7 +74,17 @@ def send(url, body=None, method=None, key=None):
         ("chat/completions", CHAT | {"temperature": -1}, 400, "temperature", "temperature"),
         ("chat/completions", CHAT | {"temperature": "hot"}, 400, "temperature", "a number"),
         ("chat/completions", CHAT | {"temperature": 10**400}, 400, "temperature", "is inf"),
-        ("chat/completions", CHAT | {"top_p": 0}, 400, "top_p", "top_p"),
+        ("chat/completions", CHAT | {"top_p": -0.1}, 400, "top_p", "top_p"),
+        ("chat/completions", CHAT | {"repetition_penalty": 1.1}, 400, "repetition_penalty",
+         "not supported except as 1"),
+        ("chat/completions", CHAT | {"min_p": 0.1}, 400, "min_p", "not supported"),
+        ("chat/completions", CHAT | {"stop_token_ids": [7]}, 400, "stop_token_ids",
+         "not supported"),
+        ("completions", TEXT | {"ignore_eos": True}, 400, "ignore_eos", "not supported"),
+        ("completions", TEXT | {"min_tokens": 1}, 400, "min_tokens", "not supported"),
+        ("completions", TEXT | {"guided_json": {}}, 400, "guided_json", "leave it out"),
+        ("completions", TEXT | {"skip_special_tokens": False}, 400, "skip_special_tokens",
+         "not supported except as true"),
         ("chat/completions", CHAT | {"stop": [""]}, 400, "stop", "none empty"),
         ("chat/completions", CHAT | {"stop": list("abcde")}, 400, "stop", "at most 4"),
         ("chat/completions", CHAT | {"stream": "yes"}, 400, "stream", "true or false"),
@@ -83,6 +98,8 @@ def send(url, body=None, method=None, key=None):
         ("completions", TEXT | {"prompt": [-1]}, 400, "prompt", "vocabulary"),
         ("completions", TEXT | {"prompt": ["a"] * 65}, 400, "prompt", "at most 64"),
         ("completions", TEXT | {"prompt": "a " * 5000}, 400, "max_tokens", "context"),
+        ("completions", TEXT | {"prompt": "a " * 5000, "max_tokens": None}, 400, "prompt",
+         "context"),
         ("completions", TEXT | {"model": "edge:auto"}, 400, None, "needs a chat"),
         ("completions", TEXT | {"echo": True}, 400, "echo", "not supported"),
         ("cards", {}, 400, "system", "missing"),
@@ -113,8 +130,13 @@ def test_one_message(api, path, body, status, param, words):
         ("completions", {"logprobs": 20}),
         ("completions", {"prompt": ["a"] * 64, "max_tokens": 1}),
         ("chat/completions", {"n": 1, "tools": [], "presence_penalty": 0.0, "tool_choice": "auto"}),
+        ("completions", {"repetition_penalty": 1.0, "min_p": 0, "min_tokens": 0,
+                         "ignore_eos": False, "stop_token_ids": [], "guided_json": None,
+                         "skip_special_tokens": True}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "sun"}, {"role": "assistant",
+                              "content": None}, {"role": "user", "content": "moon"}]}),
     ],
-)
+)  # fmt: skip
 def test_the_largest_and_the_neutral_values_are_taken(api, path, more):
     body = (CHAT if path.startswith("chat") else TEXT) | more
     status, answer = send(f"{api.url}/v1/{path}", body)
@@ -128,6 +150,45 @@ def test_a_request_may_fill_the_context(nano_service, nano_pair):
         assert send(f"{url}/v1/chat/completions", CHAT | {"max_tokens": room})[0] == 200
         status, answer = send(f"{url}/v1/chat/completions", CHAT | {"max_tokens": room + 1})
         assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_an_answer_of_unnamed_length_ends_with_the_context(nano_service, nano_pair):
+    """Sixteen tokens of a continuation, unless fewer have room; an answer of a chat likewise."""
+    body = {"model": "edge", "logprobs": 0, "prompt": [7] * 22}
+    with running(nano_service(context=32)) as url:
+        status, answer = send(f"{url}/v1/completions", body)
+        assert status == 200 and 0 < answer["usage"]["completion_tokens"] <= 10
+        assert send(f"{url}/v1/completions", body | {"max_tokens": 11})[0] == 400
+        status, answer = send(f"{url}/v1/completions", body | {"prompt": [7] * 4})
+        assert status == 200 and answer["usage"]["completion_tokens"] <= 16
+
+
+def test_a_text_without_tokens_is_the_requests_mistake(api, monkeypatch):
+    monkeypatch.setattr("lorage_jax.serve.service.encode_marked", lambda tokenizer, text: [])
+    status, answer = send(f"{api.url}/v1/completions", TEXT)
+    assert (status, answer["error"]["param"]) == (400, "prompt")
+    assert "prompt 0 has no tokens" in answer["error"]["message"]
+
+
+def test_the_smallest_top_p_is_the_most_likely_token(api):
+    greedy = send(f"{api.url}/v1/completions", TEXT | {"max_tokens": 6})[1]
+    for seed in range(3):
+        more = {"max_tokens": 6, "temperature": 2.0, "top_p": 0, "seed": seed}
+        status, answer = send(f"{api.url}/v1/completions", TEXT | more)
+        assert status == 200 and answer["choices"][0]["text"] == greedy["choices"][0]["text"]
+
+
+def test_settings_of_the_folder_that_are_not_obeyed_are_told_at_the_start(
+    nano_pair, tmp_path, caplog
+):
+    folder = shutil.copytree(nano.EDGE, tmp_path / "edge")
+    settings = {"no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    service = Service(nano_pair[0], load_model(folder), tmp_path / "cards", Limits())
+    with caplog.at_level(logging.WARNING):
+        service.start()
+    service.stop()
+    assert "asks for no_repeat_ngram_size=2, which" in caplog.text
 
 
 def test_the_server_is_alive_after_all_of_it(api):
