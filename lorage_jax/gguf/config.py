@@ -25,6 +25,7 @@ LONG = ("rope_factors_long.weight", "rope_factors_short.weight")
 SOFTCAPS = (50.0, 30.0)
 UNREAD = ("rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor")
 QUERY_SCALE = "attention.scale"
+ATTENTION_FACTOR = "rope.scaling.attn_factor"
 
 
 def read_fields(file: GgufFile) -> dict[str, Any]:
@@ -117,10 +118,7 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
             f"it is a mixture of {experts} experts, which would need a router over several FFNs in "
             "every layer"
         )
-    unread = UNREAD if row.factors else (*UNREAD, QUERY_SCALE)
-    keys.problems += [
-        f"{row.name}.{name} is not supported" for name in unread if keys.get(name) is not None
-    ]
+    _refuse_unread(row, keys)
     rotary = keys.number("rope.dimension_count", head_dim)
     if rotary != head_dim and not row.partial_rope:
         keys.problems.append(f"{rotary} of {head_dim} channels of a head rotate")
@@ -139,7 +137,7 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
         "max_positions": keys.number("context_length"),
         "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": float(theta),
-        "rope_scaling": _rope(file, keys, rotary, theta),
+        "rope_scaling": _scaling(file, keys, rotary, theta),
         "rotary_fraction": rotary / head_dim,
         "tied_head": "output.weight" not in file.tensors,
         "activation": row.activation,
@@ -149,6 +147,19 @@ def _fields(file: GgufFile, row: Architecture, keys: _Keys) -> dict[str, Any]:
         **_windows(row, keys, layers),
         **_tokens(file),
     }
+
+
+def _refuse_unread(row: Architecture, keys: _Keys) -> None:
+    """Notes keys that change the arithmetic in a way that is not computed here."""
+    unread = UNREAD if row.factors else (*UNREAD, QUERY_SCALE)
+    keys.problems += [
+        f"{row.name}.{name} is not supported" for name in unread if keys.get(name) is not None
+    ]
+    if keys.get("attention.causal", True) is False:
+        keys.problems.append(
+            f"{row.name}.attention.causal is False: its tokens see those after them, which a model "
+            "that writes text does not"
+        )
 
 
 def _factors(row: Architecture, keys: _Keys, query_scale: float) -> dict[str, Any]:
@@ -212,6 +223,14 @@ def _tokens(file: GgufFile) -> dict[str, Any]:
     }
 
 
+def _scaling(file: GgufFile, keys: _Keys, size: int, theta: float) -> RopeScaling | None:
+    """`_rope`, and a problem for a factor of the attention that it does not hold."""
+    found, factor = _rope(file, keys, size, theta), keys.get(ATTENTION_FACTOR, 1.0)
+    if factor != 1 and (found is None or found.kind != "yarn"):
+        keys.problems.append(f"{ATTENTION_FACTOR} is {factor!r} without yarn; expected 1")
+    return found
+
+
 def _rope(file: GgufFile, keys: _Keys, size: int, theta: float) -> RopeScaling | None:
     """The scaling of rotary positions, of which `size` channels of a head rotate."""
     kind = keys.get("rope.scaling.type", "linear")
@@ -244,7 +263,7 @@ def _rope(file: GgufFile, keys: _Keys, size: int, theta: float) -> RopeScaling |
         original_max_positions=keys.number("rope.scaling.original_context_length"),
         beta_fast=float(keys.get("rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(keys.get("rope.scaling.yarn_beta_slow", 1.0)),
-        attention_factor=growth * keys.get("rope.scaling.attn_factor", 1.0),
+        attention_factor=growth * keys.get(ATTENTION_FACTOR, 1.0),
     )
 
 

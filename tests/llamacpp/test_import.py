@@ -132,6 +132,8 @@ ADAPTER = {"general.type": "adapter", "adapter.type": "lora"}
         ({"llama.block_count": 1 << 28}, "268435456 layers for 30 tensors"),
         ({"llama.block_count": 2}, r"blk.2.* is not part of a llama"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale is not supported"),
+        ({"llama.attention.causal": False}, "llama.attention.causal is False"),
+        ({"llama.rope.scaling.attn_factor": 1.3}, "rope.scaling.attn_factor is 1.3 without yarn"),
         (ADAPTER, "is a LoRA adapter for llama.cpp, not a model: llama-server -m BASE.gguf --lora"),
         ({"general.type": "mmproj"}, "a GGUF file of the type 'mmproj'"),
         ({"split.count": 3}, "one part of a split model.*llama-gguf-split --merge"),
@@ -147,6 +149,12 @@ def test_files_that_are_not_read(tiny, tmp_path, keys, says):
     with pytest.raises(WeightsError, match=says):
         import_gguf(tmp_path / "x.gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_keys_that_change_nothing_are_read(tiny, tmp_path):
+    keys = {"llama.attention.causal": True, "llama.rope.scaling.attn_factor": 1.0}
+    rewrite(tiny, tmp_path / "x.gguf", keys)
+    assert lg.load_model(tmp_path / "x.gguf").config == lg.load_model(tiny).config
 
 
 def test_damaged_files(tiny, tmp_path):
