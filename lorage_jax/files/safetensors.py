@@ -148,6 +148,15 @@ class Checkpoint:
         return self.raw(name).view(DTYPES[tensor.dtype]).reshape(tensor.shape)[index]
 
 
+def used_files(folder: Path) -> list[Path]:
+    """The files that `Checkpoint.open` reads, or all of a folder in which it finds none."""
+    if os.path.lexists(folder / SINGLE):
+        return [folder / SINGLE]
+    if os.path.lexists(folder / INDEX):
+        return [folder / name for name in sorted(set(_read_index(folder, []).values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
 def _read_index(folder: Path, problems: list[str]) -> dict[str, str]:
     """The index's weight map: tensor name -> file name. Appends to `problems`."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors
 
 from lorage_jax.errors import WeightsError
+from lorage_jax.files.safetensors import used_files
 
 FIELDS = ("quantization_config", "compression_config")
 # `quant_method` in config.json -> what people call it.
@@ -52,8 +53,8 @@ def refuse_quantised_config(folder: Path, raw: dict[str, Any]) -> None:
 
 
 def refuse_quantised_tensors(folder: Path) -> None:
-    """Raises WeightsError if a folder holds quantised tensors, whatever its config.json says."""
-    for file in sorted(folder.glob("*.safetensors")):
+    """Raises WeightsError if a folder's model is quantised, whatever its config.json says."""
+    for file in used_files(folder):
         if (found := _quantised_tensor(file)) is not None:
             raise WeightsError(f"{folder} holds quantised weights: {found}. {ADVICE}")
 

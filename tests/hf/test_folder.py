@@ -252,6 +252,22 @@ def test_quantised_tensors_without_a_word_in_config(change, name, tensor, words)
     assert "holds quantised weights" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_quantised_file_that_is_not_used_does_not_hurt(tiny, change):
+    """Beside the model's own file, or files that its index names."""
+    eight = {"model.norm.weight": torch.zeros(2).to(torch.float8_e4m3fn)}
+    folder, right = change("llama"), load_model(tiny("llama")[0])
+    save_file(eight, folder / "model-fp8.safetensors")
+    same(load_model(folder), right)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    names = dict.fromkeys(load_file(folder / "model-1.safetensors"), "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    same(load_model(folder), right)
+    index.unlink()
+    with pytest.raises(WeightsError, match=r"model.norm.weight is F8_E4M3"):
+        load_model(folder)  # what there is cannot be used, and the reason is the nearest
+
+
 def test_a_leftover_note_on_quantising_does_not_hurt(tiny, change):
     folder = change("llama", quantization_config=None)
     (folder / "quantize_config.json").write_text('{"bits": 4}')
