@@ -127,16 +127,24 @@ def check_generation(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -
             "sample, or pass do_sample=False."
         )
     # Without sampling, a default that says otherwise has no effect.
-    merged = {**defaults, "do_sample": False, **settings}
-    found = [f"eos_token_id={settings['eos_token_id']}"] if settings.get("eos_token_id") else []
-    if found := found + unobeyed(merged):
-        names = [one.partition("=")[0] for one in found]
-        where = " of generation_config.json" if not set(names) & set(settings) else ""
-        raise ConfigError(
-            f"{', '.join(found)}{where} would change the answers and is not supported; decoding is "
-            "greedy. Leave it out, or give the value by which nothing changes (such as "
-            "repetition_penalty=1.0, no_repeat_ngram_size=0)."
-        )
+    found = unobeyed({**defaults, "do_sample": False, **settings})
+    only_asked = [name for name in ("eos_token_id", "max_length") if settings.get(name) is not None]
+    asked = [f"{name}={settings[name]!r}" for name in only_asked]
+    asked += [one for one in found if one.partition("=")[0] in settings]
+    own = [one for one in found if one not in asked]
+    if not asked and not own:
+        return
+    what, several = ", ".join(asked), len(asked) + len(own) > 1
+    if own:
+        folder = f"{', '.join(own)} of the model's generation_config.json or config.json"
+        what = f"{what}, and {folder}," if asked else folder
+    it = "them" if several else "it"
+    length = " The length of an answer is max_gen_toks." if "max_length" in only_asked else ""
+    raise ConfigError(
+        f"{what} would change the answers and {'are' if several else 'is'} not supported; decoding "
+        f"is greedy. {f'Leave {it} out' if asked else f'Remove {it} there'}, or give the value by "
+        f"which nothing changes (such as repetition_penalty=1.0, no_repeat_ngram_size=0).{length}"
+    )
 
 
 def as_hf_adapts(model: Model) -> Model:

@@ -104,6 +104,7 @@ def test_the_others_are_refused_in_a_sentence(stories, arguments, says):
         {"num_beams": 4},
         {"min_new_tokens": 5},
         {"eos_token_id": 7},
+        {"max_length": 60},
         {"suppress_tokens": [1]},
         {"something_new": 1},
     ],
@@ -111,9 +112,21 @@ def test_the_others_are_refused_in_a_sentence(stories, arguments, says):
 def test_settings_that_are_not_obeyed_are_refused_by_name(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         check_generation(settings, {})
-    if "do_sample" not in settings and "eos_token_id" not in settings:
-        with pytest.raises(ConfigError, match=r"of generation_config.json would change"):
+    if not {"do_sample", "eos_token_id", "max_length"} & set(settings):
+        with pytest.raises(ConfigError, match=r"of the model's generation_config.json") as error:
             check_generation({}, settings)
+        assert "Remove it there" in str(error.value) and "Leave" not in str(error.value)
+
+
+def test_each_setting_that_is_refused_has_its_place():
+    with pytest.raises(ConfigError) as error:
+        check_generation({"num_beams": 2, "max_length": 9}, {"min_length": 3, "num_beams": 4})
+    assert str(error.value) == (
+        "max_length=9, num_beams=2, and min_length=3 of the model's generation_config.json or "
+        "config.json, would change the answers and are not supported; decoding is greedy. Leave "
+        "them out, or give the value by which nothing changes (such as repetition_penalty=1.0, "
+        "no_repeat_ngram_size=0). The length of an answer is max_gen_toks."
+    )
 
 
 def test_settings_of_generation_that_are_no_numbers_are_refused(stories):
@@ -128,6 +141,7 @@ def test_settings_of_generation_that_are_no_numbers_are_refused(stories):
 def test_settings_without_effect_pass():
     defaults = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "no_repeat_ngram_size": 2}
     check_generation({"no_repeat_ngram_size": 0, "temperature": 0.0, "num_beams": 1}, defaults)
+    check_generation({"max_length": None}, {"max_length": 20})
     assert unobeyed({"min_length": 0, "guidance_scale": None, "eos_token_id": [1]}) == []
     check_device("cuda:1", "gpu")
     check_device(None, "tpu")

@@ -129,5 +129,5 @@ def test_answers_of_the_arms_obey_the_penalty(with_settings):
     (folder / defaults.FILE).write_text("{}")
     assert arms("asking", Placement(model), [TEXT]).answers == [plain]  # not the journal's
     (folder / defaults.FILE).write_text('{"no_repeat_ngram_size": 2}')
-    with pytest.raises(ConfigError, match=r"no_repeat_ngram_size=2 of generation_config\.json"):
+    with pytest.raises(ConfigError, match=r"ngram_size=2 of the model's generation_config\.json"):
         arms("asking", Placement(model), [TEXT])
