@@ -20,7 +20,7 @@ from lorage_jax.infer.defaults import default_penalty, generation_defaults
 from lorage_jax.infer.generate import eos_ids, generate_tokens
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.score import identity
-from lorage_jax.infer.text import GrowingTexts, Stops, continuation
+from lorage_jax.infer.text import GrowingTexts, Stops, continuation, spelling
 from lorage_jax.methods.method import Conditioning, Placement
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
@@ -150,6 +150,7 @@ class Generation:
             identity(model, placement.pool),
             *eos_ids(model),
             *_ends(model),
+            spelling(model.tokenizer),
             self.max_new_tokens,
             *self.stops,
             *([] if (penalty := default_penalty(model)) == 1 else [f"penalty {penalty}"]),

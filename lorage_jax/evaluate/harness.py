@@ -49,7 +49,7 @@ from lorage_jax.infer.place import place
 from lorage_jax.infer.prefixes import Prefix
 from lorage_jax.infer.sample import Sampling
 from lorage_jax.infer.score import BATCH_TOKENS, fit, identity, score
-from lorage_jax.infer.text import before_stops
+from lorage_jax.infer.text import before_stops, spelling
 from lorage_jax.models.experts import Experts
 from lorage_jax.models.model import Model
 from lorage_jax.progress import progress
@@ -247,7 +247,8 @@ class LorageLM(ChatRequests, TemplateLM):
         jobs = [self._job(*request.args) for request in requests]
         front = [] if self.prefix is None else [self.prefix.identity]
         model = identity(self.model, self.experts)
-        base = request_key(model, *eos_ids(self.model), _text_of(self.tokenizer), *front)
+        ends = [f"end {token}" for token in self._ends if token not in eos_ids(self.model)]
+        base = request_key(model, *eos_ids(self.model), spelling(self.tokenizer), *front, *ends)
         keys = [
             request_key(
                 "generate",
@@ -274,6 +275,11 @@ class LorageLM(ChatRequests, TemplateLM):
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
+
+    @property
+    def _ends(self) -> Sequence[int]:
+        """Ids that end an answer beside the config's: those of the trained turns."""
+        return self.model.template.ends if self.encoding == "trained" else ()
 
     def room(self, settings: dict[str, Any]) -> int:
         """Number of context tokens that these generation settings leave room for.
@@ -333,7 +339,7 @@ class LorageLM(ChatRequests, TemplateLM):
             pool=self.experts,
             prefixes=None if self.prefix is None else [self.prefix] * len(rows),
             watch=watch,
-            ends=self.model.template.ends if self.encoding == "trained" else (),
+            ends=self._ends,
         )
         return [before_stops(self.tokenizer, ids, until)[0] for ids in outputs]
 
@@ -346,12 +352,6 @@ class LorageLM(ChatRequests, TemplateLM):
 
 # Called as a function: as a decorator, its type would turn the class into a plain `LM`.
 register_model("lorage")(LorageLM)
-
-
-def _text_of(tokenizer: Any) -> str:
-    """The tokenizer's whole definition as one string, to distinguish tokenizers."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return repr(tokenizer) if backend is None else backend.to_str()
 
 
 def run_tasks(

@@ -232,3 +232,9 @@ class GrowingTexts:
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     ids = [int(i) for i in ids]
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def spelling(tokenizer: Any) -> str:
+    """The tokenizer's whole definition as one string, to distinguish tokenizers."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return repr(tokenizer) if backend is None else backend.to_str()
