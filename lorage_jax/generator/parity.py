@@ -55,7 +55,7 @@ def gguf_logits(
 ) -> Float[np.ndarray, "1 T V"]:
     """Logits with the weights of a GGUF file that `model` was written to."""
     tensors = gguf_tensors(path, model.config)
-    params = read_params(model.config, tensors, "float32")
+    params = read_params(model.config, tensors, str(model.dtype))
     return probe_logits(model.replace(params=params), tokens)
 
 
