@@ -2,8 +2,9 @@
 
 The continuations of one context share a row, [context | c1 | c2 | ...]: each attends to the context
 and to itself (`ops.branch_mask`), with positions counted from the context's end. A question with
-four choices is thus read once, in one pass. Rows are sorted by length and run in batches of about
-`batch_tokens` tokens with bucketed shapes, so that few programs are compiled.
+four choices is thus read once, in one pass. What many contexts begin with, such as the solved
+samples of a task, is read once for all of them (`shared.py`). Rows are sorted by length and run in
+batches of about `batch_tokens` tokens with bucketed shapes, so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lorage_jax.hf.family import to_text
 from lorage_jax.infer.gates import Gates, RowGates, each_of, row_gates
 from lorage_jax.infer.place import mesh_of, placed
 from lorage_jax.infer.prefixes import Prefix, past_of
+from lorage_jax.infer.shared import read_beginnings
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.cache import Past
 from lorage_jax.models.context import Branches
@@ -66,6 +68,11 @@ class Row:
     def length(self) -> int:
         """The number of slots; the last token of a continuation is predicted but not read."""
         return len(self.context) + sum(len(c) - 1 for c in self.continuations)
+
+    @property
+    def slots(self) -> int:
+        """The number of slots in front of its own."""
+        return 0 if self.front is None else self.front[0].slots
 
     @property
     def scored(self) -> int:
@@ -122,9 +129,12 @@ def score(
         for pair, g, front in zip(fitted, which, fronts, strict=True)
     ]
     todo = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
-    rows = _rows([(i, *fitted[i], which[i], fronts[i]) for i in sorted(todo.values())])
+    asked = sorted(todo.values())
+    if prefixes is None and gates is None:
+        fronts = read_beginnings(model, [tuple(context) for context, _ in fitted], asked)
+    rows = _rows([(i, *fitted[i], which[i], fronts[i]) for i in asked])
     if rows:
-        run = _Runner(model, nameless(pool), stacked, batch_tokens, prefixes is not None)
+        run = _Runner(model, nameless(pool), stacked, batch_tokens)
         with progress(label, len(todo) // journal.processes) as advance, journal.exchanged():
             for found in _scored(run, journal.part(run.batches(rows))):
                 journal.add({keys[i]: value for i, value in found.items()})
@@ -269,7 +279,6 @@ class _Runner:
         pool: Experts | None,
         gates: np.ndarray | None,
         batch_tokens: int | None,
-        prefixed: bool = False,
     ):
         mesh = mesh_of(model.params)
         self.params, self.pool = program_params(placed(model.params, mesh)), placed(pool, mesh)
@@ -279,20 +288,26 @@ class _Runner:
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"]
         leaves, tree = jax.tree.flatten((self.params, self.pool))
         shardings = tuple(leaf.sharding for leaf in leaves)
-        given = (gates is not None, prefixed)
-        self.program = _program(model.config, tree, shardings, self.rows, *given)
+        self.program = functools.partial(
+            _program, model.config, tree, shardings, self.rows, gates is not None
+        )
 
     def batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Consecutive rows that run together."""
-        start = 0
-        while start < len(rows):
-            count = self._most(bucket(rows[start].length, per_octave=4))
-            yield list(rows[start : start + count])
-            start += count
+        """Consecutive rows that run together; those with something in front are apart."""
+        for prefixed in (False, True):
+            part, start = [row for row in rows if (row.front is not None) == prefixed], 0
+            while start < len(part):
+                count = self._most(bucket(part[start].length, per_octave=4), part[start].slots)
+                yield part[start : start + count]
+                start += count
 
-    def _most(self, length: int) -> int:
-        """The number of rows of this length in a full batch."""
-        return max(1, self.batch_tokens // length // self.devices) * self.devices
+    def _most(self, length: int, slots: int) -> int:
+        """The number of rows of this length, after so many slots, in a full batch.
+
+        The slots in front take memory alone, so there may be twice as many of all.
+        """
+        rows = min(self.batch_tokens // length, 2 * self.batch_tokens // (length + slots))
+        return max(1, rows // self.devices) * self.devices
 
     def __call__(self, batch: Sequence[Row]) -> tuple[jax.Array, jax.Array]:
         """Returns log-probabilities [R, M] of the scored tokens, and if each is the most likely."""
@@ -301,7 +316,7 @@ class _Runner:
         # The last batch, which may be short, gets a power of two of rows per device: this adds few
         # programs.
         count = bucket(-(-len(batch) // self.devices), smallest=1, per_octave=1) * self.devices
-        count = min(count, self._most(length))
+        count = min(count, self._most(length, batch[0].slots))
         arrays = {
             "tokens": np.zeros((count, length), np.int32),
             "mask": np.zeros((count, length), bool),
@@ -318,7 +333,8 @@ class _Runner:
             gates[: len(batch)] = self.gates[[row.gates for row in batch]]
         fronts = [row.front for row in batch if row.front is not None]
         past = past_of(fronts + fronts[-1:] * (count - len(fronts))) if fronts else None
-        return self.program(self.params, self.pool, gates, past, *arrays.values())
+        program = self.program(past is not None)
+        return program(self.params, self.pool, gates, past, *arrays.values())
 
 
 def _fill(arrays: dict[str, np.ndarray], row: Row) -> None:
