@@ -55,6 +55,7 @@ class WrittenTask:
 
     Attributes:
         name: unique among those read together.
+        own_name: the row's own, whatever is read with it; it decides what is held out.
         group: tasks of one kind or origin, if the row says so.
         source: the collection, if the row says so, else the file's name.
         definitions: paraphrases of one system prompt; may be empty.
@@ -64,6 +65,7 @@ class WrittenTask:
     """
 
     name: str
+    own_name: str
     group: str
     source: str
     definitions: tuple[str, ...]
@@ -144,6 +146,7 @@ def to_task(row: Row, place: str, skipped: Skipped | None = None) -> WrittenTask
     group, source = (row.get(key) for key in ("group", "source"))
     return WrittenTask(
         name=name.strip(),
+        own_name=name.strip(),
         group=group if isinstance(group, str) else "",
         source=source if isinstance(source, str) and source else stem,
         definitions=_definitions(row.get("definition"), where),
@@ -214,8 +217,11 @@ def is_held_out(kind: str, text: str, share: float, seed: int) -> bool:
 
 
 def task_held_out(task: WrittenTask, held: HeldOut) -> bool:
-    """True if the task, or with `by="group"` its group, is kept from training."""
-    key = task.group if held.by == "group" and task.group else task.name
+    """True if the task, or with `by="group"` its group, is kept from training.
+
+    The name in the row decides, so that a file is divided alike whatever is read with it.
+    """
+    key = task.group if held.by == "group" and task.group else task.own_name
     return is_held_out("task", key, held.tasks, held.seed)
 
 

@@ -169,6 +169,16 @@ def test_part_of_a_file_is_divided_as_the_whole(rows, seed, size):
             assert contents(part[split])[1] == contents(of_part)[1]
 
 
+def test_tasks_of_one_name_in_two_files_are_held_out_together_as_each_alone(tmp_path):
+    names = [f"task{i}" for i in range(40)]
+    files = [write(tmp_path / f"{x}.jsonl", [a_row(n, group=x) for n in names]) for x in "ab"]
+    held = HeldOut(tasks=0.5)
+    alone = [{t.place for t in divide(read_tasks([file]), held, "train")} for file in files]
+    together = {task.place for task in divide(read_tasks(files), held, "train")}
+    assert alone[0] | alone[1] == together and len(alone[0]) == len(alone[1])
+    assert {task.name for task in read_tasks(files)} == {f"{x}/{n}" for n in names for x in "ab"}
+
+
 def test_shares_are_about_those_asked_for():
     held = HeldOut(tasks=0.2, paraphrases=0.3, instances=0.4)
     sizes = {split: contents(part) for split, part in parts_of(TASKS, held).items()}
