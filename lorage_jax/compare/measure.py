@@ -20,7 +20,7 @@ from lorage_jax.compare.costs import method_costs
 from lorage_jax.compare.facts import follows_prompts, is_merged, trained_parameters
 from lorage_jax.compare.parts import Part
 from lorage_jax.compare.shots import WithSamples, solved_samples, texts_with_samples
-from lorage_jax.compare.task_samples import TaskSample, draw_tasks, first_prompts
+from lorage_jax.compare.task_samples import TaskSample, draw_tasks, fewest_samples, first_prompts
 from lorage_jax.config import CompareConfig, TaskQuestions
 from lorage_jax.data.records import Record
 from lorage_jax.distributed import on_main
@@ -90,7 +90,7 @@ def load_method(config: CompareConfig, part: Part, edge: Model) -> Method:
 
 
 def _samples(config: CompareConfig, sample: WorldSample, count: int) -> Solved:
-    """`count` solved samples of each prompt of a sample."""
+    """`count` solved samples of each prompt of a sample; of a file's task, as many as it has."""
     asked = config.questions
     if isinstance(sample, TaskSample):
         return {prompt: pairs[:count] for prompt, pairs in sample.solved.items()}
@@ -207,14 +207,17 @@ def _method(
     bigger_cloud: bool,
 ) -> dict[str, Any]:
     method, first, samples = get_method(config.method(name)), seeds[0], config.samples(name)
-    where = "per prompt" if FromSamples in method.__mro__ else "after every prompt"
+    fewest = samples
+    if samples and isinstance(config.questions, TaskQuestions):
+        fewest = min(samples, fewest_samples(config.questions))
     tokens = {
         kind: float(np.mean([split[kind] for one in seeds for split in one["splits"].values()]))
         for kind in ("edge_tokens", "context_tokens")
     }
     return {
-        "what": method.what + (f"; {samples} solved samples {where}" * bool(samples)),
+        "what": method.what + _with_samples(method, samples, fewest),
         "samples": samples,
+        "fewest_samples": fewest,
         "trained_parameters": first["trained_parameters"],
         "merged": first["merged"],
         "unseen_tasks": first["unseen_tasks"],
@@ -224,6 +227,15 @@ def _method(
         **tokens,
         "splits": _splits(seeds, None if name == MAIN else ours),
     }
+
+
+def _with_samples(method: type[Method], samples: int, fewest: int) -> str:
+    """The samples of a row, in words."""
+    if not samples:
+        return ""
+    where = "per prompt" if FromSamples in method.__mro__ else "after every prompt"
+    less = f" (fewer where a task has fewer, at least {fewest})" if fewest < samples else ""
+    return f"; {samples} solved samples {where}{less}"
 
 
 def _splits(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lorage_jax.bundled import generator_folder
-from lorage_jax.config import CompareConfig, ExperimentConfig
+from lorage_jax.compare.task_samples import SOLVED
+from lorage_jax.config import CompareConfig, ExperimentConfig, TaskQuestions
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import BARE
 from lorage_jax.fields import require_kind
@@ -49,11 +50,17 @@ class Part:
 def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Part]:
     """The parts of a comparison: rows of `config`, or methods without training; bare first.
 
-    Raises ConfigError for an unknown method, and for one with trained parts that `config` lacks.
+    Raises ConfigError for an unknown method, for one with trained parts that `config` lacks, and
+    for more samples than there are.
     """
     found = [] if BARE in rows else [Part(BARE, BARE, 0, None)]
     for row in dict.fromkeys(rows):
         method, samples = config.method(row), config.samples(row)
+        if isinstance(config.questions, TaskQuestions) and samples > SOLVED:
+            raise ConfigError(
+                f"the row {row} has {samples} samples; a task of a file keeps at most {SOLVED} "
+                "besides its questions. Use fewer."
+            )
         given = {"samples": samples, "learning": _learning(config, row)}
         if config.trained(row) is not None:
             each = config.has_seeds(row)

@@ -52,7 +52,7 @@ def _sample(asked: TaskQuestions, split: str, tasks: Sequence[WrittenTask]) -> T
         prompt = rng.choice(task.definitions)
         if prompt in solved:  # two tasks in the same words
             continue
-        distinct = list({one.key: one for one in task.instances if _short(asked, one)}.values())
+        distinct = _distinct(asked, task)
         drawn = rng.sample(distinct, min(asked.queries + SOLVED, len(distinct)))
         questions, rest = drawn[: asked.queries], drawn[asked.queries :]
         solved[prompt] = tuple((one.input, one.outputs[0]) for one in rest)
@@ -69,16 +69,21 @@ def _sample(asked: TaskQuestions, split: str, tasks: Sequence[WrittenTask]) -> T
 
 def _chosen(asked: TaskQuestions, split: str, tasks: Sequence[WrittenTask]) -> list[WrittenTask]:
     ready = [
-        task
-        for task in tasks
-        if task.definitions and sum(_short(asked, one) for one in task.instances) >= asked.queries
+        task for task in tasks if task.definitions and len(_distinct(asked, task)) >= asked.queries
     ]
     rng = Random(f"{asked.seed}/{split}")
     return rng.sample(ready, min(asked.prompts, len(ready)))
 
 
-def _short(asked: TaskQuestions, one: Instance) -> bool:
-    return max(map(len, one.outputs)) <= asked.longest_answer
+def _distinct(asked: TaskQuestions, task: WrittenTask) -> list[Instance]:
+    """The instances with short answers, one of each input."""
+    short = (one for one in task.instances if max(map(len, one.outputs)) <= asked.longest_answer)
+    return list({one.key: one for one in short}.values())
+
+
+def fewest_samples(asked: TaskQuestions) -> int:
+    """The solved samples of the task that has the fewest besides its questions, at most SOLVED."""
+    return min(len(pairs) for sample in draw_tasks(asked) for pairs in sample.solved.values())
 
 
 def first_prompts(sample: WorldSample, limit: int) -> WorldSample:
