@@ -37,12 +37,22 @@ class TaskLora:
     kind: str
     marks: tuple[str, ...]
 
-    def has(self, prompt: str) -> bool:
-        """True if the prompt is one of this task."""
+    def shared(self, prompt: str) -> int:
+        """Characters of the prompt by which it is one of this task; 0 if it is none."""
         task_of = source_kind(self.kind).task_of
         if task_of is not None:
-            return task_of(prompt) == self.name
-        return any(mark in prompt for mark in self.marks)
+            return len(prompt) if task_of(prompt) == self.name else 0
+        return max((len(mark) for mark in self.marks if mark in prompt), default=0)
+
+
+def closest_task(tasks: Sequence[TaskLora], prompt: str) -> int | None:
+    """The number of the prompt's task, or None.
+
+    The longest text in common decides, since the prompt of one task may be part of another's; of
+    several as long, the first.
+    """
+    shared = [task.shared(prompt) for task in tasks]
+    return shared.index(max(shared)) if any(shared) else None
 
 
 @register
@@ -54,7 +64,6 @@ class LoraPerTask(Method, Trainable):
         edge: the model of the cards.
         pool: the LoRAs, one expert each.
         tasks: their tasks, in the same order.
-        template: the turns of their training.
     """
 
     name: ClassVar[str] = "lora_per_task"
@@ -85,13 +94,15 @@ class LoraPerTask(Method, Trainable):
     def prepare(self, prompts: Sequence[str]) -> list[Conditioning]:
         ready: dict[str, Conditioning] = {}
         for prompt in dict.fromkeys(prompts):
-            weights = np.array([float(task.has(prompt)) for task in self.tasks])
-            if weights.sum() > 1:  # of several, the first
-                weights = np.eye(len(weights))[np.argmax(weights)]
-            trained = bool(weights.any())
-            task = self.tasks[int(np.argmax(weights))].name if trained else None
+            number, weights = closest_task(self.tasks, prompt), np.zeros(len(self.tasks))
+            if number is not None:
+                weights[number] = 1.0
+            facts = {
+                "task": None if number is None else self.tasks[number].name,
+                "trained": number is not None,
+            }
             card = combination(self.edge, self.pool, weights)
-            ready[prompt] = Conditioning(card=card, facts={"task": task, "trained": trained})
+            ready[prompt] = Conditioning(card=card, facts=facts)
         return [ready[prompt] for prompt in prompts]
 
     def place(self, edge: Model, rows: Sequence[Conditioning]) -> Placement:

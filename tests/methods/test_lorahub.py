@@ -22,7 +22,7 @@ from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.lora import LORA, Lora, load_lora
-from lorage_jax.methods.lora_per_task import LoraPerTask
+from lorage_jax.methods.lora_per_task import LoraPerTask, TaskLora, closest_task
 from lorage_jax.methods.lorahub import LoraHub, SearchSettings
 from lorage_jax.methods.trained_loras import combination
 from lorage_jax.methods.training import train
@@ -184,6 +184,25 @@ def test_loras_of_another_tokenizer_are_refused(edge, modules, tmp_path):
 def test_examples_of_a_folder_below_home(edge, modules, monkeypatch):
     monkeypatch.setenv("HOME", str(modules.parent))
     assert LoraHub.load(edge, Path("~") / modules.name).solved == {"Stop.": SOLVED}
+
+
+def test_a_prompt_that_contains_another_tasks_prompt_keeps_its_own():
+    tasks = [
+        TaskLora(mark, kind, (mark,))
+        for mark in ("Translate.", "Translate. Then sort.", "sort.")
+        for kind in ("instruction", "tasks")
+    ]
+    for reverse in (False, True):
+        given = tasks[::-1] if reverse else tasks
+        for prompt, name in {
+            "Translate. Then sort.": "Translate. Then sort.",
+            "Translate.": "Translate.",
+            "Translate. Then sort.\n\nInput: a": "Translate. Then sort.",
+            "Do sort. Translate.": "Translate.",
+        }.items():
+            found = closest_task(given, prompt)
+            assert found is not None and given[found].name == name
+        assert closest_task(given, "Summarise.") is None
 
 
 @pytest.mark.slow
