@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError
 from lorage_jax.fields import check_types, expand_home, learnt_from, require
 from lorage_jax.files.fingerprint import fingerprint_arrays
@@ -119,6 +120,10 @@ class FewCase(Lora):
             logits = np.log(np.where(kept > 0, card.gates, 1.0)).astype(np.float32)
             return {"logits": logits}, {"experts": pool.experts, "kept": kept}, identity
         return _assembled(pool, card.gates), {}, identity
+
+    @classmethod
+    def begins_in(cls, config: ExperimentConfig) -> TemplateKind:
+        return load_card(settings_of(cls, config).card).template
 
     @classmethod
     def finish(

@@ -235,7 +235,7 @@ def _data(
     Raises ConfigError if a teacher has other turns.
     """
     tokenizers = {name: _tokenizer(config, models, name) for name in ("cloud", "edge")}
-    turns = run_template(config, tokenizers, saved)
+    turns = run_template(config, tokenizers, saved, method.begins_in(config))
     _check_teacher(models.get("teacher"), turns)
     cloud, edge = tokenizers[method.prompt_reader() or "cloud"], tokenizers["edge"]
     in_context, shown = method.edge_reads_prompt(config), method.has_teacher(config)

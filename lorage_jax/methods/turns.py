@@ -1,4 +1,4 @@
-"""The turns of a training run: those of its config, of the run it resumes, or of its `init`."""
+"""The turns of a training run: those of its config, or of what it resumes or begins with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.templates import TemplateKind, chosen_kind
 from lorage_jax.distributed import check_same
 from lorage_jax.errors import ConfigError
-from lorage_jax.generator.store import read_values
 from lorage_jax.train.checkpoint import Checkpoints, is_url
 from lorage_jax.train.loop import go_back
 from lorage_jax.train.resume import Resume
@@ -19,25 +18,27 @@ FIRST = TemplateKind("plain", 1)  # of runs that recorded none
 
 
 def run_template(
-    config: ExperimentConfig, tokenizers: Mapping[str, Any], saved: dict[str, Any] | None
+    config: ExperimentConfig,
+    tokenizers: Mapping[str, Any],
+    saved: dict[str, Any] | None,
+    begun: TemplateKind | None = None,
 ) -> TemplateKind:
     """The template of a run, for the tokenizers of `cloud` and `edge`.
 
-    A resumed run, whose `saved_config` is given, keeps its version, and so does one that starts
-    from another generator.
+    A run that begins with a generator or a card keeps `begun`, the turns of that, and a resumed
+    run, whose `saved_config` is given, its version.
 
     Raises ConfigError if `config.init` was trained in other turns, and DataError if a chat template
     is asked for that a tokenizer does not have.
     """
     kind = chosen_kind(config.data.template, tokenizers["cloud"], tokenizers["edge"])
-    if config.init:
-        begun = TemplateKind.of(read_values(config.init))
+    if begun is not None:
         if config.data.template not in ("auto", begun.name):
             raise ConfigError(
                 f"init is {config.init}, a generator with the {begun.name} template, but "
                 f"data.template is {config.data.template}. Give this run the same, or auto."
             )
-        return begun
+        kind = begun
     if saved is None:
         return kind
     before = TemplateKind.of(saved["template"]) if saved.get("template") else FIRST

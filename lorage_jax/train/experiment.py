@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from lorage_jax.config import ExperimentConfig, ModelConfig
 from lorage_jax.data.batches import Batch
 from lorage_jax.data.pipeline import Batches
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError
+from lorage_jax.generator.store import read_values
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.leaves import initialise, model_leaves
 from lorage_jax.models.model import Model
@@ -154,6 +156,14 @@ class Trainable(Protocol):
                 "out."
             )
         return None
+
+    @classmethod
+    def begins_in(cls, config: ExperimentConfig) -> TemplateKind | None:
+        """The turns of what the run begins with, which it keeps; None if it begins anew.
+
+        By default those of the generator `config.init`.
+        """
+        return TemplateKind.of(read_values(config.init)) if config.init else None
 
 
 def settings_of(method: type[Trainable], config: ExperimentConfig) -> Any:

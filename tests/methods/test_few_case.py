@@ -13,6 +13,7 @@ from lorage_jax.config import (
     OptimizerConfig,
     Source,
 )
+from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.generator.merge import merge
 from lorage_jax.generator.peft import load_adapter
@@ -21,14 +22,20 @@ from lorage_jax.hf.export import export_merged
 from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.methods.few_case import FewCase, FewCaseSettings
+from lorage_jax.methods.lora import Lora
 from lorage_jax.methods.training import train
+from lorage_jax.methods.turns import run_template
 from tests.methods.test_lora import torch_folder
-from tests.tiny import make_generator, random_card, torch_logits
+from tests.tiny import byte_tokenizer, make_generator, random_card, torch_logits
 
 # peft asks transformers in a way that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 TOKENS = np.arange(5, 25)[None]
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +107,27 @@ def test_a_card_is_trained_further(pair, tmp_path, data_file, combine, trained):
     dataclasses.replace(card, generator="sha256:0").save(tmp_path / "other.json")
     other = dataclasses.replace(settings, card=str(tmp_path / "other.json"))
     refused(WeightsError, "made by generator", settings=other)
+
+
+def test_auto_keeps_the_turns_of_the_card(pair, tmp_path, data_file):
+    """Also where both models have a chat template, which a run that begins anew would take."""
+    generator = make_generator(*pair)
+    card = dataclasses.replace(random_card(generator), about={"templates": 1})
+    card.save(tmp_path / "card.json")
+    config = ExperimentConfig(
+        *map(str, pair),
+        out=str(tmp_path / "run"),
+        method="few_case",
+        settings=FewCaseSettings(card=str(tmp_path / "card.json")),
+        data=DataConfig((Source(str(data_file)),), template="auto"),
+        steps=100,
+    )
+    chatting = byte_tokenizer()
+    chatting.chat_template = CHAT
+    tokenizers = {"cloud": chatting, "edge": chatting}
+    anew = dataclasses.replace(config, method="lora", settings=None)
+    assert run_template(anew, tokenizers, None, Lora.begins_in(anew)).name == "chat"
+    begun = FewCase.begins_in(config)
+    assert run_template(config, tokenizers, None, begun) == TemplateKind("plain", 1)
+    saved = {"template": TemplateKind("plain", 2).to_dict()}  # of a run that is resumed
+    assert run_template(config, tokenizers, saved, begun) == TemplateKind("plain", 2)
