@@ -22,7 +22,7 @@ from lorage_jax.hf.arithmetic import arithmetic
 from lorage_jax.hf.load import load_model
 from lorage_jax.hf.tokenizer import load_tokenizer
 from lorage_jax.methods.method import METHODS, Method, get_method
-from lorage_jax.methods.turns import recorded_template, run_template, saved_config
+from lorage_jax.methods.turns import recorded_template, run_template
 from lorage_jax.models.bits import program_params
 from lorage_jax.models.model import Model
 from lorage_jax.sharding import Layout, make_mesh
@@ -40,6 +40,7 @@ from lorage_jax.train.loop import Job, TrainResult, check_run_folder
 from lorage_jax.train.placement import check_spread
 from lorage_jax.train.remat import settled_remat
 from lorage_jax.train.resume import Resume
+from lorage_jax.train.saved import saved_config
 from lorage_jax.train.state import TrainState, shardings
 from lorage_jax.train.step import device_batch, micro_sharding
 

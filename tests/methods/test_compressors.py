@@ -23,9 +23,9 @@ from lorage_jax.infer.score import score
 from lorage_jax.methods.autocompressor import AutoCompressor, CompressorSettings
 from lorage_jax.methods.gist import Gist
 from lorage_jax.methods.training import train
-from lorage_jax.methods.turns import saved_config
 from lorage_jax.models.decoder import Decoder
 from lorage_jax.sharding import Layout, make_mesh
+from lorage_jax.train.saved import saved_config
 from tests.data.test_chat_templates import CHATML
 from tests.methods.runs import experiment, interrupted
 
