@@ -24,7 +24,7 @@ from lorage_jax.config import Corpus, PretrainConfig
 from lorage_jax.data.batches import Batch, Group, Rows, pad_id
 from lorage_jax.data.records import Skipped, require_text
 from lorage_jax.data.sources import LoadedSource, load_source, seeded, skipped_note, source_rows
-from lorage_jax.data.templates import chat_prompt, edge_target, encode, encode_target
+from lorage_jax.data.templates import chat_prompt, edge_target, encode, encode_target, own_bos
 from lorage_jax.errors import ConfigError, DataError
 
 # Arrays of `DocumentRows`, in the order of the fields of a slot in `_line`.
@@ -32,7 +32,7 @@ COLUMNS = ("tokens", "branch", "positions", "targets", "loss_mask", "answer_mask
 
 SAMPLE = 32  # documents checked before a run, to see if they fit into a row
 
-PIECE = 6  # characters of prose per token of a row; what does not fit is cut
+PIECE = 6  # characters of prose per token of a row; of what does not fit, each epoch reads a part
 
 
 class DocumentRows(Rows, kw_only=True):
@@ -51,19 +51,31 @@ class DocumentRows(Rows, kw_only=True):
 
 @dataclass(frozen=True)
 class Document:
-    """(prompt, answer) pairs whose prompts begin alike, or a single (text, "") of prose."""
+    """(prompt, answer) pairs whose prompts begin alike, or a single (text, "") of prose.
+
+    Of prose that is longer than a row, one part is read: the first, and one further in each epoch.
+    """
 
     texts: tuple[tuple[str, str], ...]
     index: int
+    epoch: int = 0
+
+    @property
+    def is_prose(self) -> bool:
+        return len(self.texts) == 1 and not self.texts[0][1]
 
 
 class Documents:
-    """Seeded, resumable batches for a whole run; each batch holds documents of one corpus."""
+    """Seeded, resumable batches for a whole run; each batch holds documents of one corpus.
 
-    def __init__(self, config: PretrainConfig, seed: int):
+    `parts`: prose that is longer than a row is read in parts, one per epoch in turn, instead of its
+    first part in every epoch, as by runs of earlier versions.
+    """
+
+    def __init__(self, config: PretrainConfig, seed: int, parts: bool = True):
         self._config = config
         self._weights = [corpus.source.weight for corpus in config.corpora]
-        sources = [_load(corpus) for corpus in config.corpora]
+        sources = [_load(corpus, parts) for corpus in config.corpora]
         self._parts: list[Any] = seeded(sources, seed)
         self._places = [source.places for source in sources]
         # What was left out of the data.
@@ -120,7 +132,7 @@ def pack_documents(tokenizer: Any, documents: Sequence[Document], count: int, le
     Returns a batch that has no prompts and one chunk of `DocumentRows`. Its `truncated` counts the
     documents that were cut or did not fit.
     """
-    lines = [_line(tokenizer, document.texts) for document in documents]
+    lines = [_line(tokenizer, document, length) for document in documents]
     out: dict[str, Any] = {
         name: np.zeros((count, length), bool if name.endswith("mask") else np.int32)
         for name in ("tokens", "mask", "text", *COLUMNS[1:])
@@ -144,14 +156,16 @@ def pack_documents(tokenizer: Any, documents: Sequence[Document], count: int, le
     return Batch((), (DocumentRows(**out),), ids, cut)
 
 
-def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+def _line(tokenizer: Any, document: Document, length: int) -> list[tuple[int, ...]]:
     """One (token, branch, position, target, has target, is answer) per slot of a document."""
     sequences = []
-    for prompt, answer in texts:
+    for prompt, answer in document.texts:
         ids = encode(tokenizer, prompt, bos=True)
         known = len(ids) if answer else 0
         ids += encode_target(tokenizer, answer) if answer else [tokenizer.eos_token_id]
         sequences.append((ids, known))
+    if document.is_prose:
+        sequences = [(_part(tokenizer, sequences[0][0], length, document.epoch), 0)]
     trunk = 0 if len(sequences) == 1 else _common([ids for ids, _ in sequences])
     line = []
     for branch, (ids, known) in enumerate(sequences, 1):
@@ -172,6 +186,16 @@ def _line(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[int, .
     return line
 
 
+def _part(tokenizer: Any, ids: list[int], length: int, epoch: int) -> list[int]:
+    """The part of a text that is read in an epoch: `length` targets, which follow those before.
+
+    It begins like a text of its own, with the bos; without one, with the last token before it.
+    """
+    count = max(1, -(-(len(ids) - 1) // length))
+    begin = 1 + length * (epoch % count)
+    return [*(own_bos(tokenizer) or ids[begin - 1 : begin]), *ids[begin : begin + length]]
+
+
 def _common(sequences: Sequence[Sequence[int]]) -> int:
     """Length of the longest common prefix, but leaving each sequence a token of its own."""
     shortest = min(map(len, sequences)) - 1
@@ -186,7 +210,7 @@ def _check_room(tokenizer: Any, corpus: Corpus, sample: Sequence[Document]) -> N
 
     A document that is cut loses its answers, so such rows would teach nothing.
     """
-    shortest = min(len(_line(tokenizer, document.texts)) for document in sample)
+    shortest = min(len(_line(tokenizer, one, corpus.row_tokens)) for one in sample)
     if shortest > corpus.row_tokens:
         raise ConfigError(
             f"row_tokens is {corpus.row_tokens}, but documents of {corpus.source.path} are longer: "
@@ -204,10 +228,10 @@ class _Encode:
         return pack_documents(self.tokenizer, batch, self.corpus.rows, self.corpus.row_tokens)
 
 
-def _load(corpus: Corpus) -> LoadedSource:
+def _load(corpus: Corpus, parts: bool) -> LoadedSource:
     """One corpus, as documents instead of groups."""
     if corpus.source.kind == "text":
-        return _prose(corpus)
+        return _prose(corpus, parts)
     source = load_source(corpus.source, corpus.queries)
 
     def document(group: Group, generator: np.random.Generator) -> Document:
@@ -221,8 +245,11 @@ def _load(corpus: Corpus) -> LoadedSource:
     return dataclasses.replace(source, dataset=dataset)
 
 
-def _prose(corpus: Corpus) -> LoadedSource:
-    """All texts in pieces of about `row_tokens` tokens, each once per epoch."""
+def _prose(corpus: Corpus, parts: bool) -> LoadedSource:
+    """All texts in pieces of about `row_tokens` tokens, each once per epoch.
+
+    Of a piece with more tokens, each epoch has another part (`Document`), if `parts` is set.
+    """
     skipped = Skipped(corpus.source.skip_bad_rows)
     rows = source_rows(corpus.source, skipped)[: corpus.source.limit]
     found = [
@@ -235,13 +262,14 @@ def _prose(corpus: Corpus) -> LoadedSource:
     size = PIECE * corpus.row_tokens
     spots = [(n, at) for n, (_, row) in enumerate(found) for at in range(0, len(row["text"]), size)]
 
-    def document(index: int) -> Document:
+    def document(position: int, index: int) -> Document:
         n, at = spots[index]
-        return Document(((found[n][1]["text"][at : at + size], ""),), index)
+        text = found[n][1]["text"][at : at + size]
+        return Document(((text, ""),), index, position // len(spots) if parts else 0)
 
     def dataset(seed: int) -> grain.MapDataset:
         order = grain.MapDataset.source(range(len(spots))).seed(seed).shuffle().repeat()
-        return order.map(document)
+        return order.map_with_index(document)
 
     places = [f"{found[n][0]}, character {at}" for n, at in spots]
     return LoadedSource(dataset, places, skipped_note(corpus.source, skipped))

@@ -45,6 +45,7 @@ from lorage_jax.train.loop import Job, TrainResult, check_divides, check_run_fol
 from lorage_jax.train.losses import token_nll
 from lorage_jax.train.optimizer import learning_rate, make_optimizer
 from lorage_jax.train.resume import Resume
+from lorage_jax.train.saved import saved_config
 from lorage_jax.train.state import TrainState, abstract_state, first_state, shardings
 from lorage_jax.train.step import Loss, LossFn, device_batch, make_step, micro_sharding
 
@@ -74,7 +75,9 @@ def pretrain(
             what = f"a batch of {corpus.rows} rows ({corpus.source.path})"
             check_divides(corpus.rows, what, layout.mesh, "rows")
         check_run_folder(out, "model", bool(resume))
-        documents = Documents(config, config.seed)
+    parts = _in_parts(config, saved_config(config, None, resume))
+    with distributed.together():
+        documents = Documents(config, config.seed, bool(parts))
         model, tokenizer, params = _beginning(config, documents, layout)
     leaves = model_leaves(model)
     optimizer = make_optimizer(config.optimizer, config.steps, leaves)
@@ -89,20 +92,14 @@ def pretrain(
         layout=layout,
         count=functools.partial(target_weight, prompt_weight=config.prompt_weight),
     )
-    sources = [corpus.source for corpus in config.corpora]
     digest = _digest(tokenizer)
     if not config.init or manifest_of(Path(config.init)).get("format") == MODEL:
         add_own_bos(tokenizer)  # every text of its training begins with one
     job = Job(
         config=config,
-        resolved={
-            **to_dict(config),
-            "model": to_values(config.model),
-            "data_contents": data_fingerprint(sources),
-            "tokenizer_contents": digest,
-        },
+        resolved=_resolved(config, digest) | parts,
         # Sources may move: `data_contents` identifies them.
-        resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(sources)))),
+        resumable=(*RESUMABLE, *(f"corpora.{n}.source" for n in range(len(config.corpora)))),
         state=_new_state(leaves, optimizer, config.seed, places, params),
         step=lambda state, batch: step(state, {}, batch),
         batches=documents.batches(tokenizer),
@@ -119,6 +116,25 @@ def pretrain(
     identity = _write(Model(model, params, tokenizer), out / "model")
     count = sum(x.size for x in jax.tree.leaves(params))
     return PretrainResult(out / "model", identity, parameters=count, **done.figures(began))
+
+
+def _resolved(config: PretrainConfig, tokenizer: str) -> dict[str, Any]:
+    """The config as recorded in checkpoints, which identifies data and tokenizer by contents."""
+    return {
+        **to_dict(config),
+        "model": to_values(config.model),
+        "data_contents": data_fingerprint([corpus.source for corpus in config.corpora]),
+        "tokenizer_contents": tokenizer,
+    }
+
+
+def _in_parts(config: PretrainConfig, saved: dict[str, Any] | None) -> dict[str, bool]:
+    """Whether long prose is read in parts: a field of the recorded config, if there is prose.
+
+    Runs of earlier versions, which recorded none, go on without.
+    """
+    prose = any(corpus.source.kind == "text" for corpus in config.corpora)
+    return {"prose_parts": True} if prose and (saved is None or saved.get("prose_parts")) else {}
 
 
 def _write(made: Model, folder: Path) -> str:

@@ -176,8 +176,8 @@ def test_a_long_document_is_cut_and_counted_once(tokenizer):
 # From sources
 
 
-def stream(config, tokenizer, count=3, seed=0):
-    batches = iter(Documents(config, seed).batches(tokenizer))
+def stream(config, tokenizer, count=3, seed=0, parts=True):
+    batches = iter(Documents(config, seed, parts).batches(tokenizer))
     return [next(batches) for _ in range(count)]
 
 
@@ -227,6 +227,34 @@ def test_prose_is_covered_once_an_epoch(prose):
         documents.describe(count)
 
 
+def test_every_token_of_prose_is_learnt_where_pieces_are_longer_than_rows(tmp_path, tokenizer):
+    """In as many epochs as the longest piece has rows; whatever fits is read as ever."""
+    path = tmp_path / "prose.jsonl"
+    texts = ["".join(Random(n).choices("abcdefgh", k=300 + 50 * n)) for n in range(3)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    pieces = [text[at : at + 120] for text in texts for at in range(0, len(text), 120)]
+    wanted = [[*encode(tokenizer, one, bos=True), tokenizer.eos_token_id][1:] for one in pieces]
+    longest = -(-max(map(len, wanted)) // 20)
+    assert longest > 2
+    config = pretrain_config(Corpus(Source(str(path), "text"), 1, 1, row_tokens=20))
+    targets: list[list[list[int]]] = [[] for _ in pieces]
+    bos = encode(tokenizer, "", bos=True)
+    for batch in stream(config, tokenizer, longest * len(pieces)):
+        rows, [index] = batch.queries[0], batch.group_ids.tolist()
+        targets[index].append(rows.targets[rows.loss_mask].tolist())
+        assert rows.positions[rows.mask].tolist() == list(range(rows.mask.sum()))
+        assert rows.tokens[0, : len(bos)].tolist() == bos and batch.truncated == 0
+    for index, ids in enumerate(wanted):
+        parts = -(-len(ids) // 20)
+        assert len(targets[index]) == longest
+        assert [one for part in targets[index][:parts] for one in part] == ids
+        assert targets[index][parts:] == targets[index][: longest - parts]
+    before = stream(config, tokenizer, 2 * len(pieces), parts=False)  # of earlier versions
+    for batch in before:
+        rows, [index] = batch.queries[0], batch.group_ids.tolist()
+        assert rows.targets[rows.loss_mask].tolist() == targets[index][0]
+
+
 def test_batches_follow_the_seed_and_resume(prose, tokenizer):
     config = mixed(prose[0])
     first = stream(config, tokenizer, 6)
@@ -235,11 +263,11 @@ def test_batches_follow_the_seed_and_resume(prose, tokenizer):
     pairs = [(a.queries[0].tokens, b.queries[0].tokens) for a, b in zip(first, other, strict=True)]
     assert any((a != b).any() for a, b in pairs if a.shape == b.shape)
     assert {batch.queries[0].tokens.shape for batch in first} == {(2, 400), (2, 20)}
-    batches = iter(Documents(config, 0).batches(tokenizer))
+    batches = iter(Documents(config, 0, parts=True).batches(tokenizer))
     for _ in range(2):
         next(batches)
     state = json.loads(json.dumps(batches.get_state()))
-    resumed = iter(Documents(config, 0).batches(tokenizer))
+    resumed = iter(Documents(config, 0, parts=True).batches(tokenizer))
     resumed.set_state(state)
     assert_same([next(resumed) for _ in range(4)], first[2:])
 
