@@ -11,6 +11,8 @@ import optax.contrib
 from lorage_jax.config import OptimizerConfig
 from lorage_jax.models.leaves import Leaf
 
+UNDECAYED = ("bias", "scale", "norm", "magnitude")  # ends of the names of leaves
+
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate: a linear warm-up from 0, then cosine decay to 0 at `steps`."""
@@ -26,8 +28,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, steps: int, leaves: Any
 ) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then AdamW or Muon; biases and norms have no weight decay.
+    """Gradient clipping by global norm, then AdamW or Muon.
 
+    Biases, norms and DoRA's magnitudes, which begin as lengths of weights, have no weight decay.
     `leaves` is the tree of trained `Leaf`, which says which arrays are matrices.
     """
     rate = learning_rate(config, steps)
@@ -59,5 +62,5 @@ def _dimensions(leaf: Leaf) -> optax.contrib.MuonDimensionNumbers | None:
 
 def _decayed(trained: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path[-1].key.endswith(("bias", "scale", "norm")), trained
+        lambda path, _: not path[-1].key.endswith(UNDECAYED), trained
     )

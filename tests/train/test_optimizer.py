@@ -21,8 +21,8 @@ EDGE = family_decoder(
 )
 
 
-def test_biases_and_norms_are_not_decayed():
-    names = ("kernel", "a", "gate", "embed", "bias", "q_bias", "scale", "attn_norm", "final_norm")
+def test_biases_norms_and_magnitudes_are_not_decayed():
+    names = ("kernel", "a", "gate", "embed", "bias", "q_bias", "scale", "attn_norm", "magnitude")
     params = {name: jnp.ones(3) for name in names}
     leaves = {name: Leaf((3,), ("embed",)) for name in names}
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1), 10, leaves)
