@@ -26,7 +26,13 @@ from lorage_jax.data.records import Record
 from lorage_jax.distributed import on_main
 from lorage_jax.errors import ConfigError
 from lorage_jax.evaluate.arms import BARE, MAIN, Answered, Arm, Unit, ask
-from lorage_jax.evaluate.paired import Gap, is_significant, mean_stderr, paired_gap
+from lorage_jax.evaluate.paired import (
+    Gap,
+    combined_errors,
+    is_significant,
+    mean_stderr,
+    paired_gap,
+)
 from lorage_jax.evaluate.shared_journal import SharedJournal
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.lora_gen import LoraGen
@@ -183,7 +189,8 @@ def combined(
 
     A split's `stderr` is over seeds if there are two or more, else over prompts; `over` says which.
     `gap` is the method less `lora_gen` on the same prompts, each averaged over the seeds; its error
-    is over prompts and, where a side has seeds, over these as well. `bigger` are the rows whose
+    is over prompts and, where a side has seeds, over these as well, seed by seed where both sides
+    are of the same runs. `bigger` are the rows whose
     cloud has more parameters than the edge.
     """
     if not found:
@@ -195,7 +202,7 @@ def combined(
     controls: dict[str, Any] = {BARE: {"splits": methods[BARE]["splits"]}}
     for name in ours[0]["controls"] if ours is not None else ():
         each = [{"splits": one["controls"][name]} for one in ours or ()]
-        controls[name] = {"splits": _splits(each, ours)}
+        controls[name] = {"splits": _splits(each, ours, same_runs=True)}
     return {"methods": methods, "controls": controls}
 
 
@@ -225,8 +232,15 @@ def _method(
         "seeds": len(seeds) if first["trained_parameters"] else 0,
         "devices": sorted({one["device"] for one in seeds if "device" in one}),
         **tokens,
-        "splits": _splits(seeds, None if name == MAIN else ours),
+        "splits": _splits(seeds, None if name == MAIN else ours, _same_runs(config, name)),
     }
+
+
+def _same_runs(config: CompareConfig, name: str) -> bool:
+    """True if the seeds of a row are those of `lora_gen`: the same runs, asked in another way."""
+    row, ours = (config.methods.get(one, {}) for one in (name, MAIN))
+    results = config.has_seeds(name) and row["trained"] == ours.get("trained")
+    return results or row.get("after") == MAIN
 
 
 def _with_samples(method: type[Method], samples: int, fewest: int) -> str:
@@ -239,7 +253,9 @@ def _with_samples(method: type[Method], samples: int, fewest: int) -> str:
 
 
 def _splits(
-    seeds: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]] | None
+    seeds: Sequence[Mapping[str, Any]],
+    ours: Sequence[Mapping[str, Any]] | None,
+    same_runs: bool = False,
 ) -> dict[str, Any]:
     result = {}
     for split, first in seeds[0]["splits"].items():
@@ -251,25 +267,33 @@ def _splits(
             "prompts": len(first["by_prompt"]),
         }
         if ours is not None:
-            one["gap"] = dataclasses.asdict(_gap(seeds, ours, split))
+            one["gap"] = dataclasses.asdict(_gap(seeds, ours, split, same_runs))
         result[split] = one
     return result
 
 
-def _gap(seeds: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], split: str) -> Gap:
+def _gap(
+    seeds: Sequence[Mapping[str, Any]],
+    ours: Sequence[Mapping[str, Any]],
+    split: str,
+    same_runs: bool,
+) -> Gap:
     """The paired gap, with the squared errors over prompts and over the seeds of both sides added.
 
-    An error over prompts alone would compare these trained models, not the methods.
+    An error over prompts alone would compare these trained models, not the methods. Where both
+    sides are of the same runs, their seeds are paired as well.
     """
     over_prompts = paired_gap(_by_prompt(seeds, split), _by_prompt(ours, split))
     if over_prompts.gap is None or over_prompts.stderr is None:
         return over_prompts
-    errors = [over_prompts.stderr]
-    for side in (seeds, ours):
-        scores = [one["splits"][split]["exact_match"] for one in side]
-        errors.append(mean_stderr(scores)[1] or 0.0)
-    gap, stderr, prompts = over_prompts.gap, math.hypot(*errors), seeds[0]["splits"][split]
-    return Gap(gap, stderr, is_significant(gap, stderr, len(prompts["by_prompt"])))
+    sides = [[one["splits"][split]["exact_match"] for one in side] for side in (seeds, ours)]
+    if same_runs and len(seeds) == len(ours):
+        sides = [[x - y for x, y in zip(*sides, strict=True)]]
+    errors = [(over_prompts.stderr, math.inf)]
+    errors += [(mean_stderr(one)[1] or 0.0, len(one) - 1) for one in sides if len(one) > 1]
+    stderr, freedom = combined_errors(errors)
+    gap, prompts = over_prompts.gap, len(seeds[0]["splits"][split]["by_prompt"])
+    return Gap(gap, stderr, is_significant(gap, stderr, prompts, freedom))
 
 
 def _by_prompt(seeds: Sequence[Mapping[str, Any]], split: str) -> list[float]:

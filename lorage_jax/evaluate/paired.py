@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from lorage_jax.errors import DataError
 
-# Two-sided 5 % level of the normal distribution, for one comparison. It is not corrected for
-# many: of twenty gaps that are nothing but noise, one is expected to pass.
+# Two-sided 5 % level of the normal distribution, for one comparison; of few values, such as seeds,
+# Student's t has a higher one. It is not corrected for many: of twenty gaps that are nothing but
+# noise, one is expected to pass.
 Z = 1.96
+LEVEL = 0.975  # of one side
 FEWEST = 20  # records below which a normal approximation says nothing
 
 
@@ -52,9 +56,28 @@ def paired_gap(a: Sequence[float], b: Sequence[float]) -> Gap:
     return Gap(gap, stderr, is_significant(gap, stderr, len(a)))
 
 
-def is_significant(gap: float, stderr: float | None, records: int) -> bool:
-    """True if chance alone would hardly give such a gap: see Z and FEWEST."""
-    return records >= FEWEST and stderr is not None and abs(gap) > Z * stderr
+def is_significant(
+    gap: float, stderr: float | None, records: int, freedom: float = math.inf
+) -> bool:
+    """True if chance alone would hardly give such a gap: see Z and FEWEST.
+
+    `freedom`: degrees of freedom of an error over few values, by Student's t.
+    """
+    level = Z if math.isinf(freedom) else float(stdtrit(freedom, LEVEL))
+    return records >= FEWEST and stderr is not None and abs(gap) > level * stderr
+
+
+def combined_errors(errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(error, degrees of freedom) of a sum of independent terms, of which these are given.
+
+    The degrees of freedom are those of Welch and Satterthwaite; infinite for a normal error.
+    """
+    squares = [error**2 for error, _ in errors]
+    spread = math.fsum(
+        square**2 / freedom for square, (_, freedom) in zip(squares, errors, strict=True)
+    )
+    total = math.fsum(squares)
+    return math.sqrt(total), total**2 / spread if spread > 0 else math.inf
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

@@ -42,7 +42,8 @@ def _scores(result: Mapping[str, Any]) -> Table:
             rows.append(row(f"control: {name}", *cells))
     notes = [
         "± is one standard error, over seeds where a method was trained with several, else over "
-        "prompts. * differs significantly from lora_gen on the same prompts.",
+        "prompts. * differs significantly from lora_gen on the same prompts (two-sided 5 % level; "
+        "Student's t over few seeds).",
         *(f"{name}: {CONTROL_WORDS[name]}." for name in controls),
         *_devices(methods),
     ]
@@ -70,7 +71,8 @@ def _gaps(result: Mapping[str, Any]) -> Table:
     ]
     note = (
         "Exact match less that of lora_gen on the same prompts. ± is one standard error: over "
-        "prompts and, where a side was trained with several seeds, over these as well."
+        "prompts and, where a side was trained with several seeds, over these as well; of the same "
+        "runs, seed by seed."
     )
     return Table("Gap to lora_gen", ("method", *splits), tuple(rows), (note,))
 

@@ -1,10 +1,19 @@
 """Means, errors and gaps against numpy and by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
 from lorage_jax.errors import DataError
-from lorage_jax.evaluate.paired import Gap, harmonic_mean, mean_stderr, paired_gap
+from lorage_jax.evaluate.paired import (
+    Gap,
+    combined_errors,
+    harmonic_mean,
+    is_significant,
+    mean_stderr,
+    paired_gap,
+)
 
 
 def test_mean_and_error_are_those_of_the_sample():
@@ -40,6 +49,31 @@ def test_the_level_is_196_errors_in_both_directions(shift, significant):
     stderr = mean_stderr(noise)[1]
     moved = [x + shift * stderr for x in noise]
     assert paired_gap(moved, [0.0] * 100).significant is significant
+
+
+def test_errors_over_few_values_have_the_level_of_students_t():
+    """Two and three seeds: 12.7 and 4.3 errors. Of several errors, Welch's degrees of freedom."""
+    for seeds, level in ((2, 12.706), (3, 4.303), (4, 3.182)):
+        for factor, significant in ((0.99, False), (1.01, True)):
+            stderr, freedom = combined_errors([(0.1, seeds - 1)])
+            assert is_significant(factor * level * 0.1, stderr, 100, freedom) is significant
+    stderr, freedom = combined_errors([(0.3, math.inf), (0.4, 2), (0.0, 1)])
+    assert stderr == pytest.approx(0.5)
+    assert freedom == pytest.approx(0.25**2 / (0.16**2 / 2))
+    assert combined_errors([(0.3, math.inf)]) == (pytest.approx(0.3), math.inf)
+    assert combined_errors([(0.0, math.inf), (0.0, 2)]) == (0.0, math.inf)
+    assert is_significant(0.1971, 0.1, 100) and not is_significant(0.1959, 0.1, 100)
+
+
+def test_the_rate_of_false_differences_is_that_of_the_level():
+    """Two arms of three seeds each, which differ by noise alone."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(2000):
+        sides = rng.standard_normal((2, 3))
+        errors = [(mean_stderr(side.tolist())[1] or 0.0, 2) for side in sides]
+        gap, (stderr, freedom) = sides[0].mean() - sides[1].mean(), combined_errors(errors)
+        found.append(is_significant(gap, stderr, 100, freedom))
+    assert np.mean(found) < 0.06
 
 
 def test_sides_of_different_length_are_refused():
