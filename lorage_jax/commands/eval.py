@@ -69,7 +69,7 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     asked = [at_home(name.strip()) for name in options.tasks.split(",") if name.strip()]
     files = [name for name in asked if is_file(name)]
     names = [name for name in asked if name not in files]
-    _check(options, names)
+    _check(options, names, files)
     if AGENT in names and _chat(options).used:
         raise ConfigError(
             f"{AGENT} is asked in turns of its own; score it without --apply-chat-template and "
@@ -87,8 +87,9 @@ def _evaluated(options: Eval) -> dict[str, Any]:
     plain = [name for name in dict.fromkeys(names) if name != AGENT]
     if twice := [name for name in plain if name in written.tasks]:
         raise ConfigError(f"{', '.join(twice)} is a task of lm-eval and of a file; name one.")
+    read = _read_by_controls(options, plain)
     plain += written.tasks
-    _check_shots(shots, plain)
+    _check_shots(shots, [*plain, *read])
     data = TaskData(options.data, written)
     sets = _tool_sets(options) if AGENT in names else []
     runs = find_runs(options.run)
@@ -150,8 +151,8 @@ def finish(options: Eval) -> None:
     SharedJournal(progress_path(options.json)).remove()
 
 
-def _check(options: Eval, names: Sequence[str]) -> None:
-    """Raises ConfigError for options that do not go together. `names`: of tasks, without files."""
+def _check(options: Eval, names: Sequence[str], files: Sequence[str]) -> None:
+    """Raises ConfigError for options that do not go together. `names` are those of tasks."""
     if (options.model is None) == (options.generator is None):
         raise ConfigError(
             "give either --model (a folder to score as it is) or --generator (and --edge, when it "
@@ -167,6 +168,11 @@ def _check(options: Eval, names: Sequence[str]) -> None:
         )
     if options.model is not None and options.run:
         raise ConfigError("--run goes with --generator, whose edge the run was trained for.")
+    if options.data != "hub" and files and not names:
+        raise ConfigError(
+            f"--data {options.data} holds records of lm-eval's tasks and gpt4tools, but --tasks "
+            "names only files, which hold their own. Leave --data out."
+        )
     chat = _chat(options)
     if options.generator is not None and chat.used:
         raise ConfigError(
@@ -332,9 +338,13 @@ def _shots(text: str | None) -> dict[str, int]:
     return shots
 
 
-def _check_shots(shots: Mapping[str, int], names: Sequence[str]) -> None:
+def _read_by_controls(options: Eval, names: Sequence[str]) -> Sequence[str]:
+    """Tasks whose prompt, with samples, a control may read instead of that of one of lm-eval's."""
+    return [*TASKS] if options.generator is not None and options.controls and names else []
+
+
+def _check_shots(shots: Mapping[str, int], known: Sequence[str]) -> None:
     """Raises ConfigError for a number of samples for a task that no arm asks or reads."""
-    known = [*names, *TASKS]  # mean gates of few tasks are over all described ones
     for name in shots:
         if name != "*" and name not in known:
             raise ConfigError(

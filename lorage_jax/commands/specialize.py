@@ -203,6 +203,7 @@ def _outputs(options: Specialize) -> Outputs:
                 f"{flag} goes with the output {' or '.join(outputs)}, but --save is "
                 f"{','.join(save)}. Add {outputs[0]} to it, or leave {flag} out."
             )
+    _check_rounding(options)
     return Outputs(
         save,
         options.dtype,
@@ -212,3 +213,23 @@ def _outputs(options: Specialize) -> Outputs:
         base_name=options.base_name,
         gguf_type=options.gguf_type or Outputs.gguf_type,
     )
+
+
+def _check_rounding(options: Specialize) -> None:
+    """Raises ConfigError for options of stochastic rounding where there is none."""
+    stochastic = options.rounding == "stochastic"
+    if options.dtype == "float32" and stochastic:
+        raise ConfigError(
+            "--rounding stochastic: float32 is never rounded. Leave it out, or choose another "
+            "--dtype."
+        )
+    if options.seed is None or stochastic:
+        return
+    for flag, idle, why in (
+        ("--rounding", options.rounding == "nearest", "is nearest"),
+        ("--dtype", options.dtype == "float32", "is float32, and float32 is never rounded"),
+    ):
+        if idle:
+            raise ConfigError(
+                f"--seed is of stochastic rounding, but {flag} {why}. Leave --seed out."
+            )

@@ -199,6 +199,12 @@ def test_a_cpu_takes_a_reduced_depth_and_says_so(monkeypatch, tmp_path, options,
         (("prefill", "--model", "nowhere"), "nowhere is not a folder"),
         (("decode", "--model", ".", "--layers", 2), "--layers 2 is for random weights"),
         (("train", "--model", ".", "--shape", "qwen2-1.5b"), "--shape qwen2-1.5b is for random"),
+        (("train", "--rank", 4), "--rank goes with --model, "),
+        (("train", "--remat", "none"), "--remat goes with --model, "),
+        (
+            ("train", "--model", ".", "--instruction-tokens", 9),
+            "--instruction-tokens is for random weights",
+        ),
         (("flops", "--shape", "gemma9"), "--shape is 'gemma9'; expected one of gemma2-2b, "),
     ],
 )

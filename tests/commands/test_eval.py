@@ -218,6 +218,7 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
         ({"shots": "many"}, r"--shots is 'many'; expected a number of 0 or more"),
         ({"shots": "5,piqa=-1"}, r"--shots is '5,piqa=-1'; expected a number"),
         ({"shots": "5,bolq=0"}, r"'bolq', which is not among --tasks; did you mean boolq"),
+        ({"shots": "5,hellaswag=0"}, r"'hellaswag', which is not among --tasks"),
         ({"shots": "5,10"}, r"--shots is '5,10', with two numbers for all tasks"),
         ({"shots": "boolq=1,boolq=2"}, r"two numbers for boolq"),
         ({"limit": 0}, r"--limit is 0; expected 1 or more"),
@@ -229,6 +230,13 @@ def test_a_run_that_was_stopped_goes_on(world, data, tmp_path, monkeypatch, caps
 )
 def test_mistakes_are_told_and_nothing_is_written(world, refuse, data, tmp_path, changes, says):
     refuse(*model_args(world, data, tmp_path, **changes), says=says)
+
+
+def test_a_folder_of_records_is_of_named_tasks(world, refuse, data, tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"name": "a", "instances": [{"input": "b", "output": "c"}]}\n')
+    says = r"--data .* holds records of lm-eval's tasks and gpt4tools, .* only files"
+    refuse(*model_args(world, data, tmp_path, tasks=path), says=says)
 
 
 def test_switches_of_a_generator_are_no_ones_for_a_model(world, data, tmp_path, capfd):

@@ -202,16 +202,18 @@ class Train(EdgeShape):
     """
 
     model: RealModel = None
-    rank: int = 8
-    """With --model: rank of the LoRA."""
-    remat: Literal["full", "none"] = "full"
-    """With --model: full computes activations again in the backward pass, on both sides."""
+    rank: int | None = None
+    """With --model: rank of the LoRA; by default 8."""
+    remat: Literal["full", "none"] | None = None
+    """With --model: full, the default, computes activations again in the backward pass, on both
+    sides."""
 
     layers: int | None = None
     """At most this many layers of both models; by default all, but 2 on a CPU."""
     cloud_config: CloudConfig = None
     input_tokens: Annotated[int, tyro.conf.arg(help="Tokens of a query, target included.")] = 100
-    instruction_tokens: InstructionTokens = 200
+    instruction_tokens: int | None = None
+    """Without --model: tokens of the system prompt; by default 200."""
     rows: int | None = None
     """Queries per batch, a multiple of 8; by default 64, but 8 on a CPU."""
     repeats: Repeats = 3

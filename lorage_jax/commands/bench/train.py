@@ -25,6 +25,8 @@ from lorage_jax.hf.presets import shape_name
 from lorage_jax.models.presets import with_layers
 
 ROWS = 64
+INSTRUCTION = 200  # tokens of a prompt
+RANK, REMAT = 8, "full"  # of the LoRA on a real model
 CPU_LAYERS, CPU_ROWS = 2, 8  # a CPU takes the true widths, but few layers and rows
 
 
@@ -32,6 +34,12 @@ def run(options: Train) -> dict[str, Any]:
     """Measures, prints and returns the figures."""
     if options.model is not None:
         return _beside_peft(options, options.model)
+    for flag, given in (("--rank", options.rank), ("--remat", options.remat)):
+        if given is not None:
+            raise ConfigError(
+                f"{flag} goes with --model, whose LoRA is trained; the generator's step has its "
+                "own. Leave it out, or name a folder."
+            )
     name, edge = edge_shape(options)
     _, cloud = cloud_shape(options.cloud_config)
     cpu = jax.default_backend() == "cpu"
@@ -40,7 +48,7 @@ def run(options: Train) -> dict[str, Any]:
         raise ConfigError(f"--rows is {rows}; expected a multiple of {max(QUERIES)}.")
     if layers := options.layers or (CPU_LAYERS if cpu else None):
         edge, cloud = (with_layers(model, min(layers, model.layers)) for model in (edge, cloud))
-    instruction, own = options.instruction_tokens, options.input_tokens
+    instruction, own = options.instruction_tokens or INSTRUCTION, options.input_tokens
     check_context("edge", edge, instruction=instruction, input=own)
     check_context("cloud", cloud, instruction=instruction, meta=edge.layers)
     cloud_name = shape_name(cloud) or str(options.cloud_config or "llama3-8b, shallower")
@@ -61,13 +69,18 @@ def run(options: Train) -> dict[str, Any]:
 def _beside_peft(options: Train, model: Path) -> dict[str, Any]:
     share_the_gpu()
     check_no_shape(options)
+    if options.instruction_tokens is not None:
+        raise ConfigError(
+            "--model trains a LoRA without a prompt; --instruction-tokens is for random weights. "
+            "Leave it out."
+        )
     check_context("model", folder_shape(model), input=options.input_tokens)
     figures = compare_lora_step(
         model,
         rows=options.rows or CPU_ROWS,
         tokens=options.input_tokens,
-        rank=options.rank,
-        remat=options.remat,
+        rank=options.rank or RANK,
+        remat=options.remat or REMAT,
         repeats=options.repeats,
         dtype=options.dtype,
     )
