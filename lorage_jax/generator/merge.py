@@ -128,7 +128,8 @@ def merge(
     Args:
         layerwise: go layer by layer, so that only one layer's update exists in float32 at a time;
             by default for FFN weights above LAYERWISE_BYTES.
-        donate: reuse the edge's FFN buffers; the edge must not be used afterwards.
+        donate: reuse the edge's FFN buffers, unless `dtype` is another; the edge must not be used
+            afterwards.
         rounding: how the float32 sum becomes the weights' dtype: nearest, stochastic, or auto, the
             one that is expected to lose less (see `choose_rounding`).
         seed: seed of stochastic rounding; a seed gives the same weights on any devices.
@@ -204,14 +205,15 @@ def _merged(
     keys = cast.keys(ffn)
     if layerwise is None:
         layerwise = sum(weights.nbytes for weights in ffn.values()) > LAYERWISE_BYTES
-    if any(cast.target(weights) != weights.dtype for weights in ffn.values()):
-        shardings = tuple((name, weights.sharding) for name, weights in ffn.items())
-        merged = compiled_merge(shardings, False, cast.dtype)(ffn, factors, keys)
-    elif layerwise:
+    same = all(cast.target(weights) == weights.dtype for weights in ffn.values())
+    if layerwise and same:
         merged = _merge_layerwise(ffn if donate else jax.tree.map(jnp.copy, ffn), factors, keys)
+    elif layerwise:
+        merged = _merge_layerwise_to(cast, ffn, factors, keys)
     else:
         shardings = tuple((name, weights.sharding) for name, weights in ffn.items())
-        merged = compiled_merge(shardings, donate)(ffn, factors, keys)
+        dtype = None if same else cast.dtype
+        merged = compiled_merge(shardings, donate and same, dtype)(ffn, factors, keys)
     check_finite(merged)
     params = edge.params | {"layers": edge.params["layers"] | merged}
     turns = trained_template(edge, card)
@@ -261,6 +263,32 @@ def _compiled_layer(sharding: Any) -> Any:
         old = jax.lax.dynamic_index_in_dim(weights, layer)
         new = _add(old, a[None], b[None], None if key is None else key[None])
         return jax.lax.dynamic_update_index_in_dim(weights, new[0], layer, 0)
+
+    return jax.jit(merge_layer, out_shardings=sharding, donate_argnums=(0,))
+
+
+def _merge_layerwise_to(
+    cast: Cast, ffn: dict[str, Array], factors: Factors, keys: dict[str, Array | None]
+) -> dict[str, Array]:
+    """`_merge_layerwise` into new weights of the cast's dtype."""
+    merged = {}
+    for name, weights in ffn.items():
+        target = cast.target(weights)
+        made = jnp.zeros(weights.shape, target, device=weights.sharding)
+        step, own = _compiled_layer_to(weights.sharding, target), keys[name]
+        for layer in range(weights.shape[0]):
+            a, b = (factor[layer] for factor in factors[name])
+            made = step(made, weights, a, b, layer, None if own is None else own[layer])
+        merged[name] = made
+    return merged
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_layer_to(sharding: Any, dtype: Any) -> Any:
+    def merge_layer(made, weights, a, b, layer, key=None):
+        old = jax.lax.dynamic_index_in_dim(weights, layer)
+        new = _add(old, a[None], b[None], None if key is None else key[None], dtype)
+        return jax.lax.dynamic_update_index_in_dim(made, new[0], layer, 0)
 
     return jax.jit(merge_layer, out_shardings=sharding, donate_argnums=(0,))
 

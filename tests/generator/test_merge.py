@@ -83,6 +83,28 @@ def test_layerwise_and_donated_are_the_same(world):
         assert not used.params["layers"]["q"].is_deleted()
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("by_size", [False, True])
+def test_layer_by_layer_to_another_dtype(world, monkeypatch, rounding, by_size):
+    """Never all layers at once, whether asked for or because the weights are large."""
+    folder, gen, card = world
+    layout = Layout(make_mesh(MeshConfig(2, 2, 2)), ShardingRules())
+    for edge in (load_model(folder), load_model(folder, layout=layout)):
+        options = {"dtype": "bfloat16", "rounding": rounding, "seed": 3}
+        whole = merging.merge(edge, gen.pool, card, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(merging, "compiled_merge", lambda *_: pytest.fail("all layers at once"))
+            patch.setattr(merging, "LAYERWISE_BYTES", 0 if by_size else merging.GIB)
+            found = merging.merge(
+                edge, gen.pool, card, layerwise=None if by_size else True, donate=True, **options
+            )
+        for name in PROJECTIONS:
+            ours, right = found.params["layers"][name], whole.params["layers"][name]
+            assert ours.dtype == jnp.bfloat16 and ours.sharding == right.sharding
+            np.testing.assert_array_equal(ffn(found)[name], ffn(whole)[name])
+            assert not edge.params["layers"][name].is_deleted()  # of no use for another dtype
+
+
 def test_one_cast(world):
     """bfloat16 weights: the sum is in float32 and rounded once; the report says how far."""
     folder, gen, card = world
