@@ -131,7 +131,6 @@ class CloudReader:
         if layer is not None and output.layers is not None:
             hidden = output.layers[layer]
         else:
-            assert output.hidden is not None
             hidden = output.hidden[:, -count:]
         return hidden.astype(jnp.float32).reshape(-1, *meta.shape)
 

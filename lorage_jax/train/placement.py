@@ -15,8 +15,8 @@ from lorage_jax.errors import ConfigError, listed
 TOLERANCE = 256 * MIB
 
 
-def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE) -> str | None:
-    """Looks for arrays above `tolerance` bytes that every device of a mesh holds whole.
+def check_spread(arrays: dict[str, Any], mesh: Mesh) -> str | None:
+    """Looks for arrays above TOLERANCE that every device of a mesh holds whole.
 
     Raises ConfigError naming them if the mesh has an axis that could spread them; returns a note
     for the user if it has none, and None if there are no such arrays.
@@ -26,7 +26,7 @@ def check_spread(arrays: dict[str, Any], mesh: Mesh, tolerance: int = TOLERANCE)
         f"{jax.tree_util.keystr(path, simple=True, separator='.')} {list(x.shape)} "
         f"({x.nbytes / MIB:,.0f} MiB)"
         for path, x in pairs
-        if x.nbytes > tolerance and x.sharding.is_fully_replicated
+        if x.nbytes > TOLERANCE and x.sharding.is_fully_replicated
     ]
     if not found or mesh.size == 1:
         return None

@@ -190,8 +190,10 @@ def pretrain_loss(config: PretrainConfig, model: ModelConfig) -> LossFn:
         (rows,) = micro.queries
         assert isinstance(rows, DocumentRows) and rows.positions is not None
         branches = Branches(rows.branch, rows.positions, rows.text)
-        output = decoder.apply({"params": trained}, rows.tokens, rows.mask, branches=branches)
-        assert isinstance(output, Output) and output.logits is not None
+        output: Output = decoder.apply(
+            {"params": trained}, rows.tokens, rows.mask, branches=branches
+        )
+        assert output.logits is not None
         nll = token_nll(output.logits, rows.targets)
         answer = _answers(rows)
         answers = jnp.sum(nll * answer) / jnp.maximum(jnp.sum(answer), 1.0)

@@ -11,6 +11,7 @@ from lorage_jax.config import GeneratorConfig, MeshConfig, OptimizerConfig
 from lorage_jax.errors import ConfigError
 from lorage_jax.hf.family import family_decoder
 from lorage_jax.sharding import make_mesh
+from lorage_jax.train import placement
 from lorage_jax.train.placement import check_spread
 from tests.programs import step_program
 
@@ -25,23 +26,25 @@ def arrays(mesh):
     }
 
 
-def test_big_whole_arrays_are_named():
+def test_big_whole_arrays_are_named(monkeypatch):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     assert check_spread(arrays(mesh), mesh) is None  # none is above TOLERANCE
+    monkeypatch.setattr(placement, "TOLERANCE", 1000)
     with pytest.raises(ConfigError) as caught:
-        check_spread(arrays(mesh), mesh, tolerance=1000)
+        check_spread(arrays(mesh), mesh)
     message = str(caught.value)
     assert "edge.up [6, 100]" in message and "state.mu.0 [4, 100]" in message
     assert "down" not in message and "small" not in message
     assert "data 2 x fsdp 4 x tensor 1" in message
 
 
-def test_data_parallelism_is_only_told():
+def test_data_parallelism_is_only_told(monkeypatch):
+    monkeypatch.setattr(placement, "TOLERANCE", 1000)
     mesh = make_mesh(MeshConfig())
-    note = check_spread(arrays(mesh), mesh, tolerance=1000)
+    note = check_spread(arrays(mesh), mesh)
     assert "8 devices holds" in note and "edge.down" in note and "fsdp=" in note
     one = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert check_spread(arrays(one), one, tolerance=1000) is None
+    assert check_spread(arrays(one), one) is None
 
 
 def test_gradients_and_moments_are_spread_as_their_parameters():
