@@ -114,7 +114,7 @@ def model_config(folder: Path) -> ModelConfig:
         raise WeightsError(
             f"{folder}/config.json has a value of the wrong type: {error}."
         ) from None
-    more = [i for i in _generation_eos(Path(folder)) if i not in config.eos_ids]
+    more = [i for i in generation_eos(Path(folder)) if i not in config.eos_ids]
     return dataclasses.replace(config, eos_ids=(*config.eos_ids, *more))
 
 
@@ -154,7 +154,7 @@ def _near(raw: dict[str, Any]) -> str:
     return "".join(f"{what}; " for name, what in FOREIGN.items() if fields.get(name))
 
 
-def _generation_eos(folder: Path) -> list[int]:
+def generation_eos(folder: Path) -> list[int]:
     """Eos ids from generation_config.json, where chat models list their end-of-turn token."""
     path = folder / "generation_config.json"
     if not path.is_file():

@@ -28,7 +28,7 @@ from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of, write_mani
 from lorage_jax.files.outputs import check_target, new_folder
 from lorage_jax.files.safetensors import FLOATS, INDEX, SINGLE, Checkpoint, main_dtype, rewrite
 from lorage_jax.hf import tables
-from lorage_jax.hf.config import read_config
+from lorage_jax.hf.config import generation_eos, read_config
 from lorage_jax.hf.folder import open_folder
 from lorage_jax.hf.hub_card import (
     SCORES,
@@ -46,10 +46,11 @@ from lorage_jax.models.model import Model
 
 _log = logging.getLogger(__name__)
 
+GENERATION = "generation_config.json"
 # Files copied along with the weights: tokenizer, settings (of images, too), licence. Code, weights
 # in other formats and the README, which describes the base model, are not copied.
 COPIED = (
-    "generation_config.json",
+    GENERATION,
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -121,6 +122,7 @@ def export_merged(
             shutil.copyfile(source, target)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
+            _write_ends(model.template, opened.config, folder)
         _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, found, dtype))
     if (words := kept.words()) is not None:
@@ -142,6 +144,7 @@ def _export_over_gguf(
         write_folder(opened, folder, dtype, replace)
         if model.card is not None or model.answers:
             write_template(model.template, folder)
+            _write_ends(model.template, opened.config, folder)
         _write_hub_card(model, base, folder)
         write_manifest(folder, _manifest(model, identity, [found], dtype))
     if (words := kept.words()) is not None:
@@ -232,6 +235,32 @@ def write_template(template: Template | None, folder: Path) -> None:
     values = json.loads(path.read_text("utf-8"))
     if values.pop("chat_template", None) is not None:
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_ends(template: Template | None, config: ModelConfig, folder: Path) -> None:
+    """Adds the ends of the trained turns to the eos ids in generation_config.json.
+
+    transformers and servers stop at these alone. A file that is missing is written with the
+    settings that transformers takes from config.json in its place.
+    """
+    if template is None:
+        return
+    path = folder / GENERATION
+    found = path.is_file()
+    if set(template.ends) <= set(generation_eos(folder) if found else config.eos_ids):
+        return
+    values = json.loads(path.read_text("utf-8")) if found else _generation_settings(folder)
+    # transformers 4 would replace settings with this mark by those in config.json.
+    values.pop("_from_model_config", None)
+    values["eos_token_id"] = list(dict.fromkeys([*config.eos_ids, *template.ends]))
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    from transformers import GenerationConfig
+
+    how = {"config_file_name": "config.json", "_from_model_config": True, "local_files_only": True}
+    return GenerationConfig.from_pretrained(str(folder), **how).to_diff_dict()
 
 
 def _kind(model: Model) -> TemplateKind:

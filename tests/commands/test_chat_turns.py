@@ -92,6 +92,18 @@ def test_the_turns_of_training_travel_with_the_weights(chat):
     assert "You help." in original.decode(rendered(original, question(ASKED)))  # else no test
 
 
+def test_the_end_of_the_trained_turns_travels_with_the_weights(chat):
+    """The merged folder names it beside the edge's own eos, and keeps other settings."""
+    edge, merged = (
+        json.loads((folder / "generation_config.json").read_text())
+        for folder in (chat.root / "edge", chat.special / "merged")
+    )
+    end = AutoTokenizer.from_pretrained(chat.root / "edge").convert_tokens_to_ids("<|im_end|>")
+    assert edge.pop("eos_token_id") == 2 and merged.pop("eos_token_id") == [2, end]
+    edge.pop("_from_model_config", None)  # else transformers 4 would take config.json's instead
+    assert edge == merged
+
+
 def test_answers_are_transformers_own(chat, tmp_path):
     folder = chat.special / "merged"
     model, theirs = lg.load_model(folder), torch_model(folder)
@@ -99,8 +111,7 @@ def test_answers_are_transformers_own(chat, tmp_path):
     assert model.template.name == "chat"
     for asked in (ASKED, "b</s><|im_end|>"):  # a user's text cannot end the turn
         ids = torch.tensor([model.template.prompt(asked)])
-        ends = [exported.eos_token_id, exported.convert_tokens_to_ids("<|im_end|>")]
-        said = theirs.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=ends)
+        said = theirs.generate(ids, do_sample=False, max_new_tokens=12)
         right = exported.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
         assert lg.chat(model, asked, max_new_tokens=12) == right
     made = ("--input", ASKED, "--max-new-tokens", "12", "--json", tmp_path / "said.json")

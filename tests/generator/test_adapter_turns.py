@@ -8,7 +8,7 @@ import shutil
 import peft
 import pytest
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import lorage_jax as lg
 from lorage_jax.data.templates import TemplateKind, question
@@ -89,6 +89,30 @@ def test_an_adapted_model_answers_as_the_merged_one(exported):
     assert found.get_chat_template() == right.get_chat_template()
     said = [lg.chat(model, "hi there", max_new_tokens=5) for model in (adapted, merged, loaded)]
     assert said[0] == said[1] == said[2]
+
+
+def test_the_ends_of_the_turns_are_named_in_the_merged_folder(exported, tmp_path):
+    """A base without generation_config.json keeps the settings that its config.json names."""
+    _, edge, made, card, root = exported
+    merged = lg.merge(edge, made.pool, card)
+    ends = (*edge.config.eos_ids, *merged.template.ends)
+    assert GenerationConfig.from_pretrained(root / "merged").eos_token_id == named(ends)
+    shutil.copytree(root / "edge", tmp_path / "bare")
+    (tmp_path / "bare" / "generation_config.json").unlink(missing_ok=True)
+    values = json.loads((tmp_path / "bare" / "config.json").read_text())
+    values |= {"eos_token_id": 2, "repetition_penalty": 1.5}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(values))
+    lg.export_merged(merged, tmp_path / "out", base=tmp_path / "bare")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert theirs.eos_token_id == named((2, *merged.template.ends))
+    assert theirs.repetition_penalty == 1.5
+    written = (tmp_path / "out" / "generation_config.json").is_file()
+    assert written == (set(merged.template.ends) > {2})
+
+
+def named(ends):
+    found = list(dict.fromkeys(ends))
+    return found if len(found) > 1 else found[0]
 
 
 def test_the_command_line_answers_in_the_turns_of_the_adapter(exported, tmp_path):
