@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lorage_jax.buckets import bucket, left_pad
 from lorage_jax.config import ModelConfig
-from lorage_jax.data.templates import check_tokenizer
+from lorage_jax.data.templates import check_tokenizer, is_messages
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import require_kind
 from lorage_jax.infer.defaults import default_penalty, sampling_for
@@ -30,6 +30,7 @@ from lorage_jax.infer.place import spread_rows
 from lorage_jax.infer.prefixes import Prefix, unread_part
 from lorage_jax.infer.prompts import Prompt, is_one, prompt_rows, several
 from lorage_jax.infer.sample import Sampling, choose, penalised, row_keys
+from lorage_jax.infer.slots import NO_TOKEN
 from lorage_jax.infer.steps import next_logits, read_prompts
 from lorage_jax.infer.text import GrowingTexts, Stops, continuation
 from lorage_jax.models.bits import program_params
@@ -73,10 +74,10 @@ def generate(
 ) -> str | list[str] | list[int] | list[list[int]]:
     """Generates the continuation of one prompt or of several, without the prompt itself.
 
-    A continuation ends at an eos token, before the first stop string, or after `max_new_tokens`.
-    A text is read as `tokenizer(text)` reads it, special tokens included, so it may be a rendered
-    chat template; for text of others, use `infer.chat.chat`, or messages. A model without a
-    tokenizer takes and returns token ids.
+    A continuation ends at an eos token, before the first stop string, or after `max_new_tokens`;
+    that of messages at the end of the turn, too. A text is read as `tokenizer(text)` reads it,
+    special tokens included, so it may be a rendered chat template; for text of others, use
+    `infer.chat.chat`, or messages. A model without a tokenizer takes and returns token ids.
 
     Args:
         prompts: one prompt, or a sequence of them; the result has the same form. A prompt is a
@@ -108,7 +109,8 @@ def generate(
     if model.tokenizer is None and not stop and stream is None:
         ids = generate_tokens(model, rows, **how)
         return ids[0] if one else ids
-    texts = continue_rows(model, rows, stop=stop, stream=stream, **how)
+    turns = [model.template.ends if is_messages(prompt) else () for prompt in each]
+    texts = continue_rows(model, rows, stop=stop, stream=stream, row_ends=turns, **how)
     return texts[0] if one else texts
 
 
@@ -123,8 +125,9 @@ def continue_rows(
     pool: Experts | None = None,
     stream: Callable[[int, str], Any] | None = None,
     ends: Iterable[int] = (),
+    row_ends: Sequence[Iterable[int]] | None = None,
 ) -> list[str]:
-    """`generate` on rows of token ids, of which `ends` end a continuation, too."""
+    """`generate` on rows of token ids; `ends` and `row_ends` as in `generate_tokens`."""
     check_tokenizer(model.tokenizer, model.source or "this model")
     stops, growing = Stops.of(model.tokenizer, stop), None
     if stops.texts or stream is not None:
@@ -138,6 +141,7 @@ def continue_rows(
         pool=pool,
         watch=None if growing is None else growing.update,
         ends=(*ends, *stops.ids),
+        row_ends=row_ends,
     )
     if growing is not None:
         return growing.texts
@@ -155,11 +159,13 @@ def generate_tokens(
     prefixes: Sequence[Prefix] | None = None,
     watch: Watch | None = None,
     ends: Iterable[int] = (),
+    row_ends: Sequence[Iterable[int]] | None = None,
 ) -> list[list[int]]:
     """Like `generate`, on token ids: returns each row's new ids, without the one that ended it.
 
-    `ends` are ids that end a row, besides `eos_ids`; `prefixes` stand in front of the rows, one
-    each. `sampling` is by default greedy, with the repetition penalty of the model's folder.
+    `ends` are ids that end any row, besides `eos_ids`, and `row_ends` those of each row; `prefixes`
+    stand in front of the rows, one each. `sampling` is by default greedy, with the repetition
+    penalty of the model's folder.
     """
     _check(model, rows, max_new_tokens, prefixes)
     if not rows:
@@ -167,15 +173,13 @@ def generate_tokens(
     pool, weights = row_gates(model, gates, pool, len(rows))
     unread, past = (rows, None) if prefixes is None else unread_part(prefixes, rows)
     tokens, mask = left_pad(unread, padded_prompt(max(map(len, unread))))
-    ends = tuple(sorted({*eos_ids(model), *ends}))
-    if sampling is None:
-        sampling = Sampling(repetition_penalty=default_penalty(model))
-    controls = sampling.operands() | {
-        "eos": np.asarray(ends, np.int32),
-        "pad": np.int32(model.config.pad_id or 0),
-    }
+    shared = {*eos_ids(model), *ends}
+    stops = [tuple(sorted({*shared, *own})) for own in row_ends or [()] * len(rows)]
+    sampling = sampling or Sampling(repetition_penalty=default_penalty(model))
     if past is None:
         tokens, mask, weights = spread_rows(model.params, tokens, mask, weights)
+    padding = {"eos": _eos(stops, len(tokens)), "pad": np.int32(model.config.pad_id or 0)}
+    controls = sampling.operands() | padding
     size, params = bucket(max_new_tokens), program_params(model.params)
     limit = np.int32(max_new_tokens if watch is None else min(CHUNK, max_new_tokens))
     started = [model.config, size, params, tokens, mask, controls, nameless(pool), weights, limit]
@@ -191,7 +195,7 @@ def generate_tokens(
         step = int(progress.step)
         for i, row in enumerate(progress.tokens[: len(rows)]):
             if not finished[i]:  # a row that `watch` has finished is followed by padding
-                outputs[i] = _until(row[:step], ends)
+                outputs[i] = _until(row[:step], stops[i])
         if watch is None:
             return outputs
         last = step >= max_new_tokens
@@ -297,6 +301,18 @@ def seen_tokens(
     counts = jnp.zeros(logits.shape, jnp.int32)
     rows = jnp.arange(len(tokens))[:, None]
     return counts.at[rows, tokens].add(mask.astype(jnp.int32)) > 0
+
+
+def _eos(stops: Sequence[tuple[int, ...]], rows: int) -> np.ndarray:
+    """The ids that end a row: [E], or [rows, E] where those of the rows differ.
+
+    The last row's are repeated for rows that fill up the devices.
+    """
+    if len(set(stops)) == 1:
+        return np.asarray(stops[0], np.int32)
+    widest = max(map(len, stops))
+    table = [[*ends, *[NO_TOKEN] * (widest - len(ends))] for ends in stops]
+    return np.asarray(table + table[-1:] * (rows - len(table)), np.int32)
 
 
 def _until(row: np.ndarray, ends: Sequence[int]) -> list[int]:

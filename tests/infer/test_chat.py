@@ -9,8 +9,10 @@ from transformers import AutoTokenizer
 
 import lorage_jax as lg
 from lorage_jax import cli, nano
-from lorage_jax.data.templates import TemplateKind, question
+from lorage_jax.data.templates import ChatTemplate, TemplateKind, question
 from lorage_jax.errors import DataError
+from lorage_jax.infer.generate import generate_tokens
+from lorage_jax.infer.place import place
 
 PROMPT = (
     "Put bars on each side of words. Write all the words in upper case. Move the last word to "
@@ -109,3 +111,26 @@ def test_a_model_that_nobody_trained_answers_as_in_transformers(tiny, tmp_path):
     assert lg.load_model(tmp_path / "again").template.text(question("hi")) == text
     trained = TemplateKind("chat").on(model.tokenizer)
     assert "Be kind" not in trained.text(question("hi"))
+
+
+def test_messages_end_with_their_turn(tiny, tmp_path, monkeypatch):
+    """Texts and token ids in the same batch go on, as they may hold turns of their own."""
+    folder = shutil.copytree(tiny("llama")[0], tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(DEFAULT)
+    model = lg.load_model(folder)
+    (whole,) = generate_tokens(model, [model.template.ids(question("hi"))], max_new_tokens=12)
+    end = whole[5]
+    monkeypatch.setattr(ChatTemplate, "ends", property(lambda self: (end,)))
+    asked, ids = question("hi"), model.template.ids(question("hi"))
+    own, bare = (model.tokenizer.decode(one) for one in (whole[: whole.index(end)], whole))
+    assert len(own) < len(bare)
+    for edge in (model, place(model)):  # on one device, and rows spread over eight
+        assert lg.generate(edge, asked, max_new_tokens=12) == own
+        assert lg.generate(edge, [asked, ids, asked], max_new_tokens=12) == [own, bare, own]
+    pieces = ["", ""]
+
+    def stream(row, piece):
+        pieces[row] += piece
+
+    assert lg.generate(model, [ids, asked], max_new_tokens=12, stream=stream) == [bare, own]
+    assert pieces == [bare, own]
