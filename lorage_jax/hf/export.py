@@ -56,6 +56,7 @@ COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tekken.json",
     "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",

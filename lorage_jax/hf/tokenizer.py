@@ -9,11 +9,14 @@ from typing import Any
 from lorage_jax.errors import WeightsError
 
 # Files of which one is enough for a tokenizer.
-FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+FILES = (
+    *("tokenizer.json", "tekken.json", "tokenizer.model", "spiece.model"),
+    *("vocab.json", "vocab.txt"),
+)
 
 
 class InventedTokenizerError(WeightsError):
-    """A folder without tokenizer files, for which transformers makes up an empty tokenizer."""
+    """A folder without a vocabulary, for which transformers makes up an empty tokenizer."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -33,13 +36,19 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: no usable tokenizer ({reason}). Expected tokenizer.json and "
             "tokenizer_config.json next to config.json."
         ) from None
-    if not _has_files(folder):
+    if _is_empty(tokenizer):
         raise InventedTokenizerError(
-            f"{folder} has no tokenizer files, and for such a model transformers makes up a "
-            "tokenizer without a vocabulary. Expected tokenizer.json and tokenizer_config.json "
-            "next to config.json."
+            f"{folder} has no tokenizer files that transformers reads, and for such a model it "
+            "makes up a tokenizer without a vocabulary. Expected tokenizer.json and "
+            "tokenizer_config.json next to config.json."
         )
     return tokenizer
+
+
+def _is_empty(tokenizer: Any) -> bool:
+    """True if a tokenizer has special and added tokens alone, and perhaps one for a space."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return set(tokenizer.get_vocab()) <= {*added, *tokenizer.all_special_tokens, "\u2581"}
 
 
 def tokenizer_or_none(folder: Path) -> Any:
