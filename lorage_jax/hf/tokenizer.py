@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ FILES = (
     *("tokenizer.json", "tekken.json", "tokenizer.model", "spiece.model"),
     *("vocab.json", "vocab.txt"),
 )
+SENTENCEPIECE = "tokenizer.model"  # or, in Llama 3, of tiktoken
 
 
 class InventedTokenizerError(WeightsError):
@@ -26,6 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _check_sentencepiece(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
@@ -43,6 +46,26 @@ def load_tokenizer(folder: Path) -> Any:
             "tokenizer_config.json next to config.json."
         )
     return tokenizer
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """Raises WeightsError if the folder has a file of SentencePiece alone, and not its package.
+
+    transformers would take it for a file of tiktoken, and ask for that package.
+    """
+    if [name for name in FILES if (folder / name).is_file()] != [SENTENCEPIECE]:
+        return
+    try:
+        with (folder / SENTENCEPIECE).open("rb") as file:
+            serialised = file.read(1) == b"\n"  # its first field; a file of tiktoken is text
+    except OSError:
+        return  # transformers says why
+    if serialised and importlib.util.find_spec("sentencepiece") is None:
+        raise WeightsError(
+            f"{folder}: reading {SENTENCEPIECE} without a tokenizer.json needs the package "
+            "sentencepiece: pip install sentencepiece. Or put the model's tokenizer.json next to "
+            "it."
+        )
 
 
 def _is_empty(tokenizer: Any) -> bool:

@@ -1,7 +1,9 @@
-"""Tokenizers of folders with unusual files: Mistral's tekken.json, none but added ones."""
+"""Tokenizers of folders with unusual files: Mistral's tekken.json, SentencePiece's alone."""
 
 import base64
+import io
 import json
+import sys
 
 import pytest
 
@@ -56,3 +58,34 @@ def test_a_tokenizer_that_is_made_up_is_known_by_its_vocabulary(tmp_path, family
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     with pytest.raises(InventedTokenizerError, match="makes up a tokenizer without a vocabulary"):
         load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_file_alone_needs_its_package(tmp_path, monkeypatch, caplog):
+    make_tiny("llama", tmp_path, tokenizer=False)
+    (tmp_path / "tokenizer.model").write_bytes(PIECE)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(WeightsError) as refused:
+        load_model(tmp_path)
+    assert "pip install sentencepiece" in str(refused.value)
+    assert "tiktoken" not in str(refused.value) + caplog.text
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\n")  # of tiktoken, as Llama 3's
+    with pytest.raises(WeightsError, match="tiktoken"):
+        load_model(tmp_path)
+
+
+def test_a_sentencepiece_file_alone(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="extra: sentencepiece")
+    make_tiny("llama", tmp_path, tokenizer=False)
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["one two three four"] * 20),
+        model_writer=made,
+        model_type="bpe",
+        vocab_size=40,
+        byte_fallback=False,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(made.getvalue())
+    config = {"tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_model(tmp_path).tokenizer
+    assert tokenizer.decode(tokenizer("two one", add_special_tokens=False).input_ids) == "two one"
