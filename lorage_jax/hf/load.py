@@ -143,5 +143,6 @@ def folder_template(folder: Path, tokenizer: Any) -> Template | None:
         try:
             return ChatTemplate(tokenizer, untrained=True)
         except DataError as error:
-            _log.warning("%s: %s. Falling back to plain turns (User:, Assistant:).", folder, error)
+            why = str(error).rstrip(".")
+            _log.warning("%s: %s. Falling back to plain turns (User:, Assistant:).", folder, why)
     return TemplateKind().on(tokenizer)

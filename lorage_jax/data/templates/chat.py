@@ -41,7 +41,10 @@ def is_changed(source: str | None, tokenizer: Any) -> bool:
     """True if a tokenizer's chat template is not, or no longer, the text that was recorded."""
     if source is None or tokenizer is None:
         return False
-    return not has_chat_template(tokenizer) or tokenizer.get_chat_template() != source
+    try:
+        return not has_chat_template(tokenizer) or tokenizer.get_chat_template() != source
+    except ValueError:  # named templates, none of which is the default
+        return True
 
 
 def notice_change(source: str | None, tokenizer: Any, where: Any) -> None:
@@ -103,6 +106,11 @@ class ChatTemplate(Template):
         if not has_chat_template(tokenizer):
             raise DataError(
                 "this tokenizer has no chat template (chat_template.jinja); use the plain template."
+            )
+        named = tokenizer.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            raise DataError(
+                f"this tokenizer has chat templates for {', '.join(named)}, and no default one."
             )
         if USER not in self._render(question(USER), True):
             raise DataError("the chat template leaves out the user's text.")
@@ -198,17 +206,18 @@ class ChatTemplate(Template):
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=cue
             )
-        except TemplateError as error:
+        except Exception as error:  # a template of others may fail in any way
             roles = ", ".join(str(message.get("role")) for message in messages)
+            failed = "refuses" if isinstance(error, TemplateError) else "cannot render"
             raise DataError(
-                f"the chat template refuses messages of the roles {roles}: {error}"
+                f"the chat template {failed} messages of the roles {roles}: {error}"
             ) from None
 
     def _try(self, messages: Sequence[Message]) -> str:
         """The rendering without a cue; "" if the template refuses."""
         try:
             return self._render(messages, False)
-        except (DataError, TypeError, IndexError, KeyError):
+        except DataError:
             return ""
 
     @functools.cached_property
