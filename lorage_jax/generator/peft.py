@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
+from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind, alternating
+from lorage_jax.data.templates.template import PROBE
+from lorage_jax.data.templates.tokens import raw_ids
 from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.fields import home_path, require_kind
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
 from lorage_jax.hf.peft_weights import Lora, Update, lora_digest, read_lora
-from lorage_jax.hf.tokenizer import stored_chat_template
+from lorage_jax.hf.tokenizer import has_tokenizer_files, load_tokenizer, stored_chat_template
 from lorage_jax.models.leaves import Leaf, model_leaves
 from lorage_jax.models.model import MergedLora, Model, merged_fingerprint, require_model
 
@@ -47,8 +49,9 @@ def load_adapter(
         weights: one factor per folder; 1 by default, and always for DoRA.
 
     Raises WeightsError that lists everything in a folder beyond these, every tensor that is
-    missing, unknown or of another shape, or that names the edge that an adapter was made for; and
-    for a model into which a card was merged. Raises ConfigError for weights that do not match, and
+    missing, unknown or of another shape, or that names the edge that an adapter was made for; for
+    a chat template with other token ids in the tokenizer beside it than in the edge's; and for a
+    model into which a card was merged. Raises ConfigError for weights that do not match, and
     for arguments of another kind.
     """
     require_model(edge, "edge")
@@ -180,17 +183,52 @@ def _turns(folders: Sequence[Path], edge: Model) -> tuple[Template | None, bool]
 def _brought(folder: Path, edge: Model) -> Template | None:
     """The turns that an adapter brings along: ours, or the chat template in its folder.
 
-    Raises WeightsError if the edge's tokenizer gives other ids for ours than in training.
+    Raises WeightsError if the edge's tokenizer gives other ids for them than in training.
     """
     kind, text = own_turns(folder), stored_chat_template(folder)
+    if kind is None:
+        return None if text is None else _theirs(folder, text, edge)
     try:
-        if kind is not None:
-            return trained_turns(folder, kind, edge)
-        if text is not None:
-            return ChatTemplate(edge.tokenizer, source=text, untrained=True)
-        return None
+        return trained_turns(folder, kind, edge)
     except DataError as error:
         raise WeightsError(f"{folder}: {error}") from None
+
+
+def _theirs(folder: Path, source: str, edge: Model) -> Template | None:
+    """The turns of an adapter of others. None, with a warning, if its chat template is unusable."""
+    try:
+        template = ChatTemplate(edge.tokenizer, source=source, untrained=True)
+        _check_tokenizer(folder, template)
+        return template
+    except DataError as error:
+        why = str(error).rstrip(".")
+        _log.warning("%s: %s. The model answers in the edge's own turns.", folder, why)
+        return None
+
+
+def _check_tokenizer(folder: Path, template: ChatTemplate) -> None:
+    """Raises WeightsError if the tokenizer in an adapter's folder reads its turns as other ids."""
+    if not has_tokenizer_files(folder):
+        return
+    try:
+        tokenizer = load_tokenizer(folder)
+    except WeightsError as error:
+        _log.warning("%s Its turns are written with the edge's tokenizer.", error)
+        return
+    own = ChatTemplate(tokenizer, source=template.source, untrained=True)
+    if _turn_ids(own) != _turn_ids(template):
+        raise WeightsError(
+            f"{folder} was trained with another tokenizer than the edge's: the turns of its chat "
+            "template are other token ids there. Put its tokenizer files and chat template into a "
+            "copy of the edge's folder, and load that as the edge."
+        )
+
+
+def _turn_ids(template: ChatTemplate) -> list[list[int]]:
+    """Token ids of a question and of its answer, as the tokenizer reads the rendered text."""
+    asked, answered = alternating([PROBE]), alternating([PROBE, PROBE])
+    texts = (template.text(asked), template.text(answered, cue=False))
+    return [raw_ids(template.tokenizer, text, add_special_tokens=False) for text in texts]
 
 
 @jax.tree_util.register_dataclass

@@ -81,7 +81,7 @@ def tokenizer_or_none(folder: Path) -> Any:
     except InventedTokenizerError:
         raise
     except WeightsError:
-        if _has_files(folder):
+        if has_tokenizer_files(folder):
             raise
         return None
 
@@ -97,7 +97,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def stored_chat_template(folder: Path) -> str | None:
-    """The chat template among a folder's tokenizer files; None if there is none."""
+    """The chat template among a folder's tokenizer files, of named ones the default.
+
+    None if there is none.
+    """
     try:
         return (folder / "chat_template.jinja").read_text("utf-8")
     except (OSError, ValueError):
@@ -107,8 +110,12 @@ def stored_chat_template(folder: Path) -> str | None:
         found = values.get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
+    if isinstance(found, list):
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 
-def _has_files(folder: Path) -> bool:
+def has_tokenizer_files(folder: Path) -> bool:
+    """True if a folder has a file that is enough for a tokenizer."""
     return any((folder / name).exists() for name in FILES)
