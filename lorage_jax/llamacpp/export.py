@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,7 @@ from lorage_jax.llamacpp.file import (
 )
 from lorage_jax.models.model import Model
 
+ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 TABLES = ("token_embd.weight", "output.weight")  # they keep 8 bits where others have fewer
 
 
@@ -166,15 +167,23 @@ def _add_turns(writer: Any, source: Source) -> None:
     writer.add_add_bos_token(bool(template.bos))
     writer.add_add_eos_token(False)
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ends = list(dict.fromkeys([*own, *source.config.eos_ids, *template.ends]))
-    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    if len(ends) > len(adders):
-        raise ConfigError(f"{len(ends)} tokens end a text of this model; llama.cpp takes three.")
-    for add, token in zip(adders, ends, strict=False):
-        add(token)
+    add_ends(writer, [*own, *source.config.eos_ids, *template.ends], {})
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(source.jinja)
+
+
+def add_ends(writer: Any, ends: Iterable[int], held: Mapping[str, Any]) -> None:
+    """Adds ids that end a text under keys that are free; `held` are keys that are in the file."""
+    taken = [held[key] for key in ENDS if key in held]
+    free = [key for key in ENDS if key not in held]
+    new = [end for end in dict.fromkeys(ends) if end not in taken]
+    if len(new) > len(free):
+        raise ConfigError(
+            f"{len(taken) + len(new)} tokens end a text of this model; llama.cpp takes three."
+        )
+    for key, end in zip(free, new, strict=False):
+        writer.add_uint32(key, end)
 
 
 def entries(source: Source, row: Architecture, type: str) -> Iterator[Entry]:

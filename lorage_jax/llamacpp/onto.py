@@ -13,7 +13,7 @@ from lorage_jax.files.gguf import GgufFile, library, open_gguf_file
 from lorage_jax.gguf.architectures import get_architecture
 from lorage_jax.gguf.tensors import tensor_names
 from lorage_jax.hf import tables
-from lorage_jax.llamacpp.export import entries, place_of, read_source
+from lorage_jax.llamacpp.export import add_ends, entries, place_of, read_source
 from lorage_jax.llamacpp.file import TYPES, Entry, check_place, check_type, fitting_type, write_gguf
 from lorage_jax.models.model import Model
 
@@ -30,8 +30,8 @@ def export_onto_gguf(
 ) -> None:
     """Writes a GGUF file that differs from `base` in the FFN's matrices and in the turns.
 
-    All other tensors and keys are copied bit for bit, so nothing else is quantised anew and no
-    tokenizer is converted.
+    The end of the turns is added. All other tensors and keys are copied bit for bit, so nothing
+    else is quantised anew and no tokenizer is converted.
 
     Args:
         model: the specialised model, or its folder.
@@ -41,7 +41,8 @@ def export_onto_gguf(
             as q8_0 where the base's type cannot be written.
         overwrite: replace the file if it exists and is a GGUF file, but not `base`.
 
-    Raises WeightsError for a file that is not of the model's base, and OutputError.
+    Raises WeightsError for a file that is not of the model's base, ConfigError for more than three
+    ends, and OutputError.
     """
     if type is not None:
         check_type(type)
@@ -59,15 +60,8 @@ def export_onto_gguf(
     _check(file, row.name, own, changed)
 
     def add_keys(writer: Any) -> None:
-        kinds = library().GGUFValueType
-        for key, value in file.keys.items():
-            if key == "general.alignment":
-                writer.add_custom_alignment(value)
-            elif key not in (ARCHITECTURE, TEMPLATE, ADD_BOS) and value != []:
-                kind, inner = file.types[key]
-                writer.add_key_value(
-                    key, value, kinds(kind), None if inner is None else kinds(inner)
-                )
+        _copy_keys(writer, file)
+        add_ends(writer, source.template.ends, file.keys)
         writer.add_chat_template(source.jinja)
         writer.add_add_bos_token(bool(source.template.bos))
 
@@ -81,6 +75,17 @@ def export_onto_gguf(
                 yield Entry(name, shape, kind, lambda name=name: file.raw(name), stored=True)
 
     write_gguf(path, row.name, add_keys, list(tensors()), overwrite)
+
+
+def _copy_keys(writer: Any, file: GgufFile) -> None:
+    """Copies all keys but those of the turns."""
+    kinds = library().GGUFValueType
+    for key, value in file.keys.items():
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        elif key not in (ARCHITECTURE, TEMPLATE, ADD_BOS) and value != []:
+            kind, inner = file.types[key]
+            writer.add_key_value(key, value, kinds(kind), None if inner is None else kinds(inner))
 
 
 def _check(file: GgufFile, architecture: str, own: dict[str, Entry], changed: set[str]) -> None:

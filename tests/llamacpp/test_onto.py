@@ -7,10 +7,10 @@ import pytest
 import lorage_jax as lg
 from lorage_jax import nano
 from lorage_jax.data.templates import question
-from lorage_jax.errors import WeightsError
+from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.llamacpp.export import export_gguf
 from lorage_jax.llamacpp.onto import export_onto_gguf
-from tests.llamacpp.models import tiny_folder
+from tests.llamacpp.models import rewrite, tiny_folder
 from tests.llamacpp.server import LlamaServer
 
 PROMPT = "Reverse the words. Put a comma between words."
@@ -39,6 +39,26 @@ def test_only_the_ffn_and_the_turns_change(special, tmp_path, kind):
     assert all(before[name][0] == after[name][0] for name in before)  # types
     assert {name for name in keys if keys[name] != others.get(name)} <= {"tokenizer.chat_template"}
     assert set(keys) == set(others)
+
+
+def test_the_end_of_the_trained_turns_is_added(special, tmp_path):
+    """In the first place that is free; the base's own ends stay."""
+    (end,) = special.template.ends
+    places = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    export_gguf(nano.EDGE, tmp_path / "nano.gguf", "f32")
+    for number, held in enumerate([{0: 5}, {0: 5, 1: 6}, {0: 5, 2: 6}, {0: end}, {0: 5, 1: end}]):
+        base, out = (tmp_path / f"{name}{number}.gguf" for name in ("base", "onto"))
+        rewrite(tmp_path / "nano.gguf", base, {places[at]: token for at, token in held.items()})
+        export_onto_gguf(special, base, out)
+        keys = contents(out)[1]
+        found = {at: keys[place] for at, place in enumerate(places) if place in keys}
+        free = next(at for at in range(3) if at not in held)
+        assert found == (held if end in held.values() else held | {free: end})
+    rewrite(
+        tmp_path / "nano.gguf", tmp_path / "full.gguf", dict(zip(places, (5, 6, 7), strict=True))
+    )
+    with pytest.raises(ConfigError, match="4 tokens end a text"):
+        export_onto_gguf(special, tmp_path / "full.gguf", tmp_path / "out.gguf")
 
 
 def test_the_file_over_a_base_is_the_merged_one(special, tmp_path):
