@@ -225,10 +225,12 @@ def _check_base(model: Model, base: Path, config: ModelConfig) -> str:
 def write_template(template: Template | None, folder: Path) -> None:
     """Writes `chat_template.jinja`, by which transformers and servers render the trained turns.
 
-    A template inside tokenizer_config.json, where older versions kept it, is taken out.
+    A template inside tokenizer_config.json, where older versions kept it, is taken out, and so are
+    named ones (`tool_use`), which transformers would prefer for some requests.
     """
     if template is None:
         return
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
     path = folder / "tokenizer_config.json"
     if not path.is_file():

@@ -1,5 +1,6 @@
 """Adapters carry the turns they were trained in, as merged folders do."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -125,6 +126,15 @@ def test_the_command_line_answers_in_the_turns_of_the_adapter(exported, tmp_path
     )
     assert (found["input"], found["output"]) == (right["input"], right["output"])
     assert found["input"] != "hi there"
+
+
+def test_named_templates_of_the_base_stay_out_of_the_adapter(exported, tmp_path):
+    _, edge, made, card, _ = exported
+    tokenizer = copy.deepcopy(edge.tokenizer)
+    tokenizer.chat_template = {"default": edge.tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    lg.export_adapter(made.pool, card, edge.replace(tokenizer=tokenizer), tmp_path / "adapter")
+    own = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    assert isinstance(own.chat_template, str)
 
 
 def theirs(edge, folder, template=None):

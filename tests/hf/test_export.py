@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import peft
@@ -88,8 +89,7 @@ def test_only_the_ffn_changes(world, tmp_path):
         "tokenizer_config.json",
         "LICENSE.txt",
         "chat_template.jinja",
-        "additional_chat_templates/rag.jinja",
-    }
+    }  # without additional_chat_templates, which are not the trained turns
     assert names(out) == shards | expected | {"README.md", "lorage.json"}
     for name in expected - {"chat_template.jinja"} | {"model.safetensors.index.json"}:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
@@ -106,6 +106,22 @@ def test_only_the_ffn_changes(world, tmp_path):
     np.testing.assert_array_equal(again.gates, card.gates)
     assert (again.edge, again.generator) == (card.edge, card.generator)
     assert load_model(out).fingerprint != card.edge
+
+
+def test_named_templates_travel_with_an_untouched_model_alone(world, tmp_path):
+    """transformers would take a base's `tool_use` instead of the trained turns."""
+    folder, edge, _, _, merged = world
+    export_merged(edge, tmp_path / "own")
+    assert "additional_chat_templates/rag.jinja" in names(tmp_path / "own")
+    assert "additional_chat_templates/rag.jinja" in names(folder)
+    named = folder.parent / "named"
+    shutil.copytree(folder, named)
+    (named / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    export_merged(merged, tmp_path / "out", base=named)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(asked, tools=[{"name": "x"}], tokenize=False)
+    assert "User: hi" in text
 
 
 def test_a_cast_everywhere(world, tmp_path):
