@@ -10,6 +10,7 @@ import numpy as np
 from lorage_jax import rotary
 from lorage_jax.config import ModelConfig
 from lorage_jax.files.safetensors import Tensors
+from lorage_jax.hf import tables
 
 HEAD = "lm_head.weight"
 FREQUENCIES = "rotary_emb.inv_freq"
@@ -88,13 +89,14 @@ def describe_missing(
     config: ModelConfig, checkpoint: Tensors, missing: int, expected: int
 ) -> str | None:
     """Diagnoses a folder that lacks some of the model's tensors; None if nothing is known."""
+    names, own = checkpoint.names(), tables.tensor_shapes(config)
     if missing == 1 and HEAD not in checkpoint and not config.tied_head:
-        return (
+        extra = next((look for name in names if name not in own and (look := _look(name))), None)
+        return extra or (
             f"Only {HEAD} is missing: the folder was saved without a head (AutoModel), or its head "
             "is tied. Save it with AutoModelForCausalLM, or set `tie_word_embeddings: true` if the "
             "model was trained so."
         )
-    names = checkpoint.names()
     looks = next((look for name in names if (look := _look(name))), None)
     if looks is not None and missing >= expected - 2:
         return looks

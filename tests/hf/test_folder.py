@@ -274,6 +274,18 @@ def test_a_leftover_note_on_quantising_does_not_hurt(tiny, change):
     same(load_model(folder), load_model(tiny("llama")[0]))
 
 
+def test_a_classifier_is_not_taken_for_a_model_without_its_head(change):
+    """Its head is missing as well, but tying it would make nonsense of it."""
+
+    def classify(found):
+        found["score.weight"] = found.pop("lm_head.weight")[:2].contiguous()
+
+    folder = change("llama", classify)
+    with pytest.raises(WeightsError, match="head of a classifier or reward model") as refused:
+        load_model(folder)
+    assert "tie_word_embeddings" not in str(refused.value)
+
+
 def test_no_tokenizer_files(tmp_path):
     make_tiny("llama", tmp_path / "llama", tokenizer=False)
     assert load_model(tmp_path / "llama").tokenizer is None
