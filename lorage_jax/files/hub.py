@@ -104,7 +104,7 @@ def check_push(folder: Path, repository: str) -> list[str]:
         inside = [str(name) for name in files if str(name).endswith(f"/{MANIFEST}")]
         found = " or ".join(str((folder / name).parent) for name in inside)
         hint = f": {found}." if found else "."
-        raise OutputError(f"{folder} is none of what can be pushed. {EXPECTED}{hint}")
+        raise OutputError(f"{folder} cannot be pushed. {EXPECTED}{hint}")
     if HUB_NAME.fullmatch(repository) is None:
         raise OutputError(f"the repository is {repository!r}; expected OWNER/NAME.")
     home = folder.resolve()

@@ -180,7 +180,8 @@ def _short(fingerprint: str) -> str:
 def load_card(path: str | Path) -> Card:
     """Reads a card file, or the card inside a folder or LoRA GGUF file that lorage_jax exported.
 
-    Raises WeightsError if there is none, or if it is damaged, and ConfigError for what is no path.
+    Raises WeightsError if there is none, or if it is damaged, and ConfigError if `path` is
+    not a path.
     """
     require_kind(path, str | PathLike, "path", "a card file, or a folder or file that holds a card")
     path = home_path(path)

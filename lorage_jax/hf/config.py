@@ -48,7 +48,7 @@ LENGTHS = "its angles depend on the length of the text, so cached keys would hav
 
 
 def no_folder(path: str | Path) -> str:
-    """The message for a path that is no folder, with advice for names of the Hub and bundled ones.
+    """The message for a path that is not a folder; it helps with names of the Hub and bundles.
 
     A name of the Hub is OWNER/NAME, if there is no folder OWNER here.
     """

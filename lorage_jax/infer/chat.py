@@ -55,8 +55,9 @@ def chat(
         gates, pool: adapters to apply without merging, as in `forward`.
         stream: called as stream(row, piece) whenever more text is final.
 
-    Raises DataError for what is no chat, or has no question at its end; ConfigError for an invalid
-    parameter or a length beyond the context; and WeightsError for a model without a tokenizer.
+    Raises DataError if `messages` is not a chat that ends with a question; ConfigError for an
+    invalid parameter or a length beyond the context; and WeightsError for a model without a
+    tokenizer.
     """
     template = chat_template(model, gates)
     one, chats = _chats(messages)
@@ -89,8 +90,8 @@ def chat(
 def chat_template(model: Model, gates: Gates | None = None) -> Template:
     """The template in which a model answers: that of its cards, if there are any, else its own.
 
-    Raises WeightsError if there is none, and ConfigError if the cards have different ones, or for
-    what is no Model.
+    Raises WeightsError if there is none, and ConfigError if the cards have different ones, or if
+    `model` is not a Model.
     """
     require_model(model)
     check_tokenizer(model.tokenizer, model.source or "this model")

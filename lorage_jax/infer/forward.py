@@ -65,8 +65,8 @@ def _mask(attention_mask: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"
         mask = np.atleast_2d(np.asarray(np.asarray(attention_mask), bool))
     except ValueError:
         raise ConfigError(
-            "attention_mask has rows of different lengths, or what are no numbers; expected 1 or 0 "
-            f"for each of the tokens, which are {shape}."
+            "attention_mask has rows of different lengths, or entries that are not numbers; "
+            f"expected 1 or 0 for each of the tokens, which are {shape}."
         ) from None
     if mask.shape != shape:
         raise ConfigError(f"attention_mask is {mask.shape}; tokens are {shape}.")

@@ -79,7 +79,7 @@ class Sampling:
 def sampling_of(sampling: Sampling | None, **fields: Any) -> Sampling:
     """Returns `sampling`, or builds it from those of its fields that are not None.
 
-    Raises ConfigError if both are given, and for what is no Sampling.
+    Raises ConfigError if both are given, or if `sampling` is not a Sampling.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if sampling is None:

@@ -73,9 +73,7 @@ def test_what_holds_several_parts_or_none_is_not_pushed(sent, special, tmp_path,
     asked = ["report", str(special / "card.json"), "--out", str(tmp_path / "report")]
     assert cli.main(asked) == 0
     assert cli.main(["push", str(tmp_path / "report"), "me/x"]) == 1
-    assert f"{tmp_path / 'report'} is none of what can be pushed. {expected}." in (
-        capsys.readouterr().err
-    )
+    assert f"{tmp_path / 'report'} cannot be pushed. {expected}." in capsys.readouterr().err
     assert not sent
 
 
