@@ -13,7 +13,8 @@ from lorage_jax.infer.shared import common_beginnings, read_beginnings
 from lorage_jax.sharding import Layout, make_mesh
 from tests.infer.test_score import assert_close, expected
 
-FAMILIES = ("llama", "gemma3_text", "opt", "smollm3")  # windows, learned positions, layers without rope
+# With windows, learned positions, and layers without rope.
+FAMILIES = ("llama", "gemma3_text", "opt", "smollm3")
 
 
 def tasks(count=9, sizes=(20, 33), seed=0):
