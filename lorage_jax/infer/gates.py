@@ -93,3 +93,20 @@ def _array(gates: Any) -> Array:
             "one of gates is no array of numbers; expected a Card, or an array of shape (layers, "
             "experts)."
         ) from None
+
+
+def distinct_gates(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, list[int]]:
+    """The distinct gates, and the index of those that each of `count` requests uses."""
+    if gates is None:
+        return None, [0] * count
+    each_of(gates)  # raises for another kind
+    if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim != 3):
+        return [gates], [0] * count
+    gates = list(gates)
+    if len(gates) != count:
+        raise ConfigError(f"{len(gates)} gates for {count} requests; expected one for each.")
+    if not gates:
+        return None, []
+    first: dict[int, int] = {}
+    which = [first.setdefault(id(one), len(first)) for one in gates]
+    return list({id(one): one for one in gates}.values()), which

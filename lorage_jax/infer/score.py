@@ -24,9 +24,8 @@ from lorage_jax.config import ModelConfig
 from lorage_jax.errors import ConfigError, DataError
 from lorage_jax.fields import require
 from lorage_jax.files.journal import Journal, request_key
-from lorage_jax.generator.card import Card
 from lorage_jax.hf.family import to_text
-from lorage_jax.infer.gates import Gates, RowGates, each_of, row_gates
+from lorage_jax.infer.gates import Gates, distinct_gates, row_gates
 from lorage_jax.infer.place import mesh_of, placed
 from lorage_jax.infer.prefixes import Prefix, past_of
 from lorage_jax.infer.shared import read_beginnings
@@ -118,7 +117,7 @@ def score(
     require(allowed, f"batch_tokens is {batch_tokens}; expected 1 or more.")
     fronts = [None] * len(requests) if prefixes is None else list(prefixes)
     fitted = _fitted(model, requests, fronts)
-    kinds, which = _distinct(gates, len(requests))
+    kinds, which = distinct_gates(gates, len(requests))
     pool, stacked = row_gates(model, kinds, pool, len(kinds) if kinds is not None else 1)
     stacked = None if stacked is None else np.asarray(stacked)
     journal = Journal() if journal is None else journal
@@ -198,23 +197,6 @@ def identity(model: Model, pool: Experts | None = None) -> str:
     """
     experts = "" if pool is None else pool.generator
     return request_key(model.fingerprint, to_text(model.config), str(model.dtype), "", experts)
-
-
-def _distinct(gates: Gates | None, count: int) -> tuple[list[RowGates] | None, list[int]]:
-    """The distinct gates, and the index of those that each of `count` requests uses."""
-    if gates is None:
-        return None, [0] * count
-    each_of(gates)  # raises for another kind
-    if not isinstance(gates, Sequence) and (isinstance(gates, Card) or gates.ndim != 3):
-        return [gates], [0] * count
-    gates = list(gates)
-    if len(gates) != count:
-        raise ConfigError(f"{len(gates)} gates for {count} requests; expected one for each.")
-    if not gates:
-        return None, []
-    first: dict[int, int] = {}
-    which = [first.setdefault(id(one), len(first)) for one in gates]
-    return list({id(one): one for one in gates}.values()), which
 
 
 def _rows(

@@ -155,7 +155,7 @@ class Layer(nn.Module):
             if inputs.cached is None:
                 if computes_attention(q, k, v, softcap, self.layout):
                     return cudnn_attention(q, k, v, mask, scale, self.layout)
-                blocks = _causal_blocks(q.shape[1], self.layout)
+                blocks = causal_blocks(q.shape[1], self.layout)
                 return ops.attention(q, k, v, mask, scale, softcap, blocks)
             cached_k, cached_v = (restored(x).astype(k.dtype) for x in inputs.cached)
             seen = of_layer(context.cached)
@@ -223,7 +223,7 @@ class Layer(nn.Module):
         return ops.dropout(x, self.make_rng("dropout"), self.dropout)
 
 
-def _causal_blocks(length: int, layout: Layout | None) -> int:
+def causal_blocks(length: int, layout: Layout | None) -> int:
     """In how many blocks `length` queries attend: on a CPU, up to 4 of 64 or more; elsewhere 1.
 
     A CPU computes the hidden upper half of the scores like any others. Other devices have kernels

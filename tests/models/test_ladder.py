@@ -1,6 +1,7 @@
 """The decoder against transformers' torch modules, rung by rung: norm to logits."""
 
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from lorage_jax.hf.load import load_model
 from lorage_jax.infer.forward import forward
 from lorage_jax.models.cache import new_cache
 from lorage_jax.models.decoder import Decoder
-from lorage_jax.models.layer import Layer, LayerInputs
+from lorage_jax.models.layer import Layer, LayerInputs, causal_blocks
 from tests.tiny import (
     LINEAR_ROPE,
     LLAMA3_ROPE,
@@ -199,3 +200,13 @@ def test_cached_decoding_is_the_full_forward(tiny, variant):
         np.testing.assert_allclose(logits[:, 0], want[:, t], atol=2e-4)
     assert int(cache.length) == 20
     assert step._cache_size() == 2
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "blocks"),
+    [("cpu", 100, 1), ("cpu", 128, 2), ("cpu", 5000, 4), ("tpu", 5000, 1), ("gpu", 5000, 1)],
+)
+def test_only_a_cpu_attends_in_blocks(platform, length, blocks):
+    """Programs for other devices stay as they are."""
+    layout: Any = types.SimpleNamespace(platform=platform)
+    assert causal_blocks(length, layout) == blocks
