@@ -1,4 +1,7 @@
-"""Programs of a specialisation and a request, traced on shapes without making weights."""
+"""Programs of a specialisation and a request, traced on shapes without making weights.
+
+On every device, their attention is over all pairs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from lorage_jax.generator.pool import make_pool, pool_leaves
 from lorage_jax.generator.router import statistics_leaves
 from lorage_jax.methods.routed import RoutedMethod
 from lorage_jax.models.decoder import Decoder
+from lorage_jax.models.layer import all_pairs
 from lorage_jax.models.leaves import model_leaves
 from lorage_jax.models.presets import structs
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from jax.extend.core import ClosedJaxpr
 
 
+@all_pairs()
 def prefill_program(
     config: ModelConfig,
     tokens: int,
@@ -45,6 +50,7 @@ def prefill_program(
     return jax.make_jaxpr(prefill)(structs(model_leaves(config), dtype), row, pool)
 
 
+@all_pairs()
 def cloud_program(
     generator: GeneratorConfig, cloud: ModelConfig, edge: ModelConfig, tokens: int, dtype: str
 ) -> ClosedJaxpr:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +22,8 @@ from lorage_jax.models.bits import restored
 from lorage_jax.models.context import Context
 from lorage_jax.models.leaves import layer_leaves, parameter
 from lorage_jax.sharding import Layout
+
+_all_pairs = ContextVar("all_pairs", default=False)
 
 
 class LayerInputs(flax.struct.PyTreeNode):
@@ -230,7 +235,22 @@ def causal_blocks(length: int, layout: Layout | None) -> int:
     that leave it out, and fewer, larger products suit them.
     """
     platform = jax.default_backend() if layout is None else layout.platform
-    return max(1, min(4, length // 64)) if platform == "cpu" else 1
+    if platform != "cpu" or _all_pairs.get():
+        return 1
+    return max(1, min(4, length // 64))
+
+
+@contextmanager
+def all_pairs() -> Iterator[None]:
+    """Programs traced in this block attend over all pairs, as arithmetic is counted.
+
+    A count must not depend on the device that it is made on.
+    """
+    token = _all_pairs.set(True)
+    try:
+        yield
+    finally:
+        _all_pairs.reset(token)
 
 
 def norm_of(

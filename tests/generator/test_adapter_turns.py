@@ -131,7 +131,8 @@ def test_the_command_line_answers_in_the_turns_of_the_adapter(exported, tmp_path
 def test_named_templates_of_the_base_stay_out_of_the_adapter(exported, tmp_path):
     _, edge, made, card, _ = exported
     tokenizer = copy.deepcopy(edge.tokenizer)
-    tokenizer.chat_template = {"default": edge.tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    own = edge.tokenizer.chat_template or ZEPHYR
+    tokenizer.chat_template = {"default": own, "tool_use": "{{ tools }}"}
     lg.export_adapter(made.pool, card, edge.replace(tokenizer=tokenizer), tmp_path / "adapter")
     own = AutoTokenizer.from_pretrained(tmp_path / "adapter")
     assert isinstance(own.chat_template, str)
