@@ -19,7 +19,8 @@ def common_beginnings(contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ..
 
     Contexts of token ids are of one group if their first SHORTEST tokens agree, such as the
     questions of a task under the same solved samples. A context belongs to none if it is not longer
-    than that, or if fewer than FEWEST different ones are like it.
+    than that, or if fewer than FEWEST different ones are like it, or if less than half of
+    their tokens are common: what stands in front then costs more than it saves.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, context in enumerate(contexts):
@@ -30,7 +31,9 @@ def common_beginnings(contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ..
         distinct = {contexts[i] for i in group}
         if len(distinct) >= FEWEST:
             first, last = min(distinct), max(distinct)  # all others lie between these two
-            found[first[: common_length(first, last)]] = group
+            length = common_length(first, last)
+            if 2 * length * len(distinct) >= sum(map(len, distinct)):
+                found[first[:length]] = group
     return found
 
 

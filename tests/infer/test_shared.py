@@ -77,6 +77,8 @@ def test_few_or_short_beginnings_are_not_worth_it(model):
     assert common_beginnings(alike) == {tuple(range(10, 18)): list(range(len(alike)))}
     assert common_beginnings(alike[1:] + alike[1:2]) == {}, "a context that is asked twice is one"
     assert common_beginnings([one[:8] for one in alike]) == {}, "nothing would be left to read"
+    long = [(*one, *range(100, 108)) for one in alike]
+    assert common_beginnings(long) == {}, "less than half of them is common"
     mixed = [(*one[:8], 99, *one[8:]) for one in alike] + [(5, *one) for one in alike]
     assert {start: len(group) for start, group in common_beginnings(mixed).items()} == {
         (*range(10, 18), 99): len(alike),
