@@ -18,7 +18,11 @@ prompt or a fresh LoRA. `distilled` learns from `lora_in_context` of seed 0, whi
 Not run yet.
 
 `cpu` has runs and questions of the size of `clouds.py`: 500 steps of 16 prompts, as many prompts as
-above, in bfloat16, with all eight experts mixed and no adapters in the cloud.
+above, in bfloat16, with all eight experts mixed and no adapters in the cloud. Of its rows,
+`lora_gen` was run: 100 minutes for the training and 5 for its questions, on one core of an Intel
+Xeon with AMX, seed 0, with other work on the second core. Result: exact match of 0.35 on seen and
+0.43 on unseen wordings, 0.13 and 0.08 under another task's card; 0.12 on unseen kinds of tasks,
+where no control is significantly below. `with_alpaca`, `lora` and `lora_in_context` were not.
 """
 
 import dataclasses
