@@ -11,6 +11,7 @@ import numpy as np
 from lorage_jax.bundled import generator_folder
 from lorage_jax.data.records import read_text
 from lorage_jax.errors import ConfigError, WeightsError
+from lorage_jax.files.fingerprint import short
 from lorage_jax.files.outputs import check_file
 from lorage_jax.files.safetensors import read_tensors
 from lorage_jax.generator.card import load_card
@@ -103,7 +104,7 @@ def _generator(path: Path) -> dict[str, Any]:
     print(f"{GENERATOR.format}  {values['fingerprint']}")
     for role in ("cloud", "edge"):
         place = values[role].get("path") or values[role].get("relative", "(not recorded)")
-        print(f"{role:6}{place}  {values[role]['fingerprint'][:19]}...")
+        print(f"{role:6}{place}  {short(values[role]['fingerprint'])}")
     print("".join(f"{name:24}{size:14,} numbers\n" for name, size in sizes.items()), end="")
     settings = values["generator"] | values["about"]
     print("  ".join(f"{name}={value}" for name, value in settings.items()))

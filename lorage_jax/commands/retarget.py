@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lorage_jax.files.fingerprint import short
 from lorage_jax.generator.retarget import retarget
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def run(options: Retarget) -> dict[str, Any]:
         cloud=options.cloud,
         overwrite=options.overwrite,
     )
-    print(f"Written: {options.out}, generator {made.fingerprint[:19]}...")
+    print(f"Written: {options.out}, generator {short(made.fingerprint)}")
     print(
         f"It was not trained with these weights. What it does: lorage eval --generator "
         f"{options.out} --tasks FILE"

@@ -247,7 +247,7 @@ def _with_samples(method: type[Method], samples: int, fewest: int) -> str:
     """The samples of a row, in words."""
     if not samples:
         return ""
-    where = "per prompt" if FromSamples in method.__mro__ else "after every prompt"
+    where = "per prompt" if issubclass(method, FromSamples) else "after every prompt"
     less = f" (fewer where a task has fewer, at least {fewest})" if fewest < samples else ""
     return f"; {samples} solved samples {where}{less}"
 

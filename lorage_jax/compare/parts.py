@@ -15,7 +15,7 @@ from lorage_jax.evaluate.arms import BARE
 from lorage_jax.fields import require_kind
 from lorage_jax.hf.load import load_model
 from lorage_jax.methods.method import FromSamples, get_method
-from lorage_jax.train.experiment import Trainable
+from lorage_jax.methods.training import is_trainable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def all_parts(config: CompareConfig, rows: Sequence[str], seeds: int) -> list[Pa
             for seed in range(seeds if each else 1):
                 result = config.trained(row, seed)
                 found.append(Part(row, method, seed, None, trained=result, has_seeds=each, **given))
-        elif config.uses_runs(row) or Trainable in get_method(method).__mro__:
+        elif config.uses_runs(row) or is_trainable(get_method(method)):
             _check_uses(config, row)
             for seed in range(seeds):
                 run = config.run(row, seed)
@@ -103,10 +103,10 @@ def _check_uses(config: CompareConfig, row: str) -> None:
     if not config.uses_runs(row):
         return
     method = get_method(config.method(row))
-    if FromSamples in method.__mro__ and not config.samples(row):
+    if issubclass(method, FromSamples) and not config.samples(row):
         raise ConfigError(f"the row {row} learns from samples, but has none; give it `samples`.")
     other = config.run(row, 0).method
-    if other is None or Trainable not in get_method(other).__mro__:
+    if other is None or not is_trainable(get_method(other)):
         raise ConfigError(f"the row {row} uses runs of {other}, a method that is not trained.")
 
 

@@ -46,6 +46,11 @@ def fingerprint(folder: str | Path) -> str:
     return _of_files(checkpoint.files(), kinds, checkpoint)
 
 
+def short(fingerprint: str) -> str:
+    """A fingerprint's first digits, for messages; that of an untrained generator is empty."""
+    return fingerprint[:19] + "..." if len(fingerprint) > 22 else fingerprint or "(untrained)"
+
+
 def _of_files(files: list[Path], kinds: dict[str, str], opened: Checkpoint | GgufFile) -> str:
     """The fingerprint of the tensors of opened files; `kinds`: how each is stored."""
     key = tuple(_identity(file) for file in files)

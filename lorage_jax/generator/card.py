@@ -18,7 +18,7 @@ import numpy as np
 from lorage_jax.data.templates import Template, TemplateKind, check_tokenizer, notice_change
 from lorage_jax.errors import DataError, OutputError, WeightsError, bullets, denied
 from lorage_jax.fields import home_path, require_kind
-from lorage_jax.files.fingerprint import TWO_MODELS
+from lorage_jax.files.fingerprint import TWO_MODELS, short
 from lorage_jax.files.gguf import is_gguf, open_gguf_file
 from lorage_jax.files.manifest import MANIFEST, Kind
 from lorage_jax.files.outputs import write_file
@@ -120,8 +120,8 @@ class Card:
         require_base(edge)
         if self.generator != pool.generator:
             raise WeightsError(
-                f"this card was made by generator {_short(self.generator)}, not by "
-                f"{_short(pool.generator)}. Specialise again with this generator."
+                f"this card was made by generator {short(self.generator)}, not by "
+                f"{short(pool.generator)}. Specialise again with this generator."
             )
         self.check_edge(edge)
         want = (edge.config.layers, pool.count)
@@ -132,8 +132,8 @@ class Card:
         """Raises WeightsError unless `edge` has the weights and arithmetic of this card's edge."""
         if self.edge != edge.fingerprint:
             raise WeightsError(
-                f"this card is for the edge model {_short(self.edge)}, not for "
-                f"{_short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
+                f"this card is for the edge model {short(self.edge)}, not for "
+                f"{short(edge.fingerprint)} ({edge.source}). Load the edge it was made for, or "
                 f"specialise with a generator of this edge. {TWO_MODELS}"
             )
         check_arithmetic(self.edge_arithmetic, edge, "this card")
@@ -171,10 +171,6 @@ def check_turns(recorded: Any, digest: str | None, model: Model) -> None:
             "chat template has changed. Restore the tokenizer files of the training, "
             "chat_template.jinja included."
         )
-
-
-def _short(fingerprint: str) -> str:
-    return fingerprint[:19] + "..." if len(fingerprint) > 22 else fingerprint or "(untrained)"
 
 
 def load_card(path: str | Path) -> Card:

@@ -19,6 +19,7 @@ from lorage_jax.data.templates.template import PROBE
 from lorage_jax.data.templates.tokens import raw_ids
 from lorage_jax.errors import ConfigError, DataError, WeightsError
 from lorage_jax.fields import home_path, require_kind
+from lorage_jax.files.fingerprint import short
 from lorage_jax.files.manifest import manifest_of
 from lorage_jax.generator.card import check_arithmetic, check_turns
 from lorage_jax.generator.merge import exact_sum
@@ -120,8 +121,8 @@ def check_base(folder: Path, edge: Model) -> None:
     if ours is not None and ours != edge.fingerprint:
         other = " with another adapter merged" if edge.loras else ""
         raise WeightsError(
-            f"{folder} was made for an edge with the weights {ours[:19]}..., not for "
-            f"{edge.fingerprint[:19]}... ({edge.source}{other}). Load the edge that it was made "
+            f"{folder} was made for an edge with the weights {short(ours)}, not for "
+            f"{short(edge.fingerprint)} ({edge.source}{other}). Load the edge that it was made "
             "for."
         )
     if isinstance(base, dict):

@@ -29,7 +29,7 @@ from lorage_jax.errors import (
 )
 from lorage_jax.fields import from_dict, home_path, require_kind, to_dict
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint
+from lorage_jax.files.fingerprint import TWO_MODELS, fingerprint, short
 from lorage_jax.files.hub import HUB_NAME, fetch, is_hub_name
 from lorage_jax.files.manifest import Kind, check_fields, write_manifest
 from lorage_jax.files.outputs import new_folder
@@ -271,7 +271,7 @@ def check_identity(source: Path | Model, values: dict[str, Any], role: str) -> N
         where = source.source if isinstance(source, Model) else source
         raise WeightsError(
             f"{where} is not the {role} this generator was trained with (weights "
-            f"{found[:19]}..., expected {expected[:19]}...). {TWO_MODELS} For other weights of "
+            f"{short(found)}, expected {short(expected)}). {TWO_MODELS} For other weights of "
             "the same model, `lorage retarget` makes a generator."
         )
 

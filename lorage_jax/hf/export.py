@@ -22,7 +22,7 @@ from lorage_jax.data.templates import ChatTemplate, Template, TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import home_path
 from lorage_jax.files.dtypes import DTYPES
-from lorage_jax.files.fingerprint import fingerprint
+from lorage_jax.files.fingerprint import fingerprint, short
 from lorage_jax.files.gguf import is_gguf
 from lorage_jax.files.manifest import MERGED, OWN_TURNS, manifest_of, write_manifest
 from lorage_jax.files.outputs import check_target, new_folder
@@ -216,8 +216,8 @@ def _check_base(model: Model, base: Path, config: ModelConfig) -> str:
         expected = model.card.edge if model.card is not None else model.base_fingerprint
         if identity != expected:
             raise WeightsError(
-                f"{base} is not the base of this model (weights {identity[:19]}..., expected "
-                f"{expected[:19]}...). Pass base=, the folder that the model was loaded from."
+                f"{base} is not the base of this model (weights {short(identity)}, expected "
+                f"{short(expected)}). Pass base=, the folder that the model was loaded from."
             )
     return identity
 

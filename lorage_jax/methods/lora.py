@@ -24,7 +24,7 @@ from lorage_jax.data.batches import Batch
 from lorage_jax.data.templates import TemplateKind
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import check_types, home_path, require
-from lorage_jax.files.fingerprint import fingerprint_arrays
+from lorage_jax.files.fingerprint import fingerprint_arrays, short
 from lorage_jax.files.manifest import Kind, manifest_of, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import read_tensors
@@ -298,8 +298,8 @@ def check_edge(folder: Path, recorded: Mapping[str, Any], edge: Model) -> None:
     trained_for = recorded["fingerprint"]
     if trained_for != edge.fingerprint:
         raise WeightsError(
-            f"{folder} was trained for the edge model {trained_for[:19]}..., not for "
-            f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
+            f"{folder} was trained for the edge model {short(trained_for)}, not for "
+            f"{short(edge.fingerprint)} ({edge.source}). Load the edge it was trained on."
         )
     check_arithmetic(recorded.get("arithmetic"), edge, str(folder))
 

@@ -16,7 +16,7 @@ from lorage_jax.config import ExperimentConfig
 from lorage_jax.data.templates import ChatTemplate, TemplateKind, notice_change
 from lorage_jax.errors import ConfigError, WeightsError
 from lorage_jax.fields import from_dict, to_dict
-from lorage_jax.files.fingerprint import fingerprint_arrays
+from lorage_jax.files.fingerprint import fingerprint_arrays, short
 from lorage_jax.files.manifest import Kind, write_manifest
 from lorage_jax.files.outputs import new_folder
 from lorage_jax.files.safetensors import save
@@ -93,8 +93,8 @@ def read_manifest(kind: Kind, folder: Path | None, edge: Model) -> dict[str, Any
     values = kind.read(folder)
     if values["edge"] != edge.fingerprint:
         raise WeightsError(
-            f"{folder} was trained for the edge model {values['edge'][:19]}..., not for "
-            f"{edge.fingerprint[:19]}... ({edge.source}). Load the edge it was trained on."
+            f"{folder} was trained for the edge model {short(values['edge'])}, not for "
+            f"{short(edge.fingerprint)} ({edge.source}). Load the edge it was trained on."
         )
     check_arithmetic(values.get("edge_arithmetic"), edge, str(folder))
     return values

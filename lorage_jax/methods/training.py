@@ -128,14 +128,15 @@ def _chosen(config: ExperimentConfig) -> type[Trainable]:
 def get_trainable(name: str) -> type[Trainable]:
     """The method registered as `name`. Raises ConfigError if it has nothing to train."""
     method = get_method(name)
-    if _trains(method):
+    if is_trainable(method):
         return method
-    able = sorted(name for name, method in METHODS.items() if _trains(method))
+    able = sorted(name for name, method in METHODS.items() if is_trainable(method))
     raise ConfigError(f"the method {name} has nothing to train; expected {', '.join(able)}.")
 
 
-def _trains(method: type[Method]) -> TypeGuard[type[Trainable]]:
-    return Trainable in method.__mro__
+def is_trainable(method: type[Method]) -> TypeGuard[type[Trainable]]:
+    """True for a method with trained parts."""
+    return Trainable in method.__mro__  # a protocol with attributes, which `issubclass` refuses
 
 
 def _load(config: ExperimentConfig, name: str, layout: Layout) -> Model:

@@ -14,6 +14,7 @@ from lorage_jax.data.batches import Batch
 from lorage_jax.data.templates import ChatTemplate, TemplateKind, is_changed
 from lorage_jax.errors import ConfigError, bullets
 from lorage_jax.fields import to_dict
+from lorage_jax.files.fingerprint import short
 from lorage_jax.generator.generator import (
     Generator,
     Parts,
@@ -179,7 +180,7 @@ def begun_generator(
     if begun.edge_fingerprint != edge.fingerprint:
         raise ConfigError(
             f"init is {config.init}, a generator for another edge (weights "
-            f"{begun.edge_fingerprint[:19]}..., here {edge.fingerprint[:19]}...). Train on its "
+            f"{short(begun.edge_fingerprint)}, here {short(edge.fingerprint)}). Train on its "
             "edge, or begin without init."
         )
     if different := different_arithmetic(arithmetic(begun.edge), edge.config):
