@@ -120,25 +120,24 @@ def test_a_setting_of_any_method_may_name_what_is_learnt_from(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "change"),
+    ("file", "old", "new"),
     [
-        ("config.json", {"rms_norm_eps": 0.01}),
-        (
-            "tokenizer_config.json",
-            {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
-        ),
+        ("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 0.01'),
+        ("tokenizer.json", '1534,\n      "Ġwinter": 1535', '1535,\n      "Ġwinter": 1534'),
+        ("tokenizer_config.json", "{", '{"chat_template": "{{ messages[0].content }}",'),
     ],
 )
-def test_an_edge_of_the_same_weights_that_is_used_otherwise(tmp_path, file, change):
-    """Arithmetic and turns belong to the figures of every row, trained or not."""
+def test_an_edge_of_the_same_weights_that_is_used_otherwise(tmp_path, file, old, new):
+    """Arithmetic, vocabulary and turns belong to the figures of every row, trained or not."""
     edge = tmp_path / "edge"
     shutil.copytree(nano.EDGE, edge)
     base = dataclasses.replace(CONFIG.base, cloud=str(nano.CLOUD), edge=str(edge))
     config = CompareConfig(base, {"in_context": {}, "lora": {}})
     parts = all_parts(config, list(config.methods), 1)
     first = [kept.identity(config, part, None) for part in parts]
-    values = json.loads((edge / file).read_text())
-    (edge / file).write_text(json.dumps(values | change))
+    text = (edge / file).read_text("utf-8")
+    assert old in text
+    (edge / file).write_text(text.replace(old, new, 1), "utf-8")
     for part, one in zip(parts, first, strict=True):
         again = kept.identity(config, part, None)
         assert again["usage"]["edge"] != one["usage"]["edge"]
