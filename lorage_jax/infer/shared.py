@@ -19,8 +19,8 @@ def common_beginnings(contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ..
 
     Contexts of token ids are of one group if their first SHORTEST tokens agree, such as the
     questions of a task under the same solved samples. A context belongs to none if it is not longer
-    than that, or if fewer than FEWEST different ones are like it, or if less than half of
-    their tokens are common: what stands in front then costs more than it saves.
+    than that, if fewer than FEWEST different ones are like it, or if less than half of their tokens
+    are common: what stands in front then costs more than it saves.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, context in enumerate(contexts):
