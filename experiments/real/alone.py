@@ -27,6 +27,7 @@ where no control is significantly below. `with_alpaca`, `lora` and `lora_in_cont
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import clouds
 import generator as recipe
@@ -57,14 +58,8 @@ def config(machine: str = "gpu") -> CompareConfig:
     return CompareConfig(
         base=base,
         methods={
-            "bare": {},
-            "in_context": {},
-            "in_context_5": {"method": "in_context", "samples": 5},
-            "lora_gen": {},
+            **rows(data),
             "longer": {"method": "lora_gen", **longer},
-            "with_alpaca": {"method": "lora_gen", "data": with_alpaca(data)},
-            "lora": {"settings": LoraSettings()},
-            "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
             "distilled": {
                 "method": "lora_gen",
                 "settings": LoraGenSettings(0.5, f"{OUT}/lora_in_context-0/lora"),
@@ -91,18 +86,23 @@ def cpu() -> CompareConfig:
     )
     return CompareConfig(
         base=base,
-        methods={
-            "bare": {},
-            "in_context": {},
-            "in_context_5": {"method": "in_context", "samples": 5},
-            "lora_gen": {},
-            "with_alpaca": {"method": "lora_gen", "data": with_alpaca(base.data)},
-            "lora": {"settings": LoraSettings()},
-            "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
-        },
+        methods=rows(base.data),
         questions=clouds.questions(),
         figures=str(clouds.FIGURES / "alone_cpu"),
     )
+
+
+def rows(data: DataConfig) -> dict[str, dict[str, Any]]:
+    """The rows of every machine."""
+    return {
+        "bare": {},
+        "in_context": {},
+        "in_context_5": {"method": "in_context", "samples": 5},
+        "lora_gen": {},
+        "with_alpaca": {"method": "lora_gen", "data": with_alpaca(data)},
+        "lora": {"settings": LoraSettings()},
+        "lora_in_context": {"method": "lora", "settings": LoraSettings(prompt="in_context")},
+    }
 
 
 def with_alpaca(data: DataConfig) -> DataConfig:

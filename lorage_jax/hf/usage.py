@@ -45,7 +45,7 @@ def _vocabulary(tokenizer: Any) -> list[tuple[str, int]] | None:
 
 
 def _turns(template: Template | None) -> list[Any] | None:
-    """What tells turns, and how the tokenizer cuts their text, from others."""
+    """The turns, and how the tokenizer cuts their text."""
     if template is None:
         return None
     own = template.identity() if isinstance(template, ChatTemplate) else None

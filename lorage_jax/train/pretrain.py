@@ -129,9 +129,9 @@ def _resolved(config: PretrainConfig, tokenizer: str) -> dict[str, Any]:
 
 
 def _in_parts(config: PretrainConfig, saved: dict[str, Any] | None) -> dict[str, bool]:
-    """Whether long prose is read in parts: a field of the recorded config, if there is prose.
+    """The field of the recorded config that says that long prose is read in parts.
 
-    Runs of earlier versions, which recorded none, go on without.
+    None without prose. Runs of earlier versions, which recorded none, go on without.
     """
     prose = any(corpus.source.kind == "text" for corpus in config.corpora)
     return {"prose_parts": True} if prose and (saved is None or saved.get("prose_parts")) else {}
