@@ -4,12 +4,12 @@
     python experiments/real/table2.py --limit 20 --json FILE
     python experiments/real/table2.py --run runs/real/suites/lora  # table2_methods.{json,md}
 
-Hardware: two CPU cores. Wall time: about half an hour; the table in the repository, with 500 records
-in bfloat16 (`--limit 500 --dtype bfloat16`), an hour and a half beside other work. The edge is SmolLM2-135M-Instruct,
-specialised by the bundled generator, which was trained on five of the tasks (`prepare.py`). All
-rows but `bare` have five samples (HellaSwag none); those of LoRA-Gen and of its controls are read
-by the cloud, once a task. Records are in $LORAGE_DATA/commonsense. A finished evaluation is kept in
-runs/real/tables.
+Hardware: two CPU cores. Wall time: about half an hour; the table in the repository, made with
+`--limit 500 --dtype bfloat16`, took an hour and a half beside other work. The edge is
+SmolLM2-135M-Instruct, specialised by the bundled generator, which was trained on five of the tasks
+(`prepare.py`). All rows but `bare` have five samples (HellaSwag none); those of LoRA-Gen and of its
+controls are read by the cloud, once a task. Records are in $LORAGE_DATA/commonsense. A finished
+evaluation is kept in runs/real/tables.
 """
 
 from __future__ import annotations
